@@ -1,0 +1,115 @@
+"""Argument checks shared by the public functions: each names the argument, what came and what was expected."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Collection, Iterable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `ValueError(message)` unless `condition` holds. In a loop, test first: the message is built either way."""
+    if not condition:
+        raise ValueError(message)
+
+
+def describe(value: Any) -> str:
+    """What came, in a few words: dtype and shape of a tensor, type and value of anything else."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} tensor of shape {list(value.shape)}"
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 80 else text[:77] + '...'}"
+
+
+def require_tensor(name: str, value: Any, *, ndim: int | None = None, dtypes: Collection[torch.dtype] = ()) -> None:
+    """Check that an argument is a dense tensor of `ndim` dimensions and one of `dtypes`."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {describe(value)}")
+    if value.layout != torch.strided:
+        raise ValueError(f"{name}: expected a dense tensor, got layout {value.layout}")
+    if ndim is not None and value.ndim != ndim:
+        raise ValueError(f"{name}: expected {ndim} dimension(s), got a {describe(value)}")
+    if dtypes and value.dtype not in dtypes:
+        wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise ValueError(f"{name}: expected dtype {wanted}, got a {describe(value)}")
+
+
+def require_same(kind: str, **values: Any) -> None:
+    """Check that all values (dtypes, devices, sizes, by argument name) are equal."""
+    names = iter(values.items())
+    first_name, first = next(names)
+    for name, value in names:
+        if value != first:
+            raise ValueError(f"{name}: expected the {kind} of {first_name}, {first}, got {value}")
+
+
+def values_visible(x: Tensor) -> bool:
+    """Whether values may be looked at: always on the CPU, elsewhere (it forces a sync) under CELLATTN_CHECKS=1."""
+    if torch.compiler.is_compiling() or isinstance(x, FakeTensor):
+        return False
+    return x.device.type == "cpu" or os.environ.get("CELLATTN_CHECKS") == "1"
+
+
+def require_indices(name: str, index: Tensor, size: int, what: str = "genes") -> None:
+    """Check that all entries lie in [0, size), where values may be looked at."""
+    if index.numel() == 0 or not values_visible(index):
+        return
+    low, high = torch.aminmax(index)
+    if low >= 0 and high < size:
+        return
+    flat = index.reshape(-1)
+    position = int(((flat < 0) | (flat >= size)).nonzero()[0])
+    raise ValueError(f"{name}: position {position} holds {int(flat[position])}, expected an index in [0, {size}) ({what})")
+
+
+def require_ragged(name: str, index: Tensor, ptr: Tensor, *, num_sets: int | None = None) -> None:
+    """Check a ragged batch: int64 `index` [nnz] and `ptr` [B + 1] that rises from 0 to nnz."""
+    require_tensor(name, index, ndim=1, dtypes=(torch.int64,))
+    require_tensor("ptr", ptr, ndim=1, dtypes=(torch.int64,))
+    if num_sets is None:
+        require(ptr.numel() >= 1, "ptr: expected at least one entry, got none")
+    else:
+        require(ptr.numel() == num_sets + 1, f"ptr: expected {num_sets + 1} entries for {num_sets} sets, got {ptr.numel()}")
+    if not values_visible(ptr):
+        return
+    require(int(ptr[0]) == 0, f"ptr: expected to start with 0, got {int(ptr[0])}")
+    require(int(ptr[-1]) == index.numel(), f"ptr: expected to end with {index.numel()}, the length of {name}, got {int(ptr[-1])}")
+    falls = (ptr.diff() < 0).nonzero()
+    if falls.numel():
+        at = int(falls[0])
+        raise ValueError(f"ptr: expected to rise, got {int(ptr[at + 1])} after {int(ptr[at])} at position {at + 1}")
+
+
+def require_distinct(name: str, index: Tensor, ptr: Tensor) -> None:
+    """Check that no set of a ragged batch holds a gene twice, where values may be looked at."""
+    if index.numel() == 0 or not values_visible(index):
+        return
+    sample = torch.arange(ptr.numel() - 1, device=ptr.device).repeat_interleave(ptr.diff())
+    key = (sample * (int(index.max()) + 1) + index).sort().values
+    again = (key[1:] == key[:-1]).nonzero()
+    if again.numel():
+        sample_id, gene = divmod(int(key[again[0]]), int(index.max()) + 1)
+        raise ValueError(f"{name}: set {sample_id} holds gene {gene} twice, expected distinct genes in a set")
+
+
+def require_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Check that a string argument is one of `choices`, and name the nearest if it is not."""
+    choices = tuple(choices)
+    if value not in choices:
+        unknown(name, value, choices)
+
+
+def unknown(name: str, value: Any, choices: Iterable[str]) -> NoReturn:
+    """Raise the `ValueError` for a name that is not among `choices`."""
+    choices = tuple(choices)
+    near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    listed = ", ".join(repr(choice) for choice in choices) or "nothing"
+    raise ValueError(f"{name}: unknown value {value!r}, expected one of {listed}{hint}")

@@ -1,0 +1,606 @@
+"""Several graphs over the same genes, as one stack of CSR matrices.
+
+Relation r of K owns the rows r * N to (r + 1) * N of a [K * N, N] matrix in CSR form: the *stacked* rows. One set of
+arrays serves any number of relations, so an operator that reads nine graphs takes as many arguments as one that reads one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._check import describe, require, require_tensor, unknown
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_INT32_MAX = 2**31 - 1
+_FORMAT = "cellattn.MultiGraph/1"
+
+
+class Transpose(NamedTuple):
+    """The stacked graph by columns: entry p of stacked column c * N + j is the edge (row[p], j), entry edge[p] of the CSR arrays."""
+
+    colptr: Tensor  # int64 [K * N + 1]
+    row: Tensor  # int32 [E]
+    edge: Tensor  # int64 [E]
+
+
+class MultiGraph:
+    """Directed, weighted graphs (relations) over one set of nodes.
+
+    `A[i, j] = w` for an edge from i = edge_index[0] to j = edge_index[1]. Columns are sorted within a row. Instances are
+    built by `from_edge_index` and its siblings, which check everything, and are not changed afterwards.
+
+    Attributes:
+        relations: names of the relations, in the order of their stacking.
+        num_nodes: N, the genes.
+    """
+
+    def __init__(self, relations: tuple[str, ...], rowptr: Tensor, col: Tensor, weight: Tensor, known: Tensor) -> None:
+        """Take sorted, merged arrays as they are; `from_edge_index` is the constructor that checks and sorts."""
+        self.relations = relations
+        self.num_nodes = known.shape[1]
+        self._relation_id = {name: i for i, name in enumerate(relations)}
+        self._rowptr = rowptr  # int64 [K * N + 1]
+        self._col = col  # int32 [E], int64 if N needs it
+        self._weight = weight  # float32 or float64 [E], > 0
+        self._known = known  # bool [K, N]
+        self._offset: list[int] = rowptr[:: self.num_nodes].tolist()
+        self._max_degree: list[int] = [int(self.degree(name).max()) for name in relations]
+        self._rows_with_edges: list[int] = [int((self.degree(name) > 0).sum()) for name in relations]
+        self._inv_mass, self._entropy = _row_targets(rowptr, weight)
+        self._transpose: Transpose | None = None
+
+    # ------------------------------------------------------------------------------------------------ constructors
+
+    @classmethod
+    def from_edge_index(
+        cls,
+        edge_index: Mapping[str, Tensor],
+        num_nodes: int,
+        *,
+        edge_weight: Mapping[str, Tensor] | None = None,
+        undirected: bool | Collection[str] = False,
+        known: Mapping[str, Tensor] | None = None,
+    ) -> Self:
+        """Build from one COO edge list a relation.
+
+        Args:
+            edge_index: relation -> integer tensor [2, E]; row 0 holds the rows i of `A`, row 1 the columns j.
+            num_nodes: N >= 1.
+            edge_weight: relation -> floating tensor [E], finite and not negative; relations left out have weight 1.
+                An entry of weight 0 is no edge and is dropped. The weights of a duplicate edge are added, duplicates
+                without weights count once.
+            undirected: True, or the names of the relations to symmetrise: A <- max(A, Aᵀ).
+            known: relation -> bool [N], the genes whose pairs were measured (default: all). Unmeasured pairs enter no
+                loss, so an edge at an unknown gene is refused.
+
+        Raises:
+            ValueError: with the relation, the position and the value of the first fault.
+        """
+        require(isinstance(edge_index, Mapping), f"edge_index: expected a dict relation -> [2, E], got {describe(edge_index)}")
+        _check_num_nodes(num_nodes)
+        relations = tuple(edge_index)
+        for name in relations:
+            require(isinstance(name, str) and name != "", f"edge_index: expected non-empty str names, got {describe(name)}")
+        weights = dict(edge_weight or {})
+        knowns = dict(known or {})
+        for argument, given in (("edge_weight", weights), ("known", knowns)):
+            for name in given:
+                if name not in relations:
+                    unknown(f"{argument} relation", name, relations)
+        symmetric = _undirected_set(undirected, relations)
+        devices = {name: index.device for name, index in edge_index.items() if isinstance(index, Tensor)}
+        require(len(set(devices.values())) <= 1, f"edge_index: expected all relations on one device, got {devices}")
+        device = next(iter(devices.values()), torch.device("cpu"))
+
+        dtype = torch.float64 if any(_is_float64(w) for w in weights.values()) else torch.float32
+        parts = []
+        for name in relations:
+            where = f"edge_index[{name!r}]"
+            row, col = _check_edge_index(where, edge_index[name], num_nodes)
+            weight = _check_weight(name, weights.get(name), row.numel(), device, dtype)
+            mask = _check_known(name, knowns.get(name), num_nodes, device)
+            _check_edges_known(where, row, col, mask)
+            parts.append((*_coalesce(row, col, weight, num_nodes, name in symmetric, dtype), mask))
+        return cls._stack(relations, parts, num_nodes, device, dtype)
+
+    @classmethod
+    def _stack(
+        cls,
+        relations: tuple[str, ...],
+        parts: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]],
+        num_nodes: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> Self:
+        """Stack per-relation (row, col, weight, known), each sorted by (row, col) and free of duplicates."""
+        counts = [torch.bincount(row, minlength=num_nodes) for row, _, _, _ in parts]
+        rowptr = torch.zeros(len(parts) * num_nodes + 1, dtype=torch.int64, device=device)
+        col_dtype = torch.int32 if num_nodes <= _INT32_MAX else torch.int64
+        col = torch.empty(0, dtype=col_dtype, device=device)
+        weight = torch.empty(0, dtype=dtype, device=device)
+        known = torch.ones(0, num_nodes, dtype=torch.bool, device=device)
+        if parts:
+            torch.cumsum(torch.cat(counts), 0, out=rowptr[1:])
+            col = torch.cat([part[1] for part in parts]).to(col_dtype)
+            weight = torch.cat([part[2] for part in parts])
+            known = torch.stack([part[3] for part in parts])
+        return cls(relations, rowptr, col, weight, known)
+
+    @classmethod
+    def from_hetero_data(
+        cls, data: Any, node_type: str = "gene", *, undirected: bool | Collection[str] = False
+    ) -> Self:
+        """Build from a PyG `HeteroData`: every edge type (node_type, relation, node_type) becomes a relation.
+
+        `edge_weight` of an edge type, if there, gives the weights. Raises ValueError for a missing node type, edge types
+        to other node types (select what is meant first) and everything that `from_edge_index` refuses.
+        """
+        require(hasattr(data, "edge_types"), f"data: expected a HeteroData, got {type(data).__name__}")
+        if node_type not in data.node_types:
+            unknown("node_type", node_type, data.node_types)
+        edge_index, edge_weight = {}, {}
+        for edge_type in data.edge_types:
+            source, name, target = edge_type
+            require(
+                source == target == node_type,
+                f"data: edge type {edge_type} does not join {node_type!r} to {node_type!r}; remove it first",
+            )
+            store = data[edge_type]
+            require("edge_index" in store, f"data: edge type {edge_type} has no edge_index")
+            edge_index[name] = store.edge_index
+            if "edge_weight" in store:
+                edge_weight[name] = store.edge_weight
+        num_nodes = data[node_type].num_nodes
+        require(num_nodes is not None, f"data: node type {node_type!r} has no features and no num_nodes")
+        return cls.from_edge_index(edge_index, int(num_nodes), edge_weight=edge_weight, undirected=undirected)
+
+    @classmethod
+    def from_scipy(cls, matrices: Mapping[str, Any], *, undirected: bool | Collection[str] = False) -> Self:
+        """Build from square scipy sparse matrices of one size, relation -> matrix; their entries are the weights."""
+        coo = {}
+        for name, matrix in matrices.items():
+            require(hasattr(matrix, "tocoo"), f"matrices[{name!r}]: expected a scipy sparse matrix, got {describe(matrix)}")
+            m = matrix.tocoo()
+            value = torch.as_tensor(m.data)
+            coo[name] = (
+                m.shape,
+                torch.as_tensor(m.row).long(),
+                torch.as_tensor(m.col).long(),
+                value if value.dtype.is_floating_point else value.float(),
+            )
+        return cls._from_coo("matrices", coo, undirected)
+
+    @classmethod
+    def from_sparse_tensor(cls, tensors: Mapping[str, Any], *, undirected: bool | Collection[str] = False) -> Self:
+        """Build from square `torch_sparse.SparseTensor` or sparse `torch.Tensor` objects of one size, relation -> tensor."""
+        coo: dict[str, tuple[Any, Tensor, Tensor, Tensor | None]] = {}
+        for name, tensor in tensors.items():
+            if isinstance(tensor, Tensor):
+                sparse = tensor.layout != torch.strided
+                require(sparse and tensor.ndim == 2, f"tensors[{name!r}]: expected a sparse matrix, got a {describe(tensor)}")
+                t = tensor.to_sparse_coo().coalesce()
+                coo[name] = (tuple(t.shape), *t.indices().unbind(0), t.values())
+            else:
+                require(
+                    hasattr(tensor, "coo") and hasattr(tensor, "sizes"),
+                    f"tensors[{name!r}]: expected a SparseTensor, got {describe(tensor)}",
+                )
+                row, col, value = tensor.coo()
+                coo[name] = (tuple(tensor.sizes()), row, col, value)
+        return cls._from_coo("tensors", coo, undirected)
+
+    @classmethod
+    def _from_coo(
+        cls,
+        argument: str,
+        coo: Mapping[str, tuple[Any, Tensor, Tensor, Tensor | None]],
+        undirected: bool | Collection[str],
+    ) -> Self:
+        require(len(coo) > 0, f"{argument}: expected at least one relation, which gives the number of nodes")
+        num_nodes = next(iter(coo.values()))[0][0]
+        for name, (shape, _, _, _) in coo.items():
+            require(
+                tuple(shape) == (num_nodes, num_nodes),
+                f"{argument}[{name!r}]: expected shape {(num_nodes, num_nodes)}, got {tuple(shape)}",
+            )
+        edge_index = {name: torch.stack([row, col]) for name, (_, row, col, _) in coo.items()}
+        edge_weight = {name: value for name, (_, _, _, value) in coo.items() if value is not None}
+        return cls.from_edge_index(edge_index, num_nodes, edge_weight=edge_weight, undirected=undirected)
+
+    @classmethod
+    def from_networkx(
+        cls, graphs: Mapping[str, Any], nodelist: Sequence[Any], *, undirected: bool | Collection[str] = False
+    ) -> Self:
+        """Build from networkx graphs, relation -> graph; `nodelist` gives every node's index.
+
+        Edges of an undirected graph are stored both ways. The edge attribute "weight" is read, 1 where it is missing.
+        """
+        index = {node: i for i, node in enumerate(nodelist)}
+        require(len(index) == len(nodelist), f"nodelist: expected distinct nodes, got {len(nodelist) - len(index)} repeated")
+        edge_index, edge_weight = {}, {}
+        for name, graph in graphs.items():
+            require(hasattr(graph, "edges"), f"graphs[{name!r}]: expected a networkx graph, got {describe(graph)}")
+            for node in graph.nodes:
+                require(node in index, f"graphs[{name!r}]: node {node!r} is not in nodelist")
+            edges = list(graph.edges(data="weight", default=1.0))
+            pairs = torch.tensor([(index[u], index[v]) for u, v, _ in edges], dtype=torch.int64).reshape(-1, 2).t()
+            weight = torch.tensor([w for _, _, w in edges], dtype=torch.float64).float()
+            if not graph.is_directed():
+                other = pairs[0] != pairs[1]
+                pairs = torch.cat([pairs, pairs.flip(0)[:, other]], 1)
+                weight = torch.cat([weight, weight[other]])
+            edge_index[name], edge_weight[name] = pairs, weight
+        return cls.from_edge_index(edge_index, len(nodelist), edge_weight=edge_weight, undirected=undirected)
+
+    # ------------------------------------------------------------------------------------------------ what it holds
+
+    def relation_id(self, relation: str) -> int:
+        """Position of a relation in the stack. Raises ValueError, with the nearest name, if there is no such relation."""
+        index = self._relation_id.get(relation) if isinstance(relation, str) else None
+        if index is None:
+            unknown("relation", relation, self.relations)
+        return index
+
+    def num_edges(self, relation: str | None = None) -> int:
+        """Stored entries of a relation, or of all."""
+        if relation is None:
+            return self._offset[-1]
+        r = self.relation_id(relation)
+        return self._offset[r + 1] - self._offset[r]
+
+    def rowptr(self, relation: str) -> Tensor:
+        """int64 [N + 1]: the entries of row i are rowptr[i] to rowptr[i + 1] of `col` and `weight`."""
+        r, n = self.relation_id(relation), self.num_nodes
+        return self._rowptr[r * n : (r + 1) * n + 1] - self._offset[r]
+
+    def col(self, relation: str) -> Tensor:
+        """int32 [E] columns (int64 only where N exceeds int32), ascending within a row."""
+        r = self.relation_id(relation)
+        return self._col[self._offset[r] : self._offset[r + 1]]
+
+    def weight(self, relation: str) -> Tensor:
+        """float [E] weights, 1 where none were given."""
+        r = self.relation_id(relation)
+        return self._weight[self._offset[r] : self._offset[r + 1]]
+
+    def known(self, relation: str) -> Tensor:
+        """bool [N]: genes measured in the relation; a pair (i, j) is valid where both are known."""
+        return self._known[self.relation_id(relation)]
+
+    def degree(self, relation: str) -> Tensor:
+        """int64 [N]: entries of each row."""
+        return self.rowptr(relation).diff()
+
+    def edge_index(self, relation: str) -> Tensor:
+        """int64 [2, E], sorted by row, then column."""
+        rows = torch.arange(self.num_nodes, device=self.device).repeat_interleave(self.degree(relation))
+        return torch.stack([rows, self.col(relation).long()])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors live."""
+        return self._rowptr.device
+
+    @property
+    def stacked(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(rowptr int64 [K * N + 1], col int32 [E], weight float [E]) of all relations, one below the other."""
+        return self._rowptr, self._col, self._weight
+
+    @property
+    def inv_mass(self) -> Tensor:
+        """float64 [K * N]: 1 / (sum of the row's weights), 0 for a row without edges."""
+        return self._inv_mass
+
+    @property
+    def entropy(self) -> Tensor:
+        """float64 [K * N]: sum_j t_ij log t_ij (natural log) of the row t_ij = w_ij / sum_j w_ij, 0 for a row without edges."""
+        return self._entropy
+
+    def num_rows_with_edges(self, relation: str) -> int:
+        """Rows with at least one entry."""
+        return self._rows_with_edges[self.relation_id(relation)]
+
+    def max_degree(self, relation: str) -> int:
+        """Entries of the fullest row."""
+        return self._max_degree[self.relation_id(relation)]
+
+    def transpose(self) -> Transpose:
+        """All relations by columns. Built when first needed, then kept."""
+        if self._transpose is None:
+            self._transpose = _transpose(self._rowptr, self._col, len(self.relations), self.num_nodes)
+        return self._transpose
+
+    # ------------------------------------------------------------------------------------------------ new from old
+
+    def extend(
+        self,
+        num_new: int,
+        edge_index: Mapping[str, Tensor] | None = None,
+        *,
+        edge_weight: Mapping[str, Tensor] | None = None,
+        undirected: bool | Collection[str] = False,
+    ) -> MultiGraph:
+        """Append genes N .. N + num_new - 1, unknown in every relation but those in which they are given an edge.
+
+        Args:
+            num_new: number of new genes, >= 0.
+            edge_index: relation -> integer tensor [2, E] over N + num_new genes; each edge has a new gene at an end, and
+                makes both its ends known in that relation.
+            edge_weight, undirected: as in `from_edge_index`.
+        """
+        valid = isinstance(num_new, int) and not isinstance(num_new, bool) and num_new >= 0
+        require(valid, f"num_new: expected an int >= 0, got {describe(num_new)}")
+        added = dict(edge_index or {})
+        for name in added:
+            self.relation_id(name)
+        total = self.num_nodes + num_new
+        new = MultiGraph.from_edge_index(
+            {name: added.get(name, self._col.new_empty(2, 0, dtype=torch.int64)) for name in self.relations},
+            total,
+            edge_weight=edge_weight,
+            undirected=undirected,
+        )
+        require(
+            new.device == self.device or not added, f"edge_index: expected device {self.device} of the graph, got {new.device}"
+        )
+        dtype = torch.promote_types(self._weight.dtype, new._weight.dtype)
+        parts = []
+        for name in self.relations:
+            fresh = new.edge_index(name)
+            old_pair = (fresh < self.num_nodes).all(0)
+            if old_pair.any():
+                pair = fresh[:, old_pair][:, 0].tolist()
+                raise ValueError(f"edge_index[{name!r}]: edge {pair} joins two genes that are not new (N = {self.num_nodes})")
+            known = torch.zeros(total, dtype=torch.bool, device=self.device)
+            known[: self.num_nodes] = self.known(name)
+            known[fresh.reshape(-1)] = True
+            row, col = torch.cat([self.edge_index(name), fresh], 1).unbind(0)
+            weight = torch.cat([self.weight(name).to(dtype), new.weight(name).to(dtype)])
+            parts.append((*_coalesce(row, col, weight, total, False, dtype), known))
+        return MultiGraph._stack(self.relations, parts, total, self.device, dtype)
+
+    def subgraph(self, nodes: Tensor) -> MultiGraph:
+        """The graph induced on `nodes` (int64 [M], distinct), relabelled: nodes[m] becomes m."""
+        require_tensor("nodes", nodes, ndim=1, dtypes=(torch.int64,))
+        nodes = nodes.to(self.device)
+        if nodes.numel():
+            low, high = (int(x) for x in torch.aminmax(nodes))
+            require(0 <= low and high < self.num_nodes, f"nodes: got indices {low} to {high}, expected [0, {self.num_nodes})")
+            require(nodes.unique().numel() == nodes.numel(), "nodes: expected distinct genes, got one twice")
+        require(nodes.numel() > 0, "nodes: expected at least one gene, got none")
+        label = torch.full((self.num_nodes,), -1, device=self.device)
+        label[nodes] = torch.arange(nodes.numel(), device=self.device)
+        parts = []
+        for name in self.relations:
+            row, col = label[self.edge_index(name)].unbind(0)
+            keep = (row >= 0) & (col >= 0)
+            coalesced = _coalesce(row[keep], col[keep], self.weight(name)[keep], nodes.numel(), False, self._weight.dtype)
+            parts.append((*coalesced, self.known(name)[nodes]))
+        return MultiGraph._stack(self.relations, parts, nodes.numel(), self.device, self._weight.dtype)
+
+    def to(self, device: torch.device | str) -> MultiGraph:
+        """The same graph on another device; `self` if it is there already."""
+        if torch.device(device) == self.device:
+            return self
+        moved = (x.to(device) for x in (self._rowptr, self._col, self._weight, self._known))
+        graph = MultiGraph(self.relations, *moved)
+        if self._transpose is not None:
+            graph._transpose = Transpose(*(x.to(device) for x in self._transpose))
+        return graph
+
+    # ------------------------------------------------------------------------------------------------ files
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one safetensors file. The file appears whole or not at all."""
+        from safetensors.torch import save
+
+        tensors = {"rowptr": self._rowptr, "col": self._col, "weight": self._weight, "known": self._known}
+        metadata = {"format": _FORMAT, "relations": json.dumps(list(self.relations))}
+        write_atomic(path, save({name: x.cpu().contiguous() for name, x in tensors.items()}, metadata))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a file written by `save`, checking all that the constructors check. Raises ValueError with the path."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(os.fspath(path), framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        except SafetensorError as error:
+            raise ValueError(f"path: {os.fspath(path)!r} is not a complete safetensors file ({error})") from error
+        try:
+            require(metadata.get("format") == _FORMAT, f"expected format {_FORMAT!r}, got {metadata.get('format')!r}")
+            return cls._from_arrays(tuple(json.loads(metadata["relations"])), **tensors)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"path: {os.fspath(path)!r} holds no valid MultiGraph: {error}") from error
+
+    @classmethod
+    def _from_arrays(cls, relations: tuple[str, ...], *, rowptr: Tensor, col: Tensor, weight: Tensor, known: Tensor) -> Self:
+        """Check stacked arrays from outside by the same door as any edge list."""
+        require_tensor("rowptr", rowptr, ndim=1, dtypes=(torch.int64,))
+        require_tensor("col", col, ndim=1, dtypes=(torch.int32, torch.int64))
+        require_tensor("weight", weight, ndim=1, dtypes=(torch.float32, torch.float64))
+        require_tensor("known", known, ndim=2, dtypes=(torch.bool,))
+        n = known.shape[1]
+        require(known.shape[0] == len(relations), f"known: expected {len(relations)} rows, got {known.shape[0]}")
+        require(rowptr.numel() == len(relations) * n + 1, f"rowptr: expected {len(relations) * n + 1} entries, got {rowptr.numel()}")
+        require(bool((rowptr.diff() >= 0).all()) and int(rowptr[0]) == 0, "rowptr: expected to rise from 0")
+        require(int(rowptr[-1]) == col.numel() == weight.numel(), "rowptr, col, weight: lengths differ")
+        row = torch.arange(n).repeat(len(relations)).repeat_interleave(rowptr.diff())
+        offset = rowptr[::n].tolist()
+        span = {name: slice(offset[r], offset[r + 1]) for r, name in enumerate(relations)}
+        return cls.from_edge_index(
+            {name: torch.stack([row[at], col[at].long()]) for name, at in span.items()},
+            n,
+            edge_weight={name: weight[at] for name, at in span.items()},
+            known=dict(zip(relations, known, strict=True)),
+        )
+
+    # ------------------------------------------------------------------------------------------------ Python's own
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, MultiGraph):
+            return NotImplemented
+        return (
+            self.relations == other.relations
+            and self.device == other.device
+            and self._known.shape == other._known.shape
+            and all(torch.equal(a, b) for a, b in zip(self._arrays(), other._arrays(), strict=True))
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _arrays(self) -> tuple[Tensor, ...]:
+        return self._rowptr, self._col, self._weight, self._known
+
+    def __repr__(self) -> str:
+        lines = [f"MultiGraph(num_nodes={self.num_nodes}, num_edges={self.num_edges()}, device={self.device})"]
+        width = max((len(name) for name in self.relations), default=0)
+        header = f"  {'relation':<{max(width, 8)}} {'genes':>7} {'edges':>9} {'mean deg':>9} {'max deg':>8} {'unknown':>8}"
+        for name in self.relations:
+            rows, cols = self.edge_index(name)
+            genes = torch.cat([rows, cols]).unique().numel()
+            mean = self.num_edges(name) / max(self.num_rows_with_edges(name), 1)
+            unmeasured = int((~self.known(name)).sum())
+            if len(lines) == 1:
+                lines.append(header)
+            lines.append(
+                f"  {name:<{max(width, 8)}} {genes:>7} {self.num_edges(name):>9} {mean:>9.1f} {self.max_degree(name):>8} {unmeasured:>8}"
+            )
+        return "\n".join(lines)
+
+
+def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file so that a reader, or a crash at any moment, finds the old content or the new, never a part."""
+    path = Path(path)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        try:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+# ---------------------------------------------------------------------------------------------------- construction
+
+
+def _check_num_nodes(num_nodes: Any) -> None:
+    valid = isinstance(num_nodes, int) and not isinstance(num_nodes, bool) and num_nodes >= 1
+    require(valid, f"num_nodes: expected an int >= 1, got {describe(num_nodes)}")
+
+
+def _undirected_set(undirected: bool | Collection[str], relations: tuple[str, ...]) -> set[str]:
+    if isinstance(undirected, bool):
+        return set(relations) if undirected else set()
+    named = (undirected,) if isinstance(undirected, str) else tuple(undirected)
+    for name in named:
+        if name not in relations:
+            unknown("undirected relation", name, relations)
+    return set(named)
+
+
+def _check_edge_index(where: str, index: Any, num_nodes: int) -> tuple[Tensor, Tensor]:
+    require_tensor(where, index, ndim=2, dtypes=(torch.int64, torch.int32))
+    require(index.shape[0] == 2, f"{where}: expected shape [2, E], got {list(index.shape)}")
+    wrong = (index < 0) | (index >= num_nodes)
+    if wrong.any():
+        end, position = wrong.nonzero()[0].tolist()
+        value = int(index[end, position])
+        raise ValueError(f"{where}: position [{end}, {position}] holds {value}, expected an index in [0, {num_nodes})")
+    return index[0].long(), index[1].long()
+
+
+def _is_float64(weight: Any) -> bool:
+    return isinstance(weight, Tensor) and weight.dtype == torch.float64
+
+
+def _check_weight(relation: str, weight: Any, num_edges: int, device: torch.device, dtype: torch.dtype) -> Tensor | None:
+    """Checked weights in the graph's dtype, or None where the relation has none."""
+    if weight is None:
+        return None
+    where = f"edge_weight[{relation!r}]"
+    require_tensor(where, weight, ndim=1)
+    require(weight.dtype.is_floating_point, f"{where}: expected a floating dtype, got a {describe(weight)}")
+    require(weight.numel() == num_edges, f"{where}: expected {num_edges} weights, one an edge, got {weight.numel()}")
+    require(weight.device == device, f"{where}: expected device {device} of edge_index, got {weight.device}")
+    weight = weight.detach().to(dtype)
+    wrong = ~(torch.isfinite(weight) & (weight >= 0))
+    if wrong.any():
+        position = int(wrong.nonzero()[0])
+        raise ValueError(f"{where}: position {position} holds {float(weight[position])}, expected a finite weight >= 0")
+    return weight
+
+
+def _check_known(relation: str, known: Any, num_nodes: int, device: torch.device) -> Tensor:
+    if known is None:
+        return torch.ones(num_nodes, dtype=torch.bool, device=device)
+    where = f"known[{relation!r}]"
+    require_tensor(where, known, ndim=1, dtypes=(torch.bool,))
+    require(known.numel() == num_nodes, f"{where}: expected {num_nodes} entries, one a gene, got {known.numel()}")
+    return known.to(device)
+
+
+def _check_edges_known(where: str, row: Tensor, col: Tensor, known: Tensor) -> None:
+    wrong = ~(known[row] & known[col])
+    if wrong.any():
+        position = int(wrong.nonzero()[0])
+        pair = [int(row[position]), int(col[position])]
+        raise ValueError(f"{where}: position {position} holds the edge {pair}, of which `known` marks a gene as unknown")
+
+
+def _coalesce(
+    row: Tensor, col: Tensor, weight: Tensor | None, num_nodes: int, symmetric: bool, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sort by (row, col), merge duplicates (weights add), drop weight 0, and symmetrise by the larger of both weights."""
+    key, inverse = torch.unique(row * num_nodes + col, return_inverse=True)
+    if weight is None:
+        merged = torch.ones(key.numel(), dtype=dtype, device=key.device)
+    else:
+        # Summed in float64 so that the order of a file's lines does not show in the last bit of a float32 weight.
+        total = torch.zeros(key.numel(), dtype=torch.float64, device=key.device).index_add_(0, inverse, weight.double())
+        merged = total.to(dtype)
+    keep = merged > 0
+    key, merged = key[keep], merged[keep]
+    if symmetric:
+        flipped = key % num_nodes * num_nodes + torch.div(key, num_nodes, rounding_mode="floor")
+        key, inverse = torch.unique(torch.cat([key, flipped]), return_inverse=True)
+        zeros = torch.zeros(key.numel(), dtype=dtype, device=key.device)
+        merged = zeros.scatter_reduce_(0, inverse, merged.repeat(2), reduce="amax")
+    return torch.div(key, num_nodes, rounding_mode="floor"), key % num_nodes, merged
+
+
+def _row_targets(rowptr: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """1 / mass and sum_j t_ij log t_ij = (sum_j w_ij log w_ij) / mass - log mass of every stacked row, in float64."""
+    w = weight.double()
+    mass = torch.segment_reduce(w, "sum", offsets=rowptr, initial=0)
+    w_log_w = torch.segment_reduce(torch.xlogy(w, w), "sum", offsets=rowptr, initial=0)
+    inv_mass = torch.where(mass > 0, mass.reciprocal(), 0)
+    return inv_mass, torch.where(mass > 0, w_log_w * inv_mass - mass.log(), 0)
+
+
+def _transpose(rowptr: Tensor, col: Tensor, num_relations: int, num_nodes: int) -> Transpose:
+    device = rowptr.device
+    degree = rowptr.diff()
+    row = torch.arange(num_nodes, device=device).repeat(num_relations).repeat_interleave(degree)
+    start = (torch.arange(num_relations, device=device) * num_nodes).repeat_interleave(
+        degree.reshape(num_relations, num_nodes).sum(1)
+    )
+    stacked_col = start + col
+    edge = torch.argsort(stacked_col, stable=True)  # rows stay ascending within a column
+    colptr = torch.zeros_like(rowptr)
+    torch.cumsum(torch.bincount(stacked_col, minlength=num_relations * num_nodes), 0, out=colptr[1:])
+    return Transpose(colptr, row[edge].to(col.dtype), edge)

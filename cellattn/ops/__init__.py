@@ -1,0 +1,20 @@
+"""The public operators: one file an op, each from its docstring through its checks and operator to its backends."""
+
+from __future__ import annotations
+
+from .attention import attention, attention_logsumexp
+from .attention_bce import attention_bce
+from .attention_kl import attention_kl
+from .graph_attention import graph_attention
+from .perturbation_attention import perturbation_attention
+from .sample_rows import sample_rows
+
+__all__ = [
+    "attention",
+    "attention_bce",
+    "attention_kl",
+    "attention_logsumexp",
+    "graph_attention",
+    "perturbation_attention",
+    "sample_rows",
+]

@@ -1,0 +1,38 @@
+"""CSR on the CPU: row subsets, and products through PyTorch's sparse kernels."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+with warnings.catch_warnings():  # PyTorch says once that its CSR support is in beta
+    warnings.simplefilter("ignore")
+    torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.empty(0, dtype=torch.int64), torch.empty(0), (1, 1))
+
+
+def take_rows(rowptr: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """(ptr [R + 1] of the chosen rows put one below the other, entry [E_R]: their entries in the whole graph)."""
+    start = rowptr[rows]
+    degree = rowptr[rows + 1] - start
+    ptr = torch.zeros(rows.numel() + 1, dtype=torch.int64)
+    torch.cumsum(degree, 0, out=ptr[1:])
+    entry = torch.arange(int(ptr[-1])) + (start - ptr[:-1]).repeat_interleave(degree)
+    return ptr, entry
+
+
+def spmm(ptr: Tensor, col: Tensor, value: Tensor, num_cols: int, x: Tensor) -> Tensor:
+    """CSR [R, num_cols] times x [num_cols, F], row by row in a fixed order, so equal from run to run."""
+    return _csr(ptr, col, value, num_cols) @ x
+
+
+def sddmm(ptr: Tensor, col: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """One value an entry: a[row] . b[col], with a [R, D], b [C, D] -> [E]."""
+    zeros = _csr(ptr, col, a.new_zeros(col.numel()), b.shape[0])
+    return torch.sparse.sampled_addmm(zeros, a.contiguous(), b.t(), beta=0.0).values()
+
+
+def _csr(ptr: Tensor, col: Tensor, value: Tensor, num_cols: int) -> Tensor:
+    shape = (ptr.numel() - 1, num_cols)
+    return torch.sparse_csr_tensor(ptr.to(col.dtype), col, value, shape, check_invariants=False)

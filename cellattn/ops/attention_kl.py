@@ -1,0 +1,95 @@
+"""KL between a graph's rows and an attention map's rows, without the map.
+
+With t_i the row of the graph over its sum, m_i its mass (1, or 0 for a row without edges) and the log-sum-exp of the row,
+
+    KL_i = sum_j t_ij log t_ij  -  scale * q_i . (sum_j t_ij k_j)  +  m_i LSE_i
+
+The first term is a constant of the graph, the second is a product along its edges (`row_dot`), the third comes out of flash
+attention, whose backward takes the gradient of LSE at no cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .._check import require_choice
+from ..graph import MultiGraph
+from ._rows import OVER, check_head, check_rows, reduce_rows, row_constants, row_logsumexp
+from .attention import accumulation_dtype, resolve_scale
+from .row_dot import row_dot
+
+
+def attention_kl(
+    q: Tensor,
+    k: Tensor,
+    graph: MultiGraph,
+    relation: str,
+    *,
+    lse: Tensor | None = None,
+    rows: Tensor | None = None,
+    num_prefix: int = 0,
+    scale: float | None = None,
+    over: str = "tokens",
+    reduction: str = "mean",
+) -> Tensor:
+    """KL(row of the graph ‖ row of the attention map) of one head, in nats, in O(T D + edges) memory.
+
+    Args:
+        q, k: [..., T, D] with T = num_prefix + N tokens, prefix tokens first; float64, float32, bfloat16 or float16.
+        graph: N genes; row i of the relation over its sum is the target of gene i, weights honoured.
+        relation: its name.
+        lse: [..., T], the natural log-sum-exp of all tokens as `attention` returns it (differentiable), computed here if
+            None. over="valid" has a denominator of its own and does not read it.
+        rows: int64 [R], the genes whose rows are compared (default: all).
+        num_prefix: tokens before the genes, such as CLS.
+        scale: factor of the scores, 1 / sqrt(D) if None.
+        over: "tokens", the attention map as it is, prefix tokens and new genes in its denominators; or "valid",
+            renormalised over the genes known in the relation.
+        reduction: "mean" over the rows with an edge and the leading dimensions, "sum" of all, "none" for [..., R].
+
+    Returns:
+        The loss in float32 (float64 for float64 inputs). Rows without a valid edge contribute 0 and are not counted.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what came and what was expected.
+        RuntimeError: on double backward.
+    """
+    check_head(q, k, graph, num_prefix, lse, reduction)
+    require_choice("over", over, OVER)
+    graph.relation_id(relation)
+    tie_lse = None if lse is None else lse.unsqueeze(-2)
+    (loss,) = kl_of_ties(
+        q.unsqueeze(-3), k.unsqueeze(-3), tie_lse, graph, [(relation, 0)], [check_rows("rows", rows, graph)],
+        num_prefix=num_prefix, scale=resolve_scale(scale, q.shape[-1]), over=over, reduction=reduction,
+    )  # fmt: skip
+    return loss
+
+
+def kl_of_ties(
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor | None,
+    graph: MultiGraph,
+    ties: Sequence[tuple[str, int]],
+    rows: Sequence[Tensor | None],
+    *,
+    num_prefix: int,
+    scale: float,
+    over: str,
+    reduction: str,
+) -> tuple[Tensor, ...]:
+    """The loss of every (relation, head) of q, k [..., H, T, D] and lse [..., H, T]; arguments are checked by the caller."""
+    losses = []
+    products = row_dot(q, k, graph, ties, rows, num_prefix=num_prefix)
+    for (relation, head), genes, product in zip(ties, rows, products, strict=True):
+        inv_mass, entropy, counted = row_constants(graph, relation, genes, accumulation_dtype(q.dtype))
+        total = row_logsumexp(
+            q[..., head, :, :], k[..., head, :, :], None if lse is None else lse[..., head, :], graph.known(relation), genes,
+            num_prefix=num_prefix, scale=scale, over=over,
+        )  # fmt: skip
+        kl = entropy - scale * inv_mass * product + torch.where(counted, total, 0)
+        losses.append(reduce_rows(kl, counted, reduction))
+    return tuple(losses)

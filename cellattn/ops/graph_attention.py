@@ -1,0 +1,101 @@
+"""Attention whose heads are taught graphs: `attention` and one loss a tied head, from the same log-sum-exp."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._check import describe, require, require_choice
+from ..graph import MultiGraph
+from ._rows import OVER, REDUCTIONS, check_graph, rows_of_ties
+from .attention import attention, resolve_scale
+from .attention_bce import LINKS, TARGETS, attention_bce
+from .attention_kl import kl_of_ties
+
+LOSSES = ("kl", "bce")
+
+
+def graph_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    graph: MultiGraph,
+    ties: Sequence[tuple[str, int]],
+    *,
+    loss: str = "kl",
+    rows: Tensor | Mapping[str, Tensor | None] | None = None,
+    num_prefix: int = 1,
+    scale: float | None = None,
+    over: str = "tokens",
+    reduction: str = "mean",
+    num_negatives: int | None = None,
+    target: str = "normalized",
+    link: str = "softmax",
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Attention, and for each tied head how far its map is from a graph; no attention map is made.
+
+    Args:
+        q, k, v: [..., H, T, D] (v [..., H, T, Dv]) with T = num_prefix + N tokens, prefix tokens first.
+        graph: N genes.
+        ties: (relation, head) pairs; a head may be tied to several relations, a relation to several heads.
+        loss: "kl" (see `attention_kl`) or "bce" (see `attention_bce`).
+        rows: int64 [R], the genes whose rows are compared, for all ties; or a dict by relation (all rows of a relation that
+            is not named); default: all.
+        num_prefix: tokens before the genes, such as CLS.
+        scale: factor of the scores, 1 / sqrt(D) if None.
+        over: of the "kl" loss.
+        reduction: "mean", "sum" or "none", within each tie.
+        num_negatives, target, link, generator: of the "bce" loss.
+
+    Returns:
+        out [..., H, T, Dv], and the losses, one a tie in their order, in nats, float32 (float64 for float64 inputs).
+
+    Raises:
+        ValueError, TypeError: naming the argument, what came and what was expected.
+        RuntimeError: on double backward.
+    """
+    require_choice("loss", loss, LOSSES)
+    require_choice("over", over, OVER)
+    require_choice("reduction", reduction, REDUCTIONS)
+    require_choice("target", target, TARGETS)
+    require_choice("link", link, LINKS)
+    out, lse = attention(q, k, v, scale=scale)
+    require(q.ndim >= 3, f"q: expected shape [..., heads, tokens, head_dim], got {list(q.shape)}")
+    require(k.shape == q.shape, f"k: expected the shape of q, {list(q.shape)}, got {list(k.shape)}")
+    check_graph(graph, q, num_prefix)
+    ties = _check_ties(ties, graph, q.shape[-3])
+    relations = [relation for relation, _ in ties]
+    chosen = rows_of_ties(rows, relations, graph)
+    if not ties:
+        return out, ()
+    if loss == "kl":
+        losses = kl_of_ties(
+            q, k, lse, graph, ties, chosen,
+            num_prefix=num_prefix, scale=resolve_scale(scale, q.shape[-1]), over=over, reduction=reduction,
+        )  # fmt: skip
+        return out, losses
+    return out, tuple(
+        attention_bce(
+            q[..., head, :, :], k[..., head, :, :], graph, relation, lse=lse[..., head, :], rows=index,
+            num_negatives=num_negatives, num_prefix=num_prefix, scale=scale, target=target, link=link, generator=generator,
+            reduction=reduction,
+        )
+        for (relation, head), index in zip(ties, chosen, strict=True)
+    )  # fmt: skip
+
+
+def _check_ties(ties: Any, graph: MultiGraph, num_heads: int) -> list[tuple[str, int]]:
+    valid = isinstance(ties, Sequence) and not isinstance(ties, str)
+    require(valid, f"ties: expected a sequence of (relation, head), got {describe(ties)}")
+    for i, tie in enumerate(ties):
+        pair = isinstance(tie, (tuple, list)) and len(tie) == 2
+        require(pair, f"ties[{i}]: expected (relation, head), got {describe(tie)}")
+        relation, head = tie
+        graph.relation_id(relation)
+        in_range = isinstance(head, int) and not isinstance(head, bool) and 0 <= head < num_heads
+        require(in_range, f"ties[{i}]: expected a head in [0, {num_heads}), got {describe(head)}")
+    return [(relation, head) for relation, head in ties]

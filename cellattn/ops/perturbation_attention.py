@@ -1,0 +1,179 @@
+"""Attention of perturbation sets over all genes, where a set's own genes have values of their own.
+
+With beta_bi = exp(scale * query_b . key_i - LSE_b), values V_i shared by the whole batch and overrides U_e for the genes
+i(e) of each set,
+
+    z_b = sum_i beta_bi V_i  +  sum_{e in b} beta_b,i(e) (U_e - V_i(e))
+
+attention of B queries over N shared keys, and one correction a perturbed gene that needs only LSE and its gradient: no
+[B, N, d] tensor.
+"""
+
+from __future__ import annotations
+
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._check import FLOAT_DTYPES, describe, require, require_distinct, require_indices, require_ragged, require_same, require_tensor
+from ._autograd import keep_missing_grads, refuse_double_backward
+from .attention import accumulation_dtype, attention
+
+
+def perturbation_attention(
+    query: Tensor, key: Tensor, value: Tensor, index: Tensor, ptr: Tensor, override: Tensor, *, scale: float = 1.0
+) -> Tensor:
+    """One attention query a perturbation set over all genes, with values overridden at the set's genes.
+
+    Args:
+        query: [..., B, D], one a set; float64, float32, bfloat16 or float16.
+        key: [..., N, D], value: [..., N, Dv]: every gene as present, shared by all sets.
+        index: int64 [nnz], the genes of set after set.
+        ptr: int64 [B + 1]: set b holds entries ptr[b] to ptr[b + 1] of `index`; sets may be empty.
+        override: [..., nnz, Dv]: the value of gene index[e] in its own set.
+        scale: factor of the scores.
+
+    Returns:
+        z [..., B, Dv] in the dtype of query.
+
+    Raises:
+        ValueError, TypeError: naming the argument. A gene twice in a set, ptr that does not rise from 0 to nnz and indices
+            out of range are found on the CPU; on other devices, where looking would force a sync, under CELLATTN_CHECKS=1.
+        RuntimeError: on double backward.
+    """
+    for name, x in (("query", query), ("key", key), ("value", value), ("override", override)):
+        require_tensor(name, x, dtypes=FLOAT_DTYPES)
+        require(x.ndim >= 2, f"{name}: expected shape [..., rows, features], got {list(x.shape)}")
+    require_same("dtype", query=query.dtype, key=key.dtype, value=value.dtype, override=override.dtype)
+    require_same(
+        "device", query=query.device, key=key.device, value=value.device, index=index.device, ptr=ptr.device,
+        override=override.device,
+    )  # fmt: skip
+    lead = query.shape[:-2]
+    for name, x, expected in (
+        ("key", key, (*lead, key.shape[-2], query.shape[-1])),
+        ("value", value, (*lead, key.shape[-2], value.shape[-1])),
+        ("override", override, (*lead, index.shape[0] if index.ndim else 0, value.shape[-1])),
+    ):
+        require(tuple(x.shape) == expected, f"{name}: expected shape {list(expected)}, got {list(x.shape)}")
+    require_ragged("index", index, ptr, num_sets=query.shape[-2])
+    require_indices("index", index, key.shape[-2])
+    require_distinct("index", index, ptr)
+    valid = isinstance(scale, (int, float)) and not isinstance(scale, bool) and isfinite(scale)
+    require(valid, f"scale: expected a finite number, got {describe(scale)}")
+    out, lse = attention(query, key, value, scale=scale)
+    return out + _correction(query, key, value, lse, index, ptr, override, float(scale))
+
+
+# ------------------------------------------------------------------------------------------------------- operators
+
+
+@torch.library.custom_op("cellattn::perturbation_correction", mutates_args=(), device_types="cpu")
+def _correction(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lse: Tensor,
+    index: Tensor,
+    ptr: Tensor,
+    override: Tensor,
+    scale: float,
+) -> Tensor:
+    """sum_{e in b} beta_e (U_e - V_i(e)), [..., B, Dv]"""
+    sample, _, _, beta, difference = _entries(query, key, value, lse, index, ptr, override, scale)
+    z = torch.zeros(*query.shape[:-1], value.shape[-1], dtype=lse.dtype)
+    return z.index_add_(-2, sample, beta[..., None] * difference).to(query.dtype)
+
+
+@_correction.register_fake
+def _(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lse: Tensor,
+    index: Tensor,
+    ptr: Tensor,
+    override: Tensor,
+    scale: float,
+) -> Tensor:
+    return query.new_empty(*query.shape[:-1], value.shape[-1])
+
+
+@torch.library.custom_op("cellattn::perturbation_correction_backward", mutates_args=(), device_types="cpu")
+def _correction_backward(
+    dz: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lse: Tensor,
+    index: Tensor,
+    ptr: Tensor,
+    override: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(dquery, dkey, dvalue, dlse, doverride)"""
+    sample, queries, keys, beta, difference = _entries(query, key, value, lse, index, ptr, override, scale)
+    weighted = beta[..., None] * dz.to(lse.dtype).index_select(-2, sample)  # the gradient of U_e - V_i(e)
+    ds = (weighted * difference).sum(-1, keepdim=True)  # beta dbeta, the gradient of scale * q . k
+    dquery, dkey, dvalue = (torch.zeros(x.shape, dtype=lse.dtype) for x in (query, key, value))
+    dquery.index_add_(-2, sample, scale * ds * keys)
+    dkey.index_add_(-2, index, scale * ds * queries)
+    dvalue.index_add_(-2, index, -weighted)
+    dlse = torch.zeros_like(lse).index_add_(-1, sample, -ds.squeeze(-1))
+    return dquery.to(query.dtype), dkey.to(key.dtype), dvalue.to(value.dtype), dlse, weighted.to(override.dtype)
+
+
+@_correction_backward.register_fake
+def _(
+    dz: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lse: Tensor,
+    index: Tensor,
+    ptr: Tensor,
+    override: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return tuple(x.new_empty(x.shape) for x in (query, key, value, lse, override))  # type: ignore[return-value]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, scale = inputs
+    keep_missing_grads(ctx)
+    ctx.save_for_backward(*tensors)
+    ctx.scale = scale
+
+
+def _backward(ctx: Any, dz: Tensor | None) -> tuple[Tensor | None, ...]:
+    if dz is None:
+        return (None,) * 8
+    dquery, dkey, dvalue, dlse, doverride = _correction_backward(dz, *ctx.saved_tensors, ctx.scale)
+    return dquery, dkey, dvalue, dlse, None, None, doverride, None
+
+
+_correction.register_autograd(_backward, setup_context=_setup_context)
+refuse_double_backward(_correction_backward, "perturbation_attention")
+
+# ------------------------------------------------------------------------------------------------------------- CPU
+
+
+def _entries(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lse: Tensor,
+    index: Tensor,
+    ptr: Tensor,
+    override: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Of every entry: its sample [nnz], query and key [..., nnz, D], beta [..., nnz], and U - V [..., nnz, Dv]."""
+    sample = torch.arange(ptr.numel() - 1).repeat_interleave(ptr.diff(), output_size=index.numel())
+    queries = query.index_select(-2, sample).to(lse.dtype)
+    keys = key.index_select(-2, index).to(lse.dtype)
+    beta = (scale * (queries * keys).sum(-1) - lse.index_select(-1, sample)).exp()
+    difference = override.to(lse.dtype) - value.index_select(-2, index).to(lse.dtype)
+    return sample, queries, keys, beta, difference

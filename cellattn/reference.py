@@ -1,0 +1,161 @@
+"""The definition: every op as dense, obvious PyTorch.
+
+Same names and arguments as the public functions, materialising whatever reads best. Made for tests and for readers, in
+float64; autograd gives the gradients. Shapes and meaning are documented where the public functions are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import sqrt
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .graph import MultiGraph
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> tuple[Tensor, Tensor]:
+    """Softmax attention and its natural log-sum-exp."""
+    scores = _scores(q, k, scale)
+    return scores.softmax(-1) @ v, scores.logsumexp(-1)
+
+
+def attention_logsumexp(q: Tensor, k: Tensor, *, key_mask: Tensor | None = None, scale: float | None = None) -> Tensor:
+    """log sum_j exp(s_ij) over the keys that the mask keeps."""
+    scores = _scores(q, k, scale)
+    if key_mask is not None:
+        scores = scores.masked_fill(~key_mask.unsqueeze(-2), -torch.inf)
+    return scores.logsumexp(-1)
+
+
+def target(graph: MultiGraph, relation: str) -> tuple[Tensor, Tensor, Tensor]:
+    """(t [N, N], the row-normalised graph; edges, bool [N, N]; R, bool [N, N]: valid pairs)."""
+    row, col = graph.edge_index(relation)
+    a = torch.zeros(graph.num_nodes, graph.num_nodes, dtype=torch.float64, device=graph.device)
+    a[row, col] = graph.weight(relation).double()
+    known = graph.known(relation)
+    valid = known[:, None] & known[None, :]
+    a = a * valid
+    mass = a.sum(1, keepdim=True)
+    return torch.where(mass > 0, a / mass, 0), a > 0, valid
+
+
+def attention_kl(
+    q: Tensor,
+    k: Tensor,
+    graph: MultiGraph,
+    relation: str,
+    *,
+    lse: Tensor | None = None,
+    rows: Tensor | None = None,
+    num_prefix: int = 0,
+    scale: float | None = None,
+    over: str = "tokens",
+    reduction: str = "mean",
+) -> Tensor:
+    """KL(row of the graph ‖ row of the attention map)."""
+    t, edges, valid = target(graph, relation)
+    scores = _scores(q, k, scale)
+    genes = scores[..., num_prefix:, num_prefix:]
+    if over == "tokens":
+        total = (scores.logsumexp(-1) if lse is None else lse)[..., num_prefix:]
+    else:
+        total = genes.masked_fill(~valid, -torch.inf).logsumexp(-1)
+    log_alpha = genes - total[..., None]
+    t = t.to(q.dtype)
+    kl = torch.where(edges, t * (t.clamp_min(torch.finfo(t.dtype).tiny).log() - log_alpha), 0).sum(-1)
+    return _reduce(kl, edges.any(-1), rows, reduction)
+
+
+def attention_bce(
+    q: Tensor,
+    k: Tensor,
+    graph: MultiGraph,
+    relation: str,
+    *,
+    lse: Tensor | None = None,
+    rows: Tensor | None = None,
+    num_prefix: int = 0,
+    scale: float | None = None,
+    target: str = "normalized",
+    link: str = "softmax",
+    reduction: str = "mean",
+) -> Tensor:
+    """Binary cross-entropy between a graph and an attention map over all valid pairs."""
+    t, edges, valid = globals()["target"](graph, relation)
+    t = (edges if target == "binary" else t).to(q.dtype)
+    scores = _scores(q, k, scale)
+    genes = scores[..., num_prefix:, num_prefix:]
+    if link == "sigmoid":
+        log_a, log_1ma = F.logsigmoid(genes), F.logsigmoid(-genes)
+    else:
+        total = scores.logsumexp(-1) if lse is None else lse
+        log_a = genes - total[..., num_prefix:, None]
+        # a = 1 only where a row has one token: there the weight (1 - t) of the log is 0.
+        log_1ma = torch.log(torch.where(t < 1, -torch.expm1(log_a), 1))
+    bce = -torch.where(valid, t * log_a + (1 - t) * log_1ma, 0).sum(-1)
+    counted = edges.any(-1)
+    return _reduce(torch.where(counted, bce, 0), counted, rows, reduction)
+
+
+def graph_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    graph: MultiGraph,
+    ties: Sequence[tuple[str, int]],
+    *,
+    loss: str = "kl",
+    rows: Tensor | Mapping[str, Tensor] | None = None,
+    num_prefix: int = 1,
+    scale: float | None = None,
+    over: str = "tokens",
+    reduction: str = "mean",
+    target: str = "normalized",
+    link: str = "softmax",
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Attention, and the loss of every tied (relation, head)."""
+    losses = []
+    for relation, head in ties:
+        chosen = rows.get(relation) if isinstance(rows, Mapping) else rows
+        pair = q[..., head, :, :], k[..., head, :, :]
+        if loss == "kl":
+            value = attention_kl(
+                *pair, graph, relation, rows=chosen, num_prefix=num_prefix, scale=scale, over=over, reduction=reduction
+            )
+        else:
+            value = attention_bce(
+                *pair, graph, relation, rows=chosen, num_prefix=num_prefix, scale=scale, target=target, link=link,
+                reduction=reduction,
+            )  # fmt: skip
+        losses.append(value)
+    return attention(q, k, v, scale=scale)[0], tuple(losses)
+
+
+def perturbation_attention(
+    query: Tensor, key: Tensor, value: Tensor, index: Tensor, ptr: Tensor, override: Tensor, *, scale: float = 1.0
+) -> Tensor:
+    """One query a set over all genes, where the genes of the set have values of their own: loops over the sets."""
+    z = []
+    for b in range(ptr.numel() - 1):
+        mine = slice(int(ptr[b]), int(ptr[b + 1]))
+        values = value.index_copy(-2, index[mine], override[..., mine, :])
+        z.append(attention(query[..., b : b + 1, :], key, values, scale=scale)[0])
+    return torch.cat(z, -2) if z else query.new_zeros(*query.shape[:-1], value.shape[-1])
+
+
+def _scores(q: Tensor, k: Tensor, scale: float | None) -> Tensor:
+    return (1 / sqrt(q.shape[-1]) if scale is None else scale) * (q @ k.mT)
+
+
+def _reduce(loss: Tensor, counted: Tensor, rows: Tensor | None, reduction: str) -> Tensor:
+    """loss [..., N], counted bool [N]."""
+    if rows is not None:
+        loss, counted = loss[..., rows], counted[rows]
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return loss.sum()
+    return loss.sum() / max(int(counted.sum()) * loss[..., 0:1].sum(-1).numel(), 1)
