@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from math import isfinite
 from typing import Any, NoReturn
 
 import torch
@@ -14,10 +15,13 @@ from torch._subclasses.fake_tensor import FakeTensor
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def require(condition: bool, message: str) -> None:
-    """Raise `ValueError(message)` unless `condition` holds. In a loop, test first: the message is built either way."""
+def require(condition: bool, message: str | Callable[[], str]) -> None:
+    """Raise `ValueError(message)` unless `condition` holds.
+
+    A function is called only when it fails: sizes may be symbolic while a model is compiled, and have no text then.
+    """
     if not condition:
-        raise ValueError(message)
+        raise ValueError(message if isinstance(message, str) else message())
 
 
 def describe(value: Any) -> str:
@@ -76,11 +80,17 @@ def require_ragged(name: str, index: Tensor, ptr: Tensor, *, num_sets: int | Non
     if num_sets is None:
         require(ptr.numel() >= 1, "ptr: expected at least one entry, got none")
     else:
-        require(ptr.numel() == num_sets + 1, f"ptr: expected {num_sets + 1} entries for {num_sets} sets, got {ptr.numel()}")
+        require(
+            ptr.numel() == num_sets + 1,
+            lambda: f"ptr: expected {num_sets + 1} entries for {num_sets} sets, got {ptr.numel()}",
+        )
     if not values_visible(ptr):
         return
-    require(int(ptr[0]) == 0, f"ptr: expected to start with 0, got {int(ptr[0])}")
-    require(int(ptr[-1]) == index.numel(), f"ptr: expected to end with {index.numel()}, the length of {name}, got {int(ptr[-1])}")
+    require(int(ptr[0]) == 0, lambda: f"ptr: expected to start with 0, got {int(ptr[0])}")
+    require(
+        int(ptr[-1]) == index.numel(),
+        lambda: f"ptr: expected to end with {index.numel()}, the length of {name}, got {int(ptr[-1])}",
+    )
     falls = (ptr.diff() < 0).nonzero()
     if falls.numel():
         at = int(falls[0])
@@ -97,6 +107,20 @@ def require_distinct(name: str, index: Tensor, ptr: Tensor) -> None:
     if again.numel():
         sample_id, gene = divmod(int(key[again[0]]), int(index.max()) + 1)
         raise ValueError(f"{name}: set {sample_id} holds gene {gene} twice, expected distinct genes in a set")
+
+
+def require_number(name: str, value: Any) -> None:
+    """Check that an argument is a finite Python number."""
+    if torch.compiler.is_compiling():  # symbolic there: it has a type but no value
+        return
+    valid = isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+    require(valid, lambda: f"{name}: expected a finite number, got {describe(value)}")
+
+
+def require_count(name: str, value: Any, low: int = 0) -> None:
+    """Check that an argument is a Python int, at least `low`."""
+    valid = isinstance(value, int) and not isinstance(value, bool) and value >= low
+    require(valid, lambda: f"{name}: expected an int >= {low}, got {describe(value)}")
 
 
 def require_choice(name: str, value: Any, choices: Iterable[str]) -> None:

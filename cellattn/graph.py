@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._check import describe, require, require_tensor, unknown
+from ._check import describe, require, require_count, require_tensor, unknown
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -26,7 +26,7 @@ _FORMAT = "cellattn.MultiGraph/1"
 
 
 class Transpose(NamedTuple):
-    """The stacked graph by columns: entry p of stacked column c * N + j is the edge (row[p], j), entry edge[p] of the CSR arrays."""
+    """The stacked graph by columns: entry p of stacked column r * N + j is relation r's edge (row[p], j), CSR entry edge[p]."""
 
     colptr: Tensor  # int64 [K * N + 1]
     row: Tensor  # int32 [E]
@@ -86,8 +86,11 @@ class MultiGraph:
         Raises:
             ValueError: with the relation, the position and the value of the first fault.
         """
-        require(isinstance(edge_index, Mapping), f"edge_index: expected a dict relation -> [2, E], got {describe(edge_index)}")
-        _check_num_nodes(num_nodes)
+        require(
+            isinstance(edge_index, Mapping),
+            f"edge_index: expected a dict relation -> [2, E], got {describe(edge_index)}",
+        )
+        require_count("num_nodes", num_nodes, 1)
         relations = tuple(edge_index)
         for name in relations:
             require(isinstance(name, str) and name != "", f"edge_index: expected non-empty str names, got {describe(name)}")
@@ -137,9 +140,7 @@ class MultiGraph:
         return cls(relations, rowptr, col, weight, known)
 
     @classmethod
-    def from_hetero_data(
-        cls, data: Any, node_type: str = "gene", *, undirected: bool | Collection[str] = False
-    ) -> Self:
+    def from_hetero_data(cls, data: Any, node_type: str = "gene", *, undirected: bool | Collection[str] = False) -> Self:
         """Build from a PyG `HeteroData`: every edge type (node_type, relation, node_type) becomes a relation.
 
         `edge_weight` of an edge type, if there, gives the weights. Raises ValueError for a missing node type, edge types
@@ -187,7 +188,10 @@ class MultiGraph:
         for name, tensor in tensors.items():
             if isinstance(tensor, Tensor):
                 sparse = tensor.layout != torch.strided
-                require(sparse and tensor.ndim == 2, f"tensors[{name!r}]: expected a sparse matrix, got a {describe(tensor)}")
+                require(
+                    sparse and tensor.ndim == 2,
+                    f"tensors[{name!r}]: expected a sparse matrix, got a {describe(tensor)}",
+                )
                 t = tensor.to_sparse_coo().coalesce()
                 coo[name] = (tuple(t.shape), *t.indices().unbind(0), t.values())
             else:
@@ -317,7 +321,7 @@ class MultiGraph:
     def transpose(self) -> Transpose:
         """All relations by columns. Built when first needed, then kept."""
         if self._transpose is None:
-            self._transpose = _transpose(self._rowptr, self._col, len(self.relations), self.num_nodes)
+            self._transpose = _transpose(self._rowptr, self._col, self.num_nodes)
         return self._transpose
 
     # ------------------------------------------------------------------------------------------------ new from old
@@ -338,8 +342,7 @@ class MultiGraph:
                 makes both its ends known in that relation.
             edge_weight, undirected: as in `from_edge_index`.
         """
-        valid = isinstance(num_new, int) and not isinstance(num_new, bool) and num_new >= 0
-        require(valid, f"num_new: expected an int >= 0, got {describe(num_new)}")
+        require_count("num_new", num_new)
         added = dict(edge_index or {})
         for name in added:
             self.relation_id(name)
@@ -351,7 +354,8 @@ class MultiGraph:
             undirected=undirected,
         )
         require(
-            new.device == self.device or not added, f"edge_index: expected device {self.device} of the graph, got {new.device}"
+            new.device == self.device or not added,
+            f"edge_index: expected device {self.device} of the graph, got {new.device}",
         )
         dtype = torch.promote_types(self._weight.dtype, new._weight.dtype)
         parts = []
@@ -375,7 +379,10 @@ class MultiGraph:
         nodes = nodes.to(self.device)
         if nodes.numel():
             low, high = (int(x) for x in torch.aminmax(nodes))
-            require(0 <= low and high < self.num_nodes, f"nodes: got indices {low} to {high}, expected [0, {self.num_nodes})")
+            require(
+                low >= 0 and high < self.num_nodes,
+                f"nodes: got indices {low} to {high}, expected [0, {self.num_nodes})",
+            )
             require(nodes.unique().numel() == nodes.numel(), "nodes: expected distinct genes, got one twice")
         require(nodes.numel() > 0, "nodes: expected at least one gene, got none")
         label = torch.full((self.num_nodes,), -1, device=self.device)
@@ -434,7 +441,10 @@ class MultiGraph:
         require_tensor("known", known, ndim=2, dtypes=(torch.bool,))
         n = known.shape[1]
         require(known.shape[0] == len(relations), f"known: expected {len(relations)} rows, got {known.shape[0]}")
-        require(rowptr.numel() == len(relations) * n + 1, f"rowptr: expected {len(relations) * n + 1} entries, got {rowptr.numel()}")
+        require(
+            rowptr.numel() == len(relations) * n + 1,
+            f"rowptr: expected {len(relations) * n + 1} entries, got {rowptr.numel()}",
+        )
         require(bool((rowptr.diff() >= 0).all()) and int(rowptr[0]) == 0, "rowptr: expected to rise from 0")
         require(int(rowptr[-1]) == col.numel() == weight.numel(), "rowptr, col, weight: lengths differ")
         row = torch.arange(n).repeat(len(relations)).repeat_interleave(rowptr.diff())
@@ -475,9 +485,8 @@ class MultiGraph:
             unmeasured = int((~self.known(name)).sum())
             if len(lines) == 1:
                 lines.append(header)
-            lines.append(
-                f"  {name:<{max(width, 8)}} {genes:>7} {self.num_edges(name):>9} {mean:>9.1f} {self.max_degree(name):>8} {unmeasured:>8}"
-            )
+            counts = f"{genes:>7} {self.num_edges(name):>9} {mean:>9.1f} {self.max_degree(name):>8} {unmeasured:>8}"
+            lines.append(f"  {name:<{max(width, 8)}} {counts}")
         return "\n".join(lines)
 
 
@@ -496,11 +505,6 @@ def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- construction
-
-
-def _check_num_nodes(num_nodes: Any) -> None:
-    valid = isinstance(num_nodes, int) and not isinstance(num_nodes, bool) and num_nodes >= 1
-    require(valid, f"num_nodes: expected an int >= 1, got {describe(num_nodes)}")
 
 
 def _undirected_set(undirected: bool | Collection[str], relations: tuple[str, ...]) -> set[str]:
@@ -592,15 +596,10 @@ def _row_targets(rowptr: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return inv_mass, torch.where(mass > 0, w_log_w * inv_mass - mass.log(), 0)
 
 
-def _transpose(rowptr: Tensor, col: Tensor, num_relations: int, num_nodes: int) -> Transpose:
-    device = rowptr.device
-    degree = rowptr.diff()
-    row = torch.arange(num_nodes, device=device).repeat(num_relations).repeat_interleave(degree)
-    start = (torch.arange(num_relations, device=device) * num_nodes).repeat_interleave(
-        degree.reshape(num_relations, num_nodes).sum(1)
-    )
-    stacked_col = start + col
-    edge = torch.argsort(stacked_col, stable=True)  # rows stay ascending within a column
-    colptr = torch.zeros_like(rowptr)
-    torch.cumsum(torch.bincount(stacked_col, minlength=num_relations * num_nodes), 0, out=colptr[1:])
-    return Transpose(colptr, row[edge].to(col.dtype), edge)
+def _transpose(rowptr: Tensor, col: Tensor, num_nodes: int) -> Transpose:
+    """No shape in here depends on values, so that it can be built inside a compiled region too."""
+    stacked = torch.arange(rowptr.numel(), device=rowptr.device)
+    stacked_row = stacked[:-1].repeat_interleave(rowptr.diff(), output_size=col.numel())
+    row = stacked_row % num_nodes
+    stacked_col, edge = torch.sort(stacked_row - row + col, stable=True)  # rows stay ascending within a column
+    return Transpose(torch.searchsorted(stacked_col, stacked), row[edge].to(col.dtype), edge)

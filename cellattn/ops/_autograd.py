@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
-from torch.library import CustomOpDef
+from torch._library.custom_ops import CustomOpDef
 
 
 def refuse_double_backward(backward_op: CustomOpDef, name: str) -> None:

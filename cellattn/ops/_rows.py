@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._check import describe, require, require_choice, require_indices, require_same, require_tensor
+from .._check import describe, require, require_choice, require_count, require_indices, require_same, require_tensor
 from ..graph import MultiGraph
 from .attention import accumulation_dtype, attention_logsumexp, check_qk
 
@@ -21,27 +21,26 @@ def check_graph(graph: Any, q: Tensor, num_prefix: int) -> None:
     if not isinstance(graph, MultiGraph):
         raise TypeError(f"graph: expected a MultiGraph, got {describe(graph)}")
     require_same("device", q=q.device, graph=graph.device)
-    valid = isinstance(num_prefix, int) and not isinstance(num_prefix, bool) and num_prefix >= 0
-    require(valid, f"num_prefix: expected an int >= 0, got {describe(num_prefix)}")
+    require_count("num_prefix", num_prefix)
     require(
         q.shape[-2] == num_prefix + graph.num_nodes,
-        f"q: expected {num_prefix} prefix tokens + {graph.num_nodes} genes = {num_prefix + graph.num_nodes} tokens, "
-        f"got shape {list(q.shape)}",
+        lambda: (
+            f"q: expected {num_prefix} prefix tokens + {graph.num_nodes} genes = {num_prefix + graph.num_nodes} tokens, "
+            f"got shape {list(q.shape)}"
+        ),
     )
 
 
-def check_head(
-    q: Tensor, k: Tensor, graph: Any, num_prefix: int, lse: Tensor | None, reduction: str
-) -> None:
+def check_head(q: Tensor, k: Tensor, graph: Any, num_prefix: int, lse: Tensor | None, reduction: str) -> None:
     """Check what a loss of one head takes: q and k [..., T, D] over the same tokens, lse [..., T]."""
     check_qk(q, k)
-    require(q.shape == k.shape, f"k: expected the shape of q, {list(q.shape)}, got {list(k.shape)}")
+    require(q.shape == k.shape, lambda: f"k: expected the shape of q, {list(q.shape)}, got {list(k.shape)}")
     check_graph(graph, q, num_prefix)
     require_choice("reduction", reduction, REDUCTIONS)
     if lse is not None:
         require_tensor("lse", lse, dtypes=(accumulation_dtype(q.dtype),))
         require_same("device", q=q.device, lse=lse.device)
-        require(lse.shape == q.shape[:-1], f"lse: expected shape {list(q.shape[:-1])}, got {list(lse.shape)}")
+        require(lse.shape == q.shape[:-1], lambda: f"lse: expected shape {list(q.shape[:-1])}, got {list(lse.shape)}")
 
 
 def check_rows(name: str, rows: Any, graph: MultiGraph) -> Tensor | None:

@@ -13,14 +13,14 @@ dP = dOut Vᵀ is unchanged because V's new column is zero.
 
 from __future__ import annotations
 
-from math import isfinite, sqrt
+from math import sqrt
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._check import FLOAT_DTYPES, describe, require, require_same, require_tensor
+from .._check import FLOAT_DTYPES, require, require_number, require_same, require_tensor
 from ._autograd import keep_missing_grads, refuse_double_backward
 
 
@@ -46,14 +46,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) ->
     require_same("dtype", q=q.dtype, v=v.dtype)
     require_same("device", q=q.device, v=v.device)
     require(
-        v.shape[:-1] == k.shape[:-1], f"v: expected shape {[*k.shape[:-1], 'Dv']}, as k has, got {list(v.shape)}"
+        v.shape[:-1] == k.shape[:-1],
+        lambda: f"v: expected shape {[*k.shape[:-1], 'Dv']}, as k has, got {list(v.shape)}",
     )
     return _attention(q, k, v, None, resolve_scale(scale, q.shape[-1]))
 
 
-def attention_logsumexp(
-    q: Tensor, k: Tensor, *, key_mask: Tensor | None = None, scale: float | None = None
-) -> Tensor:
+def attention_logsumexp(q: Tensor, k: Tensor, *, key_mask: Tensor | None = None, scale: float | None = None) -> Tensor:
     """Natural log of attention's softmax denominators, differentiable in q and k.
 
     Args:
@@ -77,8 +76,10 @@ def attention_logsumexp(
         )
         require(
             fits and key_mask.shape[-1] == k.shape[-2],
-            f"key_mask: expected shape [{k.shape[-2]}] or one that broadcasts to {list(k.shape[:-1])}, "
-            f"got {list(key_mask.shape)}",
+            lambda: (
+                f"key_mask: expected shape [{k.shape[-2]}] or one that broadcasts to {list(k.shape[:-1])}, "
+                f"got {list(key_mask.shape)}"
+            ),
         )
     return _attention(q, k, k.new_empty(*k.shape[:-1], 0), key_mask, resolve_scale(scale, q.shape[-1]))[1]
 
@@ -87,23 +88,22 @@ def check_qk(q: Tensor, k: Tensor) -> None:
     """Check that q [..., Tq, D] and k [..., Tk, D] fit each other."""
     for name, x in (("q", q), ("k", k)):
         require_tensor(name, x, dtypes=FLOAT_DTYPES)
-        require(x.ndim >= 2, f"{name}: expected shape [..., tokens, head_dim], got {list(x.shape)}")
+        require(x.ndim >= 2, lambda: f"{name}: expected shape [..., tokens, head_dim], got {list(x.shape)}")
     require_same("dtype", q=q.dtype, k=k.dtype)
     require_same("device", q=q.device, k=k.device)
-    require(q.shape[-1] >= 1, f"q: expected a head_dim >= 1, got shape {list(q.shape)}")
+    require(q.shape[-1] >= 1, lambda: f"q: expected a head_dim >= 1, got shape {list(q.shape)}")
     require(
         q.shape[:-2] == k.shape[:-2] and q.shape[-1] == k.shape[-1],
-        f"k: expected shape {[*q.shape[:-2], 'Tk', q.shape[-1]]}, to fit q, got {list(k.shape)}",
+        lambda: f"k: expected shape {[*q.shape[:-2], 'Tk', q.shape[-1]]}, to fit q, got {list(k.shape)}",
     )
-    require(k.shape[-2] >= 1, f"k: expected at least one token, got shape {list(k.shape)}")
+    require(k.shape[-2] >= 1, lambda: f"k: expected at least one token, got shape {list(k.shape)}")
 
 
 def resolve_scale(scale: float | None, head_dim: int) -> float:
     """1 / sqrt(head_dim) for None; otherwise a finite number."""
     if scale is None:
         return 1 / sqrt(head_dim)
-    valid = isinstance(scale, (int, float)) and not isinstance(scale, bool) and isfinite(scale)
-    require(valid, f"scale: expected a finite number or None, got {describe(scale)}")
+    require_number("scale", scale)
     return float(scale)
 
 
@@ -125,9 +125,9 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: 
     width = max(q.shape[-1], v.shape[-1])
     heads = [_heads(x, width, dtype) for x in (q, k, v)]
     mask = None if key_mask is None else _additive_mask(key_mask, q, k, dtype)
-    o, l = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*heads, attn_mask=mask, scale=scale)
+    o, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*heads, attn_mask=mask, scale=scale)
     out = o[..., : v.shape[-1]].reshape(out.shape).to(q.dtype).contiguous()
-    lse = l.reshape(lse.shape).contiguous()
+    lse = log_sum.reshape(lse.shape).contiguous()
     if key_mask is not None:
         lse = lse.masked_fill(~key_mask.any(-1, keepdim=True), -torch.inf)
     return out, lse

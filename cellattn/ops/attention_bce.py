@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._check import describe, require, require_choice
+from .._check import require_choice, require_count
 from ..graph import MultiGraph
 from ._autograd import keep_missing_grads, refuse_double_backward
 from ._csr import sddmm, spmm, take_rows
@@ -93,8 +93,7 @@ def attention_bce(
         genes = torch.arange(graph.num_nodes, device=graph.device)
     negatives = None
     if num_negatives is not None:
-        valid = isinstance(num_negatives, int) and not isinstance(num_negatives, bool) and num_negatives >= 1
-        require(valid, f"num_negatives: expected an int >= 1 or None, got {describe(num_negatives)}")
+        require_count("num_negatives", num_negatives, 1)
         negatives = sample_negatives(graph, relation, genes, num_negatives, generator)
     loss = _bce_rows(
         q, k, total, *graph.stacked, inv_mass, graph.known(relation), genes, negatives, relation_id, num_prefix, scale,
@@ -118,8 +117,8 @@ def sample_negatives(
     degree = graph.degree(relation)[rows]
     first = graph.rowptr(relation)[rows, None]
     num_free = known.sum() - degree
-    uniform = torch.rand(rows.numel(), num_negatives, dtype=torch.float64, device=rows.device, generator=generator)
-    wanted = (uniform * num_free[:, None]).long()
+    uniform = torch.empty(rows.shape[0], num_negatives, dtype=torch.float64, device=rows.device)
+    wanted = (uniform.uniform_(generator=generator) * num_free[:, None]).long()
     low, high = torch.zeros_like(wanted), degree[:, None].expand_as(wanted)
     col = graph.col(relation)
     for _ in range(graph.max_degree(relation).bit_length()):
@@ -144,11 +143,10 @@ _PROBLEM = (
 @torch.library.custom_op("cellattn::bce_rows", mutates_args=(), device_types="cpu", schema=f"({_PROBLEM}) -> Tensor")
 def _bce_rows(q: Tensor, k: Tensor, lse: Tensor | None, *problem: Any) -> Tensor:
     """[..., R]"""
-    *graph, relation, num_prefix, scale, normalized = problem
-    rows = graph[5]
+    rows, num_prefix, scale = problem[5], problem[8], problem[9]
     queries, keys, totals = _flat(q, k, lse, rows, num_prefix)
     loss = queries.new_zeros(queries.shape[:2])
-    for block in _blocks(*graph, relation, normalized, keys.dtype):
+    for block in _blocks(*problem, dtype=keys.dtype):
         for lead in range(queries.shape[0]):
             s = scale * block.scores(queries[lead], keys[lead])
             total = None if totals is None else block.spread(totals[lead])
@@ -168,17 +166,14 @@ def _(q: Tensor, k: Tensor, lse: Tensor | None, *problem: Any) -> Tensor:
     device_types="cpu",
     schema=f"(Tensor dloss, {_PROBLEM}) -> (Tensor, Tensor, Tensor)",
 )
-def _bce_rows_backward(
-    dloss: Tensor, q: Tensor, k: Tensor, lse: Tensor | None, *problem: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+def _bce_rows_backward(dloss: Tensor, q: Tensor, k: Tensor, lse: Tensor | None, *problem: Any) -> tuple[Tensor, Tensor, Tensor]:
     """(dq, dk [..., T, D], dlse [..., R], empty for the sigmoid link)"""
-    *graph, relation, num_prefix, scale, normalized = problem
-    rows = graph[5]
+    rows, num_prefix, scale = problem[5], problem[8], problem[9]
     queries, keys, totals = _flat(q, k, lse, rows, num_prefix)
     dloss = dloss.reshape(queries.shape[:2])
     dqueries, dkeys = torch.zeros_like(queries), torch.zeros_like(keys)
     dlse = torch.zeros_like(dloss) if totals is not None else dloss.new_zeros(0)
-    for block in _blocks(*graph, relation, normalized, keys.dtype):
+    for block in _blocks(*problem, dtype=keys.dtype):
         for lead in range(queries.shape[0]):
             s = scale * block.scores(queries[lead], keys[lead])
             total = None if totals is None else block.spread(totals[lead])
@@ -196,9 +191,7 @@ def _bce_rows_backward(
 
 
 @_bce_rows_backward.register_fake
-def _(
-    dloss: Tensor, q: Tensor, k: Tensor, lse: Tensor | None, *problem: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(dloss: Tensor, q: Tensor, k: Tensor, lse: Tensor | None, *problem: Any) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), dloss.new_empty(dloss.shape if lse is not None else 0)
 
 
@@ -245,17 +238,15 @@ def _log_a(s: Tensor, total: Tensor) -> Tensor:
     return (s - total).clamp_max(-torch.finfo(s.dtype).eps)
 
 
-def _flat(
-    q: Tensor, k: Tensor, lse: Tensor | None, rows: Tensor, num_prefix: int
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def _flat(q: Tensor, k: Tensor, lse: Tensor | None, rows: Tensor, num_prefix: int) -> tuple[Tensor, Tensor, Tensor | None]:
     """(queries [L, R, D], keys [L, N, D], log-sum-exps [L, R]) in the dtype of the arithmetic."""
     dtype = accumulation_dtype(q.dtype)
     queries = take(q, -2, rows, num_prefix).to(dtype)
     keys = take(k, -2, None, num_prefix).to(dtype)
     num_leading = q.shape[:-2].numel()
     totals = None if lse is None else lse.reshape(num_leading, rows.numel())
-    flat = (x.reshape(num_leading, *x.shape[-2:]) for x in (queries, keys))
-    return *flat, totals
+    queries, keys = (x.reshape(num_leading, *x.shape[-2:]) for x in (queries, keys))
+    return queries, keys, totals
 
 
 def _blocks(
@@ -267,7 +258,10 @@ def _blocks(
     rows: Tensor,
     negatives: Tensor | None,
     relation: int,
+    num_prefix: int,
+    scale: float,
     normalized: bool,
+    *,
     dtype: torch.dtype,
 ) -> Iterator[_DenseRows | _SparseRows]:
     """The entries of the loss with their targets: row blocks against all genes, or edges and drawn non-edges at once."""

@@ -11,15 +11,23 @@ attention of B queries over N shared keys, and one correction a perturbed gene t
 
 from __future__ import annotations
 
-from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._check import FLOAT_DTYPES, describe, require, require_distinct, require_indices, require_ragged, require_same, require_tensor
+from .._check import (
+    FLOAT_DTYPES,
+    require,
+    require_distinct,
+    require_indices,
+    require_number,
+    require_ragged,
+    require_same,
+    require_tensor,
+)
 from ._autograd import keep_missing_grads, refuse_double_backward
-from .attention import accumulation_dtype, attention
+from .attention import attention
 
 
 def perturbation_attention(
@@ -45,7 +53,7 @@ def perturbation_attention(
     """
     for name, x in (("query", query), ("key", key), ("value", value), ("override", override)):
         require_tensor(name, x, dtypes=FLOAT_DTYPES)
-        require(x.ndim >= 2, f"{name}: expected shape [..., rows, features], got {list(x.shape)}")
+        require(x.ndim >= 2, lambda: f"{name}: expected shape [..., rows, features], got {list(x.shape)}")
     require_same("dtype", query=query.dtype, key=key.dtype, value=value.dtype, override=override.dtype)
     require_same(
         "device", query=query.device, key=key.device, value=value.device, index=index.device, ptr=ptr.device,
@@ -57,12 +65,11 @@ def perturbation_attention(
         ("value", value, (*lead, key.shape[-2], value.shape[-1])),
         ("override", override, (*lead, index.shape[0] if index.ndim else 0, value.shape[-1])),
     ):
-        require(tuple(x.shape) == expected, f"{name}: expected shape {list(expected)}, got {list(x.shape)}")
+        require(tuple(x.shape) == expected, lambda: f"{name}: expected shape {list(expected)}, got {list(x.shape)}")
     require_ragged("index", index, ptr, num_sets=query.shape[-2])
     require_indices("index", index, key.shape[-2])
     require_distinct("index", index, ptr)
-    valid = isinstance(scale, (int, float)) and not isinstance(scale, bool) and isfinite(scale)
-    require(valid, f"scale: expected a finite number, got {describe(scale)}")
+    require_number("scale", scale)
     out, lse = attention(query, key, value, scale=scale)
     return out + _correction(query, key, value, lse, index, ptr, override, float(scale))
 

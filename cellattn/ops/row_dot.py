@@ -77,10 +77,7 @@ def _row_dot(q: Tensor, k: Tensor, rowptr: Tensor, col: Tensor, weight: Tensor, 
     kbar = torch.empty(*y.shape, q.shape[-1], dtype=dtype)
     for relation, head, here in _each_tie(relations, heads, lengths):
         genes = None if rows is None else rows[here]
-        if genes is None:
-            ptr, entry = _span(rowptr, relation, n)
-        else:
-            ptr, entry = take_rows(rowptr, relation * n + genes)
+        ptr, entry = _span(rowptr, relation, n) if genes is None else take_rows(rowptr, relation * n + genes)
         keys = k[..., head, num_prefix:, :].to(dtype)
         kbar[..., here, :] = _spmm_leading(ptr, col[entry], weight[entry].to(dtype), n, keys)
         queries = take(q[..., head, :, :], -2, genes, num_prefix).to(dtype)
@@ -152,9 +149,7 @@ refuse_double_backward(_row_dot_backward, "attention_kl")
 # ------------------------------------------------------------------------------------------------------------- CPU
 
 
-def _each_tie(
-    relations: Sequence[int], heads: Sequence[int], lengths: Sequence[int]
-) -> Iterator[tuple[int, int, slice]]:
+def _each_tie(relations: Sequence[int], heads: Sequence[int], lengths: Sequence[int]) -> Iterator[tuple[int, int, slice]]:
     """(relation, head, where its rows stand among the M of all ties)"""
     first = 0
     for relation, head, length in zip(relations, heads, lengths, strict=True):

@@ -11,9 +11,7 @@ from .._check import describe, require
 from ..graph import MultiGraph
 
 
-def sample_rows(
-    graph: MultiGraph, relation: str, num_rows: int, *, generator: torch.Generator | None = None
-) -> Tensor:
+def sample_rows(graph: MultiGraph, relation: str, num_rows: int, *, generator: torch.Generator | None = None) -> Tensor:
     """Draw genes uniformly, without replacement, among those with a valid edge in a relation.
 
     Args:
@@ -33,12 +31,15 @@ def sample_rows(
     available = graph.num_rows_with_edges(relation)
     valid = isinstance(num_rows, int) and not isinstance(num_rows, bool) and 0 <= num_rows <= available
     require(
-        valid, f"num_rows: expected an int in [0, {available}], the rows of {relation!r} with an edge, got {describe(num_rows)}"
+        valid,
+        lambda: (
+            f"num_rows: expected an int in [0, {available}], the rows of {relation!r} with an edge, got {describe(num_rows)}"
+        ),
     )
     check_generator(generator)
     has_edge = graph.inv_mass.narrow(0, first, graph.num_nodes) > 0
     # The smallest of independent uniform keys are a uniform draw, of a size that is known without looking at the data.
-    key = torch.rand(graph.num_nodes, dtype=torch.float64, device=graph.device, generator=generator)
+    key = torch.empty(graph.num_nodes, dtype=torch.float64, device=graph.device).uniform_(generator=generator)
     return key.masked_fill(~has_edge, 2.0).topk(num_rows, largest=False).indices.sort().values
 
 

@@ -1,0 +1,363 @@
+"""Measured mutants: ragged sets of perturbed genes, what was done to each gene, and the phenotype."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cellattn._check import describe, require, require_choice, require_indices, require_tensor, unknown
+from cellattn.data.genes import GeneList
+from cellattn.data.readers import InteractionTable
+
+PERTURBATION_TYPES = ("present", "deleted", "added", "overexpressed", "knocked_down", "mutated")
+"""State of a gene, m_i; the position is the type id. All genes outside a set are "present", the unperturbed state."""
+
+
+class PerturbationSample(NamedTuple):
+    """One mutant: `seeds` int64 [n], `types` int64 [n], `y` float32 [] or [P]."""
+
+    seeds: Tensor
+    types: Tensor
+    y: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class PerturbationBatch:
+    """A batch of mutants; set b holds the entries ptr[b] to ptr[b + 1].
+
+    Attributes:
+        seeds: int64 [nnz], perturbed genes.
+        ptr: int64 [B + 1].
+        types: int64 [nnz], positions in `PERTURBATION_TYPES`.
+        y: float32 [B] or [B, P], phenotypes.
+    """
+
+    seeds: Tensor
+    ptr: Tensor
+    types: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ptr) - 1
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PerturbationBatch:
+        """The batch on another device."""
+        return PerturbationBatch(*(part.to(device, non_blocking=non_blocking) for part in self._parts()))
+
+    def pin_memory(self) -> PerturbationBatch:
+        """The batch in page-locked memory; a `DataLoader` with `pin_memory=True` calls it."""
+        return PerturbationBatch(*(part.pin_memory() for part in self._parts()))
+
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.seeds, self.ptr, self.types, self.y
+
+
+class PerturbationDataset(Dataset[PerturbationSample]):
+    """Mutants stored flat, so that a batch is one gather.
+
+    Args:
+        seeds: int64 [nnz], perturbed genes of all sets, one set after the other.
+        ptr: int64 [B + 1], where each set begins; sets may be empty.
+        types: int64 [nnz], positions in `PERTURBATION_TYPES`, none of them 0, "present".
+        y: float [B] or [B, P], finite phenotypes; stored as float32.
+        num_genes: number of genes that `seeds` refers to.
+        split: the name of each sample's split, B strings, or None.
+
+    Raises:
+        TypeError: an argument of a wrong type.
+        ValueError: shapes that do not fit, an index out of range, a phenotype that is not finite, or a gene that stands
+            twice in a set (the message names the sample and the gene).
+
+    Use it with `DataLoader(dataset, collate_fn=dataset.collate)`.
+    """
+
+    def __init__(
+        self,
+        seeds: Tensor,
+        ptr: Tensor,
+        types: Tensor,
+        y: Tensor,
+        *,
+        num_genes: int,
+        split: Sequence[str] | None = None,
+    ) -> None:
+        if isinstance(num_genes, bool) or not isinstance(num_genes, int):
+            raise TypeError(f"num_genes: expected an int, got {describe(num_genes)}")
+        require(num_genes >= 0, f"num_genes: expected at least 0, got {num_genes}")
+        require_tensor("seeds", seeds, ndim=1, dtypes=(torch.int64,))
+        require_tensor("ptr", ptr, ndim=1, dtypes=(torch.int64,))
+        require_tensor("types", types, ndim=1, dtypes=(torch.int64,))
+        require_tensor("y", y)
+        for name, value in (("seeds", seeds), ("ptr", ptr), ("types", types), ("y", y)):
+            require(value.device.type == "cpu", f"{name}: expected a tensor on the CPU, got one on {value.device}")
+        _check_ptr(ptr, len(seeds))
+        num_samples = len(ptr) - 1
+        require(len(types) == len(seeds), f"types: expected {len(seeds)} entries as in seeds, got {len(types)}")
+        require(
+            y.ndim in (1, 2) and len(y) == num_samples,
+            f"y: expected shape [{num_samples}] or [{num_samples}, P] for {num_samples} sets, got a {describe(y)}",
+        )
+        require(y.is_floating_point(), f"y: expected a floating-point tensor, got a {describe(y)}")
+        require_indices("seeds", seeds, num_genes)
+        require_indices("types", types, len(PERTURBATION_TYPES), "PERTURBATION_TYPES")
+        y = y.float()
+        if not y.isfinite().all():
+            sample = int((~y.isfinite()).nonzero()[0, 0])
+            raise ValueError(f"y: sample {sample} holds {y[sample].tolist()}, expected finite numbers")
+        sample_of = torch.arange(num_samples).repeat_interleave(ptr.diff())
+        if (types == 0).any():
+            entry = int((types == 0).nonzero()[0])
+            raise ValueError(
+                f"types: sample {int(sample_of[entry])}, gene {int(seeds[entry])} is 'present', the unperturbed state; "
+                "leave such a gene out of the set"
+            )
+        _check_no_repeats(seeds, sample_of)
+
+        self.seeds, self.ptr, self.types, self.y = seeds, ptr, types, y
+        self.num_genes = num_genes
+        self.split_names: tuple[str, ...] = ()
+        self._split = torch.zeros(num_samples, dtype=torch.int64)
+        if split is not None:
+            if (
+                isinstance(split, str)
+                or not isinstance(split, Sequence)
+                or not all(isinstance(name, str) for name in split)
+            ):
+                raise TypeError(f"split: expected one string a sample, got {describe(split)}")
+            require(len(split) == num_samples, f"split: expected {num_samples} names, one a sample, got {len(split)}")
+            code = {name: position for position, name in enumerate(dict.fromkeys(split))}
+            self.split_names = tuple(code)
+            self._split = torch.tensor([code[name] for name in split], dtype=torch.int64)
+
+    @classmethod
+    def from_sets(
+        cls,
+        sets: Iterable[Sequence[int | str]],
+        y: Tensor | Sequence[float],
+        *,
+        types: str | Sequence[Sequence[str]] = "deleted",
+        genes: GeneList | None = None,
+        num_genes: int | None = None,
+        split: Sequence[str] | None = None,
+    ) -> PerturbationDataset:
+        """Build a dataset from sets of gene indices or, with `genes`, gene names.
+
+        Args:
+            sets: B sets.
+            y: phenotypes [B] or [B, P].
+            types: names from `PERTURBATION_TYPES`: one for all genes, or one for each gene of each set.
+            genes: the gene list; needed for names.
+            num_genes: number of genes; that of `genes` when None.
+            split: the name of each sample's split.
+
+        Raises:
+            TypeError, ValueError: an unknown gene or type, lengths that differ, or what the constructor refuses.
+        """
+        flat: list[int] = []
+        ends: list[int] = [0]
+        for sample, members in enumerate(sets):
+            if isinstance(members, str) or not isinstance(members, Iterable):
+                raise TypeError(f"sets: expected a sequence of genes for sample {sample}, got {describe(members)}")
+            flat += [_gene_index(gene, genes, sample) for gene in members]
+            ends.append(len(flat))
+        if num_genes is None:
+            require(genes is not None, "num_genes: expected the number of genes, or genes, got neither")
+            num_genes = len(genes) if genes is not None else 0
+        ptr = torch.tensor(ends)
+        return cls(
+            _as_tensor("sets", flat, torch.int64),
+            ptr,
+            _type_ids(types, ptr.diff().tolist()),
+            _as_tensor("y", y, torch.float32),
+            num_genes=num_genes,
+            split=split,
+        )
+
+    @classmethod
+    def from_interactions(cls, table: InteractionTable, *, perturbation: str = "deleted") -> PerturbationDataset:
+        """Build a dataset from a genetic-interaction table, all genes perturbed in one way.
+
+        Args:
+            table: what `read_interactions` returns; the score becomes `y`, the split column the split.
+            perturbation: a name from `PERTURBATION_TYPES`.
+        """
+        if not isinstance(table, InteractionTable):
+            raise TypeError(f"table: expected an InteractionTable, got {describe(table)}")
+        require_choice("perturbation", perturbation, PERTURBATION_TYPES[1:])
+        types = torch.full_like(table.seeds, PERTURBATION_TYPES.index(perturbation))
+        return cls(table.seeds, table.ptr, types, table.score, num_genes=len(table.genes), split=table.split)
+
+    @property
+    def split(self) -> list[str] | None:
+        """The name of each sample's split, or None."""
+        return [self.split_names[code] for code in self._split.tolist()] if self.split_names else None
+
+    def subset(self, selection: str | Tensor | Sequence[int]) -> PerturbationDataset:
+        """The samples of a split, under a mask or at given positions.
+
+        Args:
+            selection: the name of a split or a pattern for several ("*_training"); bool [B]; or positions int64 [M].
+
+        Raises:
+            ValueError: no split of that name, a mask of another length, a position out of range.
+        """
+        if isinstance(selection, str):
+            selection = self.split_mask(selection)
+        selection = _as_tensor("selection", selection)
+        require_tensor("selection", selection, ndim=1, dtypes=(torch.bool, torch.int64))
+        if selection.dtype == torch.bool:
+            require(len(selection) == len(self), f"selection: expected a mask of {len(self)}, got {len(selection)}")
+            selection = selection.nonzero()[:, 0]
+        batch = self._gather(selection)
+        names = self.split_names
+        split = [names[code] for code in self._split[selection].tolist()] if names else None
+        return PerturbationDataset(batch.seeds, batch.ptr, batch.types, batch.y, num_genes=self.num_genes, split=split)
+
+    def split_mask(self, pattern: str) -> Tensor:
+        """Whether each sample is in a split whose name is or matches `pattern` ("*_training"), bool [B].
+
+        Raises:
+            ValueError: no split of that name.
+        """
+        codes = [code for code, name in enumerate(self.split_names) if fnmatchcase(name, pattern)]
+        if not codes:
+            unknown("split", pattern, self.split_names)
+        return torch.isin(self._split, torch.tensor(codes))
+
+    def overlaps(self, other: PerturbationDataset) -> Tensor:
+        """Whether each sample's set (genes and types, in any order) also stands in `other`, bool [B]."""
+        held_out = set(other._keys())
+        return torch.tensor([key in held_out for key in self._keys()], dtype=torch.bool)
+
+    def _keys(self) -> Iterator[tuple[tuple[int, int], ...]]:
+        entries = list(zip(self.seeds.tolist(), self.types.tolist(), strict=True))
+        for begin, end in pairwise(self.ptr.tolist()):
+            yield tuple(sorted(entries[begin:end]))
+
+    def __len__(self) -> int:
+        return len(self.ptr) - 1
+
+    def __getitem__(self, index: int) -> PerturbationSample:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index: expected one in [{-len(self)}, {len(self)}), got {index}")
+        begin, end = self.ptr[index % len(self)], self.ptr[index % len(self) + 1]
+        return PerturbationSample(self.seeds[begin:end], self.types[begin:end], self.y[index])
+
+    def __getitems__(self, indices: Sequence[int]) -> PerturbationBatch:
+        """A whole batch in one gather; a `DataLoader` calls it in place of `__getitem__`."""
+        return self._gather(torch.tensor(indices, dtype=torch.int64))
+
+    def _gather(self, indices: Tensor) -> PerturbationBatch:
+        require_indices("indices", indices, len(self), "samples")
+        begin = self.ptr[indices]
+        size = self.ptr[indices + 1] - begin
+        ptr = torch.cat([size.new_zeros(1), size.cumsum(0)])
+        entry = torch.arange(int(ptr[-1])) + (begin - ptr[:-1]).repeat_interleave(size)
+        return PerturbationBatch(self.seeds[entry], ptr, self.types[entry], self.y[indices])
+
+    @staticmethod
+    def collate(samples: PerturbationBatch | Sequence[PerturbationSample]) -> PerturbationBatch:
+        """Join samples into a batch; what `__getitems__` gathered passes through.
+
+        Args:
+            samples: (seeds int64 [n], types int64 [n], y [] or [P]) triples, own ones or those of a dataset.
+
+        Raises:
+            ValueError: no samples, shapes that do not fit, a gene that stands twice in a set.
+        """
+        if isinstance(samples, PerturbationBatch):
+            return samples
+        require(len(samples) > 0, "samples: expected at least one sample, got none")
+        for position, (seeds, types, y) in enumerate(samples):
+            require_tensor(f"samples[{position}].seeds", seeds, ndim=1, dtypes=(torch.int64,))
+            require_tensor(f"samples[{position}].types", types, ndim=1, dtypes=(torch.int64,))
+            require_tensor(f"samples[{position}].y", y)
+            require(
+                len(types) == len(seeds),
+                f"samples[{position}].types: expected {len(seeds)} entries as in seeds, got {len(types)}",
+            )
+            first = samples[0][2]
+            require(
+                y.shape == first.shape,
+                f"samples[{position}].y: expected shape {list(first.shape)} as in the first, got {list(y.shape)}",
+            )
+        all_seeds, all_types, all_y = zip(*samples, strict=True)
+        sizes = torch.tensor([len(seeds) for seeds in all_seeds])
+        seeds = torch.cat(all_seeds)
+        _check_no_repeats(seeds, torch.arange(len(samples)).repeat_interleave(sizes))
+        ptr = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+        return PerturbationBatch(seeds, ptr, torch.cat(all_types), torch.stack(all_y).float())
+
+    def __repr__(self) -> str:
+        splits = ", ".join(f"{name} {int((self._split == code).sum())}" for code, name in enumerate(self.split_names))
+        return f"PerturbationDataset({len(self)} samples over {self.num_genes} genes{': ' if splits else ''}{splits})"
+
+
+def _as_tensor(name: str, value: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """The value as a tensor; an empty list is int64 where no dtype is given."""
+    if isinstance(value, Tensor):
+        return value
+    if dtype is None and isinstance(value, Sequence) and len(value) == 0:
+        dtype = torch.int64
+    try:
+        return torch.as_tensor(value, dtype=dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name}: expected a tensor or numbers, got {describe(value)}") from error
+
+
+def _gene_index(gene: Any, genes: GeneList | None, sample: int) -> int:
+    """Index of a gene given by index or, with a gene list, by name."""
+    if genes is not None and isinstance(gene, str):
+        index = genes.get(gene)
+        if index is None:
+            raise ValueError(f"sets: sample {sample} names gene {gene!r}, which is not in the gene list")
+        return index
+    try:
+        return operator.index(gene)  # numpy integers too
+    except TypeError:
+        wanted = "an index" if genes is None else "an index or a name"
+        raise TypeError(f"sets: sample {sample}: expected {wanted} for each gene, got {describe(gene)}") from None
+
+
+def _type_ids(types: str | Sequence[Sequence[str]], sizes: list[int]) -> Tensor:
+    """Type ids int64 [nnz] of names given for all genes or gene by gene."""
+    if isinstance(types, str):
+        require_choice("types", types, PERTURBATION_TYPES[1:])
+        return torch.full((sum(sizes),), PERTURBATION_TYPES.index(types), dtype=torch.int64)
+    if not isinstance(types, Sequence):
+        raise TypeError(f"types: expected a name or one sequence of names a set, got {describe(types)}")
+    require(len(types) == len(sizes), f"types: expected {len(sizes)} sequences as in sets, got {len(types)}")
+    for sample, (names, size) in enumerate(zip(types, sizes, strict=True)):
+        if isinstance(names, str) or not isinstance(names, Sequence):
+            raise TypeError(f"types: expected a sequence of names for sample {sample}, got {describe(names)}")
+        require(len(names) == size, f"types: sample {sample} has {size} genes, got {len(names)} types")
+        for name in names:
+            require_choice(f"types: sample {sample}", name, PERTURBATION_TYPES[1:])
+    return torch.tensor([PERTURBATION_TYPES.index(name) for names in types for name in names], dtype=torch.int64)
+
+
+def _check_ptr(ptr: Tensor, nnz: int) -> None:
+    require(len(ptr) > 0, "ptr: expected B + 1 entries, got none")
+    require(int(ptr[0]) == 0, f"ptr: expected to begin with 0, got {int(ptr[0])}")
+    require(int(ptr[-1]) == nnz, f"ptr: expected to end with {nnz}, the number of seeds, got {int(ptr[-1])}")
+    if (ptr.diff() < 0).any():
+        position = int((ptr.diff() < 0).nonzero()[0])
+        raise ValueError(f"ptr: falls from {int(ptr[position])} to {int(ptr[position + 1])} at position {position + 1}")
+
+
+def _check_no_repeats(seeds: Tensor, sample_of: Tensor) -> None:
+    """Refuse a gene twice in a set; `sample_of` ascends."""
+    order = seeds.argsort(stable=True)
+    order = order[sample_of[order].argsort(stable=True)]
+    same = (seeds[order].diff() == 0) & (sample_of[order].diff() == 0)
+    if same.any():
+        entry = int(order[same.nonzero()[0]])
+        raise ValueError(f"seeds: sample {int(sample_of[entry])} holds gene {int(seeds[entry])} twice")
