@@ -1,0 +1,18 @@
+"""Modules: the cell transformer and its parts, each thin enough to read as its equations."""
+
+from .attention import GraphLossOptions, GraphRegularizedAttention
+from .encoder import CellEncoder, Tie
+from .hypersagnn import HyperSAGNN
+from .perturbation import PerturbationHead
+from .transformer import CellOutput, CellTransformer
+
+__all__ = [
+    "CellEncoder",
+    "CellOutput",
+    "CellTransformer",
+    "GraphLossOptions",
+    "GraphRegularizedAttention",
+    "HyperSAGNN",
+    "PerturbationHead",
+    "Tie",
+]

@@ -1,0 +1,66 @@
+"""Checks that the modules share."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._check import (
+    FLOAT_DTYPES,
+    describe,
+    require,
+    require_distinct,
+    require_indices,
+    require_ragged,
+    require_same,
+    require_tensor,
+)
+
+
+def require_count(name: str, value: Any, *, minimum: int = 1) -> None:
+    """Check that an argument is an int of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an int, got {describe(value)}")
+    require(value >= minimum, f"{name}: expected at least {minimum}, got {value}")
+
+
+def require_probability(name: str, value: Any) -> None:
+    """Check that an argument is a number in [0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}: expected a number, got {describe(value)}")
+    require(0 <= value < 1, f"{name}: expected a probability in [0, 1), got {value}")
+
+
+def require_weight(name: str, value: Any) -> None:
+    """Check that an argument is a finite number of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}: expected a number, got {describe(value)}")
+    require(math.isfinite(value) and value >= 0, f"{name}: expected a finite number of at least 0, got {value}")
+
+
+def require_features(name: str, value: Any, dim: int, parameter: Tensor, *, ndim: int | None = None) -> None:
+    """Check that an argument is [..., n, dim], or of `ndim` dimensions, with the device and dtype of a module's parameter.
+
+    Under autocast, which casts inputs, any floating dtype will do.
+    """
+    require_tensor(name, value, ndim=ndim, dtypes=FLOAT_DTYPES)
+    if ndim is None and value.ndim < 2:
+        raise ValueError(f"{name}: expected at least 2 dimensions, got a {describe(value)}")
+    if value.shape[-1] != dim:
+        raise ValueError(f"{name}: expected a last dimension of {dim}, got a {describe(value)}")
+    require_same("device", module=parameter.device, **{name: value.device})
+    if not torch.is_autocast_enabled(value.device.type):
+        require_same("dtype", module=parameter.dtype, **{name: value.dtype})
+
+
+def require_perturbations(seeds: Any, ptr: Any, types: Any, num_genes: int, num_types: int) -> None:
+    """Check a ragged batch of perturbation sets: gene indices, distinct within a set, their types, and `ptr`."""
+    require_ragged("seeds", seeds, ptr)
+    require_tensor("types", types, ndim=1, dtypes=(torch.int64,))
+    require_same("length", seeds=len(seeds), types=len(types))
+    require_indices("seeds", seeds, num_genes)
+    require_indices("types", types, num_types, "perturbation types")
+    require_distinct("seeds", seeds, ptr)

@@ -1,0 +1,101 @@
+"""Sums and attention inside the sets of a ragged batch: entries [nnz, ...] and ptr int64 [B+1], sets often empty.
+
+Both are gathers forward and backward, so that a result is the same from run to run. The work on `set_attention` is done
+on sets padded to the longest, B * longest^2 scores a head: meant for sets of a few genes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ops._autograd import keep_missing_grads, refuse_double_backward
+
+
+def set_sum(x: Tensor, ptr: Tensor) -> Tensor:
+    """Sum of the entries of each set: x [nnz, D], ptr int64 [B+1] -> [B, D], zeros for an empty set."""
+    return torch.segment_reduce(x, "sum", offsets=ptr, axis=0)
+
+
+def set_mean(x: Tensor, ptr: Tensor) -> Tensor:
+    """Mean of the entries of each set: x [nnz, D], ptr int64 [B+1] -> [B, D], zeros for an empty set."""
+    return set_sum(x, ptr) / ptr.diff().clamp(min=1).unsqueeze(-1).to(x.dtype)
+
+
+@torch.library.custom_op("cellattn::set_attention", mutates_args=())
+def set_attention(q: Tensor, k: Tensor, v: Tensor, ptr: Tensor) -> Tensor:
+    """Attention of each entry to the others of its set, never to itself; zeros where there is no other.
+
+    Args:
+        q, k, v: [nnz, H, D], one floating dtype.
+        ptr: int64 [B+1].
+
+    Returns:
+        [nnz, H, D].
+    """
+    with torch.autocast(q.device.type, enabled=False):  # products in the dtype chosen here
+        p, _, _, v_pad = _probabilities(q, k, v, ptr)
+        return _ragged(p @ v_pad, ptr, v)
+
+
+@set_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, ptr: Tensor) -> Tensor:
+    return v.new_empty(v.shape)
+
+
+@torch.library.custom_op("cellattn::set_attention_backward", mutates_args=())
+def _set_attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, ptr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    p, q_pad, k_pad, v_pad = _probabilities(q, k, v, ptr)
+    do = _padded(grad, ptr)
+    dp = do @ v_pad.mT
+    ds = p * (dp - (p * dp).sum(-1, keepdim=True)) * q.shape[-1] ** -0.5
+    return _ragged(ds @ k_pad, ptr, q), _ragged(ds.mT @ q_pad, ptr, k), _ragged(p.mT @ do, ptr, v)
+
+
+@_set_attention_backward.register_fake
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, ptr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    keep_missing_grads(ctx)
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 4
+    return *_set_attention_backward(grad, *ctx.saved_tensors), None
+
+
+set_attention.register_autograd(_backward, setup_context=_setup_context)
+refuse_double_backward(_set_attention_backward, "nn.HyperSAGNN")
+
+
+def _probabilities(q: Tensor, k: Tensor, v: Tensor, ptr: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Softmax rows [B, H, M, M] and q, k, v [B, H, M, D] on sets padded to the longest, M."""
+    q, k, v = _padded(q, ptr), _padded(k, ptr), _padded(v, ptr)
+    position = torch.arange(q.shape[-2], device=q.device)
+    # [B, 1, M, M]: entry i sees entry j of its set, and not itself
+    inside = position < ptr.diff()[:, None]
+    sees = (inside[:, :, None] & inside[:, None, :] & (position[:, None] != position))[:, None]
+    s = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(~sees, float("-inf"))
+    # a row that sees nothing is NaN after the softmax, and 0 after the second mask
+    return s.softmax(-1).masked_fill(~sees, 0), q, k, v
+
+
+def _padded(x: Tensor, ptr: Tensor) -> Tensor:
+    """[nnz, H, D] -> [B, H, M, D], at least float32. What pads a set is a repeated entry, never read."""
+    longest = int(ptr.diff().max()) if ptr.numel() > 1 else 0
+    index = ptr[:-1, None] + torch.arange(longest, device=ptr.device)
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return x[index.clamp(max=max(x.shape[0] - 1, 0))].transpose(1, 2)
+
+
+def _ragged(x: Tensor, ptr: Tensor, like: Tensor) -> Tensor:
+    """[B, H, M, D] -> [nnz, H, D] in the dtype of `like`."""
+    entry = torch.arange(like.shape[0], device=ptr.device)
+    member = torch.searchsorted(ptr[1:], entry, right=True)  # the set of each entry
+    return x.transpose(1, 2)[member, entry - ptr[member]].to(like.dtype)

@@ -1,0 +1,135 @@
+"""Multi-head self-attention over gene tokens, some of whose heads are tied to gene graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
+from .._check import describe, require, require_choice
+from ..graph import MultiGraph
+from ..ops import attention, graph_attention
+from ..ops._rows import OVER, REDUCTIONS
+from ..ops.attention_bce import LINKS, TARGETS
+from ..ops.graph_attention import LOSSES
+from ._check import require_count, require_features
+
+Rows = Tensor | Mapping[str, Tensor]
+
+
+class GraphLossOptions(TypedDict, total=False):
+    """How a tied head is compared with its graph: the options of `cellattn.graph_attention` of the same names."""
+
+    loss: str  # "kl" (default) or "bce"
+    over: str  # "tokens" (default) or "valid"
+    reduction: str  # "mean" (default), "sum" or "none"
+    num_negatives: int | None  # bce: sampled non-edges a row; None: every one
+    target: str  # bce: "normalized" (default) or "binary"
+    link: str  # bce: "softmax" (default) or "sigmoid"
+
+
+_CHOICES = {"loss": LOSSES, "over": OVER, "reduction": REDUCTIONS, "target": TARGETS, "link": LINKS}
+
+
+def check_loss_options(options: Mapping[str, Any]) -> None:
+    """Check `GraphLossOptions` by name and value."""
+    for name, value in options.items():
+        if name in _CHOICES:
+            require_choice(name, value, _CHOICES[name])
+        elif name != "num_negatives":
+            raise TypeError(f"{name}: no such option, expected one of {', '.join(GraphLossOptions.__annotations__)}")
+        elif value is not None:
+            require_count(name, value)
+
+
+class GraphRegularizedAttention(nn.Module):
+    """Multi-head self-attention that also returns, for each tie of a head to a graph, how far its map is from it.
+
+    Args:
+        dim: width of the tokens.
+        num_heads: number of heads.
+        head_dim: width of a head; `dim / num_heads` by default.
+        ties: pairs (relation, head).
+        num_prefix: tokens before the genes (CLS).
+        bias: whether the projections have one.
+        loss_options: see `GraphLossOptions`.
+
+    Raises:
+        ValueError: a size, tie or option out of range. TypeError: one of a wrong type.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        head_dim: int | None = None,
+        ties: Sequence[tuple[str, int]] = (),
+        num_prefix: int = 1,
+        bias: bool = True,
+        **loss_options: Unpack[GraphLossOptions],
+    ) -> None:
+        super().__init__()
+        require_count("dim", dim)
+        require_count("num_heads", num_heads)
+        require_count("num_prefix", num_prefix, minimum=0)
+        if head_dim is None:
+            require(dim % num_heads == 0, f"num_heads: expected a divisor of dim, {dim}, got {num_heads}")
+            head_dim = dim // num_heads
+        require_count("head_dim", head_dim)
+        check_loss_options(loss_options)
+        for position, tie in enumerate(ties):
+            relation, head = tie
+            if not isinstance(relation, str):
+                raise TypeError(f"ties: entry {position}: expected a relation's name, got {describe(relation)}")
+            require_count(f"ties: entry {position}: head", head, minimum=0)
+            require(head < num_heads, f"ties: entry {position}: expected a head below {num_heads}, got {head}")
+            require(tie not in ties[:position], f"ties: entry {position}: {tie} is listed twice")
+        self.dim, self.num_heads, self.head_dim, self.num_prefix = dim, num_heads, head_dim, num_prefix
+        self.ties = tuple(ties)
+        self.loss_options = loss_options
+        self.qkv = nn.Linear(dim, 3 * num_heads * head_dim, bias=bias)
+        self.out = nn.Linear(num_heads * head_dim, dim, bias=bias)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [..., num_heads, T, head_dim] of tokens x [..., T, dim]."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(-3)
+        return q.transpose(-3, -2), k.transpose(-3, -2), v.transpose(-3, -2)
+
+    def forward(
+        self,
+        x: Tensor,
+        graph: MultiGraph | None = None,
+        *,
+        rows: Rows | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Attend, and measure the tied heads.
+
+        Args:
+            x: [..., T, dim], floating, T = num_prefix + graph.num_nodes.
+            graph: the gene graphs; needed where there are ties.
+            rows: gene indices int64 whose rows enter the losses, one tensor or one a relation; all by default.
+            generator: draws the negatives of a sampled "bce".
+
+        Returns:
+            y [..., T, dim], and the losses, one a tie in their order: scalars (with reduction "none" one value a row).
+
+        Raises:
+            ValueError: a shape, dtype or relation that does not fit.
+        """
+        require_features("x", x, self.dim, self.qkv.weight)
+        q, k, v = self.project(x)
+        losses: tuple[Tensor, ...] = ()
+        if self.ties:
+            if not isinstance(graph, MultiGraph):
+                raise TypeError(f"graph: expected a MultiGraph, since heads are tied, got {describe(graph)}")
+            out, losses = graph_attention(
+                q, k, v, graph, self.ties, rows=rows, num_prefix=self.num_prefix, generator=generator, **self.loss_options
+            )  # fmt: skip
+        else:
+            out, _ = attention(q, k, v)
+        return self.out(out.transpose(-3, -2).flatten(-2)), losses

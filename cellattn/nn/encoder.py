@@ -1,0 +1,173 @@
+"""The transformer over all genes of one cell, with heads tied to gene graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
+from .._check import require, require_choice
+from ..graph import MultiGraph
+from ._check import require_count, require_features, require_probability, require_weight
+from .attention import GraphLossOptions, GraphRegularizedAttention, Rows, check_loss_options
+
+
+class Tie(NamedTuple):
+    """One head of one layer held to one graph: its loss enters the regularization times `weight` (lambda)."""
+
+    layer: int
+    head: int
+    relation: str
+    weight: float
+
+
+class EncoderLayer(nn.Module):
+    """x + Attention, then x + FFN, each residual branch normalised before ("pre") or after ("post") it is added."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        head_dim: int | None,
+        ties: Sequence[tuple[str, int]],
+        norm: str,
+        dropout: float,
+        ffn_dim: int,
+        **loss_options: Unpack[GraphLossOptions],
+    ) -> None:
+        super().__init__()
+        self.pre_norm = norm == "pre"
+        self.attention = GraphRegularizedAttention(dim, num_heads, head_dim=head_dim, ties=ties, **loss_options)
+        self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU(), nn.Linear(ffn_dim, dim))
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x: Tensor, graph: MultiGraph | None, rows: Rows | None, generator: torch.Generator | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Tokens [..., 1 + N, dim] to tokens of the same shape, and the losses of the layer's ties."""
+        if self.pre_norm:
+            y, losses = self.attention(self.norm1(x), graph, rows=rows, generator=generator)
+            x = x + self.dropout(y)
+            return x + self.dropout(self.ffn(self.norm2(x))), losses
+        y, losses = self.attention(x, graph, rows=rows, generator=generator)
+        x = self.norm1(x + self.dropout(y))
+        return self.norm2(x + self.dropout(self.ffn(x))), losses
+
+
+class CellEncoder(nn.Module):
+    """A transformer over a CLS token and N gene tokens; a gene's identity is in its features, never in its position.
+
+    Args:
+        dim: width of the tokens.
+        num_layers: number of layers, 0 or more.
+        num_heads: heads a layer.
+        ties: entries (layer, head, relation, weight), weight finite and at least 0.
+        head_dim: width of a head; `dim / num_heads` by default.
+        norm: "pre" (with a last LayerNorm after all layers) or "post".
+        dropout: probability on the residual branches; attention maps have none.
+        ffn_dim: hidden width of the GELU FFN; `4 * dim` by default.
+        loss_options: see `GraphLossOptions`; reduction "mean" or "sum".
+
+    Attributes:
+        ties: tuple of `Tie`.
+        weights: dict from a loss's name to its weight. A name is "{loss}/layer{l}/head{h}/{relation}", such as
+            "kl/layer0/head2/physical".
+
+    Raises:
+        ValueError: a size, tie or option out of range. TypeError: one of a wrong type.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_layers: int,
+        num_heads: int,
+        *,
+        ties: Sequence[tuple[int, int, str, float]] = (),
+        head_dim: int | None = None,
+        norm: str = "pre",
+        dropout: float = 0.1,
+        ffn_dim: int | None = None,
+        **loss_options: Unpack[GraphLossOptions],
+    ) -> None:
+        super().__init__()
+        require_count("dim", dim)
+        require_count("num_layers", num_layers, minimum=0)
+        require_count("num_heads", num_heads)
+        require_choice("norm", norm, ("pre", "post"))
+        require_probability("dropout", dropout)
+        check_loss_options(loss_options)
+        require_choice("reduction", loss_options.get("reduction", "mean"), ("mean", "sum"))
+        ffn_dim = 4 * dim if ffn_dim is None else ffn_dim
+        require_count("ffn_dim", ffn_dim)
+        self.dim = dim
+        self.ties = tuple(Tie(*tie) for tie in ties)
+        for position, tie in enumerate(self.ties):
+            require_count(f"ties: entry {position}: layer", tie.layer, minimum=0)
+            require(tie.layer < num_layers, f"ties: entry {position}: expected a layer below {num_layers}, got {tie.layer}")
+            require_count(f"ties: entry {position}: head", tie.head, minimum=0)
+            require(tie.head < num_heads, f"ties: entry {position}: expected a head below {num_heads}, got {tie.head}")
+            require_weight(f"ties: entry {position}: weight", tie.weight)
+            twice = tie[:3] in [other[:3] for other in self.ties[:position]]
+            require(not twice, f"ties: entry {position}: layer, head and relation {tie[:3]} are listed twice")
+        self.cls = nn.Parameter(torch.randn(dim) * dim**-0.5)
+        self.layers = nn.ModuleList(
+            EncoderLayer(
+                dim,
+                num_heads,
+                head_dim=head_dim,
+                ties=[(tie.relation, tie.head) for tie in self.ties if tie.layer == layer],
+                norm=norm,
+                dropout=dropout,
+                ffn_dim=ffn_dim,
+                **loss_options,
+            )
+            for layer in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(dim) if norm == "pre" else nn.Identity()
+        loss = loss_options.get("loss", "kl")
+        self.weights = {f"{loss}/layer{tie.layer}/head{tie.head}/{tie.relation}": tie.weight for tie in self.ties}
+
+    def forward(
+        self,
+        x: Tensor,
+        graph: MultiGraph | None = None,
+        *,
+        rows: Rows | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Encode the cell.
+
+        Args:
+            x: [..., N, dim], floating, the genes in the order of the graph.
+            graph: the gene graphs, num_nodes = N; needed where there are ties.
+            rows: gene indices int64 whose rows enter the losses, one tensor or one a relation; all by default.
+            generator: draws the negatives of a sampled "bce".
+
+        Returns:
+            h_cls [..., dim], h [..., N, dim], and the losses by name, scalars without their weights.
+
+        Raises:
+            ValueError: a shape, dtype or relation that does not fit.
+        """
+        require_features("x", x, self.dim, self.cls)
+        x = torch.cat([self.cls.expand(*x.shape[:-2], 1, -1), x], dim=-2)
+        by_layer = []
+        for layer in self.layers:
+            x, losses = layer(x, graph, rows, generator)
+            by_layer.append(losses)
+        h = self.norm(x)
+        return h[..., 0, :], h[..., 1:, :], self._named(by_layer)
+
+    def regularization(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """The scalar sum of weight * loss over the ties: the one place where the weights (lambda) enter."""
+        return sum((weight * losses[name] for name, weight in self.weights.items()), self.cls.new_zeros(()))
+
+    def _named(self, by_layer: Sequence[tuple[Tensor, ...]]) -> dict[str, Tensor]:
+        remaining = [iter(losses) for losses in by_layer]
+        return {name: next(remaining[tie.layer]) for name, tie in zip(self.weights, self.ties, strict=True)}

@@ -1,0 +1,158 @@
+"""Reading mutants out of one encoded cell: a batch of perturbation sets against the genes they share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .._check import require, require_choice
+from ..ops import perturbation_attention
+from ._check import require_count, require_features, require_perturbations, require_probability
+from ._sets import set_mean, set_sum
+from .hypersagnn import HyperSAGNN
+
+POOLS = ("mean", "sum", "hypersagnn", "pairwise")
+PRESENT = 0  # the perturbation type of every gene outside the set
+
+
+class PerturbationFeatures(nn.Module):
+    """phi(h, m) = W_2 gelu(W_1 [h ‖ onehot(m)] + b_1) + b_2, a gene's embedding under perturbation type m."""
+
+    def __init__(self, dim: int, num_types: int, hidden_dim: int) -> None:
+        super().__init__()
+        # W_1 on a concatenation is the sum of W_1 on its parts, and W_1 on a one-hot is a row of a table
+        self.by_gene = nn.Linear(dim, hidden_dim)
+        self.by_type = nn.Embedding(num_types, hidden_dim)
+        self.out = nn.Linear(hidden_dim, dim)
+        nn.init.normal_(self.by_type.weight, std=dim**-0.5)
+
+    def forward(self, h: Tensor, types: Tensor) -> Tensor:
+        """h [n, dim] under types int64, [n] or one for all [], gives [n, dim]."""
+        return self.out(F.gelu(self.by_gene(h) + self.by_type(types)))
+
+
+class PairwiseSum(nn.Module):
+    """Sum over pairs i < j of a set of u_i * u_j; zeros for a set of one or none, which have no pairs."""
+
+    def forward(self, u: Tensor, ptr: Tensor) -> Tensor:
+        """u [nnz, D], ptr int64 [B+1] -> [B, D], at least float32, since it is a difference of two sums."""
+        u = u.to(torch.promote_types(u.dtype, torch.float32))
+        return (set_sum(u, ptr).square() - set_sum(u.square(), ptr)) / 2
+
+
+class SetReduce(nn.Module):
+    """Sum or mean of a set's entries; zeros for an empty set."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.reduce = set_mean if kind == "mean" else set_sum
+
+    def forward(self, u: Tensor, ptr: Tensor) -> Tensor:
+        """u [nnz, D], ptr int64 [B+1] -> [B, D]."""
+        return self.reduce(u, ptr)
+
+
+def _pool(kind: str, dim: int) -> nn.Module:
+    require_choice("pool", kind, POOLS)
+    if kind == "hypersagnn":
+        return HyperSAGNN(dim, num_heads=4 if dim % 4 == 0 else 1)
+    return PairwiseSum() if kind == "pairwise" else SetReduce(kind)
+
+
+class PerturbationHead(nn.Module):
+    """Predict the phenotype of each set S of perturbed genes from the cell encoded once.
+
+        u_e   = phi(h_i, m_i)                      for entry e of S: gene i under perturbation type m_i
+        p_S   = pool of u_e over S                 zeros for an empty set
+        beta  = softmax_i(W_q p_S . W_k h_i)       over all genes, at scale 1 / sqrt(head_dim)
+        z_S   = p_S + sum_i beta_i phi(h_i, m_i)   m_i is "present" outside S
+        y_S   = MLP([h_CLS ‖ z_S])
+
+    Args:
+        dim: width of the encoder's output.
+        num_types: number of perturbation types; type 0 is "present", the type of every gene outside the set
+            (`len(cellattn.data.PERTURBATION_TYPES)`).
+        pool: "mean", "sum", "hypersagnn" (4 heads where they divide dim, else 1) or "pairwise" (the sum over pairs of
+            u_i * u_j, so that interactions of two genes are expressible; a set of one has no pairs and gives zeros), or
+            several, concatenated and projected.
+        num_heads: heads of the cross-attention, a divisor of dim.
+        hidden_dim: hidden width of phi and of the MLP; `2 * dim` by default.
+        out_dim: phenotypes predicted.
+        dropout: probability in the hidden layer of the MLP.
+
+    Raises:
+        ValueError: a size or pool out of range. TypeError: one of a wrong type.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_types: int,
+        pool: str | Sequence[str] = "sum",
+        num_heads: int = 1,
+        hidden_dim: int | None = None,
+        out_dim: int = 1,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        hidden_dim = 2 * dim if hidden_dim is None else hidden_dim
+        sizes = {
+            "dim": dim,
+            "num_types": num_types,
+            "num_heads": num_heads,
+            "hidden_dim": hidden_dim,
+            "out_dim": out_dim,
+        }
+        for name, value in sizes.items():
+            require_count(name, value)
+        require(dim % num_heads == 0, f"num_heads: expected a divisor of dim, {dim}, got {num_heads}")
+        require_probability("dropout", dropout)
+        kinds = (pool,) if isinstance(pool, str) else tuple(pool)
+        require(len(kinds) > 0, "pool: expected at least one, got none")
+        require(len(set(kinds)) == len(kinds), f"pool: expected each once, got {kinds}")
+        self.dim, self.num_types, self.num_heads, self.out_dim = dim, num_types, num_heads, out_dim
+        self.phi = PerturbationFeatures(dim, num_types, hidden_dim)
+        self.pools = nn.ModuleList(_pool(kind, dim) for kind in kinds)
+        # no bias: an empty set stays zero
+        self.mix = nn.Linear(len(kinds) * dim, dim, bias=False) if len(kinds) > 1 else nn.Identity()
+        self.query, self.key = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.mlp = nn.Sequential(nn.Linear(2 * dim, hidden_dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden_dim, out_dim))
+
+    def forward(self, h_cls: Tensor, h: Tensor, seeds: Tensor, ptr: Tensor, types: Tensor) -> Tensor:
+        """Predict all sets of a batch.
+
+        Args:
+            h_cls: [dim], floating, the encoded CLS token.
+            h: [N, dim], floating, the encoded genes.
+            seeds: int64 [nnz], gene indices of all sets one after another, no gene twice in a set.
+            ptr: int64 [B+1], where each set begins and ends in seeds.
+            types: int64 [nnz], perturbation types.
+
+        Returns:
+            [B, out_dim], in the phenotype's units.
+
+        Raises:
+            ValueError: a shape, dtype, index or `ptr` that does not fit (values are read on the CPU alone).
+        """
+        require_features("h_cls", h_cls, self.dim, self.query.weight, ndim=1)
+        require_features("h", h, self.dim, self.query.weight, ndim=2)
+        require_perturbations(seeds, ptr, types, h.shape[0], self.num_types)
+        # values [N, dim] and overrides u [nnz, dim]
+        present = self.phi(h, torch.full((), PRESENT, device=h.device))
+        u = self.phi(h[seeds], types)
+        p = self.mix(torch.cat([pool(u, ptr) for pool in self.pools], dim=-1))
+        z = p + self._cross_attention(p, h, present, u, seeds, ptr)
+        return self.mlp(torch.cat([h_cls.expand(z.shape[0], -1), z], dim=-1))
+
+    def _cross_attention(self, p: Tensor, h: Tensor, present: Tensor, u: Tensor, seeds: Tensor, ptr: Tensor) -> Tensor:
+        query, key, value, override = map(self._heads, (self.query(p), self.key(h), present, u))
+        z = perturbation_attention(query, key, value, seeds, ptr, override, scale=query.shape[-1] ** -0.5)
+        return z.transpose(0, 1).flatten(1)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """[n, dim] -> [num_heads, n, dim / num_heads]."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(0, 1)

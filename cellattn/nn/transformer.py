@@ -1,0 +1,183 @@
+"""The cell transformer: the cell is encoded once a call, and every mutant is read out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
+from .._check import describe, require, require_indices, require_tensor
+from ..graph import MultiGraph
+from ..ops import sample_rows
+from ._check import require_count, require_features
+from .attention import GraphLossOptions, Rows
+from .encoder import CellEncoder
+from .perturbation import PerturbationHead
+
+
+class CellOutput(NamedTuple):
+    """What a `CellTransformer` returns."""
+
+    prediction: Tensor  # [B, out_dim]
+    losses: dict[str, Tensor]  # one scalar a tie, by name, without its weight
+    regularization: Tensor  # scalar: the sum of weight * loss, to be added to the loss of the phenotype as it is
+
+
+class CellTransformer(nn.Module):
+    """Gene features, a graph-regularised encoder over all genes, and a perturbation head for a batch of mutants.
+
+    A gene's input is the sum of a learned embedding (`num_genes`) and a projection of its features (`feature_dim`),
+    whichever are given. Its position carries nothing, so that the number and order of genes may change between calls.
+
+    Args:
+        dim, num_layers, num_heads, ties, head_dim, norm, dropout, ffn_dim: see `CellEncoder`.
+        num_types, pool, hidden_dim, out_dim: see `PerturbationHead`, whose dropout is the same.
+        cross_heads: heads of the head's cross-attention.
+        num_genes: size of the embedding table, or None for no embeddings.
+        feature_dim: width of the genes' features, or None for no features.
+        sampled_rows: rows of each graph that enter its loss in a training step, drawn anew in each: a number, or a
+            fraction in (0, 1] of the rows with a valid edge. None, and always in evaluation: all rows.
+        loss_options: see `GraphLossOptions`; reduction "mean" or "sum".
+
+    Raises:
+        ValueError: a size, tie or option out of range. TypeError: one of a wrong type.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_layers: int,
+        num_heads: int,
+        *,
+        num_types: int,
+        num_genes: int | None = None,
+        feature_dim: int | None = None,
+        ties: Sequence[tuple[int, int, str, float]] = (),
+        head_dim: int | None = None,
+        norm: str = "pre",
+        dropout: float = 0.1,
+        ffn_dim: int | None = None,
+        pool: str | Sequence[str] = "sum",
+        cross_heads: int = 1,
+        hidden_dim: int | None = None,
+        out_dim: int = 1,
+        sampled_rows: int | float | None = None,
+        **loss_options: Unpack[GraphLossOptions],
+    ) -> None:
+        super().__init__()
+        require(
+            num_genes is not None or feature_dim is not None,
+            "num_genes, feature_dim: expected at least one of them, got None for both",
+        )
+        if isinstance(sampled_rows, float):
+            require(0 < sampled_rows <= 1, f"sampled_rows: expected a fraction in (0, 1], got {sampled_rows}")
+        elif sampled_rows is not None:
+            require_count("sampled_rows", sampled_rows)
+        self.encoder = CellEncoder(
+            dim,
+            num_layers,
+            num_heads,
+            ties=ties,
+            head_dim=head_dim,
+            norm=norm,
+            dropout=dropout,
+            ffn_dim=ffn_dim,
+            **loss_options,
+        )
+        self.head = PerturbationHead(
+            dim,
+            num_types=num_types,
+            pool=pool,
+            num_heads=cross_heads,
+            hidden_dim=hidden_dim,
+            out_dim=out_dim,
+            dropout=dropout,
+        )
+        self.num_genes, self.feature_dim, self.sampled_rows = num_genes, feature_dim, sampled_rows
+        self.embedding: nn.Embedding | None = None
+        self.project_features: nn.Linear | None = None
+        if num_genes is not None:
+            require_count("num_genes", num_genes)
+            self.embedding = nn.Embedding(num_genes, dim)
+            nn.init.normal_(self.embedding.weight, std=dim**-0.5)
+        if feature_dim is not None:
+            require_count("feature_dim", feature_dim)
+            self.project_features = nn.Linear(feature_dim, dim)
+
+    def forward(
+        self,
+        graph: MultiGraph,
+        seeds: Tensor,
+        ptr: Tensor,
+        types: Tensor,
+        *,
+        features: Tensor | None = None,
+        gene_ids: Tensor | None = None,
+        rows: Rows | None = None,
+        generator: torch.Generator | None = None,
+    ) -> CellOutput:
+        """Predict a batch of mutants.
+
+        Args:
+            graph: the gene graphs of N genes.
+            seeds: int64 [nnz], the perturbed genes of all sets one after another, no gene twice in a set.
+            ptr: int64 [B+1], where each set begins and ends in seeds.
+            types: int64 [nnz], perturbation types.
+            features: [N, feature_dim], floating; expected if and only if the model has `feature_dim`.
+            gene_ids: int64 [N], the row of each gene in the embedding table; 0 to N - 1 by default.
+            rows: gene indices int64 whose rows enter the graph losses, one tensor or one a relation, in place of
+                `sampled_rows`.
+            generator: draws the sampled rows and negatives.
+
+        Returns:
+            `CellOutput`.
+
+        Raises:
+            ValueError: a shape, dtype, index or relation that does not fit (values are read on the CPU alone).
+        """
+        if not isinstance(graph, MultiGraph):
+            raise TypeError(f"graph: expected a MultiGraph, got {describe(graph)}")
+        x = self._gene_tokens(graph.num_nodes, features, gene_ids)
+        if rows is None and self.sampled_rows is not None and self.training:
+            rows = self._sample_rows(graph, self.sampled_rows, generator)
+        h_cls, h, losses = self.encoder(x, graph, rows=rows, generator=generator)
+        prediction = self.head(h_cls, h, seeds, ptr, types)
+        return CellOutput(prediction, losses, self.encoder.regularization(losses))
+
+    def _gene_tokens(self, num_nodes: int, features: Tensor | None, gene_ids: Tensor | None) -> Tensor:
+        """The encoder's input, [N, dim]."""
+        if (features is None) != (self.project_features is None):
+            raise ValueError(f"features: the model has feature_dim={self.feature_dim}, got {describe(features)}")
+        if gene_ids is not None and self.embedding is None:
+            raise ValueError(f"gene_ids: the model has no embeddings (num_genes=None), got a {describe(gene_ids)}")
+        parts = []
+        if self.embedding is not None:
+            if gene_ids is None:
+                if num_nodes > len(self.embedding.weight):
+                    raise ValueError(f"graph: {num_nodes} genes, but num_genes is {self.num_genes}; give gene_ids")
+                parts.append(self.embedding.weight[:num_nodes])
+            else:
+                require_tensor("gene_ids", gene_ids, ndim=1, dtypes=(torch.int64,))
+                if len(gene_ids) != num_nodes:
+                    raise ValueError(f"gene_ids: expected {num_nodes}, one a gene, got {len(gene_ids)}")
+                require_indices("gene_ids", gene_ids, len(self.embedding.weight), "embeddings")
+                parts.append(self.embedding(gene_ids))
+        if self.project_features is not None and features is not None:
+            weight = self.project_features.weight
+            require_features("features", features, weight.shape[1], weight, ndim=2)
+            if len(features) != num_nodes:
+                raise ValueError(f"features: expected {num_nodes} rows, one a gene, got {len(features)}")
+            parts.append(self.project_features(features))
+        return sum(parts[1:], parts[0])
+
+    def _sample_rows(self, graph: MultiGraph, number: int | float, generator: torch.Generator | None) -> dict[str, Tensor]:
+        """Rows of each tied graph, drawn anew."""
+        rows = {}
+        for relation in dict.fromkeys(tie.relation for tie in self.encoder.ties):
+            available = graph.num_rows_with_edges(relation)
+            wanted = max(1, round(number * available)) if isinstance(number, float) else number
+            rows[relation] = sample_rows(graph, relation, wanted, generator=generator)
+        return rows

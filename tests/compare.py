@@ -1,0 +1,53 @@
+"""Comparing an op with its dense reference, values and gradients at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cellattn import MultiGraph
+
+# float64 on both sides: what is left is the rounding of two orders of summation.
+RTOL = 1e-9
+
+
+def random_graph(num_nodes: int, edges: dict[str, int], *, weighted: bool = False, seed: int = 0) -> MultiGraph:
+    """Unsorted, duplicated, with self-loops and rows without edges, as `edges` entries a relation are drawn at random."""
+    g = torch.Generator().manual_seed(seed)
+    index = {name: torch.randint(num_nodes, (2, count), generator=g) for name, count in edges.items()}
+    weight = {name: torch.rand(count, generator=g) + 0.1 for name, count in edges.items()}
+    return MultiGraph.from_edge_index(index, num_nodes, edge_weight=weight if weighted else None)
+
+
+def leaves(*shapes: Sequence[int], dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    return [torch.randn(*shape, dtype=torch.float64, generator=g).to(dtype).requires_grad_() for shape in shapes]
+
+
+def values_and_grads(f: Callable[..., Any], *inputs: Tensor, seed: int = 1) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs of f, and the gradients of a random linear function of all outputs."""
+    inputs = tuple(x.detach().clone().requires_grad_() for x in inputs)
+    out = f(*inputs)
+    outputs = list(out) if isinstance(out, tuple) else [out]
+    g = torch.Generator().manual_seed(seed)
+    total = sum(
+        (y.double() * torch.randn(y.shape, dtype=torch.float64, generator=g)).sum() for y in outputs if y.requires_grad
+    )
+    assert isinstance(total, Tensor), "no output requires a gradient"
+    grads = torch.autograd.grad(total, inputs, allow_unused=True, materialize_grads=True)
+    return [y.detach() for y in outputs], list(grads)
+
+
+def assert_same(op: Callable[..., Any], reference: Callable[..., Any], *inputs: Tensor, rtol: float = RTOL) -> None:
+    """Each output and each gradient agrees, relative to its largest entry."""
+    got, want = values_and_grads(op, *inputs), values_and_grads(reference, *inputs)
+    for kind, ours, theirs in zip(("output", "gradient"), got, want, strict=True):
+        for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            assert a.shape == b.shape, f"{kind} {i}: shape {list(a.shape)}, expected {list(b.shape)}"
+            assert a.isfinite().all(), f"{kind} {i} is not finite"
+            if a.numel():
+                error = float((a - b).abs().max()) / max(float(b.abs().max()), 1e-6)
+                assert error <= rtol, f"{kind} {i}: relative error {error:.2e}"

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from cellattn.nn import CellEncoder
+
+from . import dense
+
+N, DIM = 14, 8
+GRAPH = dense.random_graph(N, {"physical": 40, "regulatory": 11})
+TIES = ((0, 1, "physical", 0.1), (1, 0, "regulatory", 0.02), (0, 0, "physical", 0.0), (1, 0, "physical", 3.0))
+
+
+def encoder(num_layers: int = 2, **options: Any) -> CellEncoder:
+    torch.manual_seed(0)
+    return CellEncoder(DIM, num_layers, 2, **{"ties": TIES, **options}).double()
+
+
+def tokens(*lead: int) -> torch.Tensor:
+    return torch.randn(*lead, N, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_dense(norm: str) -> None:
+    model = encoder(norm=norm).eval()
+    x = tokens().requires_grad_()
+    results = []
+    for h_cls, h, losses in (model(x, GRAPH), dense.encode(model, x, GRAPH)):
+        total = h_cls.square().sum() + h.pow(3).sum() + model.regularization(losses)
+        grads = torch.autograd.grad(total, [x, *model.parameters()])
+        results.append((h_cls, h, losses, grads))
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-11)  # float64, sums of about 1e3 terms
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_gradients_reach_every_parameter(norm: str) -> None:
+    model = encoder(norm=norm)
+    h_cls, h, losses = model(tokens(), GRAPH)
+    (h_cls.pow(3).sum() + h.pow(3).sum() + model.regularization(losses)).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("num_layers", [0, 1, 3])
+@pytest.mark.parametrize("lead", [(), (2,), (2, 3)], ids=str)
+def test_shapes(num_layers: int, lead: tuple[int, ...]) -> None:
+    ties = [tie for tie in TIES if tie[0] < num_layers]
+    h_cls, h, losses = encoder(num_layers, ties=ties)(tokens(*lead), GRAPH)
+    assert h_cls.shape == (*lead, DIM)
+    assert h.shape == (*lead, N, DIM)
+    assert list(losses) == [f"kl/layer{layer}/head{head}/{relation}" for layer, head, relation, _ in ties]
+    assert all(loss.shape == () for loss in losses.values())
+
+
+def test_lambda_enters_once() -> None:
+    model = encoder(dropout=0.0)
+    _, _, losses = model(tokens(), GRAPH)
+    assert model.weights == {
+        "kl/layer0/head1/physical": 0.1,
+        "kl/layer1/head0/regulatory": 0.02,
+        "kl/layer0/head0/physical": 0.0,
+        "kl/layer1/head0/physical": 3.0,
+    }
+    expected = sum(model.weights[name] * loss.item() for name, loss in losses.items())
+    assert model.regularization(losses).item() == pytest.approx(expected, rel=1e-12)
+    # the losses do not depend on the weights, and one weight scales its own term alone
+    doubled = encoder(dropout=0.0, ties=[(*tie[:3], 2 * tie[3]) for tie in TIES])
+    _, _, same = doubled(tokens(), GRAPH)
+    torch.testing.assert_close(losses, same, rtol=0, atol=0)
+    assert doubled.regularization(same).item() == pytest.approx(2 * expected, rel=1e-12)
+
+
+def test_without_ties() -> None:
+    model = encoder(ties=())
+    _, _, losses = model(tokens())
+    assert losses == {}
+    assert model.regularization(losses).shape == ()
+    assert float(model.regularization(losses)) == 0.0
+
+
+def test_dropout_is_outside_the_attention_map() -> None:
+    model = encoder(1, ties=[(0, 0, "physical", 1.0)], dropout=0.5)
+    losses = [model(tokens(), GRAPH)[2]["kl/layer0/head0/physical"] for _ in range(2)]
+    outputs = [model(tokens(), GRAPH)[1] for _ in range(2)]
+    torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=0)
+    assert not torch.equal(outputs[0], outputs[1])
+
+
+def test_identity_does_not_come_from_position() -> None:
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(2))
+    model = encoder().eval()
+    h_cls, h, losses = model(tokens(), GRAPH)
+    other_cls, other_h, other_losses = model(tokens()[order], GRAPH.subgraph(order))
+    torch.testing.assert_close((other_cls, other_h, other_losses), (h_cls, h[order], losses))
+
+
+def test_bce() -> None:
+    model = encoder(loss="bce", target="binary", link="sigmoid")
+    _, _, losses = model(tokens(), GRAPH)
+    assert next(iter(losses)) == "bce/layer0/head1/physical"
+    assert all(loss.item() > 0 for loss in losses.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"num_layers": -1}, ValueError, "num_layers: expected at least 0, got -1"),
+        ({"norm": "mid"}, ValueError, "norm: unknown value 'mid'"),
+        ({"dropout": 1.0}, ValueError, r"dropout: expected a probability in \[0, 1\), got 1.0"),
+        ({"dropout": None}, TypeError, "dropout: expected a number, got NoneType None"),
+        ({"ffn_dim": 0}, ValueError, "ffn_dim: expected at least 1, got 0"),
+        ({"num_prefix": 2}, TypeError, "num_prefix: no such option"),
+        ({"reduction": "none"}, ValueError, "reduction: unknown value 'none'"),
+        ({"ties": [(2, 0, "physical", 1.0)]}, ValueError, "ties: entry 0: expected a layer below 2, got 2"),
+        ({"ties": [(0, 2, "physical", 1.0)]}, ValueError, "ties: entry 0: expected a head below 2, got 2"),
+        ({"ties": [(0, 0, "physical", -1.0)]}, ValueError, "ties: entry 0: weight: expected a finite number.*got -1.0"),
+        ({"ties": [(0, 0, "physical", math.nan)]}, ValueError, "ties: entry 0: weight: expected a finite.*got nan"),
+        ({"ties": [(0, 0, "physical", "1")]}, TypeError, "ties: entry 0: weight: expected a number, got str '1'"),
+        ({"ties": [(0, 0, "a", 1.0), (0, 0, "a", 2.0)]}, ValueError, r"ties: entry 1:.*\(0, 0, 'a'\) are listed twice"),
+    ],
+    ids=str,
+)
+def test_bad_construction(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        CellEncoder(**{"dim": DIM, "num_layers": 2, "num_heads": 2, **options})
+
+
+def test_unknown_relation() -> None:
+    with pytest.raises(ValueError, match=r"'regulatoy'.*did you mean 'regulatory'"):
+        encoder(ties=[(1, 0, "regulatoy", 1.0)])(tokens(), GRAPH)

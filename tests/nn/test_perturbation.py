@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from cellattn.nn import PerturbationHead
+
+from . import dense
+
+N, DIM, TYPES = 11, 8, 3
+SEEDS = torch.tensor([4, 7, 1, 0, 10, 4, 2, 7])
+KINDS = torch.tensor([1, 2, 1, 1, 1, 0, 2, 1])
+PTR = torch.tensor([0, 2, 2, 3, 6, 8])  # sets of 2, 0, 1, 3 and 2
+POOLS = ["mean", "sum", "hypersagnn", "pairwise", ("sum", "pairwise"), ("mean", "hypersagnn", "pairwise")]
+
+
+def head(**options: Any) -> PerturbationHead:
+    torch.manual_seed(0)
+    model = PerturbationHead(DIM, **{"num_types": TYPES, "dropout": 0.0, **options}).double()
+    for name, parameter in model.named_parameters():
+        if name.endswith("rezero"):
+            torch.nn.init.constant_(parameter, 0.7)  # 0 at the start, where the attention has no say
+    return model
+
+
+def cell() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    h = torch.randn(1 + N, DIM, dtype=torch.float64, generator=generator)
+    return h[0], h[1:]
+
+
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+@pytest.mark.parametrize("num_heads", [1, 4])
+def test_dense(pool: str | Sequence[str], num_heads: int) -> None:
+    model = head(pool=pool, num_heads=num_heads, out_dim=2)
+    inputs = [part.requires_grad_() for part in cell()]
+    results = []
+    for predict in (model, lambda *args: dense.predict(model, *args)):
+        out = predict(*inputs, SEEDS, PTR, KINDS)
+        results.append((out, torch.autograd.grad(out.pow(3).sum(), [*inputs, *model.parameters()])))
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-11)  # float64, sums of about 1e3 terms
+
+
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+def test_gradients_reach_every_parameter(pool: str | Sequence[str]) -> None:
+    model = head(pool=pool)
+    model(*cell(), SEEDS, PTR, KINDS).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        if name == "key.bias":
+            continue  # one number added to all scores of a query: softmax does not see it
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+@pytest.mark.parametrize("sets", [0, 1, 3])
+def test_empty_sets(pool: str | Sequence[str], sets: int) -> None:
+    nothing = torch.zeros(0, dtype=torch.int64)
+    model = head(pool=pool)
+    h_cls, h = (part.requires_grad_() for part in cell())
+    out = model(h_cls, h, nothing, torch.zeros(sets + 1, dtype=torch.int64), nothing)
+    assert out.shape == (sets, 1)
+    torch.testing.assert_close(out, out[:1].expand_as(out))  # the same wild type
+    out.sum().backward()
+    assert h.grad is not None
+    assert h.grad.isfinite().all()
+
+
+def test_present_perturbs_nothing() -> None:
+    """A gene in the set as "present" changes the query by its pool alone, never the values."""
+    model = head(pool="pairwise")
+    h_cls, h = cell()
+    one = model(h_cls, h, torch.tensor([4]), torch.tensor([0, 1]), torch.tensor([0]))  # a set of one has no pairs
+    none = model(h_cls, h, torch.tensor([], dtype=torch.int64), torch.tensor([0, 0]), torch.tensor([], dtype=torch.int64))
+    torch.testing.assert_close(one, none)
+
+
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+def test_order_within_a_set_is_free(pool: str | Sequence[str]) -> None:
+    model = head(pool=pool)
+    order = torch.tensor([1, 0, 2, 5, 3, 4, 7, 6])
+    torch.testing.assert_close(
+        model(*cell(), SEEDS[order], PTR, KINDS[order]), model(*cell(), SEEDS, PTR, KINDS), rtol=1e-12, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+def test_batch_is_its_sets(pool: str | Sequence[str]) -> None:
+    model = head(pool=pool)
+    whole = model(*cell(), SEEDS, PTR, KINDS)
+    for b, (begin, end) in enumerate(itertools.pairwise(PTR)):
+        alone = model(*cell(), SEEDS[begin:end], torch.stack([begin * 0, end - begin]), KINDS[begin:end])
+        torch.testing.assert_close(alone, whole[b : b + 1])
+
+
+def test_types_matter() -> None:
+    model = head()
+    other = model(*cell(), SEEDS, PTR, (KINDS + 1) % TYPES)
+    changed = (other != model(*cell(), SEEDS, PTR, KINDS)).squeeze(1)
+    assert changed.tolist() == [True, False, True, True, True]  # all but the empty set
+
+
+def test_pairwise_expresses_an_interaction() -> None:
+    """What pairs add over single genes, f(a, b) - f(a) - f(b) + f(), is the product of their embeddings."""
+    model = head(pool="pairwise")
+    _, h = cell()
+    u = model.phi(h[[4, 7]], torch.tensor([1, 2]))
+    pooled = model.pools[0](u, torch.tensor([0, 2, 2]))
+    torch.testing.assert_close(pooled, torch.stack([u[0] * u[1], torch.zeros_like(u[0])]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"h_cls": torch.zeros(1, DIM)}, "h_cls: expected 1 dimension"),
+        ({"h_cls": torch.zeros(DIM - 1)}, "h_cls: expected a last dimension of 8"),
+        ({"h": torch.zeros(N, DIM - 1)}, "h: expected a last dimension of 8"),
+        ({"h": torch.zeros(2, N, DIM)}, "h: expected 2 dimension"),
+        ({"seeds": SEEDS.int()}, "seeds: expected dtype int64"),
+        ({"seeds": SEEDS[None]}, "seeds: expected 1 dimension"),
+        ({"seeds": SEEDS + 1}, r"seeds: position 4 holds 11, expected an index in \[0, 11\)"),
+        ({"seeds": SEEDS - 1}, r"seeds: position 3 holds -1, expected an index in \[0, 11\)"),
+        ({"seeds": torch.tensor([4, 4, 1, 0, 10, 4, 2, 7])}, "seeds: set 0 holds gene 4 twice"),
+        ({"types": KINDS + 1}, r"types: position 1 holds 3, expected an index in \[0, 3\)"),
+        ({"types": KINDS[:-1]}, "types: expected the length of seeds, 8, got 7"),
+        ({"types": KINDS.float()}, "types: expected dtype int64"),
+        ({"ptr": PTR[:-1]}, "ptr: expected to end with 8, the length of seeds, got 6"),
+        ({"ptr": torch.tensor([0, 5, 3, 8])}, "ptr: expected to rise, got 3 after 5 at position 2"),
+        ({"ptr": torch.tensor([], dtype=torch.int64)}, "ptr: expected at least one entry, got none"),
+    ],
+    ids=lambda value: None if isinstance(value, dict) else value[:30],
+)
+def test_bad_input(changes: dict[str, torch.Tensor], message: str) -> None:
+    arguments = {"h_cls": torch.zeros(DIM), "h": torch.zeros(N, DIM), "seeds": SEEDS, "ptr": PTR, "types": KINDS}
+    with pytest.raises(ValueError, match=message):
+        head().float()(**{**arguments, **changes})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pool": "max"}, "pool: unknown value 'max'"),
+        ({"pool": ()}, "pool: expected at least one, got none"),
+        ({"pool": ("sum", "sum")}, "pool: expected each once"),
+        ({"num_types": 0}, "num_types: expected at least 1, got 0"),
+        ({"num_heads": 3}, "num_heads: expected a divisor of dim, 8, got 3"),
+        ({"out_dim": 0}, "out_dim: expected at least 1, got 0"),
+        ({"hidden_dim": -2}, "hidden_dim: expected at least 1, got -2"),
+        ({"dropout": 1.5}, "dropout: expected a probability"),
+    ],
+    ids=str,
+)
+def test_bad_construction(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        head(**options)

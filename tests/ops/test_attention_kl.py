@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import cellattn
+from cellattn import MultiGraph, reference
+
+from ..compare import assert_same, leaves, random_graph, values_and_grads
+
+ROWS = {"all": None, "some": [3, 0, 17], "one": [5], "none": [], "twice": [4, 4, 9]}
+
+
+def graphs(weighted: bool) -> MultiGraph:
+    """Dense, sparse and empty relations over 37 genes, and three new genes of which two are known in one relation."""
+    graph = random_graph(37, {"dense": 600, "sparse": 20, "empty": 0}, weighted=weighted)
+    return graph.extend(3, {"sparse": torch.tensor([[37, 3], [5, 38]])})
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("over", ["tokens", "valid"])
+@pytest.mark.parametrize("num_prefix", [0, 1, 3])
+@pytest.mark.parametrize("lead", [(), (2,), (2, 3)], ids=str)
+@pytest.mark.parametrize("weighted", [False, True], ids=["binary", "weighted"])
+def test_every_combination(weighted: bool, lead: tuple[int, ...], num_prefix: int, over: str, rows: str) -> None:
+    graph = graphs(weighted)
+    index = None if ROWS[rows] is None else torch.tensor(ROWS[rows], dtype=torch.int64)
+    q, k = leaves((*lead, num_prefix + 40, 8), (*lead, num_prefix + 40, 8))
+    for relation, reduction in itertools.product(graph.relations, ("mean", "sum", "none")):
+        options = {"rows": index, "over": over, "num_prefix": num_prefix, "reduction": reduction}
+        assert_same(
+            lambda q, k: cellattn.attention_kl(q, k, graph, relation, **options),
+            lambda q, k: reference.attention_kl(q, k, graph, relation, **options),
+            q,
+            k,
+        )
+
+
+@pytest.mark.parametrize("n", [1, 63, 129, 1000], ids=lambda n: f"N{n}")
+@pytest.mark.parametrize("d", [1, 20, 100, 128], ids=lambda d: f"D{d}")
+def test_awkward_shapes(n: int, d: int) -> None:
+    """Among the rows: one with every gene, and (beyond N = 1) some with none."""
+    hub = torch.stack([torch.zeros(n, dtype=torch.int64), torch.arange(n)])
+    some = torch.randint(n, (2, n), generator=torch.Generator().manual_seed(0))
+    graph = MultiGraph.from_edge_index({"hub": torch.cat([some, hub], 1)}, n)
+    q, k = leaves((n + 1, d), (n + 1, d))
+    assert_same(
+        lambda q, k: cellattn.attention_kl(q, k, graph, "hub", num_prefix=1, scale=0.3),
+        lambda q, k: reference.attention_kl(q, k, graph, "hub", num_prefix=1, scale=0.3),
+        q,
+        k,
+    )
+
+
+def test_agrees_with_torch_kl_div() -> None:
+    """The definition once more, by another hand: F.kl_div against the dense row-normalised adjacency."""
+    graph = random_graph(30, {"a": 900}, weighted=True)
+    q, k = leaves((31, 8), (31, 8))
+    t, edges, _ = reference.target(graph, "a")
+    assert edges.any(1).all()
+    alpha = (q @ k.T / 8**0.5).softmax(-1)[1:, 1:]
+    expected = F.kl_div(alpha.log(), t, reduction="batchmean")
+    torch.testing.assert_close(cellattn.attention_kl(q, k, graph, "a", num_prefix=1), expected, rtol=1e-10, atol=0)
+
+
+def test_given_lse_is_used_and_differentiated() -> None:
+    graph = random_graph(30, {"a": 90})
+    q, k, v = leaves((31, 8), (31, 8), (31, 4))
+
+    def with_lse(q, k, v):
+        out, lse = cellattn.attention(q, k, v)
+        return out, cellattn.attention_kl(q, k, graph, "a", lse=lse, num_prefix=1)
+
+    def without(q, k, v):
+        return reference.attention(q, k, v)[0], reference.attention_kl(q, k, graph, "a", num_prefix=1)
+
+    assert_same(with_lse, without, q, k, v)
+    shifted = cellattn.attention(q, k, v)[1] + 1
+    plain = cellattn.attention_kl(q, k, graph, "a", num_prefix=1, reduction="none")
+    moved = cellattn.attention_kl(q, k, graph, "a", num_prefix=1, lse=shifted, reduction="none")
+    torch.testing.assert_close(moved - plain, (graph.degree("a") > 0).double())
+
+
+def test_kl_is_zero_where_attention_is_the_graph() -> None:
+    """The natural logarithm throughout: a base-2 log-sum-exp would leave (1 - ln 2) LSE."""
+    graph = random_graph(6, {"a": 300}, weighted=True)
+    t, edges, _ = reference.target(graph, "a")
+    q = torch.where(edges, t, 1).log()  # scores = q @ I
+    assert edges.all()
+    kl = cellattn.attention_kl(q, torch.eye(6, dtype=torch.float64), graph, "a", scale=1.0, reduction="none")
+    torch.testing.assert_close(kl, torch.zeros_like(kl), rtol=0, atol=1e-12)
+
+
+def test_small_alpha_keeps_its_gradient() -> None:
+    """An epsilon inside the logarithm would flatten it: alpha here is near 1e-20."""
+    graph = MultiGraph.from_edge_index({"a": torch.tensor([[0], [1]])}, 2)
+    q = torch.tensor([[46.0], [1.0]], dtype=torch.float64, requires_grad=True)
+    k = torch.tensor([[1.0], [0.0]], dtype=torch.float64)
+    loss = cellattn.attention_kl(q, k, graph, "a", scale=1.0, reduction="sum")
+    loss.backward()
+    torch.testing.assert_close(loss.detach(), torch.tensor(46.0, dtype=torch.float64))
+    assert q.grad is not None
+    torch.testing.assert_close(q.grad[0, 0], torch.tensor(1.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_low_precision_no_worse_than_eager(dtype: torch.dtype) -> None:
+    """At most twice the error of eager PyTorch at that dtype, plus one spacing of it."""
+    graph = random_graph(200, {"a": 4000}, weighted=True)
+    q, k = (x.detach().to(dtype) for x in leaves((201, 20), (201, 20)))
+
+    def run(module, *x):
+        return sum(values_and_grads(lambda q, k: module.attention_kl(q, k, graph, "a", num_prefix=1), *x), [])
+
+    for a, e, w in zip(run(cellattn, q, k), run(reference, q, k), run(reference, q.double(), k.double()), strict=True):
+        bound = 2 * float((e.double() - w).abs().max()) + torch.finfo(dtype).eps * float(w.abs().max())
+        assert float((a.double() - w).abs().max()) <= bound
+
+
+def test_gradcheck_and_double_backward() -> None:
+    graph = random_graph(5, {"a": 9}, weighted=True)
+    q, k = leaves((2, 6, 3), (2, 6, 3))
+    assert torch.autograd.gradcheck(lambda q, k: cellattn.attention_kl(q, k, graph, "a", num_prefix=1), (q, k))
+    (dq,) = torch.autograd.grad(cellattn.attention_kl(q, k, graph, "a", num_prefix=1), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward is not supported"):
+        dq.sum().backward()
+
+
+def test_bit_equal_from_run_to_run() -> None:
+    graph = random_graph(500, {"a": 20_000}, weighted=True)
+    q, k = leaves((4, 501, 20), (4, 501, 20), dtype=torch.float32)
+    runs = [values_and_grads(lambda q, k: cellattn.attention_kl(q, k, graph, "a", num_prefix=1), q, k) for _ in range(3)]
+    for other in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(sum(runs[0], []), sum(other, []), strict=True))

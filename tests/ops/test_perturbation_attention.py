@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+import cellattn
+from cellattn import reference
+
+from ..compare import assert_same, leaves, values_and_grads
+
+# sets as lists of genes
+BATCHES = {
+    "ordinary": [[1, 5], [0], [29, 3, 7]],
+    "empty sets": [[], [4], [], []],
+    "same gene in many sets": [[2], [2, 3], [2]],
+    "every gene": [list(range(30))],
+    "no sets": [],
+}
+
+
+def ragged(sets: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    index = torch.tensor([gene for genes in sets for gene in genes], dtype=torch.int64)
+    ptr = torch.tensor([0, *(len(genes) for genes in sets)]).cumsum(0)
+    return index, ptr
+
+
+@pytest.mark.parametrize("lead", [(), (3,), (2, 3)], ids=str)
+@pytest.mark.parametrize("batch", BATCHES)
+def test_values_and_gradients(batch: str, lead: tuple[int, ...]) -> None:
+    index, ptr = ragged(BATCHES[batch])
+    b, nnz = ptr.numel() - 1, index.numel()
+    inputs = leaves((*lead, b, 8), (*lead, 30, 8), (*lead, 30, 5), (*lead, nnz, 5))
+    assert_same(
+        lambda q, k, v, u: cellattn.perturbation_attention(q, k, v, index, ptr, u, scale=0.4),
+        lambda q, k, v, u: reference.perturbation_attention(q, k, v, index, ptr, u, scale=0.4) + 0 * (q.sum() + u.sum()),
+        *inputs,
+    )
+
+
+def test_override_by_the_values_changes_nothing() -> None:
+    index, ptr = ragged(BATCHES["ordinary"])
+    q, k, v = leaves((3, 8), (30, 8), (30, 5))
+    z = cellattn.perturbation_attention(q, k, v, index, ptr, v[index])
+    torch.testing.assert_close(z, cellattn.attention(q, k, v, scale=1.0)[0])
+
+
+def test_a_gene_twice_in_a_set_is_refused() -> None:
+    q, k, v, u = leaves((2, 8), (30, 8), (30, 5), (4, 5))
+    with pytest.raises(ValueError, match="index: set 1 holds gene 7 twice"):
+        cellattn.perturbation_attention(q, k, v, torch.tensor([7, 3, 7, 7]), torch.tensor([0, 1, 4]), u)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_low_precision_no_worse_than_eager(dtype: torch.dtype) -> None:
+    """At most twice the error of eager PyTorch at that dtype, plus one spacing of it."""
+    index, ptr = ragged([[i, i + 1] for i in range(0, 200, 2)])
+    rounded = [x.detach().to(dtype) for x in leaves((100, 16), (300, 16), (300, 16), (200, 16))]
+
+    def run(module, *x):
+        return sum(values_and_grads(lambda *x: module.perturbation_attention(*x[:3], index, ptr, x[3], scale=0.25), *x), [])
+
+    exact = run(reference, *(x.double() for x in rounded))
+    for a, e, w in zip(run(cellattn, *rounded), run(reference, *rounded), exact, strict=True):
+        bound = 2 * float((e.double() - w).abs().max()) + torch.finfo(dtype).eps * float(w.abs().max())
+        assert float((a.double() - w).abs().max()) <= bound
+
+
+def test_gradcheck_and_double_backward() -> None:
+    index, ptr = ragged([[1, 4], [], [0]])
+    inputs = leaves((3, 2), (5, 2), (5, 3), (3, 3))
+
+    def f(q, k, v, u):
+        return cellattn.perturbation_attention(q, k, v, index, ptr, u)
+
+    assert torch.autograd.gradcheck(f, inputs)
+    (dq,) = torch.autograd.grad(f(*inputs).sum(), inputs[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward is not supported"):
+        dq.sum().backward()
+
+
+def test_thousands_of_sets_without_a_set_by_gene_by_feature_tensor() -> None:
+    """[B, N, Dv] would take 8 GB."""
+    from benchmarks.measure import peak_memory
+
+    b, n, d = 4096, 8000, 64
+    index = torch.randint(n // 2, (b, 2)) + torch.tensor([0, n // 2])
+    ptr = torch.arange(b + 1) * 2
+    inputs = leaves((b, d), (n, d), (n, d), (2 * b, d), dtype=torch.float32)
+
+    def step() -> None:
+        q, k, v, u = inputs
+        cellattn.perturbation_attention(q, k, v, index.flatten(), ptr, u, scale=0.1).sum().backward()
+
+    step()
+    assert peak_memory(step) < 100e6
