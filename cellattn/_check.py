@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Collection, Iterable
-from math import isfinite
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -27,6 +27,8 @@ def require(condition: bool, message: str | Callable[[], str]) -> None:
 def describe(value: Any) -> str:
     """What came, in a few words: dtype and shape of a tensor, type and value of anything else."""
     if isinstance(value, Tensor):
+        if value.is_nested:  # has no shape
+            return f"nested {str(value.dtype).removeprefix('torch.')} tensor"
         return f"{str(value.dtype).removeprefix('torch.')} tensor of shape {list(value.shape)}"
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 80 else text[:77] + '...'}"
@@ -36,6 +38,8 @@ def require_tensor(name: str, value: Any, *, ndim: int | None = None, dtypes: Co
     """Check that an argument is a dense tensor of `ndim` dimensions and one of `dtypes`."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {describe(value)}")
+    if value.is_nested:
+        raise ValueError(f"{name}: expected a dense tensor, got a {describe(value)}")
     if value.layout != torch.strided:
         raise ValueError(f"{name}: expected a dense tensor, got layout {value.layout}")
     if ndim is not None and value.ndim != ndim:
@@ -43,6 +47,12 @@ def require_tensor(name: str, value: Any, *, ndim: int | None = None, dtypes: Co
     if dtypes and value.dtype not in dtypes:
         wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise ValueError(f"{name}: expected dtype {wanted}, got a {describe(value)}")
+
+
+def require_mapping(name: str, value: Any) -> None:
+    """Check that an argument is a dict by relation."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name}: expected a dict by relation, got {describe(value)}")
 
 
 def require_same(kind: str, **values: Any) -> None:
@@ -113,20 +123,21 @@ def require_number(name: str, value: Any) -> None:
     """Check that an argument is a finite Python number."""
     if torch.compiler.is_compiling():  # symbolic there: it has a type but no value
         return
-    valid = isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+    valid = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     require(valid, lambda: f"{name}: expected a finite number, got {describe(value)}")
 
 
-def require_count(name: str, value: Any, low: int = 0) -> None:
-    """Check that an argument is a Python int, at least `low`."""
-    valid = isinstance(value, int) and not isinstance(value, bool) and value >= low
-    require(valid, lambda: f"{name}: expected an int >= {low}, got {describe(value)}")
+def require_count(name: str, value: Any, *, minimum: int = 0) -> None:
+    """Check that an argument is a Python int of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an int, got {describe(value)}")
+    require(value >= minimum, lambda: f"{name}: expected at least {minimum}, got {value}")
 
 
 def require_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     """Check that a string argument is one of `choices`, and name the nearest if it is not."""
     choices = tuple(choices)
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         unknown(name, value, choices)
 
 

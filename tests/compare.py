@@ -33,12 +33,16 @@ def values_and_grads(f: Callable[..., Any], *inputs: Tensor, seed: int = 1) -> t
     out = f(*inputs)
     outputs = list(out) if isinstance(out, tuple) else [out]
     g = torch.Generator().manual_seed(seed)
-    total = sum(
-        (y.double() * torch.randn(y.shape, dtype=torch.float64, generator=g)).sum() for y in outputs if y.requires_grad
-    )
+    total = sum((y.double() * torch.randn(y.shape, dtype=torch.float64, generator=g)).sum() for y in outputs if y.requires_grad)
     assert isinstance(total, Tensor), "no output requires a gradient"
     grads = torch.autograd.grad(total, inputs, allow_unused=True, materialize_grads=True)
     return [y.detach() for y in outputs], list(grads)
+
+
+def everything(f: Callable[..., Any], *inputs: Tensor) -> list[Tensor]:
+    """Outputs and gradients in one list."""
+    outputs, grads = values_and_grads(f, *inputs)
+    return [*outputs, *grads]
 
 
 def assert_same(op: Callable[..., Any], reference: Callable[..., Any], *inputs: Tensor, rtol: float = RTOL) -> None:

@@ -20,13 +20,6 @@ from .._check import (
 )
 
 
-def require_count(name: str, value: Any, *, minimum: int = 1) -> None:
-    """Check that an argument is an int of at least `minimum`."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an int, got {describe(value)}")
-    require(value >= minimum, f"{name}: expected at least {minimum}, got {value}")
-
-
 def require_probability(name: str, value: Any) -> None:
     """Check that an argument is a number in [0, 1)."""
     if isinstance(value, bool) or not isinstance(value, int | float):

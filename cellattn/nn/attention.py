@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from .._check import describe, require, require_choice
+from .._check import describe, require, require_choice, require_count
 from ..graph import MultiGraph
 from ..ops import attention, graph_attention
 from ..ops._rows import OVER, REDUCTIONS
 from ..ops.attention_bce import LINKS, TARGETS
 from ..ops.graph_attention import LOSSES
-from ._check import require_count, require_features
+from ._check import require_features
 
 Rows = Tensor | Mapping[str, Tensor]
 
@@ -42,7 +42,7 @@ def check_loss_options(options: Mapping[str, Any]) -> None:
         elif name != "num_negatives":
             raise TypeError(f"{name}: no such option, expected one of {', '.join(GraphLossOptions.__annotations__)}")
         elif value is not None:
-            require_count(name, value)
+            require_count(name, value, minimum=1)
 
 
 class GraphRegularizedAttention(nn.Module):
@@ -73,13 +73,13 @@ class GraphRegularizedAttention(nn.Module):
         **loss_options: Unpack[GraphLossOptions],
     ) -> None:
         super().__init__()
-        require_count("dim", dim)
-        require_count("num_heads", num_heads)
+        require_count("dim", dim, minimum=1)
+        require_count("num_heads", num_heads, minimum=1)
         require_count("num_prefix", num_prefix, minimum=0)
         if head_dim is None:
             require(dim % num_heads == 0, f"num_heads: expected a divisor of dim, {dim}, got {num_heads}")
             head_dim = dim // num_heads
-        require_count("head_dim", head_dim)
+        require_count("head_dim", head_dim, minimum=1)
         check_loss_options(loss_options)
         for position, tie in enumerate(ties):
             relation, head = tie

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from .._check import require, require_choice
+from .._check import require, require_choice, require_count
 from ..graph import MultiGraph
-from ._check import require_count, require_features, require_probability, require_weight
+from ._check import require_features, require_probability, require_weight
 from .attention import GraphLossOptions, GraphRegularizedAttention, Rows, check_loss_options
 
 
@@ -96,15 +96,15 @@ class CellEncoder(nn.Module):
         **loss_options: Unpack[GraphLossOptions],
     ) -> None:
         super().__init__()
-        require_count("dim", dim)
+        require_count("dim", dim, minimum=1)
         require_count("num_layers", num_layers, minimum=0)
-        require_count("num_heads", num_heads)
+        require_count("num_heads", num_heads, minimum=1)
         require_choice("norm", norm, ("pre", "post"))
         require_probability("dropout", dropout)
         check_loss_options(loss_options)
         require_choice("reduction", loss_options.get("reduction", "mean"), ("mean", "sum"))
         ffn_dim = 4 * dim if ffn_dim is None else ffn_dim
-        require_count("ffn_dim", ffn_dim)
+        require_count("ffn_dim", ffn_dim, minimum=1)
         self.dim = dim
         self.ties = tuple(Tie(*tie) for tie in ties)
         for position, tie in enumerate(self.ties):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .._check import require, require_ragged
-from ._check import require_count, require_features
-from ._sets import set_attention, set_mean
+from .._check import require, require_count, require_ragged
+from ..ops.set_attention import set_attention, set_mean
+from ._check import require_features
 
 
 class HyperSAGNN(nn.Module):
@@ -28,9 +28,9 @@ class HyperSAGNN(nn.Module):
 
     def __init__(self, dim: int, num_heads: int = 4, num_layers: int = 2) -> None:
         super().__init__()
-        require_count("dim", dim)
-        require_count("num_heads", num_heads)
-        require_count("num_layers", num_layers)
+        require_count("dim", dim, minimum=1)
+        require_count("num_heads", num_heads, minimum=1)
+        require_count("num_layers", num_layers, minimum=1)
         require(dim % num_heads == 0, f"num_heads: expected a divisor of dim, {dim}, got {num_heads}")
         self.dim, self.num_heads = dim, num_heads
         self.static = nn.Linear(dim, dim)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._check import require, require_choice
+from .._check import require, require_choice, require_count
 from ..ops import perturbation_attention
-from ._check import require_count, require_features, require_perturbations, require_probability
-from ._sets import set_mean, set_sum
+from ..ops.set_attention import set_mean, set_sum
+from ._check import require_features, require_perturbations, require_probability
 from .hypersagnn import HyperSAGNN
 
 POOLS = ("mean", "sum", "hypersagnn", "pairwise")
@@ -108,7 +108,7 @@ class PerturbationHead(nn.Module):
             "out_dim": out_dim,
         }
         for name, value in sizes.items():
-            require_count(name, value)
+            require_count(name, value, minimum=1)
         require(dim % num_heads == 0, f"num_heads: expected a divisor of dim, {dim}, got {num_heads}")
         require_probability("dropout", dropout)
         kinds = (pool,) if isinstance(pool, str) else tuple(pool)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from .._check import describe, require, require_indices, require_tensor
+from .._check import describe, require, require_count, require_indices, require_tensor
 from ..graph import MultiGraph
 from ..ops import sample_rows
-from ._check import require_count, require_features
+from ._check import require_features
 from .attention import GraphLossOptions, Rows
 from .encoder import CellEncoder
 from .perturbation import PerturbationHead
@@ -75,7 +75,7 @@ class CellTransformer(nn.Module):
         if isinstance(sampled_rows, float):
             require(0 < sampled_rows <= 1, f"sampled_rows: expected a fraction in (0, 1], got {sampled_rows}")
         elif sampled_rows is not None:
-            require_count("sampled_rows", sampled_rows)
+            require_count("sampled_rows", sampled_rows, minimum=1)
         self.encoder = CellEncoder(
             dim,
             num_layers,
@@ -100,11 +100,11 @@ class CellTransformer(nn.Module):
         self.embedding: nn.Embedding | None = None
         self.project_features: nn.Linear | None = None
         if num_genes is not None:
-            require_count("num_genes", num_genes)
+            require_count("num_genes", num_genes, minimum=1)
             self.embedding = nn.Embedding(num_genes, dim)
             nn.init.normal_(self.embedding.weight, std=dim**-0.5)
         if feature_dim is not None:
-            require_count("feature_dim", feature_dim)
+            require_count("feature_dim", feature_dim, minimum=1)
             self.project_features = nn.Linear(feature_dim, dim)
 
     def forward(

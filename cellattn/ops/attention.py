@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._check import FLOAT_DTYPES, require, require_number, require_same, require_tensor
-from ._autograd import keep_missing_grads, refuse_double_backward
+from ._operator import cpu_operator, keep_missing_grads, refuse_double_backward
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> tuple[Tensor, Tensor]:
@@ -115,7 +115,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 # ------------------------------------------------------------------------------------------------------- operators
 
 
-@torch.library.custom_op("cellattn::attention", mutates_args=(), device_types="cpu")
+@cpu_operator("attention")
 def _attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     dtype = accumulation_dtype(q.dtype)
     out = q.new_zeros(*q.shape[:-1], v.shape[-1])
@@ -139,7 +139,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: float) ->
     return out, q.new_empty(q.shape[:-1], dtype=accumulation_dtype(q.dtype))
 
 
-@torch.library.custom_op("cellattn::attention_backward", mutates_args=(), device_types="cpu")
+@cpu_operator("attention_backward")
 def _attention_backward(
     dout: Tensor | None,
     dlse: Tensor | None,

@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._check import require_choice, require_count
+from .._check import require, require_choice, require_count
 from ..graph import MultiGraph
-from ._autograd import keep_missing_grads, refuse_double_backward
 from ._csr import sddmm, spmm, take_rows
+from ._operator import cpu_operator, keep_missing_grads, refuse_double_backward
 from ._rows import check_head, check_rows, reduce_rows, row_constants, row_logsumexp, take
 from .attention import accumulation_dtype, resolve_scale
 from .sample_rows import check_generator
@@ -32,6 +32,7 @@ from .sample_rows import check_generator
 TARGETS = ("normalized", "binary")
 LINKS = ("softmax", "sigmoid")
 
+_MAX_ENTRIES = 2**31 - 1  # edges and drawn non-edges, which the sparse kernels count in int32
 _BLOCK = 2**18  # score entries of a row block: a few temporaries of this size stay in a core's cache
 
 
@@ -93,7 +94,9 @@ def attention_bce(
         genes = torch.arange(graph.num_nodes, device=graph.device)
     negatives = None
     if num_negatives is not None:
-        require_count("num_negatives", num_negatives, 1)
+        require_count("num_negatives", num_negatives, minimum=1)
+        most = _MAX_ENTRIES // max(genes.shape[0], 1) - graph.max_degree(relation)
+        require(num_negatives <= most, lambda: f"num_negatives: expected at most {most} a row, got {num_negatives}")
         negatives = sample_negatives(graph, relation, genes, num_negatives, generator)
     loss = _bce_rows(
         q, k, total, *graph.stacked, inv_mass, graph.known(relation), genes, negatives, relation_id, num_prefix, scale,
@@ -140,7 +143,7 @@ _PROBLEM = (
 )
 
 
-@torch.library.custom_op("cellattn::bce_rows", mutates_args=(), device_types="cpu", schema=f"({_PROBLEM}) -> Tensor")
+@cpu_operator("bce_rows", schema=f"({_PROBLEM}) -> Tensor")
 def _bce_rows(q: Tensor, k: Tensor, lse: Tensor | None, *problem: Any) -> Tensor:
     """[..., R]"""
     rows, num_prefix, scale = problem[5], problem[8], problem[9]
@@ -160,12 +163,7 @@ def _(q: Tensor, k: Tensor, lse: Tensor | None, *problem: Any) -> Tensor:
     return q.new_empty(*q.shape[:-2], rows.shape[0], dtype=accumulation_dtype(q.dtype))
 
 
-@torch.library.custom_op(
-    "cellattn::bce_rows_backward",
-    mutates_args=(),
-    device_types="cpu",
-    schema=f"(Tensor dloss, {_PROBLEM}) -> (Tensor, Tensor, Tensor)",
-)
+@cpu_operator("bce_rows_backward", schema=f"(Tensor dloss, {_PROBLEM}) -> (Tensor, Tensor, Tensor)")
 def _bce_rows_backward(dloss: Tensor, q: Tensor, k: Tensor, lse: Tensor | None, *problem: Any) -> tuple[Tensor, Tensor, Tensor]:
     """(dq, dk [..., T, D], dlse [..., R], empty for the sigmoid link)"""
     rows, num_prefix, scale = problem[5], problem[8], problem[9]

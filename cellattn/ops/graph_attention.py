@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._check import describe, require, require_choice
+from .._check import describe, require, require_choice, require_count
 from ..graph import MultiGraph
 from ._rows import OVER, REDUCTIONS, check_graph, rows_of_ties
 from .attention import attention, resolve_scale
 from .attention_bce import LINKS, TARGETS, attention_bce
 from .attention_kl import kl_of_ties
+from .sample_rows import check_generator
 
 LOSSES = ("kl", "bce")
 
@@ -63,6 +64,9 @@ def graph_attention(
     require_choice("reduction", reduction, REDUCTIONS)
     require_choice("target", target, TARGETS)
     require_choice("link", link, LINKS)
+    if num_negatives is not None:
+        require_count("num_negatives", num_negatives, minimum=1)
+    check_generator(generator)
     out, lse = attention(q, k, v, scale=scale)
     require(q.ndim >= 3, lambda: f"q: expected shape [..., heads, tokens, head_dim], got {list(q.shape)}")
     require(k.shape == q.shape, lambda: f"k: expected the shape of q, {list(q.shape)}, got {list(k.shape)}")

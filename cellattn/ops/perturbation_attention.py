@@ -26,7 +26,7 @@ from .._check import (
     require_same,
     require_tensor,
 )
-from ._autograd import keep_missing_grads, refuse_double_backward
+from ._operator import cpu_operator, keep_missing_grads, refuse_double_backward
 from .attention import attention
 
 
@@ -54,6 +54,8 @@ def perturbation_attention(
     for name, x in (("query", query), ("key", key), ("value", value), ("override", override)):
         require_tensor(name, x, dtypes=FLOAT_DTYPES)
         require(x.ndim >= 2, lambda: f"{name}: expected shape [..., rows, features], got {list(x.shape)}")
+    require_tensor("index", index, ndim=1)
+    require_tensor("ptr", ptr, ndim=1)
     require_same("dtype", query=query.dtype, key=key.dtype, value=value.dtype, override=override.dtype)
     require_same(
         "device", query=query.device, key=key.device, value=value.device, index=index.device, ptr=ptr.device,
@@ -63,9 +65,11 @@ def perturbation_attention(
     for name, x, expected in (
         ("key", key, (*lead, key.shape[-2], query.shape[-1])),
         ("value", value, (*lead, key.shape[-2], value.shape[-1])),
-        ("override", override, (*lead, index.shape[0] if index.ndim else 0, value.shape[-1])),
+        ("override", override, (*lead, index.shape[0], value.shape[-1])),
     ):
         require(tuple(x.shape) == expected, lambda: f"{name}: expected shape {list(expected)}, got {list(x.shape)}")
+    require(query.shape[-1] >= 1, lambda: f"query: expected at least one feature, got shape {list(query.shape)}")
+    require(key.shape[-2] >= 1, lambda: f"key: expected at least one gene, got shape {list(key.shape)}")
     require_ragged("index", index, ptr, num_sets=query.shape[-2])
     require_indices("index", index, key.shape[-2])
     require_distinct("index", index, ptr)
@@ -77,7 +81,7 @@ def perturbation_attention(
 # ------------------------------------------------------------------------------------------------------- operators
 
 
-@torch.library.custom_op("cellattn::perturbation_correction", mutates_args=(), device_types="cpu")
+@cpu_operator("perturbation_correction")
 def _correction(
     query: Tensor,
     key: Tensor,
@@ -108,7 +112,7 @@ def _(
     return query.new_empty(*query.shape[:-1], value.shape[-1])
 
 
-@torch.library.custom_op("cellattn::perturbation_correction_backward", mutates_args=(), device_types="cpu")
+@cpu_operator("perturbation_correction_backward")
 def _correction_backward(
     dz: Tensor,
     query: Tensor,

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from ..graph import MultiGraph
-from ._autograd import keep_missing_grads, refuse_double_backward
 from ._csr import spmm, take_rows
+from ._operator import cpu_operator, keep_missing_grads, refuse_double_backward
 from ._rows import take
 from .attention import accumulation_dtype
 
@@ -62,12 +62,7 @@ _TIES = "int[] relations, int[] heads, Tensor? rows, int[] lengths, int num_pref
 _BY_COLUMN = "Tensor weight, Tensor colptr, Tensor row, Tensor edge"
 
 
-@torch.library.custom_op(
-    "cellattn::row_dot",
-    mutates_args=(),
-    device_types="cpu",
-    schema=f"(Tensor q, Tensor k, Tensor rowptr, Tensor col, {_BY_COLUMN}, {_TIES}) -> (Tensor, Tensor)",
-)
+@cpu_operator("row_dot", schema=f"(Tensor q, Tensor k, Tensor rowptr, Tensor col, {_BY_COLUMN}, {_TIES}) -> (Tensor, Tensor)")
 def _row_dot(q: Tensor, k: Tensor, rowptr: Tensor, col: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """(y [..., M], kbar [..., M, D])"""
     *_, relations, heads, rows, lengths, num_prefix = rest
@@ -92,12 +87,7 @@ def _(q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return y, y.new_empty(*y.shape, q.shape[-1])
 
 
-@torch.library.custom_op(
-    "cellattn::row_dot_backward",
-    mutates_args=(),
-    device_types="cpu",
-    schema=f"(Tensor dy, Tensor q, Tensor kbar, {_BY_COLUMN}, {_TIES}) -> (Tensor, Tensor)",
-)
+@cpu_operator("row_dot_backward", schema=f"(Tensor dy, Tensor q, Tensor kbar, {_BY_COLUMN}, {_TIES}) -> (Tensor, Tensor)")
 def _row_dot_backward(
     dy: Tensor, q: Tensor, kbar: Tensor, weight: Tensor, colptr: Tensor, row: Tensor, edge: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cellattn.nn import HyperSAGNN
-from cellattn.nn._sets import set_attention
+from cellattn.ops.set_attention import set_attention
 
 from . import dense
 

@@ -6,7 +6,7 @@ import torch
 import cellattn
 from cellattn import reference
 
-from ..compare import assert_same, leaves, values_and_grads
+from ..compare import assert_same, everything, leaves, values_and_grads
 
 # (leading, Tq, Tk, D, Dv)
 SHAPES = [
@@ -107,10 +107,10 @@ def test_low_precision_no_worse_than_eager(dtype: torch.dtype) -> None:
     """At most twice the error of the same formula in eager PyTorch at that dtype, plus one spacing of the dtype."""
     exact = leaves((2, 300, 20), (2, 300, 20), (2, 300, 20))
     rounded = [x.detach().to(dtype) for x in exact]
-    want = values_and_grads(reference.attention, *(x.double() for x in rounded))
-    ours = values_and_grads(cellattn.attention, *rounded)
-    eager = values_and_grads(reference.attention, *rounded)
-    for a, e, w in zip(sum(ours, []), sum(eager, []), sum(want, []), strict=True):
+    want = everything(reference.attention, *(x.double() for x in rounded))
+    ours = everything(cellattn.attention, *rounded)
+    eager = everything(reference.attention, *rounded)
+    for a, e, w in zip(ours, eager, want, strict=True):
         scale = float(w.abs().max())
         assert float((a.double() - w).abs().max()) <= 2 * float((e.double() - w).abs().max()) + torch.finfo(a.dtype).eps * scale
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import cellattn
 from cellattn import MultiGraph, reference
 from cellattn.ops.attention_bce import sample_negatives
 
-from ..compare import assert_same, leaves, random_graph, values_and_grads
+from ..compare import assert_same, everything, leaves, random_graph, values_and_grads
 
 
 @pytest.mark.parametrize("rows", [None, [3, 0, 17], [], [4, 4]], ids=str)
@@ -24,7 +25,13 @@ def test_every_combination(weighted: bool, num_prefix: int, target: str, link: s
     index = None if rows is None else torch.tensor(rows, dtype=torch.int64)
     for lead, relation, reduction in itertools.product(((), (2,)), graph.relations, ("mean", "sum", "none")):
         q, k = leaves((*lead, num_prefix + 40, 8), (*lead, num_prefix + 40, 8))
-        options = {"rows": index, "num_prefix": num_prefix, "target": target, "link": link, "reduction": reduction}
+        options: dict[str, Any] = {
+            "rows": index,
+            "num_prefix": num_prefix,
+            "target": target,
+            "link": link,
+            "reduction": reduction,
+        }
         assert_same(
             lambda q, k: cellattn.attention_bce(q, k, graph, relation, **options),
             lambda q, k: reference.attention_bce(q, k, graph, relation, **options),
@@ -156,12 +163,8 @@ def test_low_precision(dtype: torch.dtype, num_negatives: int | None) -> None:
 
     def run(*x):
         g = torch.Generator().manual_seed(0)
-        return sum(
-            values_and_grads(
-                lambda q, k: cellattn.attention_bce(q, k, graph, "a", num_prefix=1, num_negatives=num_negatives, generator=g), *x
-            ),
-            [],
-        )
+        options: dict[str, Any] = {"num_prefix": 1, "num_negatives": num_negatives, "generator": g}
+        return everything(lambda q, k: cellattn.attention_bce(q, k, graph, "a", **options), *x)
 
     for a, w in zip(run(q, k), run(q.double(), k.double()), strict=True):
         assert float((a.double() - w).abs().max()) <= 4 * torch.finfo(a.dtype).eps * float(w.abs().max()) + 1e-5

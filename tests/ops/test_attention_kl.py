@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 import cellattn
 from cellattn import MultiGraph, reference
 
-from ..compare import assert_same, leaves, random_graph, values_and_grads
+from ..compare import assert_same, everything, leaves, random_graph
 
 ROWS = {"all": None, "some": [3, 0, 17], "one": [5], "none": [], "twice": [4, 4, 9]}
 
@@ -30,7 +31,7 @@ def test_every_combination(weighted: bool, lead: tuple[int, ...], num_prefix: in
     index = None if ROWS[rows] is None else torch.tensor(ROWS[rows], dtype=torch.int64)
     q, k = leaves((*lead, num_prefix + 40, 8), (*lead, num_prefix + 40, 8))
     for relation, reduction in itertools.product(graph.relations, ("mean", "sum", "none")):
-        options = {"rows": index, "over": over, "num_prefix": num_prefix, "reduction": reduction}
+        options: dict[str, Any] = {"rows": index, "over": over, "num_prefix": num_prefix, "reduction": reduction}
         assert_same(
             lambda q, k: cellattn.attention_kl(q, k, graph, relation, **options),
             lambda q, k: reference.attention_kl(q, k, graph, relation, **options),
@@ -113,7 +114,7 @@ def test_low_precision_no_worse_than_eager(dtype: torch.dtype) -> None:
     q, k = (x.detach().to(dtype) for x in leaves((201, 20), (201, 20)))
 
     def run(module, *x):
-        return sum(values_and_grads(lambda q, k: module.attention_kl(q, k, graph, "a", num_prefix=1), *x), [])
+        return everything(lambda q, k: module.attention_kl(q, k, graph, "a", num_prefix=1), *x)
 
     for a, e, w in zip(run(cellattn, q, k), run(reference, q, k), run(reference, q.double(), k.double()), strict=True):
         bound = 2 * float((e.double() - w).abs().max()) + torch.finfo(dtype).eps * float(w.abs().max())
@@ -132,6 +133,6 @@ def test_gradcheck_and_double_backward() -> None:
 def test_bit_equal_from_run_to_run() -> None:
     graph = random_graph(500, {"a": 20_000}, weighted=True)
     q, k = leaves((4, 501, 20), (4, 501, 20), dtype=torch.float32)
-    runs = [values_and_grads(lambda q, k: cellattn.attention_kl(q, k, graph, "a", num_prefix=1), q, k) for _ in range(3)]
+    runs = [everything(lambda q, k: cellattn.attention_kl(q, k, graph, "a", num_prefix=1), q, k) for _ in range(3)]
     for other in runs[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(sum(runs[0], []), sum(other, []), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -32,7 +34,7 @@ def test_every_combination(lead, num_prefix, over, loss, reduction, rows) -> Non
         rows = torch.tensor(rows)
     t = num_prefix + 27
     q, k, v = leaves((*lead, 3, t, 8), (*lead, 3, t, 8), (*lead, 3, t, 5))
-    options = {"loss": loss, "rows": rows, "num_prefix": num_prefix, "over": over, "reduction": reduction}
+    options: dict[str, Any] = {"loss": loss, "rows": rows, "num_prefix": num_prefix, "over": over, "reduction": reduction}
     assert_same(flat(cellattn, graph, **options), flat(reference, graph, **options), q, k, v)
 
 
@@ -47,7 +49,7 @@ def test_without_ties_it_is_attention() -> None:
 def test_losses_alone_leave_v_without_gradient() -> None:
     graph = random_graph(25, {"a": 120})
     q, k, v = leaves((3, 26, 8), (3, 26, 8), (3, 26, 8))
-    _, (dq, dk, dv) = values_and_grads(lambda *x: cellattn.graph_attention(*x, graph, [("a", 1)])[1], q, k, v)
+    _, (dq, dk, dv) = values_and_grads(lambda q, k, v: cellattn.graph_attention(q, k, v, graph, [("a", 1)])[1], q, k, v)
     assert torch.equal(dv, torch.zeros_like(dv))
     assert dq[1].abs().max() > 0
     assert dk[1].abs().max() > 0
@@ -57,7 +59,7 @@ def test_losses_alone_leave_v_without_gradient() -> None:
 def test_sampled_negatives_reach_every_tie() -> None:
     graph = random_graph(25, {"a": 120, "b": 60})
     q, k, v = leaves((3, 26, 8), (3, 26, 8), (3, 26, 8))
-    options = {"loss": "bce", "num_negatives": 4, "target": "binary", "link": "sigmoid"}
+    options: dict[str, Any] = {"loss": "bce", "num_negatives": 4, "target": "binary", "link": "sigmoid"}
     g = torch.Generator().manual_seed(0)
     _, losses = cellattn.graph_attention(q, k, v, graph, [("a", 1), ("b", 0)], generator=g, **options)
     g.manual_seed(0)
@@ -74,9 +76,7 @@ def test_permuting_genes_permutes_the_result() -> None:
     tokens = torch.cat([torch.zeros(1, dtype=torch.int64), order + 1])
     q, k, v = leaves((3, 26, 8), (3, 26, 8), (3, 26, 8))
     out, (loss,) = cellattn.graph_attention(q, k, v, graph, [("a", 1)])
-    moved, (moved_loss,) = cellattn.graph_attention(
-        q[:, tokens], k[:, tokens], v[:, tokens], graph.subgraph(order), [("a", 1)]
-    )
+    moved, (moved_loss,) = cellattn.graph_attention(q[:, tokens], k[:, tokens], v[:, tokens], graph.subgraph(order), [("a", 1)])
     torch.testing.assert_close(moved, out[:, tokens])
     torch.testing.assert_close(moved_loss, loss)
 

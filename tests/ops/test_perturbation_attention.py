@@ -6,7 +6,7 @@ import torch
 import cellattn
 from cellattn import reference
 
-from ..compare import assert_same, leaves, values_and_grads
+from ..compare import assert_same, everything, leaves
 
 # sets as lists of genes
 BATCHES = {
@@ -57,7 +57,7 @@ def test_low_precision_no_worse_than_eager(dtype: torch.dtype) -> None:
     rounded = [x.detach().to(dtype) for x in leaves((100, 16), (300, 16), (300, 16), (200, 16))]
 
     def run(module, *x):
-        return sum(values_and_grads(lambda *x: module.perturbation_attention(*x[:3], index, ptr, x[3], scale=0.25), *x), [])
+        return everything(lambda *x: module.perturbation_attention(*x[:3], index, ptr, x[3], scale=0.25), *x)
 
     exact = run(reference, *(x.double() for x in rounded))
     for a, e, w in zip(run(cellattn, *rounded), run(reference, *rounded), exact, strict=True):

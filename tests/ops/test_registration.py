@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.library import opcheck
 
 import cellattn
+import cellattn.nn
 from cellattn import MultiGraph
 
 from ..compare import leaves, random_graph
@@ -33,6 +34,7 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     problem = (*g.stacked, g.inv_mass[:N], g.known("a"), rows)
     index, ptr = torch.tensor([1, 5, 3]), torch.tensor([0, 2, 2, 3])
     head = leaves((3, 8), (N, 8), (N, 5), (3,), (3, 5))
+    sets = leaves((3, 2, 4), (3, 2, 4), (3, 2, 4))
     detached = [x.detach() for x in (q, k, v)]
     return {
         "attention": (OPS.attention, (q, k, v, None, 0.3)),
@@ -51,6 +53,11 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "bce_rows_backward": (
             OPS.bce_rows_backward,
             (*(x.detach() for x in (dloss, q1, k1, lse1)), *problem, None, 0, 1, 0.3, True),
+        ),
+        "set_attention": (OPS.set_attention, (*sets, ptr)),
+        "set_attention_backward": (
+            OPS.set_attention_backward,
+            (torch.ones(3, 2, 4).double(), *(x.detach() for x in sets), ptr),
         ),
         "perturbation_correction": (OPS.perturbation_correction, (*head[:4], index, ptr, head[4], 0.3)),
         "perturbation_correction_backward": (
@@ -96,7 +103,7 @@ def test_compiled_equals_eager(f: Callable[..., tuple[Tensor, ...]], dynamic: bo
         results = []
         for run in (f, compiled):
             outputs = run(*inputs, g, rows)
-            total = sum((y * y).sum() for y in outputs)
+            total = torch.stack([(y * y).sum() for y in outputs]).sum()
             results.append([*outputs, *torch.autograd.grad(total, inputs)])
         for eager, other in zip(*results, strict=True):
             torch.testing.assert_close(other, eager)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops._autograd import keep_missing_grads, refuse_double_backward
+from ._operator import cpu_operator, keep_missing_grads, refuse_double_backward
 
 
 def set_sum(x: Tensor, ptr: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def set_mean(x: Tensor, ptr: Tensor) -> Tensor:
     return set_sum(x, ptr) / ptr.diff().clamp(min=1).unsqueeze(-1).to(x.dtype)
 
 
-@torch.library.custom_op("cellattn::set_attention", mutates_args=())
+@cpu_operator("set_attention")
 def set_attention(q: Tensor, k: Tensor, v: Tensor, ptr: Tensor) -> Tensor:
     """Attention of each entry to the others of its set, never to itself; zeros where there is no other.
 
@@ -35,9 +35,8 @@ def set_attention(q: Tensor, k: Tensor, v: Tensor, ptr: Tensor) -> Tensor:
     Returns:
         [nnz, H, D].
     """
-    with torch.autocast(q.device.type, enabled=False):  # products in the dtype chosen here
-        p, _, _, v_pad = _probabilities(q, k, v, ptr)
-        return _ragged(p @ v_pad, ptr, v)
+    p, _, _, v_pad = _probabilities(q, k, v, ptr)
+    return _ragged(p @ v_pad, ptr, v)
 
 
 @set_attention.register_fake
@@ -45,7 +44,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, ptr: Tensor) -> Tensor:
     return v.new_empty(v.shape)
 
 
-@torch.library.custom_op("cellattn::set_attention_backward", mutates_args=())
+@cpu_operator("set_attention_backward")
 def _set_attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, ptr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     p, q_pad, k_pad, v_pad = _probabilities(q, k, v, ptr)
     do = _padded(grad, ptr)
