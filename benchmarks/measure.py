@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
 import platform
+import re
 import subprocess
 import threading
 import time
@@ -57,11 +59,18 @@ def device_name() -> str:
     return f"{model} ({torch.get_num_threads()} threads)"
 
 
+def results_dir() -> Path:
+    """`benchmarks/results/<device>/`, made if missing."""
+    slug = re.sub(r"[^a-z0-9]+", "-", device_name().lower()).strip("-")
+    folder = Path(__file__).parent / "results" / slug
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def environment() -> dict[str, str]:
     """Device, versions and commit that a figure belongs to."""
-    commit = subprocess.run(
-        ["git", "-C", os.fspath(Path(__file__).parent), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    ).stdout.strip()
+    describe = ["git", "-C", os.fspath(Path(__file__).parent), "describe", "--always", "--dirty"]
+    commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "device": device_name(),
         "torch": torch.__version__,
@@ -78,10 +87,8 @@ def _synchronize() -> None:
 
 def _trim_heap() -> None:
     """Give freed pages back, so that memory kept by the allocator does not hide what f takes."""
-    try:
+    with contextlib.suppress(OSError):  # not glibc: the figure is then a lower bound
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except OSError:
-        pass  # not glibc: the figure is then a lower bound
 
 
 def _resident() -> int:
