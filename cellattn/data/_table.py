@@ -18,7 +18,7 @@ from pathlib import Path
 import polars as pl
 import torch
 
-from cellattn._check import describe
+from .._check import describe
 
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 _FLOAT32_MAX = torch.finfo(torch.float32).max

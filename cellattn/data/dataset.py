@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cellattn._check import describe, require, require_choice, require_indices, require_tensor, unknown
-from cellattn.data.genes import GeneList
-from cellattn.data.readers import InteractionTable
+from .._check import describe, require, require_choice, require_count, require_indices, require_tensor, unknown
+from .genes import GeneList
+from .readers import InteractionTable
 
 PERTURBATION_TYPES = ("present", "deleted", "added", "overexpressed", "knocked_down", "mutated")
 """State of a gene, m_i; the position is the type id. All genes outside a set are "present", the unperturbed state."""
@@ -89,9 +89,7 @@ class PerturbationDataset(Dataset[PerturbationSample]):
         num_genes: int,
         split: Sequence[str] | None = None,
     ) -> None:
-        if isinstance(num_genes, bool) or not isinstance(num_genes, int):
-            raise TypeError(f"num_genes: expected an int, got {describe(num_genes)}")
-        require(num_genes >= 0, f"num_genes: expected at least 0, got {num_genes}")
+        require_count("num_genes", num_genes)
         require_tensor("seeds", seeds, ndim=1, dtypes=(torch.int64,))
         require_tensor("ptr", ptr, ndim=1, dtypes=(torch.int64,))
         require_tensor("types", types, ndim=1, dtypes=(torch.int64,))
@@ -126,11 +124,7 @@ class PerturbationDataset(Dataset[PerturbationSample]):
         self.split_names: tuple[str, ...] = ()
         self._split = torch.zeros(num_samples, dtype=torch.int64)
         if split is not None:
-            if (
-                isinstance(split, str)
-                or not isinstance(split, Sequence)
-                or not all(isinstance(name, str) for name in split)
-            ):
+            if isinstance(split, str) or not isinstance(split, Sequence) or not all(isinstance(name, str) for name in split):
                 raise TypeError(f"split: expected one string a sample, got {describe(split)}")
             require(len(split) == num_samples, f"split: expected {num_samples} names, one a sample, got {len(split)}")
             code = {name: position for position, name in enumerate(dict.fromkeys(split))}

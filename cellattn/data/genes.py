@@ -8,8 +8,8 @@ from os import PathLike
 import torch
 from torch import Tensor
 
-from cellattn._check import describe, unknown
-from cellattn.data._table import Table
+from .._check import describe, unknown
+from ._table import Table
 
 
 class GeneList:
@@ -44,9 +44,7 @@ class GeneList:
             if index is None:
                 raise ValueError(f"aliases: {alias!r} stands for {name!r}, which is not in the list")
             if self._index.setdefault(alias, index) != index:
-                raise ValueError(
-                    f"aliases: {alias!r} stands for {name!r} and is a name of {self.names[self._index[alias]]!r}"
-                )
+                raise ValueError(f"aliases: {alias!r} stands for {name!r} and is a name of {self.names[self._index[alias]]!r}")
 
     @classmethod
     def from_table(
@@ -71,9 +69,7 @@ class GeneList:
         aliases: dict[str, str] = {}
         for gene, other in zip(names, [] if alias is None else frame[alias], strict=alias is not None):
             if other is not None and aliases.setdefault(other, gene) != gene:
-                raise ValueError(
-                    f"alias: {path}: {other!r} in column {alias!r} stands for {aliases[other]!r} and {gene!r}"
-                )
+                raise ValueError(f"alias: {path}: {other!r} in column {alias!r} stands for {aliases[other]!r} and {gene!r}")
         return cls(names, aliases=aliases)
 
     def index(self, names: Iterable[str]) -> Tensor:

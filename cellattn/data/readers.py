@@ -18,9 +18,9 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from cellattn._check import describe, require
-from cellattn.data._table import ANY_NUMBER, NOT_NEGATIVE, Table
-from cellattn.data.genes import GeneList
+from .._check import describe, require
+from ._table import ANY_NUMBER, NOT_NEGATIVE, Table
+from .genes import GeneList
 
 _MAX_STRING_SCORE = 1000
 _STRING_PROTEINS = {"source": "protein1", "target": "protein2"}
@@ -215,9 +215,7 @@ def read_interactions(
     splits = {} if split is None else {"split": split}
     members = {f"gene_columns[{position}]": column for position, column in enumerate(gene_columns)}
     table.require_columns({**members, "score": score, **splits})
-    frame = table.read(
-        names=(*gene_columns, *splits.values()), numbers={score: ANY_NUMBER}, optional=tuple(gene_columns)[2:]
-    )
+    frame = table.read(names=(*gene_columns, *splits.values()), numbers={score: ANY_NUMBER}, optional=tuple(gene_columns)[2:])
     found = _find_genes(frame, gene_columns, genes, rename)
     index = found.index[found.known]
     present = index != _NO_GENE

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cellattn._check import describe, require
-from cellattn.data.dataset import PERTURBATION_TYPES, PerturbationDataset
-from cellattn.graph import MultiGraph
+from .._check import describe, require, require_count
+from ..graph import MultiGraph
+from .dataset import PERTURBATION_TYPES, PerturbationDataset
 
 _PUBLISHED_GENES = 6607
 _MIN_GENES = 32  # below, a relation has too few genes to hold one edge each
@@ -69,8 +69,8 @@ def synthetic_cell(
     Raises:
         TypeError, ValueError: a seed, size or scale that cannot be.
     """
-    _require_int("seed", seed, 0)
-    _require_int("num_genes", num_genes, _MIN_GENES)
+    require_count("seed", seed)
+    require_count("num_genes", num_genes, minimum=_MIN_GENES)
     if edge_scale is not None and (isinstance(edge_scale, bool) or not isinstance(edge_scale, (int, float))):
         raise TypeError(f"edge_scale: expected a number or None, got {describe(edge_scale)}")
     size = num_genes / _PUBLISHED_GENES
@@ -183,15 +183,15 @@ def synthetic_phenotypes(
     if not isinstance(graph, MultiGraph):
         raise TypeError(f"graph: expected a MultiGraph, got {describe(graph)}")
     num_genes = graph.num_nodes
-    _require_int("num_samples", num_samples, 0)
-    _require_int("seed", seed, 0)
-    _require_int("num_factors", num_factors, 1)
-    _require_int("num_hubs", num_hubs, 1)
+    require_count("num_samples", num_samples)
+    require_count("seed", seed)
+    require_count("num_factors", num_factors, minimum=1)
+    require_count("num_hubs", num_hubs, minimum=1)
     require(num_hubs <= num_genes, f"num_hubs: expected at most {num_genes}, the number of genes, got {num_hubs}")
     sizes = tuple(set_size) if isinstance(set_size, Sequence) else (set_size,)
     require(len(sizes) > 0, "set_size: expected at least one size, got none")
     for size in sizes:
-        _require_int("set_size", size, 0)
+        require_count("set_size", size)
         require(size <= num_genes, f"set_size: expected at most {num_genes}, the number of genes, got {size}")
     if isinstance(noise, bool) or not isinstance(noise, (int, float)):
         raise TypeError(f"noise: expected a number, got {describe(noise)}")
@@ -261,9 +261,3 @@ def _draw_sets(rng: np.random.Generator, num_sets: int, size: int, num_genes: in
             gene += gene >= earlier
         members[:, k] = gene
     return members
-
-
-def _require_int(name: str, value: object, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an int, got {describe(value)}")
-    require(value >= low, f"{name}: expected at least {low}, got {value}")

@@ -7,11 +7,11 @@ from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
-from cellattn._check import describe
-from cellattn.data.dataset import PerturbationDataset
-from cellattn.data.genes import GeneList
-from cellattn.data.readers import EdgeTable, read_edge_table, read_interactions, read_string_links
-from cellattn.graph import MultiGraph
+from .._check import describe
+from ..graph import MultiGraph
+from .dataset import PerturbationDataset
+from .genes import GeneList
+from .readers import EdgeTable, read_edge_table, read_interactions, read_string_links
 
 
 class _Source(NamedTuple):

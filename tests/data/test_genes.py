@@ -37,16 +37,12 @@ def test_from_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "aliases", "error", "message"),
     [
-        pytest.param(
-            "YAL", None, TypeError, "names: expected several gene names, got the one string 'YAL'", id="string"
-        ),
+        pytest.param("YAL", None, TypeError, "names: expected several gene names, got the one string 'YAL'", id="string"),
         pytest.param(["A", 3], None, TypeError, "names: expected a string at position 1, got int 3", id="int"),
         pytest.param(["A", ""], None, ValueError, "names: the name at position 1 is empty", id="empty"),
         pytest.param(["A", "B", "A"], None, ValueError, "names: 'A' stands at positions 0 and 2", id="twice"),
         pytest.param(["A"], {"X": "B"}, ValueError, "aliases: 'X' stands for 'B', which is not", id="alias-unlisted"),
-        pytest.param(
-            ["A", "B"], {"A": "B"}, ValueError, "aliases: 'A' stands for 'B' and is a name of 'A'", id="alias-name"
-        ),
+        pytest.param(["A", "B"], {"A": "B"}, ValueError, "aliases: 'A' stands for 'B' and is a name of 'A'", id="alias-name"),
         pytest.param(["A"], {"": "A"}, ValueError, "aliases: expected non-empty strings", id="alias-empty"),
     ],
 )

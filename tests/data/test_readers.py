@@ -89,9 +89,7 @@ def test_edge_table_reads_named_columns_and_aliases(tmp_path: Path) -> None:
         pytest.param("\ufeff" + EDGES, {}, id="byte-order-mark"),
         pytest.param(EDGES.replace("\t", ","), {"sep": ","}, id="comma"),
         pytest.param(EDGES.replace("\t", ",").replace("x", '"x, y"'), {"sep": ","}, id="separator-in-quotes"),
-        pytest.param(
-            EDGES.replace("A", "A-1").replace("\tB", "\tB-2"), {"rename": lambda n: n.split("-")[0]}, id="rename"
-        ),
+        pytest.param(EDGES.replace("A", "A-1").replace("\tB", "\tB-2"), {"rename": lambda n: n.split("-")[0]}, id="rename"),
     ],
 )
 def test_edge_table_accepts(tmp_path: Path, text: str, options: dict[str, Any]) -> None:
@@ -131,9 +129,7 @@ def test_header_alone_is_an_empty_table(tmp_path: Path, read: Callable[..., Any]
 
 def test_unknown_names_are_counted_warned_about_and_kept(tmp_path: Path) -> None:
     path = write(tmp_path, LINKS + "4932.X 4932.A 500\n4932.X 4932.X 500\n4932.A 4932.Y 500\n4932.X 4932.Y 500\n")
-    with pytest.warns(
-        UserWarning, match=re.escape("4 lines left out that name 2 unknown genes: X (3), Y (2)")
-    ) as caught:
+    with pytest.warns(UserWarning, match=re.escape("4 lines left out that name 2 unknown genes: X (3), Y (2)")) as caught:
         table = links(path)
     assert len(caught) == 1
     assert caught[0].filename == __file__  # the warning points at the caller
@@ -168,17 +164,13 @@ MALFORMED_LINES = [
     pytest.param(links, links_line("4932.A 4932.B high"), 5, "is 'high', expected a finite number", id="links-text"),
     pytest.param(links, links_line("4932.A 4932.B nan"), 5, "is 'nan', expected a finite number", id="links-nan"),
     pytest.param(links, links_line("4932.A 4932.B inf"), 5, "is 'inf', expected a finite number", id="links-inf"),
-    pytest.param(
-        links, links_line("4932.A 4932.B -1"), 5, "is '-1', expected a number in [0, 1000]", id="links-negative"
-    ),
+    pytest.param(links, links_line("4932.A 4932.B -1"), 5, "is '-1', expected a number in [0, 1000]", id="links-negative"),
     pytest.param(links, links_line("4932.A 4932.B 1001"), 5, "is '1001', expected a number in", id="links-above-1000"),
     pytest.param(links, links_line("4932.A 4932.B "), 5, "is '', expected a finite number", id="links-score-empty"),
     pytest.param(links, links_line("\n4932.A 4932.B 7"), 5, "found 0", id="links-blank-line"),
     pytest.param(links, links_line("4932.A\t4932.B\t7"), 5, "found 1", id="links-tabs"),
     pytest.param(links, LINKS.replace("B 900", "B 0x9", 1), 2, "is '0x9'", id="links-first-line"),
-    pytest.param(
-        links, (LINKS + "4932.\udcff 4932.A 1\n").encode(errors="surrogateescape"), 5, "UTF-8", id="links-bytes"
-    ),
+    pytest.param(links, (LINKS + "4932.\udcff 4932.A 1\n").encode(errors="surrogateescape"), 5, "UTF-8", id="links-bytes"),
     pytest.param(edges, EDGES + "A\tB\n", 4, "expected 4 fields", id="edges-fields-missing"),
     pytest.param(edges, EDGES + "A\tB\t1\n", 4, "found 3", id="edges-unused-field-missing"),
     pytest.param(edges, EDGES + "A\tB\t-1\tx\n", 4, "is '-1', expected a number in [0,", id="edges-negative"),
@@ -207,12 +199,8 @@ def test_malformed_line_is_named(
 
 
 BAD_ARGUMENTS = [
-    pytest.param(
-        links, LINKS, {"score_threshold": -1}, ValueError, "score_threshold: expected", "-1", id="threshold-low"
-    ),
-    pytest.param(
-        links, LINKS, {"score_threshold": 0.4j}, TypeError, "score_threshold: expected", "0.4j", id="threshold-type"
-    ),
+    pytest.param(links, LINKS, {"score_threshold": -1}, ValueError, "score_threshold: expected", "-1", id="threshold-low"),
+    pytest.param(links, LINKS, {"score_threshold": 0.4j}, TypeError, "score_threshold: expected", "0.4j", id="threshold-type"),
     pytest.param(
         links,
         LINKS,
@@ -223,12 +211,8 @@ BAD_ARGUMENTS = [
         id="threshold-nan",
     ),
     pytest.param(links, LINKS, {"channels": "fusion"}, ValueError, "channels: ", "'fusion'", id="channel-missing"),
-    pytest.param(
-        links, LINKS, {"channels": ["fusion"]}, ValueError, "its columns are", "'fusion'", id="channel-listed"
-    ),
-    pytest.param(
-        links, LINKS, {"channels": []}, ValueError, "channels: expected at least one", "none", id="channels-none"
-    ),
+    pytest.param(links, LINKS, {"channels": ["fusion"]}, ValueError, "its columns are", "'fusion'", id="channel-listed"),
+    pytest.param(links, LINKS, {"channels": []}, ValueError, "channels: expected at least one", "none", id="channels-none"),
     pytest.param(links, LINKS, {"channels": 3}, TypeError, "channels: expected", "int 3", id="channels-type"),
     pytest.param(links, LINKS, {"channels": "all"}, ValueError, "channels: ", "no channel beside", id="channels-all"),
     pytest.param(links, LINKS, {"channels": "protein1"}, ValueError, "channels: ", "'protein1'", id="channel-protein"),
@@ -246,13 +230,9 @@ BAD_ARGUMENTS = [
     pytest.param(edges, "\n\n", {}, ValueError, "the file is empty", "table.txt", id="blank"),
     pytest.param(pairs, PAIRS, {"score": "eps"}, ValueError, "score: ", "no column 'eps'", id="score-missing"),
     pytest.param(pairs, PAIRS, {"split": "fold"}, ValueError, "split: ", "no column 'fold'", id="split-missing"),
-    pytest.param(
-        pairs, PAIRS, {"gene_columns": "gene_a"}, TypeError, "gene_columns: expected", "'gene_a'", id="genes-str"
-    ),
+    pytest.param(pairs, PAIRS, {"gene_columns": "gene_a"}, TypeError, "gene_columns: expected", "'gene_a'", id="genes-str"),
     pytest.param(pairs, PAIRS, {"gene_columns": ()}, ValueError, "gene_columns: expected", "none", id="genes-none"),
-    pytest.param(
-        pairs, PAIRS, {"gene_columns": ("gene_a", "g")}, ValueError, "gene_columns[1]: ", "'g'", id="genes-missing"
-    ),
+    pytest.param(pairs, PAIRS, {"gene_columns": ("gene_a", "g")}, ValueError, "gene_columns[1]: ", "'g'", id="genes-missing"),
 ]
 
 

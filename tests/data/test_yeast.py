@@ -74,9 +74,7 @@ def test_dcell_subset(yeast: tuple[GeneList, MultiGraph], yeast_dir: Path) -> No
     assert (len(data), len(train), len(test)) == (18467, 8783 + 5092, 2868 + 1724)
     assert not train.overlaps(test).any()
     assert data.seeds.unique().numel() == 259
-    assert set(data.split_names) == {
-        f"GO_{term}_{side}" for term in ("0006281", "0000790") for side in ("training", "testing")
-    }
+    assert set(data.split_names) == {f"GO_{term}_{side}" for term in ("0006281", "0000790") for side in ("training", "testing")}
     assert data[0].seeds.equal(yeast[0].index(["YLR035C", "YML060W"]))
     assert float(data[0].y) == pytest.approx(0.0447)
 

@@ -1,0 +1,95 @@
+"""The report: what the ops cost beside plain PyTorch, and what a cell transformer learns, on this machine.
+
+    python -m benchmarks.report [--full]
+
+Writes `benchmarks/results/<device>/report.md` with its figures. Uses the real yeast tables where they are (CELLATTN_DATA, or
+`../shared/data/yeast` beside the repository) and a synthetic cell of the published size everywhere else; the report says which.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from . import bench_attention, train
+from .measure import environment, results_dir
+
+_COLOURS = {"ours": "#1b6ca8", "dense": "#b0b0b0", "compiled": "#6f6f6f"}
+_LABELS = {"ours": "cellattn", "dense": "dense eager", "compiled": "dense, torch.compile"}
+
+
+def draw_ops(rows: list[dict[str, Any]], path: Path) -> None:
+    """Time and peak memory of every row, ours beside dense PyTorch, on logarithmic axes."""
+    checked = [row for row in rows if row["ours"]]
+    figure, axes = plt.subplots(1, 2, figsize=(11, 0.9 + 0.75 * len(checked)), sharey=True, layout="constrained")
+    for axis, (key, unit, title) in zip(
+        axes, (("median", 1e3, "forward + backward, ms"), ("bytes", 1e-6, "peak memory above the inputs, MB")), strict=True
+    ):
+        for offset, name in enumerate(_COLOURS):
+            values = [row[name][key] * unit for row in checked]
+            places = [i + 0.26 * (offset - 1) for i in range(len(checked))]
+            bars = axis.barh(places, values, height=0.24, color=_COLOURS[name], label=_LABELS[name])
+            axis.bar_label(bars, fmt=lambda x: f"{x:,.0f}", padding=2, fontsize=7)
+        axis.set(xscale="log", xlabel=title)
+        axis.margins(x=0.12)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_yticks(range(len(checked)), [row["name"].replace(", ", "\n", 1) for row in checked], fontsize=8)
+    axes[0].invert_yaxis()
+    axes[1].legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def write(ops: dict[str, Any], training: dict[str, Any]) -> Path:
+    """Put both results into one page."""
+    folder = results_dir()
+    draw_ops(ops["rows"], folder / "ops.png")
+    about = ", ".join(f"{key} {value}" for key, value in environment().items())
+    rows = [bench_attention.Row(**row) for row in ops["rows"]]
+    page = f"""# Report
+
+{about}
+
+## The ops
+
+T = {ops["tokens"]:,} tokens, {ops["graph"]}, float32, forward and backward in one process; medians after a warm-up. Every row
+was first held to a dense float64 computation: `error` is the largest relative error of its outputs and gradients.
+Memory is the peak above the inputs.
+
+{bench_attention.table(rows)}
+
+![time and memory](ops.png)
+
+## Training
+
+{train.table(training)}
+
+![curves](training.png)
+
+## Not confirmed here
+
+Nothing on this page was measured on a GPU unless the line at the top names one.
+"""
+    path = folder / "report.md"
+    path.write_text(page)
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="more repeats, every gene a token, longer training")
+    full = parser.parse_args().full
+    ops = bench_attention.run(repeats=10 if full else 3)
+    training = train.run(full=full)
+    path = write(ops, training)
+    print(f"\n{path.read_text()}\nwritten to {path}")
+
+
+if __name__ == "__main__":
+    main()
