@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import uuid
+import zlib
 from collections.abc import Collection, Mapping, Sequence
+from math import isqrt
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._check import describe, require, require_count, require_tensor, unknown
+from ._check import describe, require, require_count, require_mapping, require_tensor, unknown
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 _INT32_MAX = 2**31 - 1
+_MAX_NODES = isqrt(2**63 - 1)  # an edge is sorted by the key i * N + j, in int64
+_MASS_RANGE = (1e-30, 1e30)  # of a row's weights: the losses divide by their sum, in float32 too
+_SPARSE_LAYOUTS = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 _FORMAT = "cellattn.MultiGraph/1"
 
 
@@ -78,25 +84,25 @@ class MultiGraph:
             num_nodes: N >= 1.
             edge_weight: relation -> floating tensor [E], finite and not negative; relations left out have weight 1.
                 An entry of weight 0 is no edge and is dropped. The weights of a duplicate edge are added, duplicates
-                without weights count once.
+                without weights count once. The weights of a row add to between 1e-30 and 1e30.
             undirected: True, or the names of the relations to symmetrise: A <- max(A, Aᵀ).
             known: relation -> bool [N], the genes whose pairs were measured (default: all). Unmeasured pairs enter no
                 loss, so an edge at an unknown gene is refused.
 
         Raises:
             ValueError: with the relation, the position and the value of the first fault.
+            TypeError: for an argument of another Python type.
         """
-        require(
-            isinstance(edge_index, Mapping),
-            f"edge_index: expected a dict relation -> [2, E], got {describe(edge_index)}",
-        )
-        require_count("num_nodes", num_nodes, 1)
+        require_mapping("edge_index", edge_index)
+        require_count("num_nodes", num_nodes, minimum=1)
+        require(num_nodes <= _MAX_NODES, f"num_nodes: expected at most {_MAX_NODES}, got {num_nodes}")
         relations = tuple(edge_index)
         for name in relations:
             require(isinstance(name, str) and name != "", f"edge_index: expected non-empty str names, got {describe(name)}")
-        weights = dict(edge_weight or {})
-        knowns = dict(known or {})
+        weights = {} if edge_weight is None else edge_weight
+        knowns = {} if known is None else known
         for argument, given in (("edge_weight", weights), ("known", knowns)):
+            require_mapping(argument, given)
             for name in given:
                 if name not in relations:
                     unknown(f"{argument} relation", name, relations)
@@ -137,6 +143,7 @@ class MultiGraph:
             col = torch.cat([part[1] for part in parts]).to(col_dtype)
             weight = torch.cat([part[2] for part in parts])
             known = torch.stack([part[3] for part in parts])
+        _check_mass(relations, rowptr, weight, num_nodes)
         return cls(relations, rowptr, col, weight, known)
 
     @classmethod
@@ -168,30 +175,29 @@ class MultiGraph:
     @classmethod
     def from_scipy(cls, matrices: Mapping[str, Any], *, undirected: bool | Collection[str] = False) -> Self:
         """Build from square scipy sparse matrices of one size, relation -> matrix; their entries are the weights."""
+        require_mapping("matrices", matrices)
         coo = {}
         for name, matrix in matrices.items():
-            require(hasattr(matrix, "tocoo"), f"matrices[{name!r}]: expected a scipy sparse matrix, got {describe(matrix)}")
+            where = f"matrices[{name!r}]"
+            require(hasattr(matrix, "tocoo"), f"{where}: expected a scipy sparse matrix, got {describe(matrix)}")
+            require(matrix.ndim == 2, f"{where}: expected a matrix, got shape {matrix.shape}")
+            real = matrix.dtype.kind in "biu" or matrix.dtype in ("float32", "float64")
+            require(real, f"{where}: expected entries of a real dtype, float32 or float64 at most, got {matrix.dtype}")
             m = matrix.tocoo()
-            value = torch.as_tensor(m.data)
-            coo[name] = (
-                m.shape,
-                torch.as_tensor(m.row).long(),
-                torch.as_tensor(m.col).long(),
-                value if value.dtype.is_floating_point else value.float(),
-            )
+            index = (torch.as_tensor(x.astype("int64")) for x in (m.row, m.col))
+            weight = m.data.astype("float64" if m.dtype == "float64" else "float32")
+            coo[name] = (m.shape, *index, torch.as_tensor(weight))
         return cls._from_coo("matrices", coo, undirected)
 
     @classmethod
     def from_sparse_tensor(cls, tensors: Mapping[str, Any], *, undirected: bool | Collection[str] = False) -> Self:
         """Build from square `torch_sparse.SparseTensor` or sparse `torch.Tensor` objects of one size, relation -> tensor."""
+        require_mapping("tensors", tensors)
         coo: dict[str, tuple[Any, Tensor, Tensor, Tensor | None]] = {}
         for name, tensor in tensors.items():
             if isinstance(tensor, Tensor):
-                sparse = tensor.layout != torch.strided
-                require(
-                    sparse and tensor.ndim == 2,
-                    f"tensors[{name!r}]: expected a sparse matrix, got a {describe(tensor)}",
-                )
+                matrix = tensor.layout in _SPARSE_LAYOUTS and tensor.ndim == 2 and tensor.dense_dim() == 0
+                require(matrix, f"tensors[{name!r}]: expected a sparse matrix, got a {describe(tensor)} and {tensor.layout}")
                 t = tensor.to_sparse_coo().coalesce()
                 coo[name] = (tuple(t.shape), *t.indices().unbind(0), t.values())
             else:
@@ -218,7 +224,7 @@ class MultiGraph:
                 f"{argument}[{name!r}]: expected shape {(num_nodes, num_nodes)}, got {tuple(shape)}",
             )
         edge_index = {name: torch.stack([row, col]) for name, (_, row, col, _) in coo.items()}
-        edge_weight = {name: value for name, (_, _, _, value) in coo.items() if value is not None}
+        edge_weight = {name: _real(value) for name, (_, _, _, value) in coo.items() if value is not None}
         return cls.from_edge_index(edge_index, num_nodes, edge_weight=edge_weight, undirected=undirected)
 
     @classmethod
@@ -229,14 +235,22 @@ class MultiGraph:
 
         Edges of an undirected graph are stored both ways. The edge attribute "weight" is read, 1 where it is missing.
         """
-        index = {node: i for i, node in enumerate(nodelist)}
+        require_mapping("graphs", graphs)
+        if not isinstance(nodelist, Collection) or isinstance(nodelist, (str, set, frozenset)):  # a set has no order
+            raise TypeError(f"nodelist: expected a sequence of nodes, got {describe(nodelist)}")
+        try:
+            index = {node: i for i, node in enumerate(nodelist)}
+        except TypeError as error:
+            raise TypeError(f"nodelist: expected nodes, got {describe(nodelist)}: {error}") from error
         require(len(index) == len(nodelist), f"nodelist: expected distinct nodes, got {len(nodelist) - len(index)} repeated")
         edge_index, edge_weight = {}, {}
         for name, graph in graphs.items():
-            require(hasattr(graph, "edges"), f"graphs[{name!r}]: expected a networkx graph, got {describe(graph)}")
+            require(hasattr(graph, "is_directed"), f"graphs[{name!r}]: expected a networkx graph, got {describe(graph)}")
             for node in graph.nodes:
                 require(node in index, f"graphs[{name!r}]: node {node!r} is not in nodelist")
             edges = list(graph.edges(data="weight", default=1.0))
+            for u, v, w in edges:
+                require(isinstance(w, Real), f"graphs[{name!r}]: edge {(u, v)} has weight {w!r}, expected a number")
             pairs = torch.tensor([(index[u], index[v]) for u, v, _ in edges], dtype=torch.int64).reshape(-1, 2).t()
             weight = torch.tensor([w for _, _, w in edges], dtype=torch.float64).float()
             if not graph.is_directed():
@@ -343,7 +357,8 @@ class MultiGraph:
             edge_weight, undirected: as in `from_edge_index`.
         """
         require_count("num_new", num_new)
-        added = dict(edge_index or {})
+        added = {} if edge_index is None else edge_index
+        require_mapping("edge_index", added)
         for name in added:
             self.relation_id(name)
         total = self.num_nodes + num_new
@@ -376,15 +391,13 @@ class MultiGraph:
     def subgraph(self, nodes: Tensor) -> MultiGraph:
         """The graph induced on `nodes` (int64 [M], distinct), relabelled: nodes[m] becomes m."""
         require_tensor("nodes", nodes, ndim=1, dtypes=(torch.int64,))
-        nodes = nodes.to(self.device)
-        if nodes.numel():
-            low, high = (int(x) for x in torch.aminmax(nodes))
-            require(
-                low >= 0 and high < self.num_nodes,
-                f"nodes: got indices {low} to {high}, expected [0, {self.num_nodes})",
-            )
-            require(nodes.unique().numel() == nodes.numel(), "nodes: expected distinct genes, got one twice")
         require(nodes.numel() > 0, "nodes: expected at least one gene, got none")
+        _check_has_values("nodes", nodes)
+        nodes = nodes.to(self.device)
+        low, high = (int(x) for x in torch.aminmax(nodes))
+        require(low >= 0 and high < self.num_nodes, f"nodes: got indices {low} to {high}, expected [0, {self.num_nodes})")
+        gene, count = nodes.unique(return_counts=True)
+        require(gene.numel() == nodes.numel(), lambda: f"nodes: expected distinct genes, got {int(gene[count > 1][0])} twice")
         label = torch.full((self.num_nodes,), -1, device=self.device)
         label[nodes] = torch.arange(nodes.numel(), device=self.device)
         parts = []
@@ -396,8 +409,13 @@ class MultiGraph:
         return MultiGraph._stack(self.relations, parts, nodes.numel(), self.device, self._weight.dtype)
 
     def to(self, device: torch.device | str) -> MultiGraph:
-        """The same graph on another device; `self` if it is there already."""
-        if torch.device(device) == self.device:
+        """The same graph on another device; `self` if it is there already. Raises ValueError for what is no device."""
+        try:
+            target = torch.device(device)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"device: expected a device, got {describe(device)}") from error
+        require(target.type != "meta", "device: expected one that holds values, got 'meta'")
+        if target == self.device:
             return self
         moved = (x.to(device) for x in (self._rowptr, self._col, self._weight, self._known))
         graph = MultiGraph(self.relations, *moved)
@@ -411,26 +429,31 @@ class MultiGraph:
         """Write one safetensors file. The file appears whole or not at all."""
         from safetensors.torch import save
 
-        tensors = {"rowptr": self._rowptr, "col": self._col, "weight": self._weight, "known": self._known}
-        metadata = {"format": _FORMAT, "relations": json.dumps(list(self.relations))}
-        write_atomic(path, save({name: x.cpu().contiguous() for name, x in tensors.items()}, metadata))
+        path = _file_path(path)
+        arrays = zip(("rowptr", "col", "weight", "known"), self._arrays(), strict=True)
+        tensors = {name: x.cpu().contiguous() for name, x in arrays}
+        relations = json.dumps(list(self.relations))
+        metadata = {"format": _FORMAT, "relations": relations, "crc32": _checksum(relations, tensors)}
+        write_atomic(path, save(tensors, metadata))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read a file written by `save`, checking all that the constructors check. Raises ValueError with the path."""
         from safetensors import SafetensorError, safe_open
 
+        path = _file_path(path)
         try:
-            with safe_open(os.fspath(path), framework="pt") as file:
+            with safe_open(str(path), framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         except SafetensorError as error:
-            raise ValueError(f"path: {os.fspath(path)!r} is not a complete safetensors file ({error})") from error
+            raise ValueError(f"path: {str(path)!r} is not a complete safetensors file ({error})") from error
         try:
             require(metadata.get("format") == _FORMAT, f"expected format {_FORMAT!r}, got {metadata.get('format')!r}")
+            require(metadata["crc32"] == _checksum(metadata["relations"], tensors), "its checksum does not fit, it is damaged")
             return cls._from_arrays(tuple(json.loads(metadata["relations"])), **tensors)
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"path: {os.fspath(path)!r} holds no valid MultiGraph: {error}") from error
+            raise ValueError(f"path: {str(path)!r} holds no valid MultiGraph: {error}") from error
 
     @classmethod
     def _from_arrays(cls, relations: tuple[str, ...], *, rowptr: Tensor, col: Tensor, weight: Tensor, known: Tensor) -> Self:
@@ -440,6 +463,7 @@ class MultiGraph:
         require_tensor("weight", weight, ndim=1, dtypes=(torch.float32, torch.float64))
         require_tensor("known", known, ndim=2, dtypes=(torch.bool,))
         n = known.shape[1]
+        require(len(set(relations)) == len(relations), f"relations: expected distinct names, got {list(relations)}")
         require(known.shape[0] == len(relations), f"known: expected {len(relations)} rows, got {known.shape[0]}")
         require(
             rowptr.numel() == len(relations) * n + 1,
@@ -493,15 +517,32 @@ class MultiGraph:
 def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file so that a reader, or a crash at any moment, finds the old content or the new, never a part."""
     path = Path(path)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with open(part, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _file_path(path: Any) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path: expected a path, got {describe(path)}")
+    path = Path(path)
+    require(not path.is_dir(), f"path: {str(path)!r} is a folder, expected a file")
+    return path
+
+
+def _checksum(relations: str, tensors: Mapping[str, Tensor]) -> str:
+    """Of the names and the arrays, so that a damaged weight does not pass for another weight."""
+    crc = zlib.crc32(relations.encode())
+    for name in sorted(tensors):
+        crc = zlib.crc32(tensors[name].numpy().data, crc)
+    return f"{crc:08x}"
 
 
 # ---------------------------------------------------------------------------------------------------- construction
@@ -510,6 +551,8 @@ def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
 def _undirected_set(undirected: bool | Collection[str], relations: tuple[str, ...]) -> set[str]:
     if isinstance(undirected, bool):
         return set(relations) if undirected else set()
+    if not isinstance(undirected, Collection) or isinstance(undirected, Mapping):
+        raise TypeError(f"undirected: expected a bool or names of relations, got {describe(undirected)}")
     named = (undirected,) if isinstance(undirected, str) else tuple(undirected)
     for name in named:
         if name not in relations:
@@ -520,12 +563,22 @@ def _undirected_set(undirected: bool | Collection[str], relations: tuple[str, ..
 def _check_edge_index(where: str, index: Any, num_nodes: int) -> tuple[Tensor, Tensor]:
     require_tensor(where, index, ndim=2, dtypes=(torch.int64, torch.int32))
     require(index.shape[0] == 2, f"{where}: expected shape [2, E], got {list(index.shape)}")
+    _check_has_values(where, index)
     wrong = (index < 0) | (index >= num_nodes)
     if wrong.any():
         end, position = wrong.nonzero()[0].tolist()
         value = int(index[end, position])
         raise ValueError(f"{where}: position [{end}, {position}] holds {value}, expected an index in [0, {num_nodes})")
     return index[0].long(), index[1].long()
+
+
+def _check_has_values(where: str, x: Tensor) -> None:
+    require(x.device.type != "meta", f"{where}: expected a tensor that holds values, got one on device {x.device}")
+
+
+def _real(value: Tensor) -> Tensor:
+    """Integer and bool entries as floating weights; others as they are."""
+    return value if value.is_floating_point() or value.is_complex() else value.float()
 
 
 def _is_float64(weight: Any) -> bool:
@@ -555,7 +608,8 @@ def _check_known(relation: str, known: Any, num_nodes: int, device: torch.device
     where = f"known[{relation!r}]"
     require_tensor(where, known, ndim=1, dtypes=(torch.bool,))
     require(known.numel() == num_nodes, f"{where}: expected {num_nodes} entries, one a gene, got {known.numel()}")
-    return known.to(device)
+    require(known.device == device, f"{where}: expected device {device} of edge_index, got {known.device}")
+    return known
 
 
 def _check_edges_known(where: str, row: Tensor, col: Tensor, known: Tensor) -> None:
@@ -564,6 +618,18 @@ def _check_edges_known(where: str, row: Tensor, col: Tensor, known: Tensor) -> N
         position = int(wrong.nonzero()[0])
         pair = [int(row[position]), int(col[position])]
         raise ValueError(f"{where}: position {position} holds the edge {pair}, of which `known` marks a gene as unknown")
+
+
+def _check_mass(relations: tuple[str, ...], rowptr: Tensor, weight: Tensor, num_nodes: int) -> None:
+    mass = torch.segment_reduce(weight.double(), "sum", offsets=rowptr, initial=0)
+    low, high = _MASS_RANGE
+    wrong = (mass != 0) & ~((mass >= low) & (mass <= high))
+    if wrong.any():
+        relation, row = divmod(int(wrong.nonzero()[0]), num_nodes)
+        total = float(mass[relation * num_nodes + row])
+        raise ValueError(
+            f"edge_weight[{relations[relation]!r}]: the weights of row {row} add to {total}, expected a sum in [{low}, {high}]"
+        )
 
 
 def _coalesce(

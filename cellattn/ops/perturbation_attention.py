@@ -70,12 +70,16 @@ def perturbation_attention(
         require(tuple(x.shape) == expected, lambda: f"{name}: expected shape {list(expected)}, got {list(x.shape)}")
     require(query.shape[-1] >= 1, lambda: f"query: expected at least one feature, got shape {list(query.shape)}")
     require(key.shape[-2] >= 1, lambda: f"key: expected at least one gene, got shape {list(key.shape)}")
-    require_ragged("index", index, ptr, num_sets=query.shape[-2])
-    require_indices("index", index, key.shape[-2])
-    require_distinct("index", index, ptr)
+    _check_sets(index, ptr, query.shape[-2], key.shape[-2])
     require_number("scale", scale)
     out, lse = attention(query, key, value, scale=scale)
     return out + _correction(query, key, value, lse, index, ptr, override, float(scale))
+
+
+def _check_sets(index: Tensor, ptr: Tensor, num_sets: int, num_genes: int) -> None:
+    require_ragged("index", index, ptr, num_sets=num_sets)
+    require_indices("index", index, num_genes)
+    require_distinct("index", index, ptr)
 
 
 # ------------------------------------------------------------------------------------------------------- operators
@@ -93,6 +97,7 @@ def _correction(
     scale: float,
 ) -> Tensor:
     """sum_{e in b} beta_e (U_e - V_i(e)), [..., B, Dv]"""
+    _check_sets(index, ptr, query.shape[-2], key.shape[-2])  # the public function sees no values while it is compiled
     sample, _, _, beta, difference = _entries(query, key, value, lse, index, ptr, override, scale)
     z = torch.zeros(*query.shape[:-1], value.shape[-1], dtype=lse.dtype)
     return z.index_add_(-2, sample, beta[..., None] * difference).to(query.dtype)

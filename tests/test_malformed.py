@@ -1,0 +1,644 @@
+"""Malformed input through the public interface: each case ends in an exception that names the argument and the value."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+
+from cellattn import (
+    MultiGraph,
+    attention,
+    attention_bce,
+    attention_kl,
+    attention_logsumexp,
+    graph_attention,
+    perturbation_attention,
+    sample_rows,
+)
+from cellattn.data import GeneList, PerturbationDataset, read_edge_table, read_string_links, synthetic_cell
+from cellattn.nn import CellEncoder, GraphRegularizedAttention, HyperSAGNN, PerturbationHead
+
+N, H, D = 5, 2, 4
+T = N + 1  # one prefix token
+
+Call = Callable[[], Any]
+Case = tuple[str, Call, type[Exception], tuple[str, ...]]  # id, call, exception, words of its message
+
+ids = torch.tensor
+nan, inf = float("nan"), float("inf")
+
+
+def rand(*shape: int, **options: Any) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(**options)
+
+
+EDGES = {"physical": ids([[0, 1, 2], [1, 2, 0]]), "tflink": ids([[0, 0], [1, 3]])}
+GRAPH = MultiGraph.from_edge_index(EDGES, N)
+LONELY = MultiGraph.from_edge_index({"physical": torch.empty(2, 0, dtype=torch.int64)}, N)
+QUERIES = rand(H, T, D)
+META = torch.empty(H, T, D, device="meta")
+SPARSE = torch.eye(N).to_sparse()
+
+
+# ------------------------------------------------------------- one wrong argument beside right ones, for each function
+
+
+def build(index: Any = EDGES, num_nodes: Any = N, **options: Any) -> Call:
+    return lambda: MultiGraph.from_edge_index(index, num_nodes, **options)
+
+
+def build_one(index: Any, **options: Any) -> Call:
+    return build({"physical": index}, **options)
+
+
+def weigh(*weight: Any, **options: Any) -> Call:
+    return build(edge_weight={"tflink": ids(weight, **options)})
+
+
+def attend(q: Any = QUERIES, k: Any = QUERIES, v: Any = QUERIES, **options: Any) -> Call:
+    return lambda: attention(q, k, v, **options)
+
+
+def log_sum(q: Any = QUERIES, k: Any = QUERIES, **options: Any) -> Call:
+    return lambda: attention_logsumexp(q, k, **options)
+
+
+def kl(q: Any = QUERIES, k: Any = QUERIES, graph: Any = GRAPH, relation: Any = "physical", **options: Any) -> Call:
+    return lambda: attention_kl(q, k, graph, relation, **{"num_prefix": 1, **options})
+
+
+def bce(q: Any = QUERIES, k: Any = QUERIES, graph: Any = GRAPH, relation: Any = "physical", **options: Any) -> Call:
+    return lambda: attention_bce(q, k, graph, relation, **{"num_prefix": 1, **options})
+
+
+def tied(ties: Any = (("physical", 0),), q: Any = QUERIES, graph: Any = GRAPH, **options: Any) -> Call:
+    return lambda: graph_attention(q, q, q, graph, ties, **options)
+
+
+def rows(num_rows: Any = 1, graph: Any = GRAPH, relation: Any = "physical", **options: Any) -> Call:
+    return lambda: sample_rows(graph, relation, num_rows, **options)
+
+
+def perturb(**options: Any) -> Call:
+    """Two sets, {0, 3} and {1}, over N genes."""
+    right = {
+        "query": rand(2, D),
+        "key": rand(N, D),
+        "value": rand(N, 3),
+        "index": ids([0, 3, 1]),
+        "ptr": ids([0, 2, 3]),
+        "override": rand(3, 3),
+    }
+    return lambda: perturbation_attention(**{**right, **options})
+
+
+def weighted_edge(weight: Any) -> nx.Graph:
+    graph = nx.Graph()
+    graph.add_edge(0, 1, weight=weight)
+    return graph
+
+
+def hetero_data(**changes: Any) -> Any:
+    data = pytest.importorskip("torch_geometric.data").HeteroData()
+    data["gene"].num_nodes = 3
+    data["gene", "physical", "gene"].edge_index = ids([[0], [1]])
+    for name, value in changes.items():
+        setattr(data["gene", "physical", "gene"], name, value)
+    return data
+
+
+def dataset(**options: Any) -> Call:
+    right: dict[str, Any] = {"seeds": ids([0, 3]), "ptr": ids([0, 2]), "types": ids([1, 1]), "y": rand(1), "num_genes": N}
+    return lambda: PerturbationDataset(**{**right, **options})
+
+
+def head(**options: Any) -> Call:
+    right = {"h_cls": rand(8), "h": rand(N, 8), "seeds": ids([0, 3]), "ptr": ids([0, 2]), "types": ids([1, 1])}
+    return lambda: PerturbationHead(8, num_types=5)(**{**right, **options})
+
+
+def of_every_loss(loss: Callable[..., Call]) -> list[Case]:
+    return [
+        ("graph-none", loss(graph=None), TypeError, ("graph", "None")),
+        ("graph-dense", loss(graph=torch.eye(N)), TypeError, ("graph", "[5, 5]")),
+        ("graph-dict", loss(graph=EDGES), TypeError, ("graph", "dict")),
+        ("relation-unknown", loss(relation="physic"), ValueError, ("relation", "'physic'", "'physical'?")),
+        ("relation-none", loss(relation=None), ValueError, ("relation", "None")),
+        ("q-tuple", loss(q=(QUERIES, QUERIES)), TypeError, ("q", "tuple")),
+        ("q-and-k-differ", loss(k=rand(H, T + 1, D)), ValueError, ("k", "[2, 7, 4]")),
+        ("tokens", loss(q=rand(N, D), k=rand(N, D)), ValueError, ("q", "1 prefix tokens + 5 genes", "[5, 4]")),
+        ("meta", loss(q=META, k=META), ValueError, ("graph", "meta", "cpu")),
+        ("num_prefix-few", loss(num_prefix=0), ValueError, ("q", "0 prefix tokens", "[2, 6, 4]")),
+        ("num_prefix-negative", loss(num_prefix=-1), ValueError, ("num_prefix", "-1")),
+        ("num_prefix-float", loss(num_prefix=1.0), TypeError, ("num_prefix", "1.0")),
+        ("num_prefix-bool", loss(num_prefix=True), TypeError, ("num_prefix", "True")),
+        ("num_prefix-none", loss(num_prefix=None), TypeError, ("num_prefix", "None")),
+        ("scale-nan", loss(scale=nan), ValueError, ("scale", "nan")),
+        ("reduction-word", loss(reduction="avg"), ValueError, ("reduction", "'avg'")),
+        ("reduction-case", loss(reduction="Mean"), ValueError, ("reduction", "'Mean'", "'mean'?")),
+        ("reduction-none", loss(reduction=None), ValueError, ("reduction", "None")),
+        ("lse-genes", loss(lse=rand(H, N)), ValueError, ("lse", "[2, 6]", "[2, 5]")),
+        ("lse-dtype", loss(lse=rand(H, T).double()), ValueError, ("lse", "float64")),
+        ("lse-int", loss(lse=torch.zeros(H, T).long()), ValueError, ("lse", "int64")),
+        ("lse-pair", loss(lse=(QUERIES, rand(H, T))), TypeError, ("lse", "tuple")),
+        ("lse-meta", loss(lse=META[..., 0]), ValueError, ("lse", "meta")),
+        ("rows-large", loss(rows=ids([0, 5])), ValueError, ("rows", "position 1 holds 5", "[0, 5)")),
+        ("rows-negative", loss(rows=ids([-1])), ValueError, ("rows", "holds -1")),
+        ("rows-float", loss(rows=ids([1.0])), ValueError, ("rows", "float32")),
+        ("rows-mask", loss(rows=torch.ones(N).bool()), ValueError, ("rows", "bool")),
+        ("rows-2d", loss(rows=ids([[1]])), ValueError, ("rows", "[1, 1]")),
+        ("rows-scalar", loss(rows=ids(1)), ValueError, ("rows", "shape []")),
+        ("rows-list", loss(rows=[0, 1]), TypeError, ("rows", "[0, 1]")),
+        ("rows-int", loss(rows=3), TypeError, ("rows", "int 3")),
+        ("rows-dict", loss(rows={"physical": ids([0])}), TypeError, ("rows", "dict")),
+        ("rows-meta", loss(rows=ids([0], device="meta")), ValueError, ("rows", "meta")),
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------------ the table
+
+CONSTRUCTORS: list[Case] = [
+    ("edge_index-tensor", build(EDGES["tflink"]), TypeError, ("edge_index", "int64 tensor of shape [2, 2]")),
+    ("edge_index-none", build(None), TypeError, ("edge_index", "None")),
+    ("edge_index-list", build([EDGES["tflink"]]), TypeError, ("edge_index", "list")),
+    ("edge_index-lists", build_one([[0], [1]]), TypeError, ("edge_index['physical']", "list [[0], [1]]")),
+    ("edge_index-numpy", build_one(np.array([[0], [1]])), TypeError, ("edge_index['physical']", "ndarray")),
+    ("edge_index-missing", build_one(None), TypeError, ("edge_index['physical']", "None")),
+    ("edge_index-float", build_one(ids([[0.0], [1.0]])), ValueError, ("edge_index['physical']", "float32")),
+    ("edge_index-bool", build_one(torch.ones(2, 3).bool()), ValueError, ("edge_index['physical']", "bool tensor")),
+    ("edge_index-adjacency", build_one(torch.eye(N).long()), ValueError, ("edge_index['physical']", "[5, 5]")),
+    ("edge_index-pairs", build_one(ids([[0, 1], [1, 2], [2, 3]])), ValueError, ("edge_index['physical']", "[3, 2]")),
+    ("edge_index-flat", build_one(ids([0, 1])), ValueError, ("edge_index['physical']", "[2]")),
+    ("edge_index-sparse", build_one(SPARSE), ValueError, ("edge_index['physical']", "torch.sparse_coo")),
+    (
+        "edge_index-nested",
+        lambda: build_one(torch.nested.nested_tensor([ids([0]), ids([1])], layout=torch.jagged))(),
+        ValueError,
+        ("edge_index['physical']", "nested int64 tensor"),
+    ),
+    ("edge_index-meta", build_one(EDGES["tflink"].to("meta")), ValueError, ("edge_index['physical']", "meta")),
+    ("edge_index-two-devices", build({**EDGES, "x": META.long()}), ValueError, ("edge_index", "one device", "meta")),
+    ("index-too-large", build_one(ids([[0, 4], [1, 5]])), ValueError, ("edge_index['physical']", "[1, 1] holds 5")),
+    ("index-negative", build_one(ids([[0, -1], [1, 4]])), ValueError, ("edge_index['physical']", "[0, 1] holds -1")),
+    ("index-one-based", build_one(ids([[1], [N]])), ValueError, ("holds 5", "[0, 5)")),
+    ("relation-int", build({0: EDGES["tflink"]}), ValueError, ("edge_index", "int 0")),
+    ("relation-none", build({None: EDGES["tflink"]}), ValueError, ("edge_index", "None")),
+    ("relation-empty", build({"": EDGES["tflink"]}), ValueError, ("edge_index", "''")),
+    ("relation-triple", build({("g", "r", "g"): EDGES["tflink"]}), ValueError, ("edge_index", "('g', 'r', 'g')")),
+    ("num_nodes-0", build(num_nodes=0), ValueError, ("num_nodes", "0")),
+    ("num_nodes-negative", build(num_nodes=-3), ValueError, ("num_nodes", "-3")),
+    ("num_nodes-float", build(num_nodes=5.0), TypeError, ("num_nodes", "float 5.0")),
+    ("num_nodes-bool", build(num_nodes=True), TypeError, ("num_nodes", "True")),
+    ("num_nodes-tensor", build(num_nodes=ids(5)), TypeError, ("num_nodes", "int64 tensor")),
+    ("num_nodes-none", build(num_nodes=None), TypeError, ("num_nodes", "None")),
+    ("num_nodes-huge", build(num_nodes=10**12), ValueError, ("num_nodes", "1000000000000")),
+    ("num_nodes-beyond-int64", build(num_nodes=10**30), ValueError, ("num_nodes", "1" + "0" * 30)),
+    ("weight-nan", weigh(1.0, nan), ValueError, ("edge_weight['tflink']", "position 1 holds nan")),
+    ("weight-inf", weigh(inf, 1.0), ValueError, ("edge_weight['tflink']", "position 0 holds inf")),
+    ("weight-negative", weigh(1.0, -0.5), ValueError, ("edge_weight['tflink']", "position 1 holds -0.5")),
+    ("weight-int", weigh(1, 2), ValueError, ("edge_weight['tflink']", "int64")),
+    ("weight-complex", weigh(1j, 2j), ValueError, ("edge_weight['tflink']", "complex64")),
+    ("weight-short", weigh(1.0), ValueError, ("edge_weight['tflink']", "2 weights", "got 1")),
+    ("weight-column", weigh([1.0], [1.0]), ValueError, ("edge_weight['tflink']", "[2, 1]")),
+    ("weight-scalar", build(edge_weight={"tflink": ids(1.0)}), ValueError, ("edge_weight['tflink']", "shape []")),
+    ("weight-number", build(edge_weight={"tflink": 1.0}), TypeError, ("edge_weight['tflink']", "float 1.0")),
+    ("weight-list", build(edge_weight={"tflink": [1.0, 2.0]}), TypeError, ("edge_weight['tflink']", "[1.0, 2.0]")),
+    ("weight-meta", weigh(1.0, 1.0, device="meta"), ValueError, ("edge_weight['tflink']", "meta")),
+    ("weights-tensor", build(edge_weight=ids([1.0, 1.0])), TypeError, ("edge_weight", "float32 tensor of shape [2]")),
+    ("weights-list", build(edge_weight=[1.0, 1.0]), TypeError, ("edge_weight", "list [1.0, 1.0]")),
+    ("weight-relation", build(edge_weight={"tflnk": ids([1.0])}), ValueError, ("edge_weight", "'tflnk'", "'tflink'?")),
+    ("weight-relation-int", build(edge_weight={1: ids([1.0])}), ValueError, ("edge_weight", "1")),
+    (
+        "weight-sum-overflows",
+        build_one(ids([[0, 0], [1, 1]]), edge_weight={"physical": ids([3e38, 3e38])}),
+        ValueError,
+        ("edge_weight['physical']", "row 0", "inf"),
+    ),
+    (
+        "weight-sum-vanishes",
+        build_one(ids([[3], [1]]), edge_weight={"physical": ids([1e-310], dtype=torch.float64)}),
+        ValueError,
+        ("edge_weight['physical']", "row 3", "1e-310"),
+    ),
+    ("known-tensor", build(known=torch.ones(N).bool()), TypeError, ("known", "bool tensor of shape [5]")),
+    ("known-indices", build(known={"tflink": ids([0, 1])}), ValueError, ("known['tflink']", "int64")),
+    ("known-short", build(known={"tflink": torch.ones(3).bool()}), ValueError, ("known['tflink']", "got 3")),
+    ("known-matrix", build(known={"tflink": torch.ones(N, N).bool()}), ValueError, ("known['tflink']", "[5, 5]")),
+    ("known-list", build(known={"tflink": [True] * N}), TypeError, ("known['tflink']", "list")),
+    ("known-edge", build(known={"tflink": torch.arange(N) < 3}), ValueError, ("'tflink'", "position 1", "[0, 3]")),
+    ("known-relation", build(known={"x": torch.ones(N).bool()}), ValueError, ("known relation", "'x'")),
+    (
+        "known-meta",
+        build(known={"tflink": torch.ones(N, device="meta").bool()}),
+        ValueError,
+        ("known['tflink']", "device", "meta"),
+    ),
+    ("undirected-none", build(undirected=None), TypeError, ("undirected", "None")),
+    ("undirected-int", build(undirected=1), TypeError, ("undirected", "int 1")),
+    ("undirected-dict", build(undirected={"tflink": False}), TypeError, ("undirected", "dict {'tflink': False}")),
+    ("undirected-name", build(undirected="physicl"), ValueError, ("undirected", "'physicl'", "'physical'?")),
+    ("undirected-names", build(undirected=["physical", 3]), ValueError, ("undirected", "3")),
+    ("scipy-bare", lambda: MultiGraph.from_scipy(sp.eye(3)), TypeError, ("matrices", "matrix")),
+    ("scipy-dense", lambda: MultiGraph.from_scipy({"r": np.eye(3)}), ValueError, ("matrices['r']", "ndarray")),
+    ("scipy-none", lambda: MultiGraph.from_scipy({"r": None}), ValueError, ("matrices['r']", "None")),
+    ("scipy-no-relation", lambda: MultiGraph.from_scipy({}), ValueError, ("matrices", "at least one")),
+    ("scipy-oblong", lambda: MultiGraph.from_scipy({"r": sp.coo_matrix((3, 4))}), ValueError, ("matrices['r']", "(3, 4)")),
+    (
+        "scipy-sizes",
+        lambda: MultiGraph.from_scipy({"r": sp.eye(3), "s": sp.eye(4)}),
+        ValueError,
+        ("matrices['s']", "(3, 3)", "(4, 4)"),
+    ),
+    ("scipy-1d", lambda: MultiGraph.from_scipy({"r": sp.coo_array([1.0])}), ValueError, ("matrices['r']", "(1,)")),
+    ("scipy-empty", lambda: MultiGraph.from_scipy({"r": sp.csr_matrix((0, 0))}), ValueError, ("num_nodes", "0")),
+    ("scipy-complex", lambda: MultiGraph.from_scipy({"r": 1j * sp.eye(3)}), ValueError, ("matrices['r']", "complex128")),
+    (
+        "scipy-longdouble",
+        lambda: MultiGraph.from_scipy({"r": sp.eye(3, dtype=np.longdouble)}),
+        ValueError,
+        ("matrices['r']", str(np.dtype(np.longdouble))),
+    ),
+    ("scipy-negative", lambda: MultiGraph.from_scipy({"r": -sp.eye(3)}), ValueError, ("'r'", "position 0 holds -1.0")),
+    ("scipy-nan", lambda: MultiGraph.from_scipy({"r": nan * sp.eye(3)}), ValueError, ("'r'", "holds nan")),
+    ("scipy-relation", lambda: MultiGraph.from_scipy({3: sp.eye(3)}), ValueError, ("int 3",)),  # type: ignore[dict-item]
+    ("torch-bare", lambda: MultiGraph.from_sparse_tensor(SPARSE), TypeError, ("tensors", "tensor")),  # type: ignore[arg-type]
+    ("torch-dense", lambda: MultiGraph.from_sparse_tensor({"r": torch.eye(3)}), ValueError, ("tensors['r']", "[3, 3]")),
+    ("torch-numpy", lambda: MultiGraph.from_sparse_tensor({"r": np.eye(3)}), ValueError, ("tensors['r']", "ndarray")),
+    (
+        "torch-hybrid",
+        lambda: MultiGraph.from_sparse_tensor({"r": torch.eye(3).to_sparse(1)}),
+        ValueError,
+        ("tensors['r']", "float32 tensor of shape [3, 3]"),
+    ),
+    (
+        "torch-edge-features",
+        lambda: MultiGraph.from_sparse_tensor({"r": torch.ones(3, 3, 2).to_sparse(2)}),
+        ValueError,
+        ("tensors['r']", "[3, 3, 2]"),
+    ),
+    ("torch-complex", lambda: MultiGraph.from_sparse_tensor({"r": 1j * SPARSE}), ValueError, ("'r'", "complex64")),
+    ("torch-meta", lambda: MultiGraph.from_sparse_tensor({"r": SPARSE.to("meta")}), ValueError, ("'r'", "meta")),
+    ("networkx-bare", lambda: MultiGraph.from_networkx(nx.Graph(), []), TypeError, ("graphs", "Graph")),
+    ("networkx-edges", lambda: MultiGraph.from_networkx({"r": [(0, 1)]}, [0, 1]), ValueError, ("graphs['r']", "[(0, 1)]")),
+    ("networkx-node", lambda: MultiGraph.from_networkx({"r": nx.path_graph(3)}, [0, 1]), ValueError, ("'r'", "node 2")),
+    ("nodelist-none", lambda: MultiGraph.from_networkx({}, None), TypeError, ("nodelist", "None")),  # type: ignore[arg-type]
+    ("nodelist-int", lambda: MultiGraph.from_networkx({}, 3), TypeError, ("nodelist", "int 3")),  # type: ignore[arg-type]
+    ("nodelist-str", lambda: MultiGraph.from_networkx({}, "YAL001C"), TypeError, ("nodelist", "'YAL001C'")),
+    ("nodelist-set", lambda: MultiGraph.from_networkx({}, {0, 1}), TypeError, ("nodelist", "set {0, 1}")),  # type: ignore[arg-type]
+    ("nodelist-unhashable", lambda: MultiGraph.from_networkx({}, [[0]]), TypeError, ("nodelist", "[[0]]")),
+    ("nodelist-repeated", lambda: MultiGraph.from_networkx({}, [0, 0]), ValueError, ("nodelist", "1 repeated")),
+    (
+        "networkx-weight-str",
+        lambda: MultiGraph.from_networkx({"r": weighted_edge("high")}, [0, 1]),
+        ValueError,
+        ("graphs['r']", "(0, 1)", "'high'"),
+    ),
+    (
+        "networkx-weight-none",
+        lambda: MultiGraph.from_networkx({"r": weighted_edge(None)}, [0, 1]),
+        ValueError,
+        ("graphs['r']", "(0, 1)", "None"),
+    ),
+    (
+        "networkx-weight-negative",
+        lambda: MultiGraph.from_networkx({"r": weighted_edge(-2)}, [0, 1]),
+        ValueError,
+        ("'r'", "position 0 holds -2.0"),
+    ),
+    ("hetero_data-none", lambda: MultiGraph.from_hetero_data(None), ValueError, ("data", "NoneType")),
+    ("hetero_data-dict", lambda: MultiGraph.from_hetero_data(EDGES), ValueError, ("data", "dict")),
+    (
+        "hetero_data-node_type",
+        lambda: MultiGraph.from_hetero_data(hetero_data(), "genes"),
+        ValueError,
+        ("node_type", "'genes'", "'gene'?"),
+    ),
+    (
+        "hetero_data-weight",
+        lambda: MultiGraph.from_hetero_data(hetero_data(edge_weight=ids([nan]))),
+        ValueError,
+        ("edge_weight['physical']", "holds nan"),
+    ),
+    (
+        "hetero_data-index",
+        lambda: MultiGraph.from_hetero_data(hetero_data(edge_index=ids([[0], [3]]))),
+        ValueError,
+        ("edge_index['physical']", "holds 3"),
+    ),
+]
+
+METHODS: list[Case] = [
+    ("relation-unknown", lambda: GRAPH.col("physcal"), ValueError, ("relation", "'physcal'", "'physical'?")),
+    ("relation-position", lambda: GRAPH.num_edges(0), ValueError, ("relation", "0")),  # type: ignore[arg-type]
+    ("relation-list", lambda: GRAPH.weight(["tflink"]), ValueError, ("relation", "['tflink']")),  # type: ignore[arg-type]
+    ("relation-missing", lambda: GRAPH.known(None), ValueError, ("relation", "None")),  # type: ignore[arg-type]
+    ("relation-of-none", lambda: MultiGraph.from_edge_index({}, 3).rowptr("x"), ValueError, ("relation", "'x'", "nothing")),
+    ("extend-negative", lambda: GRAPH.extend(-1), ValueError, ("num_new", "-1")),
+    ("extend-float", lambda: GRAPH.extend(1.5), TypeError, ("num_new", "1.5")),  # type: ignore[arg-type]
+    ("extend-huge", lambda: GRAPH.extend(10**12), ValueError, ("num_nodes", "1000000000005")),
+    ("extend-list", lambda: GRAPH.extend(1, [1]), TypeError, ("edge_index", "list [1]")),  # type: ignore[arg-type]
+    ("extend-tensor", lambda: GRAPH.extend(1, ids([[5], [0]])), TypeError, ("edge_index", "[2, 1]")),  # type: ignore[arg-type]
+    ("extend-relation", lambda: GRAPH.extend(1, {"phys": ids([[5], [0]])}), ValueError, ("relation", "'phys'", "'physical'?")),
+    ("extend-range", lambda: GRAPH.extend(1, {"tflink": ids([[6], [0]])}), ValueError, ("'tflink'", "holds 6", "[0, 6)")),
+    ("extend-old-pair", lambda: GRAPH.extend(1, {"tflink": ids([[2], [0]])}), ValueError, ("'tflink'", "[2, 0]", "not new")),
+    (
+        "extend-weight",
+        lambda: GRAPH.extend(1, {"tflink": ids([[5], [0]])}, edge_weight={"tflink": ids([-1.0])}),
+        ValueError,
+        ("edge_weight['tflink']", "holds -1.0"),
+    ),
+    (
+        "extend-meta",
+        lambda: GRAPH.extend(1, {name: torch.zeros(2, 1, dtype=torch.int64, device="meta") for name in EDGES}),
+        ValueError,
+        ("edge_index['physical']", "meta"),
+    ),
+    ("subgraph-list", lambda: GRAPH.subgraph([0, 1]), TypeError, ("nodes", "[0, 1]")),  # type: ignore[arg-type]
+    ("subgraph-mask", lambda: GRAPH.subgraph(torch.ones(N).bool()), ValueError, ("nodes", "bool")),
+    ("subgraph-float", lambda: GRAPH.subgraph(ids([0.0])), ValueError, ("nodes", "float32")),
+    ("subgraph-negative", lambda: GRAPH.subgraph(ids([0, -2])), ValueError, ("nodes", "-2")),
+    ("subgraph-large", lambda: GRAPH.subgraph(ids([0, 5])), ValueError, ("nodes", "5", "[0, 5)")),
+    ("subgraph-twice", lambda: GRAPH.subgraph(ids([3, 0, 3])), ValueError, ("nodes", "3 twice")),
+    ("subgraph-none", lambda: GRAPH.subgraph(ids([], dtype=torch.int64)), ValueError, ("nodes", "none")),
+    ("subgraph-2d", lambda: GRAPH.subgraph(ids([[0]])), ValueError, ("nodes", "[1, 1]")),
+    ("subgraph-meta", lambda: GRAPH.subgraph(ids([0], device="meta")), ValueError, ("nodes", "meta")),
+    ("to-unknown", lambda: GRAPH.to("gpu"), ValueError, ("device", "'gpu'")),
+    ("to-none", lambda: GRAPH.to(None), ValueError, ("device", "None")),  # type: ignore[arg-type]
+    ("to-dtype", lambda: GRAPH.to(torch.float64), ValueError, ("device", "torch.float64")),  # type: ignore[arg-type]
+    ("to-meta", lambda: GRAPH.to("meta"), ValueError, ("device", "meta")),
+    ("load-missing", lambda: MultiGraph.load("no/such.safetensors"), FileNotFoundError, ("no/such.safetensors",)),
+    ("load-folder", lambda: MultiGraph.load(Path(__file__).parent), ValueError, ("path", str(Path(__file__).parent))),
+    ("load-foreign", lambda: MultiGraph.load(__file__), ValueError, ("path", __file__)),
+    ("load-none", lambda: MultiGraph.load(None), TypeError, ("path", "None")),  # type: ignore[arg-type]
+    ("load-number", lambda: MultiGraph.load(3), TypeError, ("path", "int 3")),  # type: ignore[arg-type]
+    ("load-bytes", lambda: MultiGraph.load(b"g"), TypeError, ("path", "b'g'")),  # type: ignore[arg-type]
+    ("save-none", lambda: GRAPH.save(None), TypeError, ("path", "None")),  # type: ignore[arg-type]
+    ("save-folder", lambda: GRAPH.save(Path(__file__).parent), ValueError, ("path", str(Path(__file__).parent))),
+    ("save-nowhere", lambda: GRAPH.save("no/such/folder/g"), FileNotFoundError, ("no/such/folder",)),
+]
+
+ATTENTION: list[Case] = [
+    ("q-none", attend(q=None), TypeError, ("q", "None")),
+    ("q-numpy", attend(q=QUERIES.numpy()), TypeError, ("q", "ndarray")),
+    ("q-list", attend(q=[[1.0]]), TypeError, ("q", "[[1.0]]")),
+    ("q-int", attend(q=QUERIES.long()), ValueError, ("q", "int64")),
+    ("q-bool", attend(q=QUERIES > 0), ValueError, ("q", "bool")),
+    ("q-complex", attend(q=QUERIES.to(torch.complex64)), ValueError, ("q", "complex64")),
+    ("q-float8", attend(q=QUERIES.to(torch.float8_e5m2)), ValueError, ("q", "float8_e5m2")),
+    ("q-sparse", attend(q=QUERIES.to_sparse()), ValueError, ("q", "torch.sparse_coo")),
+    (
+        "q-nested",
+        lambda: attend(q=torch.nested.nested_tensor([rand(2, D), rand(3, D)], layout=torch.jagged))(),
+        ValueError,
+        ("q", "nested float32 tensor"),
+    ),
+    (
+        "q-nested-strided",
+        lambda: attend(q=torch.nested.nested_tensor([rand(2, D), rand(3, D)], layout=torch.strided))(),
+        ValueError,
+        ("q", "nested float32 tensor"),
+    ),
+    ("q-1d", attend(q=rand(D)), ValueError, ("q", "[4]")),
+    ("q-scalar", attend(q=ids(1.0)), ValueError, ("q", "got []")),
+    ("q-no-features", attend(q=rand(H, T, 0), k=rand(H, T, 0)), ValueError, ("q", "[2, 6, 0]")),
+    ("q-meta", attend(q=META), ValueError, ("q", "cpu", "meta")),
+    ("k-no-tokens", attend(k=rand(H, 0, D), v=rand(H, 0, D)), ValueError, ("k", "[2, 0, 4]")),
+    ("k-features", attend(k=rand(H, T, D + 1)), ValueError, ("k", "[2, 6, 5]")),
+    ("k-heads", attend(k=rand(H + 1, T, D)), ValueError, ("k", "[3, 6, 4]")),
+    ("k-broadcast", attend(k=rand(1, T, D)), ValueError, ("k", "[1, 6, 4]")),
+    ("k-dtype", attend(k=QUERIES.double()), ValueError, ("k", "torch.float32", "torch.float64")),
+    ("k-meta", attend(k=META), ValueError, ("k", "meta")),
+    ("v-none", attend(v=None), TypeError, ("v", "None")),
+    ("v-tokens", attend(v=rand(H, T + 1, D)), ValueError, ("v", "[2, 7, 4]")),
+    ("v-dtype", attend(v=QUERIES.bfloat16()), ValueError, ("v", "torch.bfloat16")),
+    ("v-scalar", attend(v=ids(1.0)), ValueError, ("v", "got []")),
+    ("v-meta", attend(v=META), ValueError, ("v", "meta")),
+    ("scale-nan", attend(scale=nan), ValueError, ("scale", "nan")),
+    ("scale-inf", attend(scale=-inf), ValueError, ("scale", "-inf")),
+    ("scale-huge", attend(scale=10**400), ValueError, ("scale", "1" + "0" * 76)),
+    ("scale-str", attend(scale="0.5"), ValueError, ("scale", "'0.5'")),
+    ("scale-tensor", attend(scale=ids(0.5)), ValueError, ("scale", "tensor")),
+    ("scale-bool", attend(scale=True), ValueError, ("scale", "True")),
+    ("lse-k-list", log_sum(k=[1]), TypeError, ("k", "[1]")),
+    ("lse-scale", log_sum(scale=nan), ValueError, ("scale", "nan")),
+    ("key_mask-float", log_sum(key_mask=torch.ones(T)), ValueError, ("key_mask", "float32")),
+    ("key_mask-list", log_sum(key_mask=[True] * T), TypeError, ("key_mask", "list")),
+    ("key_mask-short", log_sum(key_mask=torch.ones(N).bool()), ValueError, ("key_mask", "[6]", "[5]")),
+    ("key_mask-one", log_sum(key_mask=torch.ones(1).bool()), ValueError, ("key_mask", "[1]")),
+    ("key_mask-scalar", log_sum(key_mask=ids(True)), ValueError, ("key_mask", "got []")),
+    ("key_mask-heads", log_sum(key_mask=torch.ones(3, T).bool()), ValueError, ("key_mask", "[3, 6]")),
+    ("key_mask-pairs", log_sum(key_mask=torch.ones(H, T, T).bool()), ValueError, ("key_mask", "[2, 6, 6]")),
+    ("key_mask-meta", log_sum(key_mask=torch.ones(T, device="meta").bool()), ValueError, ("key_mask", "meta")),
+]
+
+LOSSES: list[Case] = [
+    (f"{name}-{case}", call, expected, words)
+    for name, loss in (("kl", kl), ("bce", bce))
+    for case, call, expected, words in of_every_loss(loss)
+]
+LOSSES += [
+    ("kl-over-word", kl(over="known"), ValueError, ("over", "'known'")),
+    ("kl-over-none", kl(over=None), ValueError, ("over", "None")),
+    ("kl-over-array", kl(over=np.array(["tokens", "valid"])), ValueError, ("over", "array")),
+    ("bce-target-word", bce(target="normalised"), ValueError, ("target", "'normalised'", "'normalized'?")),
+    ("bce-link-word", bce(link="sigmod"), ValueError, ("link", "'sigmod'", "'sigmoid'?")),
+    ("bce-link-function", bce(link=torch.sigmoid), ValueError, ("link", "sigmoid")),
+    ("bce-num_negatives-0", bce(num_negatives=0), ValueError, ("num_negatives", "0")),
+    ("bce-num_negatives-negative", bce(num_negatives=-5), ValueError, ("num_negatives", "-5")),
+    ("bce-num_negatives-float", bce(num_negatives=2.0), TypeError, ("num_negatives", "2.0")),
+    ("bce-num_negatives-bool", bce(num_negatives=True), TypeError, ("num_negatives", "True")),
+    ("bce-num_negatives-tensor", bce(num_negatives=ids(3)), TypeError, ("num_negatives", "tensor")),
+    ("bce-num_negatives-huge", bce(num_negatives=10**12), ValueError, ("num_negatives", "1000000000000")),
+    ("bce-generator-seed", bce(num_negatives=1, generator=0), TypeError, ("generator", "int 0")),
+    ("bce-generator-numpy", bce(generator=np.random.default_rng(0)), TypeError, ("generator", "Generator")),
+]
+
+GRAPH_ATTENTION: list[Case] = [
+    ("ties-none", tied(None), ValueError, ("ties", "None")),
+    ("ties-str", tied("physical"), ValueError, ("ties", "'physical'")),
+    ("ties-dict", tied({"physical": 0}), ValueError, ("ties", "{'physical': 0}")),
+    ("ties-bare-pair", tied(("physical", 0)), ValueError, ("ties[0]", "'physical'")),
+    ("ties-names", tied(["physical", "tflink"]), ValueError, ("ties[0]", "'physical'")),
+    ("ties-triple", tied([("physical", 0, 1.0)]), ValueError, ("ties[0]", "('physical', 0, 1.0)")),
+    ("ties-swapped", tied([(0, "physical")]), ValueError, ("relation", "0")),
+    ("tie-relation", tied([("physical", 0), ("tflnk", 1)]), ValueError, ("relation", "'tflnk'", "'tflink'?")),
+    ("tie-head-large", tied([("physical", 2)]), ValueError, ("ties[0]", "[0, 2)", "int 2")),
+    ("tie-head-negative", tied([("physical", -1)]), ValueError, ("ties[0]", "int -1")),
+    ("tie-head-float", tied([("physical", 0.0)]), ValueError, ("ties[0]", "0.0")),
+    ("tie-head-bool", tied([("physical", True)]), ValueError, ("ties[0]", "True")),
+    ("tie-head-none", tied([("physical", None)]), ValueError, ("ties[0]", "None")),
+    ("tie-second", tied([("physical", 0), ("tflink", 7)]), ValueError, ("ties[1]", "int 7")),
+    ("q-one-head", tied(q=rand(T, D)), ValueError, ("q", "heads", "[6, 4]")),
+    ("q-genes-alone", tied(q=rand(H, N, D)), ValueError, ("q", "1 prefix tokens", "[2, 5, 4]")),
+    ("q-meta", tied(q=META), ValueError, ("graph", "meta")),
+    ("graph-none", tied(graph=None), TypeError, ("graph", "None")),
+    (
+        "k-tokens",
+        lambda: graph_attention(QUERIES, rand(H, T + 1, D), rand(H, T + 1, D), GRAPH, ()),
+        ValueError,
+        ("k", "[2, 7, 4]"),
+    ),
+    ("loss-word", tied(loss="mse"), ValueError, ("loss", "'mse'")),
+    ("loss-case", tied(loss="KL"), ValueError, ("loss", "'KL'")),
+    ("loss-none", tied(loss=None), ValueError, ("loss", "None")),
+    ("over", tied(over="token"), ValueError, ("over", "'token'", "'tokens'?")),
+    ("reduction", tied(reduction="batchmean"), ValueError, ("reduction", "'batchmean'")),
+    ("target", tied(target=""), ValueError, ("target", "''")),
+    ("link", tied(loss="bce", link="tanh"), ValueError, ("link", "'tanh'")),
+    ("num_prefix", tied(num_prefix=2), ValueError, ("q", "2 prefix tokens", "[2, 6, 4]")),
+    ("num_prefix-bool", tied(num_prefix=True), TypeError, ("num_prefix", "True")),
+    ("scale", tied(scale=inf), ValueError, ("scale", "inf")),
+    ("num_negatives", tied(num_negatives=-3), ValueError, ("num_negatives", "-3")),
+    ("generator", tied(generator="seed"), TypeError, ("generator", "'seed'")),
+    ("rows-large", tied(rows=ids([9])), ValueError, ("rows", "position 0 holds 9")),
+    ("rows-list", tied(rows=[0]), TypeError, ("rows", "[0]")),
+    ("rows-relation", tied(rows={"physicl": ids([0])}), ValueError, ("relation", "'physicl'", "'physical'?")),
+    ("rows-by-relation", tied(rows={"tflink": ids([0, 7])}), ValueError, ("rows['tflink']", "position 1 holds 7")),
+    ("rows-by-relation-list", tied(rows={"tflink": [0]}), TypeError, ("rows['tflink']", "[0]")),
+]
+
+SAMPLE_ROWS: list[Case] = [
+    ("graph-none", rows(graph=None), TypeError, ("graph", "None")),
+    ("relation", rows(relation="tflinks"), ValueError, ("relation", "'tflinks'", "'tflink'?")),
+    ("num_rows-large", rows(4), ValueError, ("num_rows", "[0, 3]", "int 4")),
+    ("num_rows-without-edges", rows(1, graph=LONELY), ValueError, ("num_rows", "[0, 0]", "int 1")),
+    ("num_rows-negative", rows(-1), ValueError, ("num_rows", "-1")),
+    ("num_rows-float", rows(2.0), ValueError, ("num_rows", "2.0")),
+    ("num_rows-bool", rows(True), ValueError, ("num_rows", "True")),
+    ("num_rows-none", rows(None), ValueError, ("num_rows", "None")),
+    ("num_rows-fraction", rows(0.5), ValueError, ("num_rows", "0.5")),
+    ("generator-seed", rows(generator=42), TypeError, ("generator", "int 42")),
+    ("generator-numpy", rows(generator=np.random.default_rng(0)), TypeError, ("generator", "Generator")),
+]
+
+PERTURBATION_ATTENTION: list[Case] = [
+    ("query-none", perturb(query=None), TypeError, ("query", "None")),
+    ("query-int", perturb(query=torch.ones(2, D).long()), ValueError, ("query", "int64")),
+    ("query-1d", perturb(query=rand(D)), ValueError, ("query", "[4]")),
+    ("query-no-features", perturb(query=rand(2, 0), key=rand(N, 0)), ValueError, ("query", "[2, 0]")),
+    ("query-sets", perturb(query=rand(3, D)), ValueError, ("ptr", "4 entries for 3 sets", "got 3")),
+    ("query-sparse", perturb(query=rand(2, D).to_sparse()), ValueError, ("query", "torch.sparse_coo")),
+    ("key-features", perturb(key=rand(N, D + 1)), ValueError, ("key", "[5, 4]", "[5, 5]")),
+    ("key-no-genes", perturb(key=rand(0, D), value=rand(0, 3)), ValueError, ("key", "[0, 4]")),
+    ("key-heads", perturb(key=rand(H, N, D)), ValueError, ("key", "[2, 5, 4]")),
+    ("key-dtype", perturb(key=rand(N, D).double()), ValueError, ("key", "torch.float64")),
+    ("value-genes", perturb(value=rand(N + 1, 3)), ValueError, ("value", "[6, 3]")),
+    ("value-numpy", perturb(value=np.ones((N, 3))), TypeError, ("value", "ndarray")),
+    ("value-meta", perturb(value=torch.empty(N, 3, device="meta")), ValueError, ("value", "meta")),
+    ("override-entries", perturb(override=rand(2, 3)), ValueError, ("override", "[3, 3]", "[2, 3]")),
+    ("override-features", perturb(override=rand(3, 2)), ValueError, ("override", "[3, 2]")),
+    ("override-none", perturb(override=None), TypeError, ("override", "None")),
+    ("index-none", perturb(index=None), TypeError, ("index", "None")),
+    ("index-list", perturb(index=[0, 3, 1]), TypeError, ("index", "[0, 3, 1]")),
+    ("index-int32", perturb(index=ids([0, 3, 1]).int()), ValueError, ("index", "int32")),
+    ("index-float", perturb(index=ids([0.0, 3.0, 1.0])), ValueError, ("index", "float32")),
+    ("index-large", perturb(index=ids([0, 5, 1])), ValueError, ("index", "position 1 holds 5", "[0, 5)")),
+    ("index-negative", perturb(index=ids([0, 3, -1])), ValueError, ("index", "position 2 holds -1")),
+    ("index-2d", perturb(index=ids([[0, 3, 1]])), ValueError, ("index", "[1, 3]")),
+    ("index-scalar", perturb(index=ids(0)), ValueError, ("index", "shape []")),
+    ("index-meta", perturb(index=ids([0, 3, 1], device="meta")), ValueError, ("index", "meta")),
+    ("index-gene-twice", perturb(index=ids([3, 3, 1])), ValueError, ("index", "set 0", "gene 3 twice")),
+    ("ptr-none", perturb(ptr=None), TypeError, ("ptr", "None")),
+    ("ptr-list", perturb(ptr=[0, 2, 3]), TypeError, ("ptr", "[0, 2, 3]")),
+    ("ptr-int32", perturb(ptr=ids([0, 2, 3]).int()), ValueError, ("ptr", "int32")),
+    ("ptr-lengths", perturb(ptr=ids([2, 1])), ValueError, ("ptr", "3 entries for 2 sets", "got 2")),
+    ("ptr-start", perturb(ptr=ids([1, 2, 3])), ValueError, ("ptr", "start with 0", "got 1")),
+    ("ptr-end-large", perturb(ptr=ids([0, 2, 4])), ValueError, ("ptr", "end with 3", "got 4")),
+    ("ptr-end-small", perturb(ptr=ids([0, 1, 2])), ValueError, ("ptr", "end with 3", "got 2")),
+    ("ptr-negative", perturb(ptr=ids([0, -1, 3])), ValueError, ("ptr", "rise", "-1 after 0")),
+    ("ptr-falls", perturb(ptr=ids([0, 7, 3])), ValueError, ("ptr", "rise", "3 after 7")),
+    ("ptr-2d", perturb(ptr=ids([[0, 2, 3]])), ValueError, ("ptr", "[1, 3]")),
+    ("scale-none", perturb(scale=None), ValueError, ("scale", "None")),
+    ("scale-nan", perturb(scale=nan), ValueError, ("scale", "nan")),
+]
+
+DATA: list[Case] = [
+    ("names-str", lambda: GeneList("YAL001C"), TypeError, ("names", "'YAL001C'")),
+    ("names-twice", lambda: GeneList(["a", "b", "a"]), ValueError, ("names", "'a'", "0 and 2")),
+    ("names-int", lambda: GeneList(["a", 3]), TypeError, ("names", "position 1", "int 3")),  # type: ignore[list-item]
+    (
+        "table-missing",
+        lambda: read_edge_table("no/such.tsv", GeneList(["a"]), source="tf", target="target"),
+        FileNotFoundError,
+        ("no/such.tsv",),
+    ),
+    ("links-path", lambda: read_string_links(None, GeneList(["a"])), TypeError, ("path", "None")),  # type: ignore[arg-type]
+    ("seeds-list", dataset(seeds=[0, 3]), TypeError, ("seeds", "[0, 3]")),
+    ("seeds-large", dataset(seeds=ids([0, 5])), ValueError, ("seeds", "holds 5")),
+    ("types-large", dataset(types=ids([0, 99])), ValueError, ("types", "holds 99")),
+    ("ptr-end", dataset(ptr=ids([0, 3])), ValueError, ("ptr", "3")),
+    ("y-nan", dataset(y=ids([nan])), ValueError, ("y", "nan")),
+    ("gene-twice", dataset(seeds=ids([3, 3])), ValueError, ("seeds", "3")),
+    ("synthetic-genes", lambda: synthetic_cell(num_genes=-1), ValueError, ("num_genes", "-1")),
+]
+
+MODULES: list[Case] = [
+    ("num_heads", lambda: GraphRegularizedAttention(10, 3), ValueError, ("num_heads", "10", "3")),
+    ("ties-head", lambda: GraphRegularizedAttention(8, 2, ties=[("r", 2)]), ValueError, ("ties", "head", "2")),
+    ("dim-float", lambda: CellEncoder(8.0, 1, 2), TypeError, ("dim", "8.0")),  # type: ignore[arg-type]
+    ("norm", lambda: CellEncoder(8, 1, 2, norm="layer"), ValueError, ("norm", "'layer'")),
+    ("dropout", lambda: CellEncoder(8, 1, 2, dropout=1.5), ValueError, ("dropout", "1.5")),
+    ("layer", lambda: CellEncoder(8, 1, 2, ties=[(1, 0, "r", 1.0)]), ValueError, ("ties", "layer", "1")),
+    ("sagnn-ptr", lambda: HyperSAGNN(8)(rand(3, 8), ids([0, 2])), ValueError, ("ptr", "2")),
+    ("pool", lambda: PerturbationHead(8, num_types=5, pool="max"), ValueError, ("pool", "'max'")),
+    ("h-features", head(h=rand(N, 7)), ValueError, ("h", "[5, 7]")),
+    ("head-seeds-large", head(seeds=ids([0, 9])), ValueError, ("seeds", "holds 9")),
+    ("head-gene-twice", head(seeds=ids([3, 3])), ValueError, ("seeds", "gene 3 twice")),
+    ("head-types-short", head(types=ids([1])), ValueError, ("types", "1")),
+]
+
+CASES = {
+    "graph": CONSTRUCTORS,
+    "method": METHODS,
+    "attention": ATTENTION,
+    "loss": LOSSES,
+    "graph_attention": GRAPH_ATTENTION,
+    "sample_rows": SAMPLE_ROWS,
+    "perturbation_attention": PERTURBATION_ATTENTION,
+    "data": DATA,
+    "nn": MODULES,
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize(
+    ("call", "expected", "words"),
+    [pytest.param(*case, id=f"{group}-{name}") for group, cases in CASES.items() for name, *case in cases],
+)
+def test_malformed(call: Call, expected: type[Exception], words: tuple[str, ...]) -> None:
+    with pytest.raises(expected) as caught:
+        call()
+    assert caught.type is expected  # an UnicodeError is a ValueError, but no answer
+    for word in words:
+        # a short word, such as the argument q, must stand as a word of its own
+        assert re.search(rf"(?<!\w){re.escape(word)}(?!\w)", str(caught.value)), f"{word!r} is not in {str(caught.value)!r}"
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        ({"ptr": ids([0, 10**7, 3])}, "ptr: expected to rise, got 3 after 10000000"),
+        ({"ptr": ids([0, 2, 10**7])}, "ptr: expected to end with 3"),
+        ({"index": ids([0, 10**7, 1])}, "index: position 1 holds 10000000"),
+        ({"index": ids([3, 3, 1])}, "index: set 0 holds gene 3 twice"),
+    ],
+    ids=["ptr-falls", "ptr-end", "index-large", "gene-twice"],
+)
+def test_malformed_sets_are_found_in_compiled_code(sets: dict[str, torch.Tensor], words: str) -> None:
+    """Values are out of sight while a function is compiled; a falling ptr once crashed the process there."""
+    with pytest.raises(ValueError, match=words):
+        torch.compile(perturb(**sets), backend="eager")()
+
+
+def test_the_right_arguments_pass() -> None:
+    """What the cases above change one argument of."""
+    for call in (build(), attend(), log_sum(), kl(), bce(), tied(), rows(), perturb(), dataset(), head()):
+        call()
