@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from .._check import require, require_count, require_ragged
-from ..ops.set_attention import set_attention, set_mean
+from ..ops.set_attention import set_attention
+from ..ops.set_sum import set_mean
 from ._check import require_features
 
 

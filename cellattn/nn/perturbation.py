@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from .._check import require, require_choice, require_count
 from ..ops import perturbation_attention
-from ..ops.set_attention import set_mean, set_sum
+from ..ops.set_sum import set_mean, set_sum
 from ._check import require_features, require_perturbations, require_probability
 from .hypersagnn import HyperSAGNN
 
@@ -143,7 +143,8 @@ class PerturbationHead(nn.Module):
         require_perturbations(seeds, ptr, types, h.shape[0], self.num_types)
         # values [N, dim] and overrides u [nnz, dim]
         present = self.phi(h, torch.full((), PRESENT, device=h.device))
-        u = self.phi(h[seeds], types)
+        # embedding: the backward of h[seeds] adds in an order that varies from run to run on several CPU threads
+        u = self.phi(F.embedding(seeds, h), types)
         p = self.mix(torch.cat([pool(u, ptr) for pool in self.pools], dim=-1))
         z = p + self._cross_attention(p, h, present, u, seeds, ptr)
         return self.mlp(torch.cat([h_cls.expand(z.shape[0], -1), z], dim=-1))

@@ -1,7 +1,7 @@
-"""Sums and attention inside the sets of a ragged batch: entries [nnz, ...] and ptr int64 [B+1], sets often empty.
+"""Attention inside the sets of a ragged batch: entries [nnz, H, D] and ptr int64 [B + 1], sets often empty.
 
-Both are gathers forward and backward, so that a result is the same from run to run. The work on `set_attention` is done
-on sets padded to the longest, B * longest^2 scores a head: meant for sets of a few genes.
+Gathers forward and backward, so that a result is the same from run to run. The work is done on sets padded to the longest,
+B * longest^2 scores a head: meant for sets of a few genes.
 """
 
 from __future__ import annotations
@@ -11,17 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._check import require_ragged
 from ._operator import cpu_operator, keep_missing_grads, refuse_double_backward
-
-
-def set_sum(x: Tensor, ptr: Tensor) -> Tensor:
-    """Sum of the entries of each set: x [nnz, D], ptr int64 [B+1] -> [B, D], zeros for an empty set."""
-    return torch.segment_reduce(x, "sum", offsets=ptr, axis=0)
-
-
-def set_mean(x: Tensor, ptr: Tensor) -> Tensor:
-    """Mean of the entries of each set: x [nnz, D], ptr int64 [B+1] -> [B, D], zeros for an empty set."""
-    return set_sum(x, ptr) / ptr.diff().clamp(min=1).unsqueeze(-1).to(x.dtype)
+from .set_sum import members
 
 
 @cpu_operator("set_attention")
@@ -35,6 +27,7 @@ def set_attention(q: Tensor, k: Tensor, v: Tensor, ptr: Tensor) -> Tensor:
     Returns:
         [nnz, H, D].
     """
+    require_ragged("q", ptr.new_empty(q.shape[0]), ptr)  # as long as q
     p, _, _, v_pad = _probabilities(q, k, v, ptr)
     return _ragged(p @ v_pad, ptr, v)
 
@@ -95,6 +88,6 @@ def _padded(x: Tensor, ptr: Tensor) -> Tensor:
 
 def _ragged(x: Tensor, ptr: Tensor, like: Tensor) -> Tensor:
     """[B, H, M, D] -> [nnz, H, D] in the dtype of `like`."""
+    member = members(ptr, like.shape[0])
     entry = torch.arange(like.shape[0], device=ptr.device)
-    member = torch.searchsorted(ptr[1:], entry, right=True)  # the set of each entry
     return x.transpose(1, 2)[member, entry - ptr[member]].to(like.dtype)

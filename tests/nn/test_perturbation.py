@@ -157,3 +157,14 @@ def test_bad_input(changes: dict[str, torch.Tensor], message: str) -> None:
 def test_bad_construction(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         head(**options)
+
+
+@pytest.mark.parametrize("ptr", [[0, 5, 3], [0, 2, 9], [0, -4, 3], [1, 2, 3]], ids=str)
+@pytest.mark.parametrize("pool", ["mean", "sum", "pairwise", "hypersagnn"])
+def test_bad_ptr_in_a_compiled_head(pool: str, ptr: list[int]) -> None:
+    """Regression test: values cannot be checked while compiling, and a falling ptr reached a segment sum that reads by it."""
+    torch._dynamo.reset()
+    head = torch.compile(PerturbationHead(8, num_types=3, pool=pool), fullgraph=True, backend="aot_eager")
+    genes, types = torch.tensor([1, 2, 3]), torch.ones(3, dtype=torch.int64)
+    with pytest.raises(ValueError, match="ptr: expected to"):
+        head(torch.randn(8), torch.randn(20, 8), genes, torch.tensor(ptr), types)

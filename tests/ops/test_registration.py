@@ -54,6 +54,7 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
             OPS.bce_rows_backward,
             (*(x.detach() for x in (dloss, q1, k1, lse1)), *problem, None, 0, 1, 0.3, True),
         ),
+        "set_sum": (OPS.set_sum, (sets[0].detach().flatten(1).requires_grad_(), ptr)),
         "set_attention": (OPS.set_attention, (*sets, ptr)),
         "set_attention_backward": (
             OPS.set_attention_backward,

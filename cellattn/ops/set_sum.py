@@ -1,0 +1,50 @@
+"""Sums over the sets of a ragged batch: entries [nnz, D] and ptr int64 [B + 1], sets often empty.
+
+A segment sum forward and a gather backward, so that a result is the same from run to run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._check import require_ragged
+from ._operator import cpu_operator
+
+
+def set_mean(x: Tensor, ptr: Tensor) -> Tensor:
+    """Mean of the entries of each set: x [nnz, D], ptr int64 [B + 1] -> [B, D], zeros for an empty set."""
+    return set_sum(x, ptr) / ptr.diff().clamp(min=1).unsqueeze(-1).to(x.dtype)
+
+
+@cpu_operator("set_sum")
+def set_sum(x: Tensor, ptr: Tensor) -> Tensor:
+    """Sum of the entries of each set: x [nnz, D], ptr int64 [B + 1] -> [B, D], zeros for an empty set."""
+    require_ragged("x", ptr.new_empty(x.shape[0]), ptr)  # as long as x; segment_reduce reads where ptr points
+    return torch.segment_reduce(x, "sum", offsets=ptr, axis=0)
+
+
+@set_sum.register_fake
+def _(x: Tensor, ptr: Tensor) -> Tensor:
+    return x.new_empty(ptr.shape[0] - 1, x.shape[1])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    x, ptr = inputs
+    ctx.save_for_backward(ptr)
+    ctx.num_entries = x.shape[0]
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    (ptr,) = ctx.saved_tensors
+    return grad.index_select(0, members(ptr, ctx.num_entries)), None
+
+
+set_sum.register_autograd(_backward, setup_context=_setup_context)
+
+
+def members(ptr: Tensor, num_entries: int) -> Tensor:
+    """The set of each entry, int64 [nnz]."""
+    return torch.searchsorted(ptr, torch.arange(num_entries, device=ptr.device), right=True) - 1
