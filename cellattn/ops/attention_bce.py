@@ -219,8 +219,10 @@ def _entries(s: Tensor, total: Tensor | None, positive: Tensor, negative: Tensor
     if total is None:
         return (positive + negative) * F.softplus(s) - positive * s
     log_a = _log_a(s, total)
-    # log(1 - e^x): either branch alone would lose the digits of a near 0, or of 1 - a near 0.
-    log_1ma = torch.where(log_a > -0.6931, (-torch.expm1(log_a)).log(), torch.log1p(-log_a.exp()))
+    # log(1 - e^x): this branch keeps the digits of a near 0, the other those of 1 - a near 0, of which a row has at most one.
+    log_1ma = torch.log1p(-log_a.exp())
+    near_one = log_a > -0.6931
+    log_1ma[near_one] = (-torch.expm1(log_a[near_one])).log()
     return -(positive * log_a + negative * log_1ma)
 
 
