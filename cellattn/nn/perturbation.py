@@ -48,11 +48,11 @@ class SetReduce(nn.Module):
 
     def __init__(self, kind: str) -> None:
         super().__init__()
-        self.reduce = set_mean if kind == "mean" else set_sum
+        self.mean = kind == "mean"  # not the function: an operator can be neither copied nor pickled
 
     def forward(self, u: Tensor, ptr: Tensor) -> Tensor:
         """u [nnz, D], ptr int64 [B+1] -> [B, D]."""
-        return self.reduce(u, ptr)
+        return set_mean(u, ptr) if self.mean else set_sum(u, ptr)
 
 
 def _pool(kind: str, dim: int) -> nn.Module:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 import itertools
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,6 +70,27 @@ def test_empty_sets(pool: str | Sequence[str], sets: int) -> None:
     out.sum().backward()
     assert h.grad is not None
     assert h.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+def test_copies(pool: str | Sequence[str]) -> None:
+    """A head can be copied (for averaged parameters) and pickled (for `torch.save` of a whole module)."""
+    model = head(pool=pool)
+    expected = model(*cell(), SEEDS, PTR, KINDS)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(copied(*cell(), SEEDS, PTR, KINDS), expected)
+
+
+def test_equal_gradients_on_several_threads() -> None:
+    """Genes that stand in many sets add their gradients in one order, whatever the threads do."""
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    model = PerturbationHead(64, num_types=TYPES, pool=("sum", "pairwise"))
+    h_cls, h = torch.randn(64), torch.randn(50, 64, requires_grad=True)
+    seeds = torch.stack([torch.randperm(50)[:2] for _ in range(400)]).flatten()  # 800 * 64 values: enough for two threads
+    batch = seeds, torch.arange(0, 801, 2), torch.ones_like(seeds)
+    first, *others = (torch.autograd.grad(model.eval()(h_cls, h, *batch).sum(), h)[0] for _ in range(20))
+    assert all(torch.equal(other, first) for other in others)
 
 
 def test_present_perturbs_nothing() -> None:

@@ -1,0 +1,716 @@
+"""Train the cell transformer on measured double mutants, beside additive ridge and a pair MLP.
+
+    python -m benchmarks.train [--data FOLDER] [--out FOLDER] [--tokens labelled|neighbours:N|full] [--full]
+
+The data are the digenic interaction scores of Costanzo et al. 2016 for two GO terms, in the source's split, over the real
+graphs; where the tables are missing, a synthetic cell and planted phenotypes. A fifth of the training pairs, drawn anew
+for each seed, is held out for validation; the test pairs are looked at once a run, at the epoch that validated best.
+
+Each run has a folder of its own under --out with `metrics.jsonl` (one line an epoch), `checkpoint.pt` and, once finished,
+`result.json`. A run that was interrupted goes on from its checkpoint to the same bits, one that has finished is read back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import io
+import json
+import math
+import statistics
+import tempfile
+import time
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import nvtx
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from cellattn import MultiGraph, attention_kl
+from cellattn.data import (
+    PERTURBATION_TYPES,
+    PerturbationBatch,
+    PerturbationDataset,
+    load_dcell_subset,
+    load_yeast,
+    read_interactions,
+    synthetic_cell,
+    synthetic_phenotypes,
+)
+from cellattn.graph import write_atomic
+from cellattn.metrics import PearsonCorr, SpearmanCorr, edge_recovery, oversmoothing, record_layers
+from cellattn.nn import CellOutput, CellTransformer
+
+from .baselines import PENALTIES, PairMLP, fit_ridge
+from .cells import data_dir
+from .checkpoint import keep_rng, load_checkpoint, rng_state, save_checkpoint, seed_everything, set_rng_state
+from .measure import environment, results_dir
+
+# The relations with the most edges among the labelled genes come first; a layer has as many ties as heads.
+TIED_RELATIONS = ("physical", "database", "complex", "neighborhood", "coexpression", "cooccurence", "regulatory", "motif")
+DIM, NUM_LAYERS, NUM_HEADS, FFN_DIM = 64, 2, 4, 128
+SPECTRAL_RANK = 128
+VALIDATION_SHARE = 0.2
+SYNTHETIC_SIZES = {"labelled": (300, 12_000), "full": (6607, 100_000)}  # genes and measured sets
+
+
+# ------------------------------------------------------------------------------------------------------- variants
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """AdamW with warm-up and cosine decay of the learning rate, MSE of standardised phenotypes."""
+
+    epochs: int = 30
+    batch_size: int = 512
+    lr: float = 5e-3
+    encoder_lr: float = 1e-3
+    decay: float = 3e-3  # of matrices in a step at the full learning rate: lr * weight_decay
+    ema: float = 0.98  # of the parameters that are evaluated
+    warmup: float = 0.05  # share of the steps
+    clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table."""
+
+    title: str
+    model: str  # "ridge", "pair MLP" or "cell transformer"
+    loss: str | None = None  # of the tied heads
+    weight: float = 0.0  # of the mean loss over the ties
+    features: bool = False
+    sampled_rows: float | None = None
+    optimization: Optimization = Optimization()
+
+
+_MLP = Optimization(epochs=40, batch_size=256, lr=3e-3, decay=3e-4, ema=0.0)
+_FEATURES = Optimization(epochs=25)
+VARIANTS = {
+    "ridge": Variant("additive ridge", "ridge"),
+    "mlp": Variant("pair MLP", "pair MLP", optimization=_MLP),
+    "mlp-tuned": Variant("pair MLP, tuned", "pair MLP", optimization=replace(_MLP, lr=1e-2, decay=1e-2)),
+    "none": Variant("cell transformer, no graph term", "cell transformer"),
+    "kl": Variant("cell transformer, KL", "cell transformer", "kl", 3.0),
+    "bce": Variant("cell transformer, BCE", "cell transformer", "bce", 3.0),
+    "kl-rows": Variant("cell transformer, KL on a quarter of the rows", "cell transformer", "kl", 3.0, sampled_rows=0.25),
+    "features-none": Variant(
+        "cell transformer, spectral features, no graph term", "cell transformer", features=True, optimization=_FEATURES
+    ),
+    "features-kl": Variant(
+        "cell transformer, spectral features, KL", "cell transformer", "kl", 0.01, features=True, optimization=_FEATURES
+    ),
+}
+
+
+# ------------------------------------------------------------------------------------------------------- data
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Genes that are tokens, their graphs, and pairs of them that were measured."""
+
+    source: str
+    graph: MultiGraph  # among the tokens
+    features: Tensor  # float32 [N, F]
+    train: PerturbationDataset  # of pairs, each once, genes numbered as tokens
+    test: PerturbationDataset
+    notes: dict[str, int]  # counts that the report tells
+    validation: PerturbationDataset | None = None  # None: drawn from train
+
+
+def load_cell(folder: Path | None, tokens: str = "labelled") -> Cell:
+    """The real cell of a folder of yeast tables, or the synthetic one.
+
+    Args:
+        folder: the tables; None for a synthetic cell.
+        tokens: "labelled", the genes of measured pairs; "neighbours:N", these and the N genes with the most edges to them;
+            "full", all genes. The synthetic cell has 300 genes, or, at "full", the published number.
+    """
+    if folder is None:
+        if tokens not in SYNTHETIC_SIZES:
+            raise ValueError(f"tokens: expected 'labelled' or 'full' for the synthetic cell, got {tokens!r}")
+        num_genes, num_samples = SYNTHETIC_SIZES[tokens]
+        graph = synthetic_cell(seed=0, num_genes=num_genes, symmetrize=True, self_loops=False)
+        return synthetic(graph, synthetic_phenotypes(graph, num_samples, seed=0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # unknown gene names are counted by the loaders, and are no news here
+        genes, graph = load_yeast(folder)
+        data = load_dcell_subset(folder, genes)
+        listed = read_interactions(folder / "costanzo2016_dcell_subset.tsv.gz", genes, split="split")
+    nodes = token_genes(graph, data.seeds.unique(), tokens)
+    train, test = (distinct_pairs(data.subset(split), nodes) for split in ("*_training", "*_testing"))
+    notes = {
+        "listed pairs": len(data),
+        "training pairs removed since they are tested": len(listed.score) - len(data),
+        "listed twice, averaged": len(data) - len(train) - len(test),
+    }
+    features = spectral_features(graph)[nodes]
+    return Cell("real yeast tables", graph.subgraph(nodes), standardize(features), train, test, notes)
+
+
+def synthetic(graph: MultiGraph, data: PerturbationDataset) -> Cell:
+    """A cell of planted phenotypes, in the split they come with."""
+    nodes = torch.arange(graph.num_nodes)
+    train, validation, test = (distinct_pairs(data.subset(split), nodes) for split in ("train", "validation", "test"))
+    notes = {"listed pairs": len(data), "listed twice, averaged": len(data) - len(train) - len(validation) - len(test)}
+    return Cell("synthetic", graph, standardize(spectral_features(graph)), train, test, notes, validation)
+
+
+def token_genes(graph: MultiGraph, labelled: Tensor, tokens: str) -> Tensor:
+    """The genes that are tokens, int64, labelled genes first."""
+    kind, _, number = tokens.partition(":")
+    if kind == "labelled" and not number:
+        return labelled
+    counts = torch.zeros(graph.num_nodes)
+    is_labelled = counts.index_fill(0, labelled, 1)
+    for relation in graph.relations:
+        source, target = graph.edge_index(relation)
+        counts.index_add_(0, source, is_labelled[target]).index_add_(0, target, is_labelled[source])
+    others = counts.index_fill_(0, labelled, -1).argsort(descending=True, stable=True)[: graph.num_nodes - len(labelled)]
+    if kind == "full" and not number:
+        return torch.cat([labelled, others])
+    if kind == "neighbours" and number.isdecimal():
+        return torch.cat([labelled, others[: int(number)]])
+    raise ValueError(f"tokens: expected 'labelled', 'neighbours:N' or 'full', got {tokens!r}")
+
+
+def distinct_pairs(data: PerturbationDataset, nodes: Tensor) -> PerturbationDataset:
+    """Each pair once, with its mean phenotype; gene nodes[m] becomes token m."""
+    token = torch.full((data.num_genes,), -1).index_put_((nodes,), torch.arange(len(nodes)))
+    pairs, inverse = token[data.seeds.view(-1, 2)].sort(1).values.unique(dim=0, return_inverse=True)
+    y = torch.zeros(len(pairs), dtype=torch.float64).index_add_(0, inverse, data.y.double()) / inverse.bincount()
+    return PerturbationDataset.from_sets(pairs.tolist(), y, num_genes=len(nodes))
+
+
+def spectral_features(graph: MultiGraph, rank: int = SPECTRAL_RANK) -> Tensor:
+    """Leading singular vectors of D^-1/2 A D^-1/2 of each relation, times sqrt(s): float32 [N, F].
+
+    Left ones, and where A is not symmetric, right ones too.
+    """
+    n, rank = graph.num_nodes, min(rank, graph.num_nodes // 2)
+    parts = []
+    for relation in graph.relations:
+        (i, j), w = graph.edge_index(relation), graph.weight(relation)
+        out_degree, in_degree = (torch.zeros(n).index_add_(0, end, w) for end in (i, j))
+        a = torch.sparse_coo_tensor(torch.stack([i, j]), w * (out_degree[i] * in_degree[j]).rsqrt(), (n, n)).coalesce()
+        with keep_rng():
+            seed_everything(0)
+            u, s, v = torch.svd_lowrank(a, q=rank + 8, niter=6)
+        scale = s[:rank].sqrt()
+        parts.append(u[:, :rank] * scale)
+        if not torch.equal(i * n + j, (j * n + i).sort().values):
+            parts.append(v[:, :rank] * scale)
+    return torch.cat(parts, 1)
+
+
+def standardize(features: Tensor) -> Tensor:
+    """z-scores over the tokens; a few genes carry most of a leading vector, hence clamped to +-5."""
+    return ((features - features.mean(0)) / features.std(0).clamp_min(1e-6)).clamp(-5, 5)
+
+
+class Splits(NamedTuple):
+    """Parts of the pairs; phenotypes in standard deviations of the training part."""
+
+    train: PerturbationDataset
+    validation: PerturbationDataset
+    test: PerturbationDataset
+
+
+def split(cell: Cell, seed: int) -> Splits:
+    """Hold out the validation pairs of a seed, and standardise by the rest."""
+    train, validation = cell.train, cell.validation
+    if validation is None:
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(1000 + seed))
+        held_out = round(VALIDATION_SHARE * len(order))
+        train, validation = train.subset(order[held_out:]), train.subset(order[:held_out])
+    mean, std = train.y.mean(), train.y.std()
+    return Splits(*(_with_y(part, (part.y - mean) / std) for part in (train, validation, cell.test)))
+
+
+def _with_y(data: PerturbationDataset, y: Tensor) -> PerturbationDataset:
+    return PerturbationDataset(data.seeds, data.ptr, data.types, y, num_genes=data.num_genes)
+
+
+# ------------------------------------------------------------------------------------------------------- models
+
+Forward = Callable[[nn.Module, PerturbationBatch], CellOutput]
+
+
+def ties(graph: MultiGraph) -> list[tuple[int, int, str]]:
+    """(layer, head, relation): one head a relation, layer by layer."""
+    relations = TIED_RELATIONS if set(TIED_RELATIONS) <= set(graph.relations) else graph.relations
+    relations = relations[: NUM_LAYERS * NUM_HEADS]
+    return [(*divmod(position, NUM_HEADS), relation) for position, relation in enumerate(relations)]
+
+
+def build(variant: Variant, cell: Cell) -> tuple[nn.Module, Forward]:
+    """The untrained model, and how it is called."""
+    if variant.model == "pair MLP":
+        nothing = torch.zeros(())
+        return PairMLP(cell.graph.num_nodes), lambda model, batch: CellOutput(model(batch.seeds.view(-1, 2)), {}, nothing)
+    tied = ties(cell.graph) if variant.loss else []
+    model = CellTransformer(
+        DIM,
+        NUM_LAYERS,
+        NUM_HEADS,
+        num_types=len(PERTURBATION_TYPES),
+        num_genes=cell.graph.num_nodes,
+        feature_dim=cell.features.shape[1] if variant.features else None,
+        ties=[(*tie, variant.weight / len(tied)) for tie in tied],
+        ffn_dim=FFN_DIM,
+        pool=("sum", "pairwise"),
+        hidden_dim=DIM,
+        sampled_rows=variant.sampled_rows,
+        loss=variant.loss or "kl",  # without a tie there is none
+    )
+    features = cell.features if variant.features else None
+    return model, lambda model, batch: model(cell.graph, batch.seeds, batch.ptr, batch.types, features=features)
+
+
+def optimizer_of(model: nn.Module, how: Optimization) -> torch.optim.Optimizer:
+    """AdamW: the encoder at its own learning rate, weight decay on matrices alone."""
+    groups = []
+    for in_encoder, lr in ((True, how.encoder_lr), (False, how.lr)):
+        named = [p for name, p in model.named_parameters() if name.startswith("encoder.") == in_encoder]
+        groups.append({"params": [p for p in named if p.ndim > 1], "lr": lr, "weight_decay": how.decay / lr})
+        groups.append({"params": [p for p in named if p.ndim <= 1], "lr": lr, "weight_decay": 0.0})
+    return torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, 0.98))
+
+
+# ------------------------------------------------------------------------------------------------------- training
+
+
+def fit(
+    variant: Variant,
+    cell: Cell,
+    data: Splits,
+    seed: int,
+    folder: Path,
+    *,
+    checkpoint_steps: int,
+    on_epoch: Callable[[dict[str, Any]], None],
+) -> tuple[nn.Module, Forward, dict[str, Any]]:
+    """Train, or go on training, one model.
+
+    Args:
+        folder: where `checkpoint.pt` and `metrics.jsonl` are, written every `checkpoint_steps` steps and every epoch.
+        on_epoch: called with the metrics of each epoch.
+
+    Returns:
+        The averaged model of the best validation epoch, how it is called, and the last checkpoint.
+
+    Raises:
+        FloatingPointError: the loss is not finite any more.
+    """
+    how = variant.optimization
+    steps_per_epoch = math.ceil(len(data.train) / how.batch_size)
+    num_steps = how.epochs * steps_per_epoch
+    seed_everything(seed)
+    model, forward = build(variant, cell)
+    average = copy.deepcopy(model).requires_grad_(False).eval()
+    optimizer = optimizer_of(model, how)
+    warmup = max(1, round(how.warmup * num_steps))
+
+    def rate(step: int) -> float:
+        return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / num_steps)))
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    path = folder / "checkpoint.pt"
+    state = load_checkpoint(path)
+    if state is None:
+        step, history, sums, best, seconds = 0, [], torch.zeros(2, dtype=torch.float64), None, 0.0
+    else:
+        step, history, sums, best, seconds = (state[key] for key in ("step", "history", "sums", "best", "seconds"))
+        for name, part in (("model", model), ("average", average), ("optimizer", optimizer), ("scheduler", scheduler)):
+            part.load_state_dict(state[name])
+        set_rng_state(state["rng"])
+    write_jsonl(folder / "metrics.jsonl", history)
+    start = time.perf_counter() - seconds
+
+    order = torch.empty(0, dtype=torch.int64)
+    while step < num_steps:
+        epoch, position = divmod(step, steps_per_epoch)
+        if position == 0 or len(order) == 0:
+            # the order of an epoch follows from seed and epoch: a position in it is all that a resumed run needs
+            order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
+        model.train()
+        with nvtx.annotate("loading"):
+            chosen = order[position * how.batch_size : (position + 1) * how.batch_size]
+            batch = data.train.__getitems__(chosen.tolist())
+        with nvtx.annotate("encoder and head"):
+            output = forward(model, batch)
+        with nvtx.annotate("losses"):
+            loss = F.mse_loss(output.prediction[:, 0], batch.y)
+            total = loss + output.regularization
+        with nvtx.annotate("backward"):
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()
+        with nvtx.annotate("optimizer"):
+            nn.utils.clip_grad_norm_(model.parameters(), how.clip)
+            optimizer.step()
+            scheduler.step()
+            step += 1
+            update_average(average, model, min(how.ema, (1 + step) / (10 + step)))
+        sums += torch.stack([loss.detach(), output.regularization.detach()]).double()
+
+        if step % steps_per_epoch == 0:
+            train_loss, regularization = (sums / steps_per_epoch).tolist()
+            if not math.isfinite(train_loss + regularization):
+                raise FloatingPointError(f"{variant.title}, seed {seed}: loss {train_loss} + {regularization} in epoch {epoch}")
+            score, validation_loss, losses = evaluate(average, forward, data.validation)
+            if best is None or score["pearson"] > best["validation_pearson"]:
+                weights = {name: value.clone() for name, value in average.state_dict().items()}
+                best = {"epoch": epoch, "validation_pearson": score["pearson"], "weights": weights}
+            history.append(
+                {
+                    "epoch": epoch,
+                    "step": step,
+                    "train_loss": train_loss,
+                    "regularization": regularization,
+                    "validation_loss": validation_loss,
+                    "validation_pearson": score["pearson"],
+                    "validation_spearman": score["spearman"],
+                    "graph_losses": losses,
+                }
+            )
+            sums = torch.zeros_like(sums)
+            write_jsonl(folder / "metrics.jsonl", history)
+            on_epoch(history[-1])
+        if step % checkpoint_steps == 0 or step == num_steps:
+            state = {
+                "step": step,
+                "history": history,
+                "sums": sums,
+                "best": best,
+                "seconds": time.perf_counter() - start,
+                "model": model.state_dict(),
+                "average": average.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "scheduler": scheduler.state_dict(),
+                "rng": rng_state(),
+            }
+            save_checkpoint(path, state)
+    assert state is not None  # there is at least one step
+    average.load_state_dict(state["best"]["weights"])
+    return average, forward, state
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """average <- decay * average + (1 - decay) * model"""
+    for mean, value in zip(average.parameters(), model.parameters(), strict=True):
+        mean.lerp_(value, 1 - decay)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, forward: Forward, data: PerturbationDataset) -> tuple[dict[str, float], float, dict[str, float]]:
+    """Correlations, MSE and the graph losses on all pairs at once."""
+    batch = data.__getitems__(range(len(data)))
+    output = forward(model, batch)
+    prediction = output.prediction[:, 0]
+    losses = {name: float(value) for name, value in output.losses.items()}
+    return correlations(prediction, batch.y), float(F.mse_loss(prediction, batch.y)), losses
+
+
+def correlations(prediction: Tensor, y: Tensor) -> dict[str, float]:
+    """Pearson and Spearman."""
+    pearson, spearman = PearsonCorr(), SpearmanCorr()
+    pearson.update(prediction, y)
+    spearman.update(prediction, y)
+    return {"pearson": pearson.compute(), "spearman": spearman.compute()}
+
+
+def write_jsonl(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    """One line a record, the whole file at once: no line is ever half there, or twice after a resumption."""
+    write_atomic(path, "".join(json.dumps(record) + "\n" for record in records).encode())
+
+
+@torch.no_grad()
+def measure_heads(model: CellTransformer, forward: Forward, cell: Cell, data: PerturbationDataset) -> dict[str, Any]:
+    """What became of the graphs and the tokens: KL and edges recovered a tied head, oversmoothing a layer.
+
+    A model without a graph term is measured on the heads that the others tie.
+    """
+    with record_layers(model.encoder) as layers:
+        forward(model, data.__getitems__([0]))
+    kl, recovered = {}, {}
+    for layer, head, relation in ties(cell.graph):
+        q, k = layers[layer].q[head], layers[layer].k[head]
+        kl[relation] = float(attention_kl(q, k, cell.graph, relation, num_prefix=1))
+        recovered[relation] = edge_recovery(q, k, cell.graph, relation, num_prefix=1)
+    return {"kl": kl, "edge_recovery": recovered, "oversmoothing": [oversmoothing(layer.x_out) for layer in layers]}
+
+
+def train_one(
+    name: str, variant: Variant, cell: Cell, seed: int, out: Path, checkpoint_steps: int, on_epoch: Callable[[Any], None]
+) -> dict[str, Any]:
+    """One run from start to test score, or the result of it if it has finished before."""
+    data = split(cell, seed)
+    settings = {**asdict(variant), "seed": seed, "torch": torch.__version__, "data": fingerprint(cell, data)}
+    digest = zlib.crc32(json.dumps(settings, sort_keys=True).encode())
+    folder = out / f"{name}-seed{seed}-{digest:08x}"  # other settings or data are another run
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "result.json").is_file():
+        finished: dict[str, Any] = json.loads((folder / "result.json").read_text())
+        return finished
+    result: dict[str, Any] = {"variant": name, "seed": seed, "folder": folder.name}
+    if variant.model == "ridge":
+        start = time.perf_counter()
+        models = [fit_ridge(data.train, penalty) for penalty in PENALTIES]
+        scores = [correlations(model.predict(data.validation), data.validation.y)["pearson"] for model in models]
+        chosen = max(range(len(models)), key=scores.__getitem__)
+        result |= {"validation_pearson": scores[chosen], "selected": f"penalty {PENALTIES[chosen]:g}"}
+        result |= {"test": correlations(models[chosen].predict(data.test), data.test.y)}
+        result |= {"seconds": time.perf_counter() - start}
+    else:
+        model, forward, state = fit(variant, cell, data, seed, folder, checkpoint_steps=checkpoint_steps, on_epoch=on_epoch)
+        best = state["best"]
+        result |= {"validation_pearson": best["validation_pearson"], "selected": f"epoch {best['epoch'] + 1}"}
+        result |= {"test": evaluate(model, forward, data.test)[0]}
+        result |= {"seconds": state["seconds"], "steps_per_second": state["step"] / state["seconds"]}
+        if isinstance(model, CellTransformer):
+            result |= measure_heads(model, forward, cell, data.test)
+        result |= {"history": state["history"]}
+    write_atomic(folder / "result.json", json.dumps(result).encode())
+    return result
+
+
+@contextmanager
+def use_threads(number: int) -> Iterator[None]:
+    """Compute on this many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def fingerprint(cell: Cell, data: Splits) -> int:
+    """A checksum of all that a run reads."""
+    crc = zlib.crc32(f"{cell.source} {cell.graph.num_nodes}".encode())
+    edges = [
+        part(relation) for relation in cell.graph.relations for part in (cell.graph.rowptr, cell.graph.col, cell.graph.weight)
+    ]
+    for tensor in (*edges, *(x for part in data for x in (part.seeds, part.y))):
+        crc = zlib.crc32(tensor.contiguous().numpy().tobytes(), crc)
+    return crc
+
+
+def run(
+    *,
+    full: bool = False,
+    cell: Cell | None = None,
+    out: Path | None = None,
+    results: Path | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    variants: Sequence[str] = tuple(VARIANTS),
+    epochs: int | None = None,
+    checkpoint_steps: int = 100,
+) -> dict[str, Any]:
+    """Train every variant with every seed, and write `training.json`, `training.csv` and `training.png`.
+
+    Args:
+        full: every gene a token and twice the epochs.
+        cell: what is trained on; the real tables where they are, else the synthetic cell.
+        out: folder of the runs, from which interrupted ones go on; a temporary one if None.
+        results: folder of the results; that of this device if None.
+        seeds, variants: the runs.
+        epochs: of each run, in place of the variant's own.
+        checkpoint_steps: steps between two checkpoints.
+    """
+    if unknown := set(variants) - set(VARIANTS):
+        raise ValueError(f"variants: expected some of {', '.join(VARIANTS)}, got {', '.join(sorted(unknown))}")
+    for name, value in (("epochs", epochs), ("checkpoint_steps", checkpoint_steps)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+    if not seeds or not variants:
+        raise ValueError(f"{'variants' if seeds else 'seeds'}: expected at least one, got none")
+    start = time.perf_counter()
+    cell = load_cell(data_dir(), "full" if full else "labelled") if cell is None else cell
+    chosen = {name: VARIANTS[name] for name in variants}
+    for name, variant in chosen.items():
+        how = variant.optimization
+        chosen[name] = replace(variant, optimization=replace(how, epochs=epochs or how.epochs * (2 if full else 1)))
+    runs = []
+    # a small cell gains nothing from threads, and on a busy machine loses tenfold to waiting for them
+    threads = 1 if cell.graph.num_nodes < 1_000 else torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as temporary, keep_rng(), use_threads(threads):
+        num_epochs = sum(variant.optimization.epochs for variant in chosen.values() if variant.model != "ridge")
+        with tqdm(total=num_epochs * len(seeds), unit="epoch", desc="training", disable=None) as bar:
+            for name, variant in chosen.items():
+                for seed in seeds:
+
+                    def on_epoch(record: dict[str, Any]) -> None:
+                        bar.set_postfix_str(f"{name}, seed {seed}, validation {record['validation_pearson']:.3f}")
+                        bar.update()
+
+                    runs.append(train_one(name, variant, cell, seed, out or Path(temporary), checkpoint_steps, on_epoch))
+    example = split(cell, seeds[0])
+    result = {
+        "environment": environment(),
+        "source": cell.source,
+        "tokens": cell.graph.num_nodes,
+        "threads": threads,
+        "pairs": {name: len(part) for name, part in example._asdict().items()},
+        "notes": cell.notes,
+        "variants": {name: asdict(variant) for name, variant in chosen.items()},
+        "runs": runs,
+        "seconds": time.perf_counter() - start,
+    }
+    save(result, results_dir() if results is None else results)
+    return result
+
+
+# ------------------------------------------------------------------------------------------------------- results
+
+
+def save(result: dict[str, Any], folder: Path) -> None:
+    """Write the result as JSON (without the epochs), CSV (one line a run) and curves."""
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = [{key: value for key, value in one.items() if key != "history"} for one in result["runs"]]
+    write_atomic(folder / "training.json", (json.dumps({**result, "runs": runs}, indent=1) + "\n").encode())
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(["variant", "seed", "validation_pearson", "test_pearson", "test_spearman", "selected", "seconds"])
+    for one in runs:
+        test = one["test"]
+        scores = [one["validation_pearson"], test["pearson"], test["spearman"]]
+        lines.writerow([one["variant"], one["seed"], *scores, one["selected"], one["seconds"]])
+    write_atomic(folder / "training.csv", text.getvalue().encode())
+    plot(result, folder / "training.png")
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Validation Pearson, MSE and graph term by epoch: the mean over seeds, and each seed's validation Pearson."""
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
+    for colour, name in enumerate(result["variants"]):
+        histories = [one["history"] for one in result["runs"] if one["variant"] == name and "history" in one]
+        if not histories:
+            continue
+        epochs = [record["epoch"] + 1 for record in histories[0]]
+        style: dict[str, Any] = {"color": f"C{colour}", "linewidth": 1.6}
+
+        def mean(key: str) -> list[float]:
+            return [statistics.fmean(record[key] for record in records) for records in zip(*histories, strict=True)]
+
+        for history in histories:
+            axes[0].plot(epochs, [record["validation_pearson"] for record in history], color=f"C{colour}", alpha=0.2)
+        axes[0].plot(epochs, mean("validation_pearson"), label=result["variants"][name]["title"], **style)
+        axes[1].plot(epochs, mean("train_loss"), **style)
+        axes[1].plot(epochs, mean("validation_loss"), linestyle="--", **style)
+        if any(mean("regularization")):
+            axes[2].plot(epochs, mean("regularization"), **style)
+    axes[0].set(xlabel="epoch", ylabel="validation Pearson")
+    axes[1].set(xlabel="epoch", ylabel="MSE (training solid, validation dashed)")
+    axes[2].set(xlabel="epoch", ylabel="graph term, weighted", yscale="log")
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    image = io.BytesIO()
+    figure.savefig(image, dpi=150, format="png")
+    plt.close(figure)
+    write_atomic(path, image.getvalue())
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as Markdown: scores by variant, the graphs in the tied heads, and how it was all selected."""
+    by_variant = {name: [one for one in result["runs"] if one["variant"] == name] for name in result["variants"]}
+    lines = [
+        "| model | test Pearson | each seed | test Spearman | validation Pearson | selected | s a run | it/s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, runs in by_variant.items():
+        test = [one["test"]["pearson"] for one in runs]
+        speed = [one["steps_per_second"] for one in runs if "steps_per_second" in one]
+        cells = [
+            result["variants"][name]["title"],
+            f"**{mean_and_sd(test)}**",
+            ", ".join(f"{x:.3f}" for x in test),
+            mean_and_sd([one["test"]["spearman"] for one in runs]),
+            mean_and_sd([one["validation_pearson"] for one in runs]),
+            ", ".join(one["selected"] for one in runs),
+            f"{statistics.fmean(one['seconds'] for one in runs):.1f}",
+            f"{statistics.fmean(speed):.3g}" if speed else "",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    notes = "; ".join(f"{value:,} {name}" for name, value in result["notes"].items())
+    pairs = ", ".join(f"{value:,} {name}" for name, value in result["pairs"].items())
+    how = (
+        "Mean ± standard deviation over seeds; a seed sets initial weights, order of the data, and, on real tables, the "
+        f"{VALIDATION_SHARE:.0%} of training pairs that validate. Epoch (ridge: penalty) by validation Pearson; the test "
+        "pairs were looked at once a run. Graph-term weights, learning rates and sizes were chosen by validation on the real "
+        "tables before; the cell transformer had more tries than the tuned pair MLP."
+    )
+    heads = graph_table({name: runs for name, runs in by_variant.items() if "kl" in runs[0]}, result["variants"])
+    scope = f"{result['source']}, {result['tokens']:,} gene tokens; {pairs} ({notes})."
+    time_taken = f"{result['seconds']:.0f} s in all, CPU threads: {result['threads']}."
+    return "\n".join([f"{scope} {time_taken}", "", *lines, "", how, *heads])
+
+
+def graph_table(runs: dict[str, list[dict[str, Any]]], variants: dict[str, Any]) -> list[str]:
+    """KL and share of edges recovered of each graph in its head, means over seeds."""
+    if not runs:
+        return []
+    relations = list(next(iter(runs.values()))[0]["kl"])
+    lines = ["", "KL from graph to its head, and share of the graph's edges among the head's top entries:", ""]
+    lines.append(f"| model | {' | '.join(relations)} | oversmoothing by layer |")
+    lines.append("|---" * (len(relations) + 2) + "|")
+    for name, seeds in runs.items():
+        means = [
+            f"{statistics.fmean(one['kl'][r] for one in seeds):.2f}, "
+            f"{statistics.fmean(one['edge_recovery'][r] for one in seeds):.0%}"
+            for r in relations
+        ]
+        smooth = [f"{statistics.fmean(layer):.2f}" for layer in zip(*(one["oversmoothing"] for one in seeds), strict=True)]
+        lines.append(f"| {variants[name]['title']} | {' | '.join(means)} | {', '.join(smooth)} |")
+    return lines
+
+
+def mean_and_sd(values: Sequence[float]) -> str:
+    """0.512 ± 0.010"""
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{spread}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of the yeast tables (default: CELLATTN_DATA, ../shared/data/yeast)")
+    parser.add_argument("--out", type=Path, default=Path("runs/training"), help="folder of runs and results (%(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--epochs", type=int, help="of every run (default: each variant's own)")
+    parser.add_argument("--tokens", help="labelled (default), neighbours:N or full")
+    parser.add_argument("--full", action="store_true", help="every gene a token, twice the epochs")
+    parser.add_argument("--checkpoint-steps", type=int, default=100, help="steps between two checkpoints (%(default)s)")
+    given = parser.parse_args()
+    cell = load_cell(given.data or data_dir(), given.tokens or ("full" if given.full else "labelled"))
+    result = run(
+        full=given.full,
+        cell=cell,
+        out=given.out,
+        results=given.out,
+        seeds=given.seeds,
+        variants=given.variants,
+        epochs=given.epochs,
+        checkpoint_steps=given.checkpoint_steps,
+    )
+    print(f"{table(result)}\n\nwritten to {given.out}")
+
+
+if __name__ == "__main__":
+    main()
