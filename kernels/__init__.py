@@ -1,1 +1,1 @@
-"""Triton device code and its launchers, installed as `cellattn.kernels`. The operators run on the CPU alone so far."""
+"""Triton device code and its launchers, installed as `cellattn.kernels`: what the operators run for CUDA tensors."""

@@ -7,11 +7,14 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
 from torch._library.custom_ops import CustomOpDef
 
 
-def cpu_operator(name: str, *, schema: str | None = None) -> Callable[[Callable[..., Any]], CustomOpDef]:
-    """Register a function as the CPU implementation of `cellattn::name`; the schema is read off its annotations.
+def operator(
+    name: str, *, schema: str | None = None, device: str | None = "cpu"
+) -> Callable[[Callable[..., Any]], CustomOpDef]:
+    """Register a function as `cellattn::name` on a device (None: on all); the schema is read off its annotations.
 
     Autocast reaches into operators, where it would turn the products into bfloat16; the implementations choose the dtype
     of their arithmetic themselves.
@@ -20,14 +23,14 @@ def cpu_operator(name: str, *, schema: str | None = None) -> Callable[[Callable[
     def decorate(implementation: Callable[..., Any]) -> CustomOpDef:
         @functools.wraps(implementation)
         def without_autocast(*args: Any) -> Any:
-            with torch.autocast("cpu", enabled=False):
+            with torch.autocast(next(x.device.type for x in args if isinstance(x, Tensor)), enabled=False):
                 return implementation(*args)
 
         return torch.library.custom_op(
             f"cellattn::{name}",
             without_autocast,
             mutates_args=(),
-            device_types="cpu",
+            device_types=device,
             schema=schema or torch.library.infer_schema(implementation, mutates_args=()),
         )
 

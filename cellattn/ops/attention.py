@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._check import FLOAT_DTYPES, require, require_number, require_same, require_tensor
-from ._operator import cpu_operator, keep_missing_grads, refuse_double_backward
+from ._operator import keep_missing_grads, operator, refuse_double_backward
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> tuple[Tensor, Tensor]:
@@ -115,7 +115,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 # ------------------------------------------------------------------------------------------------------- operators
 
 
-@cpu_operator("attention")
+@operator("attention")
 def _attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     dtype = accumulation_dtype(q.dtype)
     out = q.new_zeros(*q.shape[:-1], v.shape[-1])
@@ -139,7 +139,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: float) ->
     return out, q.new_empty(q.shape[:-1], dtype=accumulation_dtype(q.dtype))
 
 
-@cpu_operator("attention_backward")
+@operator("attention_backward")
 def _attention_backward(
     dout: Tensor | None,
     dlse: Tensor | None,
@@ -213,6 +213,23 @@ def _backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tenso
 
 _attention.register_autograd(_backward, setup_context=_setup_context)
 refuse_double_backward(_attention_backward, "attention")
+
+# ------------------------------------------------------------------------------------------------------------- GPU
+
+
+@_attention.register_kernel("cuda")
+def _(*args: Any) -> tuple[Tensor, Tensor]:
+    from ..kernels import attention as kernels  # needs Triton
+
+    return kernels.attention(*args)
+
+
+@_attention_backward.register_kernel("cuda")
+def _(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    from ..kernels import attention as kernels
+
+    return kernels.attention_backward(*args)
+
 
 # ------------------------------------------------------------------------------------------------------------- CPU
 

@@ -26,7 +26,7 @@ from .._check import (
     require_same,
     require_tensor,
 )
-from ._operator import cpu_operator, keep_missing_grads, refuse_double_backward
+from ._operator import keep_missing_grads, operator, refuse_double_backward
 from .attention import attention
 
 
@@ -85,7 +85,7 @@ def _check_sets(index: Tensor, ptr: Tensor, num_sets: int, num_genes: int) -> No
 # ------------------------------------------------------------------------------------------------------- operators
 
 
-@cpu_operator("perturbation_correction")
+@operator("perturbation_correction")
 def _correction(
     query: Tensor,
     key: Tensor,
@@ -117,7 +117,7 @@ def _(
     return query.new_empty(*query.shape[:-1], value.shape[-1])
 
 
-@cpu_operator("perturbation_correction_backward")
+@operator("perturbation_correction_backward")
 def _correction_backward(
     dz: Tensor,
     query: Tensor,
@@ -172,6 +172,23 @@ def _backward(ctx: Any, dz: Tensor | None) -> tuple[Tensor | None, ...]:
 
 _correction.register_autograd(_backward, setup_context=_setup_context)
 refuse_double_backward(_correction_backward, "perturbation_attention")
+
+# ------------------------------------------------------------------------------------------------------------ CUDA
+
+
+@_correction.register_kernel("cuda")
+def _(*args: Any) -> Tensor:
+    from ..kernels import perturbation_attention as kernels  # needs Triton
+
+    return kernels.perturbation_correction(*args)
+
+
+@_correction_backward.register_kernel("cuda")
+def _(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    from ..kernels import perturbation_attention as kernels
+
+    return kernels.perturbation_correction_backward(*args)
+
 
 # ------------------------------------------------------------------------------------------------------------- CPU
 

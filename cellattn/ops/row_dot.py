@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..graph import MultiGraph
 from ._csr import spmm, take_rows
-from ._operator import cpu_operator, keep_missing_grads, refuse_double_backward
+from ._operator import keep_missing_grads, operator, refuse_double_backward
 from ._rows import take
 from .attention import accumulation_dtype
 
@@ -62,7 +62,7 @@ _TIES = "int[] relations, int[] heads, Tensor? rows, int[] lengths, int num_pref
 _BY_COLUMN = "Tensor weight, Tensor colptr, Tensor row, Tensor edge"
 
 
-@cpu_operator("row_dot", schema=f"(Tensor q, Tensor k, Tensor rowptr, Tensor col, {_BY_COLUMN}, {_TIES}) -> (Tensor, Tensor)")
+@operator("row_dot", schema=f"(Tensor q, Tensor k, Tensor rowptr, Tensor col, {_BY_COLUMN}, {_TIES}) -> (Tensor, Tensor)")
 def _row_dot(q: Tensor, k: Tensor, rowptr: Tensor, col: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """(y [..., M], kbar [..., M, D])"""
     *_, relations, heads, rows, lengths, num_prefix = rest
@@ -87,7 +87,7 @@ def _(q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return y, y.new_empty(*y.shape, q.shape[-1])
 
 
-@cpu_operator("row_dot_backward", schema=f"(Tensor dy, Tensor q, Tensor kbar, {_BY_COLUMN}, {_TIES}) -> (Tensor, Tensor)")
+@operator("row_dot_backward", schema=f"(Tensor dy, Tensor q, Tensor kbar, {_BY_COLUMN}, {_TIES}) -> (Tensor, Tensor)")
 def _row_dot_backward(
     dy: Tensor, q: Tensor, kbar: Tensor, weight: Tensor, colptr: Tensor, row: Tensor, edge: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
@@ -135,6 +135,23 @@ def _backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]
 
 _row_dot.register_autograd(_backward, setup_context=_setup_context)
 refuse_double_backward(_row_dot_backward, "attention_kl")
+
+# ------------------------------------------------------------------------------------------------------------ CUDA
+
+
+@_row_dot.register_kernel("cuda")
+def _(*args: Any) -> tuple[Tensor, Tensor]:
+    from ..kernels import row_dot as kernels  # needs Triton
+
+    return kernels.row_dot(*args)
+
+
+@_row_dot_backward.register_kernel("cuda")
+def _(*args: Any) -> tuple[Tensor, Tensor]:
+    from ..kernels import row_dot as kernels
+
+    return kernels.row_dot_backward(*args)
+
 
 # ------------------------------------------------------------------------------------------------------------- CPU
 

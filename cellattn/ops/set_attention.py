@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from .._check import require_ragged
-from ._operator import cpu_operator, keep_missing_grads, refuse_double_backward
+from ._operator import keep_missing_grads, operator, refuse_double_backward
 from .set_sum import members
 
 
-@cpu_operator("set_attention")
+@operator("set_attention", device=None)
 def set_attention(q: Tensor, k: Tensor, v: Tensor, ptr: Tensor) -> Tensor:
     """Attention of each entry to the others of its set, never to itself; zeros where there is no other.
 
@@ -37,7 +37,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, ptr: Tensor) -> Tensor:
     return v.new_empty(v.shape)
 
 
-@cpu_operator("set_attention_backward")
+@operator("set_attention_backward", device=None)
 def _set_attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, ptr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     p, q_pad, k_pad, v_pad = _probabilities(q, k, v, ptr)
     do = _padded(grad, ptr)

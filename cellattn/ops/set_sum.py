@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .._check import require_ragged
-from ._operator import cpu_operator
+from ._operator import operator
 
 
 def set_mean(x: Tensor, ptr: Tensor) -> Tensor:
@@ -19,7 +19,7 @@ def set_mean(x: Tensor, ptr: Tensor) -> Tensor:
     return set_sum(x, ptr) / ptr.diff().clamp(min=1).unsqueeze(-1).to(x.dtype)
 
 
-@cpu_operator("set_sum")
+@operator("set_sum", device=None)
 def set_sum(x: Tensor, ptr: Tensor) -> Tensor:
     """Sum of the entries of each set: x [nnz, D], ptr int64 [B + 1] -> [B, D], zeros for an empty set."""
     require_ragged("x", ptr.new_empty(x.shape[0]), ptr)  # as long as x; segment_reduce reads where ptr points

@@ -1,0 +1,609 @@
+"""Flash attention with a differentiable log-sum-exp: one forward, one backward, for every use of attention in the library.
+
+With s_ij = scale * q_i . k_j over the keys j that the mask keeps,
+
+    LSE_i = log sum_j exp(s_ij),   P_ij = exp(s_ij - LSE_i),   out_i = sum_j P_ij v_j
+
+No [Tq, Tk] map is stored: the forward keeps a running maximum and sum a row, the backward recomputes P from LSE. Natural
+logarithms at the interface, base 2 inside: exp2 is one instruction, and its factor log2 e is folded into the scale.
+
+Where there are few queries and many keys (or few keys and many queries, in dk and dv), the loop is cut into parts that run
+side by side; each part writes a float32 result of its own, and a second pass adds them in a fixed order.
+No atomics anywhere: results are bit-equal from run to run.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs
+# (device functions: their arguments are described where they are declared)
+from __future__ import annotations
+
+from math import gcd, log, prod
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cellattn._check import require, require_same
+
+from .config import Tile, choose, on_device, options, parts_for
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+MAX_DIM = 256
+MAX_ROW_STRIDE = 2**24  # a block of 128 rows is addressed in 32 bits
+LOG2E = 1 / log(2)
+TINY = 2.0**-126  # stands in for a scale of 0, with which a masked score would be -inf * 0 = NaN
+
+# Integers are not specialised on their values, so that a new length or batch compiles nothing: all that the loads need to
+# know of the strides is in ALIGN.
+SIZES = ["H", "Tq", "Tk", "NS", "part", *(f"s_{x}{dim}" for x in ("q", "k", "v", "do") for dim in "bht"), "s_mb", "s_mh"]
+
+
+@triton.jit
+def _load(p, m_rows, o_cols, COLS: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr):
+    """[rows, BLOCK] at p, 0 in the columns past COLS and, where MASKED, in the rows outside m_rows."""
+    if MASKED and COLS < BLOCK:
+        b = tl.load(p, mask=m_rows[:, None] & (o_cols[None, :] < COLS), other=0.0)
+    elif MASKED:
+        b = tl.load(p, mask=m_rows[:, None], other=0.0)
+    elif COLS < BLOCK:
+        b = tl.load(p, mask=o_cols[None, :] < COLS, other=0.0)
+    else:
+        b = tl.load(p)
+    return b
+
+
+# --------------------------------------------------------------------------------------------------------- forward
+
+
+@triton.jit
+def _fwd_loop(
+    b_o, b_m, b_l, b_q, p_k, p_v, p_mask, scale, lo, hi, s_kt, s_vt,
+    D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BN: tl.constexpr,
+    HAS_V: tl.constexpr, HAS_MASK: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Take the keys lo to hi into b_o [BM, BV], the running maximum b_m [BM] and the running sum b_l [BM]."""
+    o_d, o_v, o_n = tl.arange(0, BD), tl.arange(0, BV), tl.arange(0, BN)
+    for n in range(lo, hi, BN):
+        # [BN]
+        m_n = n + o_n < hi
+        # [BN, BD]
+        p = p_k + n * s_kt.to(tl.int64) + (o_n[:, None] * s_kt + o_d[None, :])
+        b_k = _load(p, m_n, o_d, D, BD, MASKED)
+        # [BM, BN]
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+        if HAS_MASK:
+            m_n = m_n & (tl.load(p_mask + n + o_n, mask=m_n, other=0) != 0)
+        if MASKED:
+            b_s = tl.where(m_n[None, :], b_s, float("-inf"))
+        # scale > 0, so the maximum of the products is the product of the maximum: one FFMA an element below
+        # [BM]
+        b_mn = tl.maximum(b_m, tl.max(b_s, 1) * scale)
+        b_pivot = b_mn
+        if HAS_MASK:  # rows that have met no key yet keep a finite pivot
+            b_pivot = tl.where(b_mn == float("-inf"), 0.0, b_mn)
+        b_r = tl.exp2(b_m - b_pivot)
+        # [BM, BN]
+        b_p = tl.exp2(b_s * scale - b_pivot[:, None])
+        b_l = b_l * b_r + tl.sum(b_p, 1)
+        b_m = b_mn
+        if HAS_V:
+            # [BN, BV]
+            p = p_v + n * s_vt.to(tl.int64) + (o_n[:, None] * s_vt + o_v[None, :])
+            b_v = _load(p, m_n, o_v, DV, BV, MASKED)
+            b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o * b_r[:, None], input_precision=PRECISION)
+    return b_o, b_m, b_l
+
+
+@triton.jit(do_not_specialize=SIZES)
+def attention_fwd_kernel(
+    q,  # [B, H, Tq, D], strides s_qb, s_qh, s_qt, 1 in units of ALIGN elements, as those of k and v
+    k,  # [B, H, Tk, D]
+    v,  # [B, H, Tk, DV]; unused without HAS_V
+    mask,  # uint8 [B, H, Tk], strides s_mb, s_mh, 1; unused without HAS_MASK
+    o,  # [B, H, NS, Tq, DV], contiguous; float32 where NS > 1
+    lse,  # [B, H, NS, Tq], contiguous, float32, natural log
+    scale,  # |scale| * log2 e, > 0
+    H, Tq, Tk,
+    NS,  # parts of the keys
+    part,  # keys a part
+    s_qb, s_qh, s_qt, s_kb, s_kh, s_kt, s_vb, s_vh, s_vt, s_mb, s_mh,
+    ALIGN: tl.constexpr,  # elements that divide every stride
+    D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    HAS_V: tl.constexpr, HAS_MASK: tl.constexpr,
+    NEGATIVE: tl.constexpr,  # the scale's sign
+    TAIL: tl.constexpr,  # an unmasked loop and a masked tail, rather than one masked loop
+    PRECISION: tl.constexpr,  # of float32 products
+):  # fmt: skip
+    """BM queries of one head against one part of the keys."""
+    NM = tl.cdiv(Tq, BM)
+    i_m, i_s, i_part = tl.program_id(0) % NM, tl.program_id(0) // NM % NS, (tl.program_id(0) // NM).to(tl.int64)
+    i_b, i_h = i_part // NS // H, i_part // NS % H
+    # [BM], [BD], [BV]
+    o_m, o_d, o_v = i_m * BM + tl.arange(0, BM), tl.arange(0, BD), tl.arange(0, BV)
+    m_m = o_m < Tq
+    # [BM, BD]
+    p_q = q + (i_b * s_qb + i_h * s_qh) * ALIGN + o_m[:, None].to(tl.int64) * (s_qt * ALIGN) + o_d[None, :]
+    b_q = _load(p_q, m_m, o_d, D, BD, True)
+    if NEGATIVE:
+        b_q = -b_q
+    p_k = k + (i_b * s_kb + i_h * s_kh) * ALIGN
+    p_v = v + (i_b * s_vb + i_h * s_vh) * ALIGN
+    p_mask = mask + (i_b * s_mb + i_h * s_mh)
+    b_o = tl.zeros([BM, BV], tl.float32)
+    b_m = tl.full([BM], float("-inf"), tl.float32)
+    b_l = tl.zeros([BM], tl.float32)
+    lo = i_s * part
+    hi = tl.minimum(lo + part, Tk)
+    if TAIL:
+        mid = lo + (hi - lo) // BN * BN
+        b_o, b_m, b_l = _fwd_loop(
+            b_o, b_m, b_l, b_q, p_k, p_v, p_mask, scale, lo, mid, s_kt * ALIGN, s_vt * ALIGN,
+            D, DV, BD, BV, BN, HAS_V, False, False, PRECISION,
+        )  # fmt: skip
+        lo = mid
+    b_o, b_m, b_l = _fwd_loop(
+        b_o, b_m, b_l, b_q, p_k, p_v, p_mask, scale, lo, hi, s_kt * ALIGN, s_vt * ALIGN,
+        D, DV, BD, BV, BN, HAS_V, HAS_MASK, True, PRECISION,
+    )  # fmt: skip
+    # a row without a key has b_m = -inf and b_l = 0
+    b_lse = tl.where(b_l > 0, (b_m + tl.log2(b_l)) * 0.6931471805599453, float("-inf"))
+    tl.store(lse + i_part * Tq + o_m, b_lse, mask=m_m)
+    if HAS_V:
+        b_o = b_o / tl.where(b_l > 0, b_l, 1.0)[:, None]
+        p_o = o + (i_part * Tq + o_m[:, None]) * DV + o_v[None, :]
+        tl.store(p_o, b_o.to(o.dtype.element_ty), mask=m_m[:, None] & (o_v[None, :] < DV))
+
+
+@triton.jit(do_not_specialize=SIZES)
+def attention_fwd_kernel_combine(
+    o_part,  # [L, NS, Tq, DV], float32
+    lse_part,  # [L, NS, Tq], float32
+    o,  # [L, Tq, DV]
+    lse,  # [L, Tq], float32
+    Tq, NS,
+    DV: tl.constexpr, BV: tl.constexpr, BM: tl.constexpr, HAS_V: tl.constexpr,
+):  # fmt: skip
+    """LSE = log sum_s exp(LSE_s) and out = sum_s exp(LSE_s - LSE) out_s over the parts s, in their order."""
+    NM = tl.cdiv(Tq, BM)
+    i_m, i_l = tl.program_id(0) % NM, (tl.program_id(0) // NM).to(tl.int64)
+    # [BM], [BV]
+    o_m, o_v = i_m * BM + tl.arange(0, BM), tl.arange(0, BV)
+    m_m = o_m < Tq
+    m_v = m_m[:, None] & (o_v[None, :] < DV)
+    b_m = tl.full([BM], float("-inf"), tl.float32)
+    b_l = tl.zeros([BM], tl.float32)
+    b_o = tl.zeros([BM, BV], tl.float32)
+    for s in range(NS):
+        b_s = tl.load(lse_part + (i_l * NS + s) * Tq + o_m, mask=m_m, other=float("-inf")) * 1.4426950408889634
+        b_mn = tl.maximum(b_m, b_s)
+        b_pivot = tl.where(b_mn == float("-inf"), 0.0, b_mn)
+        b_r, b_p = tl.exp2(b_m - b_pivot), tl.exp2(b_s - b_pivot)
+        b_l = b_l * b_r + b_p
+        b_m = b_mn
+        if HAS_V:
+            # [BM, BV]
+            b_os = tl.load(o_part + ((i_l * NS + s) * Tq + o_m[:, None]) * DV + o_v[None, :], mask=m_v, other=0.0)
+            b_o = b_o * b_r[:, None] + b_os * b_p[:, None]
+    tl.store(lse + i_l * Tq + o_m, tl.where(b_l > 0, (b_m + tl.log2(b_l)) * 0.6931471805599453, float("-inf")), mask=m_m)
+    if HAS_V:
+        b_o = b_o / tl.where(b_l > 0, b_l, 1.0)[:, None]
+        tl.store(o + (i_l * Tq + o_m[:, None]) * DV + o_v[None, :], b_o.to(o.dtype.element_ty), mask=m_v)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """`cellattn::attention` on a GPU.
+
+    Args:
+        q: [..., Tq, D], float16, bfloat16 or float32, any strides; D from 1 to 256.
+        k: [..., Tk, D].
+        v: [..., Tk, DV]; with DV = 0 only lse is computed.
+        key_mask: bool, broadcasts to [..., Tk]; False for keys to leave out.
+        scale: factor of the scores, any sign.
+
+    Returns:
+        out [..., Tq, DV] in the dtype of q, and lse [..., Tq], float32, natural log; 0 and -inf where a row has no key.
+
+    Raises:
+        ValueError: for a dtype, head dimension or device that the kernels do not take.
+    """
+    _check(q=q, k=k, v=v, key_mask=key_mask)
+    (Tq, D), (Tk, DV) = q.shape[-2:], v.shape[-2:]
+    out = q.new_empty(*q.shape[:-1], DV)
+    lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
+    if lse.numel() == 0:
+        return out, lse
+    mask = _mask(key_mask, k)
+    q, k = _heads(q), _heads(k)
+    v = _heads(v) if DV else k
+    B, H = q.shape[:2]
+    BD, BV = _padded(D), _padded(DV)
+
+    def launch(tile: Tile) -> None:
+        NM = triton.cdiv(Tq, tile.BM)
+        NS, part = parts_for(B * H * NM, Tk, tile.BN, q.device)
+        out_parts = out if NS == 1 else q.new_empty(B, H, NS, Tq, DV, dtype=torch.float32)
+        lse_parts = lse if NS == 1 else q.new_empty(B, H, NS, Tq, dtype=torch.float32)
+        a = _alignment(q, k, v)
+        attention_fwd_kernel[(B * H * NS * NM,)](
+            q, k, v, q if mask is None else mask, out_parts, lse_parts, max(abs(scale) * LOG2E, TINY), H, Tq, Tk, NS, part,
+            *_strides(a, q, k, v), *(mask.stride()[:2] if mask is not None else (0, 0)),
+            ALIGN=a, D=D, DV=DV, BD=BD, BV=BV, BM=tile.BM, BN=tile.BN,
+            HAS_V=DV > 0, HAS_MASK=mask is not None, NEGATIVE=scale < 0, TAIL=tile.tail and mask is None,
+            PRECISION=_precision(), **tile.options,
+        )  # fmt: skip
+        if NS > 1:
+            attention_fwd_kernel_combine[(B * H * triton.cdiv(Tq, 16),)](
+                out_parts, lse_parts, out, lse, Tq, NS, DV=DV, BV=BV, BM=16, HAS_V=DV > 0, **options(4)
+            )
+
+    with on_device(q):
+        choose("attention_fwd", q, max(BD, BV), launch, few=Tq <= 32)
+    return out, lse
+
+
+# -------------------------------------------------------------------------------------------------------- backward
+#
+# With upstream gradients dOut and dLSE,
+#
+#     dV_j  = sum_i P_ij dOut_i
+#     dP_ij = dOut_i . v_j
+#     dS_ij = P_ij (dP_ij - sum_j' P_ij' dP_ij') + P_ij dLSE_i = P_ij (dP_ij - delta_i),   delta_i = dOut_i . out_i - dLSE_i
+#     dQ_i  = scale sum_j dS_ij k_j
+#     dK_j  = scale sum_i dS_ij q_i
+#
+# so that the gradient of LSE costs nothing beyond the pass that makes delta. Without dOut, dS_ij = P_ij dLSE_i, dV = 0, and
+# v is not read.
+
+
+@triton.jit(do_not_specialize=SIZES)
+def attention_bwd_kernel_delta(
+    o,  # [L, Tq, DV], contiguous; unused without HAS_DO
+    do,  # [B, H, Tq, DV], strides in units of ALIGN elements; unused without HAS_DO
+    lse,  # [L, Tq]
+    dlse,  # [L, Tq]; unused without HAS_DLSE
+    delta,  # [L, Tq], float32: dOut . out - dLSE
+    lse2,  # [L, Tq], float32: lse in base 2, and +inf where it is -inf, so that exp2(s - lse2) = 0 in rows without a key
+    H, Tq, s_dob, s_doh, s_dot,
+    ALIGN: tl.constexpr, DV: tl.constexpr, BV: tl.constexpr, BM: tl.constexpr,
+    HAS_DO: tl.constexpr, HAS_DLSE: tl.constexpr,
+):  # fmt: skip
+    """BM rows of one head."""
+    NM = tl.cdiv(Tq, BM)
+    i_m, i_l = tl.program_id(0) % NM, (tl.program_id(0) // NM).to(tl.int64)
+    # [BM], [BV]
+    o_m, o_v = i_m * BM + tl.arange(0, BM), tl.arange(0, BV)
+    m_m = o_m < Tq
+    b_delta = tl.zeros([BM], tl.float32)
+    if HAS_DO:
+        # [BM, BV]
+        m_v = m_m[:, None] & (o_v[None, :] < DV)
+        p_do = do + (i_l // H * s_dob + i_l % H * s_doh) * ALIGN + o_m[:, None].to(tl.int64) * (s_dot * ALIGN) + o_v[None, :]
+        b_do = tl.load(p_do, mask=m_v, other=0.0).to(tl.float32)
+        b_o = tl.load(o + (i_l * Tq + o_m[:, None]) * DV + o_v[None, :], mask=m_v, other=0.0).to(tl.float32)
+        b_delta = tl.sum(b_do * b_o, 1)
+    if HAS_DLSE:
+        b_delta -= tl.load(dlse + i_l * Tq + o_m, mask=m_m, other=0.0)
+    b_lse = tl.load(lse + i_l * Tq + o_m, mask=m_m, other=0.0)
+    b_lse = tl.where(b_lse == float("-inf"), float("inf"), b_lse * 1.4426950408889634)
+    tl.store(delta + i_l * Tq + o_m, b_delta, mask=m_m)
+    tl.store(lse2 + i_l * Tq + o_m, b_lse, mask=m_m)
+
+
+@triton.jit
+def _dq_loop(
+    b_dq, b_q, b_do, b_lse, b_delta, p_k, p_v, p_mask, scale, lo, hi, s_kt, s_vt,
+    D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BN: tl.constexpr,
+    HAS_DO: tl.constexpr, HAS_MASK: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add sum_j dS_ij k_j over the keys lo to hi to b_dq [BM, BD]."""
+    o_d, o_v, o_n = tl.arange(0, BD), tl.arange(0, BV), tl.arange(0, BN)
+    for n in range(lo, hi, BN):
+        # [BN]
+        m_n = n + o_n < hi
+        # [BN, BD]
+        p = p_k + n * s_kt.to(tl.int64) + (o_n[:, None] * s_kt + o_d[None, :])
+        b_k = _load(p, m_n, o_d, D, BD, MASKED)
+        # [BM, BN]
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+        b_p = tl.exp2(b_s * scale - b_lse[:, None])
+        if HAS_DO:
+            # [BN, BV]
+            p = p_v + n * s_vt.to(tl.int64) + (o_n[:, None] * s_vt + o_v[None, :])
+            b_v = _load(p, m_n, o_v, DV, BV, MASKED)
+            b_ds = b_p * (tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION) - b_delta[:, None])
+        else:
+            b_ds = b_p * -b_delta[:, None]
+        if HAS_MASK:
+            m_n = m_n & (tl.load(p_mask + n + o_n, mask=m_n, other=0) != 0)
+        if MASKED:  # P of a key left out is anything, even inf
+            b_ds = tl.where(m_n[None, :], b_ds, 0.0)
+        b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
+    return b_dq
+
+
+@triton.jit(do_not_specialize=SIZES)
+def attention_bwd_kernel_dq(
+    q, k, v, mask,  # as in the forward
+    do,  # [B, H, Tq, DV], strides in units of ALIGN elements; v and do are unused without HAS_DO
+    lse2, delta,  # [B, H, Tq], of attention_bwd_kernel_delta
+    dq,  # [B, H, NS, Tq, D], contiguous; float32 where NS > 1
+    scale,
+    scale2,  # scale * log2 e
+    H, Tq, Tk, NS, part,
+    s_qb, s_qh, s_qt, s_kb, s_kh, s_kt, s_vb, s_vh, s_vt, s_dob, s_doh, s_dot, s_mb, s_mh,
+    ALIGN: tl.constexpr,
+    D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    HAS_DO: tl.constexpr, HAS_MASK: tl.constexpr, TAIL: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """BM queries of one head against one part of the keys."""
+    NM = tl.cdiv(Tq, BM)
+    i_m, i_s, i_part = tl.program_id(0) % NM, tl.program_id(0) // NM % NS, (tl.program_id(0) // NM).to(tl.int64)
+    i_l = i_part // NS
+    i_b, i_h = i_l // H, i_l % H
+    # [BM], [BD], [BV]
+    o_m, o_d, o_v = i_m * BM + tl.arange(0, BM), tl.arange(0, BD), tl.arange(0, BV)
+    m_m = o_m < Tq
+    # [BM, BD]
+    m_d = m_m[:, None] & (o_d[None, :] < D)
+    p_q = q + (i_b * s_qb + i_h * s_qh) * ALIGN + o_m[:, None].to(tl.int64) * (s_qt * ALIGN) + o_d[None, :]
+    b_q = _load(p_q, m_m, o_d, D, BD, True)
+    # [BM, BV]
+    b_do = b_q
+    if HAS_DO:
+        p_do = do + (i_b * s_dob + i_h * s_doh) * ALIGN + o_m[:, None].to(tl.int64) * (s_dot * ALIGN) + o_v[None, :]
+        b_do = _load(p_do, m_m, o_v, DV, BV, True)
+    # [BM]
+    b_lse = tl.load(lse2 + i_l * Tq + o_m, mask=m_m, other=float("inf"))
+    b_delta = tl.load(delta + i_l * Tq + o_m, mask=m_m, other=0.0)
+    p_k = k + (i_b * s_kb + i_h * s_kh) * ALIGN
+    p_v = v + (i_b * s_vb + i_h * s_vh) * ALIGN
+    p_mask = mask + (i_b * s_mb + i_h * s_mh)
+    b_dq = tl.zeros([BM, BD], tl.float32)
+    lo = i_s * part
+    hi = tl.minimum(lo + part, Tk)
+    if TAIL:
+        mid = lo + (hi - lo) // BN * BN
+        b_dq = _dq_loop(
+            b_dq, b_q, b_do, b_lse, b_delta, p_k, p_v, p_mask, scale2, lo, mid, s_kt * ALIGN, s_vt * ALIGN,
+            D, DV, BD, BV, BN, HAS_DO, False, False, PRECISION,
+        )  # fmt: skip
+        lo = mid
+    b_dq = _dq_loop(
+        b_dq, b_q, b_do, b_lse, b_delta, p_k, p_v, p_mask, scale2, lo, hi, s_kt * ALIGN, s_vt * ALIGN,
+        D, DV, BD, BV, BN, HAS_DO, HAS_MASK, True, PRECISION,
+    )  # fmt: skip
+    p_dq = dq + (i_part * Tq + o_m[:, None]) * D + o_d[None, :]
+    tl.store(p_dq, (b_dq * scale).to(dq.dtype.element_ty), mask=m_d)
+
+
+@triton.jit
+def _dkv_loop(
+    b_dk, b_dv, b_k, b_v, p_q, p_do, p_lse, p_delta, scale, lo, hi, s_qt, s_dot,
+    D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BM: tl.constexpr,
+    HAS_DO: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add sum_i dS_ij q_i to b_dk [BN, BD] and sum_i P_ij dOut_i to b_dv [BN, BV] over the queries lo to hi."""
+    o_d, o_v, o_m = tl.arange(0, BD), tl.arange(0, BV), tl.arange(0, BM)
+    for m in range(lo, hi, BM):
+        # [BM]: P = exp2(-inf) = 0 in the rows past the end
+        m_m = m + o_m < hi
+        if MASKED:
+            b_lse = tl.load(p_lse + m + o_m, mask=m_m, other=float("inf"))
+            b_delta = tl.load(p_delta + m + o_m, mask=m_m, other=0.0)
+        else:
+            b_lse = tl.load(p_lse + m + o_m)
+            b_delta = tl.load(p_delta + m + o_m)
+        # [BM, BD]
+        p = p_q + m * s_qt.to(tl.int64) + (o_m[:, None] * s_qt + o_d[None, :])
+        b_q = _load(p, m_m, o_d, D, BD, MASKED)
+        # [BN, BM]
+        b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)
+        b_p = tl.exp2(b_s * scale - b_lse[None, :])
+        if HAS_DO:
+            # [BM, BV]
+            p = p_do + m * s_dot.to(tl.int64) + (o_m[:, None] * s_dot + o_v[None, :])
+            b_do = _load(p, m_m, o_v, DV, BV, MASKED)
+            b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
+            b_ds = b_p * (tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION) - b_delta[None, :])
+        else:
+            b_ds = b_p * -b_delta[None, :]
+        b_dk = tl.dot(b_ds.to(b_q.dtype), b_q, b_dk, input_precision=PRECISION)
+    return b_dk, b_dv
+
+
+@triton.jit(do_not_specialize=SIZES)
+def attention_bwd_kernel_dkv(
+    q, k, v, mask, do, lse2, delta,  # as in attention_bwd_kernel_dq
+    dk,  # [B, H, NS, Tk, D], contiguous; float32 where NS > 1
+    dv,  # [B, H, NS, Tk, DV], likewise; unused without HAS_DO
+    scale,
+    scale2,  # scale * log2 e
+    H, Tq, Tk,
+    NS,  # parts of the queries
+    part,  # queries a part
+    s_qb, s_qh, s_qt, s_kb, s_kh, s_kt, s_vb, s_vh, s_vt, s_dob, s_doh, s_dot, s_mb, s_mh,
+    ALIGN: tl.constexpr,
+    D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    HAS_DO: tl.constexpr, HAS_MASK: tl.constexpr, TAIL: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """BN keys of one head against one part of the queries."""
+    NN = tl.cdiv(Tk, BN)
+    i_n, i_s, i_part = tl.program_id(0) % NN, tl.program_id(0) // NN % NS, (tl.program_id(0) // NN).to(tl.int64)
+    i_l = i_part // NS
+    i_b, i_h = i_l // H, i_l % H
+    # [BN], [BD], [BV]
+    o_n, o_d, o_v = i_n * BN + tl.arange(0, BN), tl.arange(0, BD), tl.arange(0, BV)
+    m_n = o_n < Tk
+    # [BN, BD]
+    m_d = m_n[:, None] & (o_d[None, :] < D)
+    p_k = k + (i_b * s_kb + i_h * s_kh) * ALIGN + o_n[:, None].to(tl.int64) * (s_kt * ALIGN) + o_d[None, :]
+    b_k = _load(p_k, m_n, o_d, D, BD, True)
+    # [BN, BV]
+    m_v = m_n[:, None] & (o_v[None, :] < DV)
+    b_v = b_k
+    if HAS_DO:
+        p_v = v + (i_b * s_vb + i_h * s_vh) * ALIGN + o_n[:, None].to(tl.int64) * (s_vt * ALIGN) + o_v[None, :]
+        b_v = _load(p_v, m_n, o_v, DV, BV, True)
+    p_q = q + (i_b * s_qb + i_h * s_qh) * ALIGN
+    p_do = do + (i_b * s_dob + i_h * s_doh) * ALIGN
+    b_dk = tl.zeros([BN, BD], tl.float32)
+    b_dv = tl.zeros([BN, BV], tl.float32)
+    lo = i_s * part
+    hi = tl.minimum(lo + part, Tq)
+    if TAIL:
+        mid = lo + (hi - lo) // BM * BM
+        b_dk, b_dv = _dkv_loop(
+            b_dk, b_dv, b_k, b_v, p_q, p_do, lse2 + i_l * Tq, delta + i_l * Tq, scale2, lo, mid, s_qt * ALIGN, s_dot * ALIGN,
+            D, DV, BD, BV, BM, HAS_DO, False, PRECISION,
+        )  # fmt: skip
+        lo = mid
+    b_dk, b_dv = _dkv_loop(
+        b_dk, b_dv, b_k, b_v, p_q, p_do, lse2 + i_l * Tq, delta + i_l * Tq, scale2, lo, hi, s_qt * ALIGN, s_dot * ALIGN,
+        D, DV, BD, BV, BM, HAS_DO, True, PRECISION,
+    )  # fmt: skip
+    b_dk = b_dk * scale
+    if HAS_MASK:
+        # a key left out spoiled no row but its own
+        b_keep = tl.load(mask + (i_b * s_mb + i_h * s_mh) + o_n, mask=m_n, other=0)[:, None] != 0
+        b_dk = tl.where(b_keep, b_dk, 0.0)
+        b_dv = tl.where(b_keep, b_dv, 0.0)
+    tl.store(dk + (i_part * Tk + o_n[:, None]) * D + o_d[None, :], b_dk.to(dk.dtype.element_ty), mask=m_d)
+    if HAS_DO:
+        tl.store(dv + (i_part * Tk + o_n[:, None]) * DV + o_v[None, :], b_dv.to(dv.dtype.element_ty), mask=m_v)
+
+
+def attention_backward(
+    dout: Tensor | None,
+    dlse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_mask: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`cellattn::attention_backward` on a GPU.
+
+    Args:
+        dout: [..., Tq, DV] in the dtype of q; dlse: [..., Tq], float32; None where an output was not used.
+        q, k, v, key_mask, scale: the inputs of `attention`; out, lse: its results.
+
+    Returns:
+        dq, dk and dv in the shapes of q, k and v, contiguous; dv exactly 0 where dout is None.
+
+    Raises:
+        ValueError: for a dtype, head dimension or device that the kernels do not take.
+    """
+    _check(q=q, k=k, v=v, key_mask=key_mask, dout=dout, dlse=dlse, out=out, lse=lse)
+    (Tq, D), (Tk, DV) = q.shape[-2:], v.shape[-2:]
+    has_do = dout is not None and DV > 0
+    if lse.numel() == 0 or not (has_do or dlse is not None):
+        return q.new_zeros(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
+    dq, dk = q.new_empty(q.shape), k.new_empty(k.shape)
+    dv = v.new_empty(v.shape) if has_do else v.new_zeros(v.shape)
+    mask = _mask(key_mask, k)
+    q, k = _heads(q), _heads(k)
+    v = _heads(v) if has_do else k
+    do = _heads(dout) if has_do and dout is not None else q
+    B, H = q.shape[:2]
+    BD, BV = _padded(D), _padded(DV if has_do else 0)
+    a = _alignment(q, k, v, do)
+    delta, lse2 = q.new_empty(2, B, H, Tq, dtype=torch.float32)
+    strides = (*_strides(a, q, k, v, do), *(mask.stride()[:2] if mask is not None else (0, 0)))
+    constants = {"ALIGN": a, "D": D, "DV": DV, "BD": BD, "BV": BV, "HAS_DO": has_do, "PRECISION": _precision()}
+    inputs = (q, k, v, q if mask is None else mask, do, lse2, delta)
+
+    def launch_dq(tile: Tile) -> None:
+        NM = triton.cdiv(Tq, tile.BM)
+        NS, part = parts_for(B * H * NM, Tk, tile.BN, q.device)
+        parts = dq if NS == 1 else q.new_empty(B, H, NS, Tq, D, dtype=torch.float32)
+        attention_bwd_kernel_dq[(B * H * NS * NM,)](
+            *inputs, parts, scale, scale * LOG2E, H, Tq, Tk, NS, part, *strides, **constants, BM=tile.BM, BN=tile.BN,
+            HAS_MASK=mask is not None, TAIL=tile.tail and mask is None, **tile.options,
+        )  # fmt: skip
+        _add_parts(dq, parts)
+
+    def launch_dkv(tile: Tile) -> None:
+        NN = triton.cdiv(Tk, tile.BN)
+        NS, part = parts_for(B * H * NN, Tq, tile.BM, q.device)
+        k_parts = dk if NS == 1 else q.new_empty(B, H, NS, Tk, D, dtype=torch.float32)
+        v_parts = dv if NS == 1 or not has_do else q.new_empty(B, H, NS, Tk, DV, dtype=torch.float32)
+        attention_bwd_kernel_dkv[(B * H * NS * NN,)](
+            *inputs, k_parts, v_parts if has_do else k_parts, scale, scale * LOG2E, H, Tq, Tk, NS, part, *strides, **constants,
+            BM=tile.BM, BN=tile.BN, HAS_MASK=mask is not None, TAIL=tile.tail, **tile.options,
+        )  # fmt: skip
+        _add_parts(dk, k_parts)
+        _add_parts(dv, v_parts)
+
+    with on_device(q):
+        attention_bwd_kernel_delta[(B * H * triton.cdiv(Tq, 32),)](
+            out.contiguous() if has_do else q, do, lse.contiguous(), lse if dlse is None else dlse.float().contiguous(),
+            delta, lse2, H, Tq, *_strides(a, do), ALIGN=a, DV=DV, BV=BV, BM=32,
+            HAS_DO=has_do, HAS_DLSE=dlse is not None, **options(4),
+        )  # fmt: skip
+        choose("attention_bwd_dq", q, max(BD, BV), launch_dq, few=Tq <= 32)
+        choose("attention_bwd_dkv", q, max(BD, BV), launch_dkv)
+    return dq, dk, dv
+
+
+# ------------------------------------------------------------------------------------------------ what both passes need
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, **others: Tensor | None) -> None:
+    tensors = {"q": q, "k": k, "v": v} | {name: x for name, x in others.items() if x is not None}
+    require_same("device", **{name: x.device for name, x in tensors.items()})
+    names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+    for name, x in {"q": q, "k": k, "v": v}.items():
+        require(x.dtype in DTYPES, lambda: f"{name}: expected dtype {names} on {x.device.type}, got {x.dtype}")
+        require(x.shape[-1] <= MAX_DIM, lambda: f"{name}: expected a head dimension of at most {MAX_DIM}, got {list(x.shape)}")
+    require_same("dtype", q=q.dtype, k=k.dtype, v=v.dtype)
+
+
+def _heads(x: Tensor) -> Tensor:
+    """[..., T, D] -> [B, H, T, D] whose rows load in pieces of at least 8 bytes: a view where the strides allow it.
+
+    Rows at odd addresses load in 2-byte pieces, past the asynchronous copies, nearly twice the instructions a score. A copy
+    of O(T D) to rows of a multiple of 16 bytes costs less than that in O(T^2 D) loads: chosen by counting, not measured.
+    """
+    lead = x.shape[:-2]
+    x = x.reshape(prod(lead[:-1]), lead[-1] if lead else 1, *x.shape[-2:])
+    wide = 16 // x.element_size()
+    if x.stride(-1) == 1 and x.data_ptr() % 16 == 0 and 2 * _alignment(x) >= wide and x.stride(-2) <= MAX_ROW_STRIDE:
+        return x
+    rows = x.new_empty(*x.shape[:-1], triton.cdiv(x.shape[-1], wide) * wide)[..., : x.shape[-1]]
+    return rows.copy_(x)
+
+
+def _alignment(*xs: Tensor) -> int:
+    """The elements, at most 16 bytes of them, that divide the strides of every batch, head and row."""
+    strides = [s for x in xs for s, n in zip(x.stride()[:-1], x.shape, strict=False) if n > 1]
+    return gcd(16 // xs[0].element_size(), *strides)
+
+
+def _strides(alignment: int, *xs: Tensor) -> tuple[int, ...]:
+    """Of batch, head and row of each tensor, in units of `alignment`."""
+    return tuple(s // alignment for x in xs for s in x.stride()[:-1])
+
+
+def _mask(key_mask: Tensor | None, k: Tensor) -> Tensor | None:
+    """uint8 [B, H, Tk], last stride 1; a view where the broadcast allows it."""
+    if key_mask is None:
+        return None
+    mask = key_mask.contiguous().view(torch.uint8).expand(k.shape[:-1])
+    return mask.reshape(prod(k.shape[:-3]), k.shape[-3] if k.ndim > 2 else 1, k.shape[-2])
+
+
+def _padded(dim: int) -> int:
+    """The least width of a block that a matrix instruction takes."""
+    return max(16, triton.next_power_of_2(dim))
+
+
+def _precision() -> str:
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+def _add_parts(result: Tensor, parts: Tensor) -> None:
+    """Add float32 parts [B, H, NS, T, D] into result [..., T, D] in the order that torch.sum fixes for a shape."""
+    if parts is not result:
+        result.copy_(parts.sum(2).view(result.shape))

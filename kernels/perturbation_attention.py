@@ -1,0 +1,327 @@
+"""Triton kernels of `cellattn::perturbation_correction` and its backward: what a set's own genes change in its attention.
+
+Entry e of set b holds gene i(e), with U_e in the place of V_i(e). With beta_e = exp(scale * query_b . key_i(e) - LSE_b),
+
+    z_b = sum_{e in b} beta_e (U_e - V_i(e))
+
+and backward, with ds_e = beta_e dz_b . (U_e - V_i(e)) the gradient of scale * query_b . key_i(e),
+
+    dU_e     = beta_e dz_b                                      by entries
+    dquery_b = scale sum_{e in b} ds_e key_i(e) ,   dLSE_b = -sum_{e in b} ds_e        by sets
+    dkey_i   = scale sum_{e: i(e) = i} ds_e query_b(e) ,   dV_i = -sum_{e: i(e) = i} beta_e dz_b(e)        by genes
+
+The first pass runs over sets and keeps beta_e and ds_e; a stable sort of the entries by gene makes the last line a sum along
+rows as well, so that nothing is scattered and every result is written once, in a fixed order.
+
+Sets hold one to three genes: a program takes a block of sets and walks through all of them at once, entry by entry, as many
+steps as the fullest holds. A gene may be in every set of a batch (one partner of a whole screen): a program takes one gene, and
+gathers EDGES of its entries at once, as `row_dot` does with a hub row.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .config import on_device
+from .row_dot import NUM_WARPS, check_devices, check_floats, gather_tile
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+# --------------------------------------------------------------------------------------------------------- device code
+# Sizes: L leading dimensions as one, B sets, N genes, nnz entries, D features of queries and keys, V of values; a "_PAD" is the
+# next power of two. Rows of all matrices are read through strides, their features follow each other.
+
+
+@triton.jit
+def _entry(b_q, p_k, p_v, p_u, b_lse, b_gene, b_e, stride_kn, stride_vn, stride_ue, m_e, m_d, m_c, o_d, o_c, scale):
+    """(key [BS, D_PAD], beta [BS], U - V [BS, V_PAD]) of one entry of each set of a block; zeros where m_e is False."""
+    b_k = tl.load(p_k + b_gene[:, None] * stride_kn + o_d[None, :], mask=m_e[:, None] & m_d[None, :], other=0.0).to(tl.float32)
+    b_s = scale * tl.sum(b_q * b_k, 1)
+    b_beta = tl.where(m_e, tl.exp2((b_s - b_lse) * LOG2E), 0.0)
+    m_u = m_e[:, None] & m_c[None, :]
+    b_u = tl.load(p_u + b_e[:, None] * stride_ue + o_c[None, :], mask=m_u, other=0.0).to(tl.float32)
+    b_v = tl.load(p_v + b_gene[:, None] * stride_vn + o_c[None, :], mask=m_u, other=0.0).to(tl.float32)
+    return b_k, b_beta, b_u - b_v
+
+
+@triton.jit(do_not_specialize=["num_sets"])
+def perturbation_attention_fwd_kernel(
+    query_ptr,  # [L, B, D]
+    key_ptr,  # [L, N, D]
+    value_ptr,  # [L, N, V]
+    lse_ptr,  # float32 [L, B], natural log
+    index_ptr,  # int64 [nnz]: genes of set after set
+    ptr_ptr,  # int64 [B + 1]
+    override_ptr,  # [L, nnz, V]
+    z_ptr,  # [L, B, V]
+    scale,
+    num_sets,  # B
+    stride_ql,
+    stride_qb,
+    stride_kl,
+    stride_kn,
+    stride_vl,
+    stride_vn,
+    stride_ul,
+    stride_ue,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    V: tl.constexpr,
+    V_PAD: tl.constexpr,
+    BS: tl.constexpr,  # sets of a program
+):
+    num_blocks = tl.cdiv(num_sets, BS)
+    i_l = (tl.program_id(0) // num_blocks).to(tl.int64)
+    # [D_PAD], [V_PAD]
+    o_d, o_c = tl.arange(0, D_PAD), tl.arange(0, V_PAD)
+    m_d, m_c = o_d < D, o_c < V
+    # [BS]
+    o_b = (tl.program_id(0) % num_blocks).to(tl.int64) * BS + tl.arange(0, BS)
+    m_b = o_b < num_sets
+    b_start = tl.load(ptr_ptr + o_b, mask=m_b, other=0)
+    b_count = tl.load(ptr_ptr + o_b + 1, mask=m_b, other=0) - b_start
+    b_lse = tl.load(lse_ptr + i_l * num_sets + o_b, mask=m_b, other=0.0)
+    p_k = key_ptr + i_l * stride_kl
+    p_v = value_ptr + i_l * stride_vl
+    p_u = override_ptr + i_l * stride_ul
+    # [BS, D_PAD]
+    p_q = query_ptr + i_l * stride_ql + o_b[:, None] * stride_qb + o_d[None, :]
+    b_q = tl.load(p_q, mask=m_b[:, None] & m_d[None, :], other=0.0).to(tl.float32)
+    # [BS, V_PAD]
+    b_z = tl.zeros([BS, V_PAD], dtype=tl.float32)
+    for i in range(tl.max(b_count, 0)):
+        m_e = i < b_count
+        b_e = b_start + i
+        b_gene = tl.load(index_ptr + b_e, mask=m_e, other=0)
+        _, b_beta, b_diff = _entry(
+            b_q, p_k, p_v, p_u, b_lse, b_gene, b_e, stride_kn, stride_vn, stride_ue, m_e, m_d, m_c, o_d, o_c, scale
+        )
+        b_z += b_beta[:, None] * b_diff
+    p_z = z_ptr + (i_l * num_sets + o_b)[:, None] * V + o_c[None, :]
+    tl.store(p_z, b_z.to(z_ptr.dtype.element_ty), mask=m_b[:, None] & m_c[None, :])
+
+
+@triton.jit(do_not_specialize=["num_sets", "num_entries"])
+def perturbation_attention_bwd_kernel_sets(
+    dz_ptr,  # [L, B, V]
+    query_ptr,  # [L, B, D]
+    key_ptr,  # [L, N, D]
+    value_ptr,  # [L, N, V]
+    lse_ptr,  # float32 [L, B]
+    index_ptr,  # int64 [nnz]
+    ptr_ptr,  # int64 [B + 1]
+    override_ptr,  # [L, nnz, V]
+    beta_ptr,  # float32 [L, nnz], out
+    ds_ptr,  # float32 [L, nnz], out
+    doverride_ptr,  # [L, nnz, V], out
+    dquery_ptr,  # [L, B, D], out
+    dlse_ptr,  # float32 [L, B], out
+    scale,
+    num_sets,  # B
+    num_entries,  # nnz
+    stride_ql,
+    stride_qb,
+    stride_kl,
+    stride_kn,
+    stride_vl,
+    stride_vn,
+    stride_ul,
+    stride_ue,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    V: tl.constexpr,
+    V_PAD: tl.constexpr,
+    BS: tl.constexpr,
+):
+    num_blocks = tl.cdiv(num_sets, BS)
+    i_l = (tl.program_id(0) // num_blocks).to(tl.int64)
+    # [D_PAD], [V_PAD]
+    o_d, o_c = tl.arange(0, D_PAD), tl.arange(0, V_PAD)
+    m_d, m_c = o_d < D, o_c < V
+    # [BS]
+    o_b = (tl.program_id(0) % num_blocks).to(tl.int64) * BS + tl.arange(0, BS)
+    m_b = o_b < num_sets
+    b_start = tl.load(ptr_ptr + o_b, mask=m_b, other=0)
+    b_count = tl.load(ptr_ptr + o_b + 1, mask=m_b, other=0) - b_start
+    b_lse = tl.load(lse_ptr + i_l * num_sets + o_b, mask=m_b, other=0.0)
+    p_k = key_ptr + i_l * stride_kl
+    p_v = value_ptr + i_l * stride_vl
+    p_u = override_ptr + i_l * stride_ul
+    # [BS, V_PAD]
+    p_z = dz_ptr + (i_l * num_sets + o_b)[:, None] * V + o_c[None, :]
+    b_dz = tl.load(p_z, mask=m_b[:, None] & m_c[None, :], other=0.0).to(tl.float32)
+    # [BS, D_PAD]
+    p_q = query_ptr + i_l * stride_ql + o_b[:, None] * stride_qb + o_d[None, :]
+    b_q = tl.load(p_q, mask=m_b[:, None] & m_d[None, :], other=0.0).to(tl.float32)
+    b_dq = tl.zeros([BS, D_PAD], dtype=tl.float32)
+    b_dlse = tl.zeros([BS], dtype=tl.float32)
+    for i in range(tl.max(b_count, 0)):
+        m_e = i < b_count
+        b_e = b_start + i
+        b_gene = tl.load(index_ptr + b_e, mask=m_e, other=0)
+        b_k, b_beta, b_diff = _entry(
+            b_q, p_k, p_v, p_u, b_lse, b_gene, b_e, stride_kn, stride_vn, stride_ue, m_e, m_d, m_c, o_d, o_c, scale
+        )
+        # [BS, V_PAD]
+        b_du = b_beta[:, None] * b_dz
+        # [BS]
+        b_ds = tl.sum(b_du * b_diff, 1)
+        o_e = i_l * num_entries + b_e
+        tl.store(beta_ptr + o_e, b_beta, mask=m_e)
+        tl.store(ds_ptr + o_e, b_ds, mask=m_e)
+        p_du = doverride_ptr + o_e[:, None] * V + o_c[None, :]
+        tl.store(p_du, b_du.to(doverride_ptr.dtype.element_ty), mask=m_e[:, None] & m_c[None, :])
+        b_dq += b_ds[:, None] * b_k
+        b_dlse -= b_ds
+    p_dq = dquery_ptr + (i_l * num_sets + o_b)[:, None] * D + o_d[None, :]
+    tl.store(p_dq, (scale * b_dq).to(dquery_ptr.dtype.element_ty), mask=m_b[:, None] & m_d[None, :])
+    tl.store(dlse_ptr + i_l * num_sets + o_b, b_dlse, mask=m_b)
+
+
+@triton.jit(do_not_specialize=["num_genes", "num_sets", "num_entries"])
+def perturbation_attention_bwd_kernel_genes(
+    dz_ptr,  # [L, B, V]
+    query_ptr,  # [L, B, D]
+    beta_ptr,  # float32 [L, nnz]
+    ds_ptr,  # float32 [L, nnz]
+    order_ptr,  # int64 [nnz]: entries by gene
+    sample_ptr,  # int64 [nnz]: the set of each of them, by gene
+    geneptr_ptr,  # int64 [N + 1]: where the entries of each gene begin
+    dkey_ptr,  # [L, N, D], out
+    dvalue_ptr,  # [L, N, V], out
+    scale,
+    num_genes,  # N
+    num_sets,  # B
+    num_entries,  # nnz
+    stride_ql,
+    stride_qb,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    V: tl.constexpr,
+    V_PAD: tl.constexpr,
+    EDGES: tl.constexpr,  # entries gathered at once
+):
+    o_n = tl.program_id(0).to(tl.int64)
+    i_l = o_n // num_genes
+    gene = o_n % num_genes
+    # [D_PAD], [V_PAD]
+    o_d, o_c = tl.arange(0, D_PAD), tl.arange(0, V_PAD)
+    m_d, m_c = o_d < D, o_c < V
+    # [EDGES, D_PAD], [EDGES, V_PAD]
+    b_dk = tl.zeros([EDGES, D_PAD], dtype=tl.float32)
+    b_dv = tl.zeros([EDGES, V_PAD], dtype=tl.float32)
+    end = tl.load(geneptr_ptr + gene + 1)
+    for start in range(tl.load(geneptr_ptr + gene), end, EDGES):
+        # [EDGES]
+        o_p = start + tl.arange(0, EDGES)
+        m_p = o_p < end
+        o_e = i_l * num_entries + tl.load(order_ptr + o_p, mask=m_p, other=0)
+        b_sample = tl.load(sample_ptr + o_p, mask=m_p, other=0)
+        b_ds = tl.load(ds_ptr + o_e, mask=m_p, other=0.0)
+        b_beta = tl.load(beta_ptr + o_e, mask=m_p, other=0.0)
+        p_q = query_ptr + i_l * stride_ql + b_sample[:, None] * stride_qb + o_d[None, :]
+        p_z = dz_ptr + (i_l * num_sets + b_sample)[:, None] * V + o_c[None, :]
+        b_dk += b_ds[:, None] * tl.load(p_q, mask=m_p[:, None] & m_d[None, :], other=0.0).to(tl.float32)
+        b_dv -= b_beta[:, None] * tl.load(p_z, mask=m_p[:, None] & m_c[None, :], other=0.0).to(tl.float32)
+    tl.store(dkey_ptr + o_n * D + o_d, (scale * tl.sum(b_dk, 0)).to(dkey_ptr.dtype.element_ty), mask=m_d)
+    tl.store(dvalue_ptr + o_n * V + o_c, tl.sum(b_dv, 0).to(dvalue_ptr.dtype.element_ty), mask=m_c)
+
+
+# ----------------------------------------------------------------------------------------------------------- launchers
+
+
+def perturbation_correction(
+    query: Tensor, key: Tensor, value: Tensor, lse: Tensor, index: Tensor, ptr: Tensor, override: Tensor, scale: float
+) -> Tensor:
+    """z [..., B, V] in the dtype of query; the operator `cellattn::perturbation_correction`."""
+    _check(query=query, key=key, value=value, override=override, lse=lse, index=index, ptr=ptr)
+    num_sets, d = query.shape[-2:]
+    v = value.shape[-1]
+    z = torch.empty(*query.shape[:-1], v, dtype=query.dtype, device=query.device)
+    if z.numel() == 0:
+        return z
+    rows = [_flat(x) for x in (query, key, value, override)]
+    sets = _sets(d, v)
+    with on_device(query):
+        perturbation_attention_fwd_kernel[(rows[0].shape[0] * triton.cdiv(num_sets, sets["BS"]),)](
+            *rows[:3], lse.contiguous(), index.contiguous(), ptr.contiguous(), rows[3], z, scale, num_sets,
+            *_strides(rows), **_tile(d, v), **sets,
+        )  # fmt: skip
+    return z
+
+
+def perturbation_correction_backward(
+    dz: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lse: Tensor,
+    index: Tensor,
+    ptr: Tensor,
+    override: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(dquery, dkey, dvalue, dlse, doverride); the operator `cellattn::perturbation_correction_backward`."""
+    _check(dz=dz, query=query, key=key, value=value, override=override, lse=lse, index=index, ptr=ptr)
+    (num_sets, d), (num_genes, v), num_entries, device = query.shape[-2:], value.shape[-2:], index.numel(), query.device
+    if dz.numel() == 0 or num_entries == 0:
+        return tuple(x.new_zeros(x.shape) for x in (query, key, value, lse, override))  # type: ignore[return-value]
+    dquery, dkey, dvalue, dlse, doverride = (
+        torch.empty(x.shape, dtype=x.dtype, device=device) for x in (query, key, value, lse, override)
+    )
+    beta = torch.empty(*lse.shape[:-1], num_entries, dtype=torch.float32, device=device)
+    ds = torch.empty(*lse.shape[:-1], num_entries, dtype=torch.float32, device=device)
+    by_gene, order = torch.sort(index, stable=True)
+    geneptr = torch.searchsorted(by_gene, torch.arange(num_genes + 1, device=device))
+    sample = torch.searchsorted(ptr, order, right=True) - 1
+    dz, rows = dz.contiguous(), [_flat(x) for x in (query, key, value, override)]
+    num_leading = rows[0].shape[0]
+    sets = _sets(d, v)
+    with on_device(query):
+        perturbation_attention_bwd_kernel_sets[(num_leading * triton.cdiv(num_sets, sets["BS"]),)](
+            dz, *rows[:3], lse.contiguous(), index.contiguous(), ptr.contiguous(), rows[3], beta, ds, doverride, dquery, dlse,
+            scale, num_sets, num_entries, *_strides(rows), **_tile(d, v), **sets,
+        )  # fmt: skip
+        perturbation_attention_bwd_kernel_genes[(num_leading * num_genes,)](
+            dz, rows[0], beta, ds, order, sample, geneptr, dkey, dvalue, scale, num_genes, num_sets, num_entries,
+            *_strides(rows[:1]), **_tile(d, v), EDGES=_entries(d, v), num_warps=NUM_WARPS,
+        )  # fmt: skip
+    return dquery, dkey, dvalue, dlse, doverride
+
+
+def _check(*, index: Tensor, ptr: Tensor, lse: Tensor, **floats: Tensor) -> None:
+    check_floats(**floats)
+    check_devices(**floats, lse=lse, index=index, ptr=ptr)
+
+
+def _flat(x: Tensor) -> Tensor:
+    """[..., n, features] -> [L, n, features] with consecutive features; a copy only where the strides leave no other way."""
+    x = x.reshape(x.shape[:-2].numel(), *x.shape[-2:])
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _strides(rows: list[Tensor]) -> list[int]:
+    """Strides of the leading dimension and of rows, of matrix after matrix."""
+    return [stride for x in rows for stride in x.stride()[:2]]
+
+
+def _tile(d: int, v: int) -> dict[str, int]:
+    return {"D": d, "D_PAD": gather_tile(d)["D_PAD"], "V": v, "V_PAD": gather_tile(v)["D_PAD"]}
+
+
+def _entries(d: int, v: int) -> int:
+    """Entries of a gene that a program gathers at once, for the wider of keys and values."""
+    return int(gather_tile(max(d, v))["EDGES"])
+
+
+def _sets(d: int, v: int) -> dict[str, int]:
+    """Sets of a program: 8 numbers a thread, as keys, values and overrides are all held, and few sets to wait for the fullest.
+
+    Triton 3.6 does not compile the forward for 32 sets and more.
+    """
+    sets = _entries(d, v) // 2
+    block = min(sets, 16)
+    return {"BS": block, "num_warps": NUM_WARPS * block // sets}

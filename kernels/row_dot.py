@@ -1,0 +1,376 @@
+"""Triton kernels of `cellattn::row_dot` and its backward: products along CSR rows, all ties of a layer in one launch.
+
+For a tie of a head to a relation with weights w, over the chosen rows i,
+
+    kbar_i = sum_j w_ij k_j ,   y_i = q_i . kbar_i
+
+and backward, with g_i the sum of dy over the places where row i was chosen (0 where it was not),
+
+    dq_i = sum_ties g_i kbar_i ,   dk_j = sum_ties sum_i w_ij g_i q_i
+
+the second along the rows of the transposed graph. Both sums over ties run inside the program that owns the output row, so
+that dq and dk are written once, in a fixed order, without atomics.
+
+Hub rows. A grid must not depend on the degrees, which only the device knows. One program takes one row, four warps wide: it
+gathers EDGES rows of k at once, keeps EDGES partial sums [EDGES, D] and adds them up once after its loop, so that nothing
+inside the loop waits for another lane. At D = 32 that is 64 entries a step: an ordinary row (42 entries in the mean of the
+yeast graphs) is a single step, and the fullest (3,600) takes 57, each of them two loads deep. A fixed split of every row
+would shorten that chain, but it writes and reads SPLIT partial rows [D] of float32 for a row whose own entries come to 42
+rows of 16-bit numbers, and starts SPLIT programs where all but one find nothing to do.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from math import gcd
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .._check import require, require_same, require_tensor
+from .config import on_device
+
+MAX_DIM = 256
+NUM_WARPS = 4
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+# --------------------------------------------------------------------------------------------------------- device code
+# Sizes: L leading dimensions as one, H heads, T = num_prefix + N tokens, N genes, K relations, E entries, M chosen rows of all
+# ties. Strides of rows are constants of the kernel, and those of heads are known to be multiples of ALIGN, because only then
+# does the compiler load a row of 20 or 24 numbers in wide pieces.
+
+
+@triton.jit(do_not_specialize=["num_genes", "num_ties", "max_length", "num_rows", "num_prefix"])
+def row_dot_fwd_kernel(
+    q_ptr,  # [L, H, T, D]
+    k_ptr,  # [L, H, T, D]
+    rowptr_ptr,  # int64 [K * N + 1]
+    col_ptr,  # int32 [E]
+    weight_ptr,  # float32 or float64 [E]
+    ties_ptr,  # int64 [num_ties, 4]: relation, head, where its rows begin among the M, how many they are
+    rows_ptr,  # int64 [M]: genes; not read unless HAS_ROWS
+    y_ptr,  # float32 [L, M]
+    kbar_ptr,  # float32 [L, M, D]
+    num_genes,  # N
+    num_ties,
+    max_length,  # rows of the tie that has most
+    num_rows,  # M
+    num_prefix,
+    stride_ql,
+    stride_qh,
+    stride_kl,
+    stride_kh,
+    HAS_ROWS: tl.constexpr,  # False: every tie has all N rows
+    STRIDE_QT: tl.constexpr,
+    STRIDE_KT: tl.constexpr,
+    ALIGN: tl.constexpr,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,  # a power of two >= D
+    EDGES: tl.constexpr,  # entries gathered at once
+):
+    pid = tl.program_id(0)
+    i_r = pid % max_length
+    i_t = (pid // max_length) % num_ties
+    i_l = (pid // max_length // num_ties).to(tl.int64)
+    p_t = ties_ptr + i_t * 4
+    if i_r >= tl.load(p_t + 3):
+        return
+    relation = tl.load(p_t)
+    head = tl.load(p_t + 1)
+    i_m = tl.load(p_t + 2) + i_r
+    gene = i_r.to(tl.int64)
+    if HAS_ROWS:
+        gene = tl.load(rows_ptr + i_m)
+    start = tl.load(rowptr_ptr + relation * num_genes + gene)
+    end = tl.load(rowptr_ptr + relation * num_genes + gene + 1)
+    # [D_PAD]
+    o_d = tl.arange(0, D_PAD)
+    m_d = o_d < D
+    # [EDGES]
+    o_e = tl.arange(0, EDGES)
+    p_k = k_ptr + i_l * (stride_kl // ALIGN * ALIGN) + head * (stride_kh // ALIGN * ALIGN) + num_prefix * STRIDE_KT
+    # [EDGES, D_PAD]
+    b_sum = tl.zeros([EDGES, D_PAD], dtype=tl.float32)
+    for e in range(start, end, EDGES):
+        m_e = e + o_e < end
+        b_col = tl.load(col_ptr + e + o_e, mask=m_e, other=0).to(tl.int64)
+        b_w = tl.load(weight_ptr + e + o_e, mask=m_e, other=0.0).to(tl.float32)
+        p_b = p_k + b_col[:, None] * STRIDE_KT + o_d[None, :]
+        b_k = tl.load(p_b, mask=m_e[:, None] & m_d[None, :], other=0.0).to(tl.float32)
+        b_sum += b_w[:, None] * b_k
+    # [D_PAD]
+    b_kbar = tl.sum(b_sum, 0)
+    p_q = q_ptr + i_l * stride_ql + head * stride_qh + (num_prefix + gene) * STRIDE_QT
+    b_q = tl.load(p_q + o_d, mask=m_d, other=0.0).to(tl.float32)
+    o_m = i_l * num_rows + i_m
+    tl.store(kbar_ptr + o_m * D + o_d, b_kbar, mask=m_d)
+    tl.store(y_ptr + o_m, tl.sum(b_q * b_kbar, 0))
+
+
+@triton.jit(do_not_specialize=["num_keys", "num_rows"])
+def row_dot_bwd_kernel_g(
+    dy_ptr,  # float32 [L, M]
+    order_ptr,  # int64 [M]: chosen rows by (tie, gene)
+    ptr_ptr,  # int64 [num_ties * N + 1]: where those of each (tie, gene) begin
+    g_ptr,  # float32 [L, num_ties * N]
+    num_keys,  # num_ties * N
+    num_rows,  # M
+    BLOCK: tl.constexpr,
+):
+    """g_i: the sum of dy over the places where a row was chosen, mostly none or one."""
+    num_blocks = tl.cdiv(num_keys, BLOCK)
+    i_l = (tl.program_id(0) // num_blocks).to(tl.int64)
+    # [BLOCK]
+    o_n = (tl.program_id(0) % num_blocks) * BLOCK + tl.arange(0, BLOCK)
+    m_n = o_n < num_keys
+    b_start = tl.load(ptr_ptr + o_n, mask=m_n, other=0)
+    b_count = tl.load(ptr_ptr + o_n + 1, mask=m_n, other=0) - b_start
+    b_g = tl.zeros([BLOCK], dtype=tl.float32)
+    for i in range(tl.max(b_count, 0)):
+        m_i = i < b_count
+        b_m = tl.load(order_ptr + b_start + i, mask=m_i, other=0)
+        b_g += tl.load(dy_ptr + i_l * num_rows + b_m, mask=m_i, other=0.0)
+    tl.store(g_ptr + i_l * num_keys + o_n, b_g, mask=m_n)
+
+
+@triton.jit(do_not_specialize=["num_genes", "num_ties", "num_rows", "num_prefix", "num_heads"])
+def row_dot_bwd_kernel_dq(
+    g_ptr,  # float32 [L, num_ties * N]
+    kbar_ptr,  # float32 [L, M, D]
+    slot_ptr,  # int64 [num_ties * N]: where among the M a row was chosen; not read unless HAS_ROWS
+    headptr_ptr,  # int64 [H + 1]: where the ties of each head begin
+    ties_ptr,  # int64 [num_ties, 2]: tie and relation, by head
+    dq_ptr,  # [L, H, T, D]
+    num_genes,
+    num_ties,
+    num_rows,
+    num_prefix,
+    num_heads,
+    HAS_ROWS: tl.constexpr,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    BT: tl.constexpr,
+):
+    num_tokens = num_prefix + num_genes
+    num_blocks = tl.cdiv(num_tokens, BT)
+    i_lh = (tl.program_id(0) // num_blocks).to(tl.int64)
+    i_l = i_lh // num_heads
+    head = i_lh % num_heads
+    # [D_PAD]
+    o_d = tl.arange(0, D_PAD)
+    m_d = o_d < D
+    # [BT]
+    o_t = (tl.program_id(0) % num_blocks) * BT + tl.arange(0, BT)
+    m_t = o_t < num_tokens
+    m_n = m_t & (o_t >= num_prefix)
+    # [BT, D_PAD]
+    b_dq = tl.zeros([BT, D_PAD], dtype=tl.float32)
+    for i in range(tl.load(headptr_ptr + head), tl.load(headptr_ptr + head + 1)):
+        o_n = tl.load(ties_ptr + i * 2) * num_genes + o_t - num_prefix
+        b_g = tl.load(g_ptr + i_l * num_ties * num_genes + o_n, mask=m_n, other=0.0)
+        m_g = m_n & (b_g != 0)
+        b_m = o_n
+        if HAS_ROWS:
+            b_m = tl.load(slot_ptr + o_n, mask=m_g, other=0)
+        p_b = kbar_ptr + (i_l * num_rows + b_m)[:, None] * D + o_d[None, :]
+        b_dq += b_g[:, None] * tl.load(p_b, mask=m_g[:, None] & m_d[None, :], other=0.0)
+    p_b = dq_ptr + (i_lh * num_tokens + o_t)[:, None] * D + o_d[None, :]
+    tl.store(p_b, b_dq.to(dq_ptr.dtype.element_ty), mask=m_t[:, None] & m_d[None, :])
+
+
+@triton.jit(do_not_specialize=["num_genes", "num_ties", "num_prefix", "num_heads"])
+def row_dot_bwd_kernel_dk(
+    g_ptr,  # float32 [L, num_ties * N]
+    q_ptr,  # [L, H, T, D]
+    weight_ptr,  # float32 or float64 [E], by row
+    colptr_ptr,  # int64 [K * N + 1]
+    row_ptr,  # int32 [E], by column
+    edge_ptr,  # int64 [E], by column: where the entry's weight is
+    headptr_ptr,  # int64 [H + 1]
+    ties_ptr,  # int64 [num_ties, 2]: tie and relation, by head
+    dk_ptr,  # [L, H, T, D]
+    num_genes,
+    num_ties,
+    num_prefix,
+    num_heads,
+    stride_ql,
+    stride_qh,
+    STRIDE_QT: tl.constexpr,
+    ALIGN: tl.constexpr,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    EDGES: tl.constexpr,
+):
+    num_tokens = num_prefix + num_genes
+    o_t = tl.program_id(0).to(tl.int64)
+    i_lh = o_t // num_tokens
+    i_l = i_lh // num_heads
+    head = i_lh % num_heads
+    gene = o_t % num_tokens - num_prefix
+    first = tl.load(headptr_ptr + head)
+    last = tl.where(gene >= 0, tl.load(headptr_ptr + head + 1), first)  # a prefix token has no edges
+    # [D_PAD]
+    o_d = tl.arange(0, D_PAD)
+    m_d = o_d < D
+    # [EDGES]
+    o_e = tl.arange(0, EDGES)
+    p_q = q_ptr + i_l * (stride_ql // ALIGN * ALIGN) + head * (stride_qh // ALIGN * ALIGN) + num_prefix * STRIDE_QT
+    # [EDGES, D_PAD]
+    b_sum = tl.zeros([EDGES, D_PAD], dtype=tl.float32)
+    for i in range(first, last):
+        p_g = g_ptr + (i_l * num_ties + tl.load(ties_ptr + i * 2)) * num_genes
+        p_c = colptr_ptr + tl.load(ties_ptr + i * 2 + 1) * num_genes + gene
+        start = tl.load(p_c)
+        end = tl.load(p_c + 1)
+        for e in range(start, end, EDGES):
+            m_e = e + o_e < end
+            b_row = tl.load(row_ptr + e + o_e, mask=m_e, other=0).to(tl.int64)
+            b_edge = tl.load(edge_ptr + e + o_e, mask=m_e, other=0)
+            b_g = tl.load(p_g + b_row, mask=m_e, other=0.0)
+            m_g = b_g != 0  # rows that were not chosen are not read
+            b_g *= tl.load(weight_ptr + b_edge, mask=m_g, other=0.0).to(tl.float32)
+            p_b = p_q + b_row[:, None] * STRIDE_QT + o_d[None, :]
+            b_q = tl.load(p_b, mask=m_g[:, None] & m_d[None, :], other=0.0).to(tl.float32)
+            b_sum += b_g[:, None] * b_q
+    tl.store(dk_ptr + o_t * D + o_d, tl.sum(b_sum, 0).to(dk_ptr.dtype.element_ty), mask=m_d)
+
+
+# ----------------------------------------------------------------------------------------------------------- launchers
+
+
+def row_dot(
+    q: Tensor,
+    k: Tensor,
+    rowptr: Tensor,
+    col: Tensor,
+    weight: Tensor,
+    colptr: Tensor,
+    row: Tensor,
+    edge: Tensor,
+    relations: Sequence[int],
+    heads: Sequence[int],
+    rows: Tensor | None,
+    lengths: Sequence[int],
+    num_prefix: int,
+) -> tuple[Tensor, Tensor]:
+    """(y [..., M], kbar [..., M, D]), float32; the operator `cellattn::row_dot`."""
+    check_floats(q=q, k=k)
+    check_devices(q=q, k=k, rowptr=rowptr, col=col, weight=weight, rows=rows)
+    *lead, _, num_tokens, d = q.shape
+    num_rows = sum(lengths)
+    y = torch.empty(*lead, num_rows, dtype=torch.float32, device=q.device)
+    kbar = torch.empty(*lead, num_rows, d, dtype=torch.float32, device=q.device)
+    if y.numel() == 0:
+        return y, kbar
+    first = [sum(lengths[:i]) for i in range(len(lengths))]
+    ties = device_ints(tuple(x for tie in zip(relations, heads, first, lengths, strict=True) for x in tie), q.device)
+    q4, k4 = flat_heads(q), flat_heads(k)
+    (stride_ql, stride_qh), (stride_kl, stride_kh) = lead_strides(q4), lead_strides(k4)
+    with on_device(q):
+        row_dot_fwd_kernel[(q4.shape[0] * len(lengths) * max(lengths),)](
+            q4, k4, rowptr, col, weight, ties, None if rows is None else rows.contiguous(), y, kbar,
+            num_tokens - num_prefix, len(lengths), max(lengths), num_rows, num_prefix,
+            stride_ql, stride_qh, stride_kl, stride_kh, HAS_ROWS=rows is not None,
+            STRIDE_QT=q4.stride(2), STRIDE_KT=k4.stride(2), ALIGN=gcd(stride_kl, stride_kh, 8), **gather_tile(d),
+        )  # fmt: skip
+    return y, kbar
+
+
+def row_dot_backward(
+    dy: Tensor,
+    q: Tensor,
+    kbar: Tensor,
+    weight: Tensor,
+    colptr: Tensor,
+    row: Tensor,
+    edge: Tensor,
+    relations: Sequence[int],
+    heads: Sequence[int],
+    rows: Tensor | None,
+    lengths: Sequence[int],
+    num_prefix: int,
+) -> tuple[Tensor, Tensor]:
+    """(dq, dk) [..., H, T, D] in the dtype of q; the operator `cellattn::row_dot_backward`."""
+    check_floats(q=q)
+    check_devices(q=q, dy=dy, kbar=kbar, weight=weight, colptr=colptr, row=row, edge=edge, rows=rows)
+    num_heads, num_tokens, d = q.shape[-3:]
+    num_genes, num_ties, num_rows = num_tokens - num_prefix, len(lengths), sum(lengths)
+    if dy.numel() == 0 or q.numel() == 0:
+        return q.new_zeros(q.shape), q.new_zeros(q.shape)
+    dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    dk = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    by_head = sorted(range(num_ties), key=lambda tie: heads[tie])
+    headptr = device_ints(tuple(sum(head < h for head in heads) for h in range(num_heads + 1)), q.device)
+    ties = device_ints(tuple(x for tie in by_head for x in (tie, relations[tie])), q.device)
+    q4 = flat_heads(q)
+    g, slot = dy.contiguous(), None
+    if rows is not None:
+        g, slot = _by_gene(g, rows, lengths, num_genes)
+    tile = gather_tile(d)
+    stride_ql, stride_qh = lead_strides(q4)
+    with on_device(q):
+        row_dot_bwd_kernel_dq[(q4.shape[0] * num_heads * triton.cdiv(num_tokens, tile["EDGES"]),)](
+            g, kbar.contiguous(), slot, headptr, ties, dq, num_genes, num_ties, num_rows, num_prefix, num_heads,
+            HAS_ROWS=rows is not None, D=d, D_PAD=tile["D_PAD"], BT=tile["EDGES"], num_warps=NUM_WARPS,
+        )  # fmt: skip
+        row_dot_bwd_kernel_dk[(q4.shape[0] * num_heads * num_tokens,)](
+            g, q4, weight, colptr, row, edge, headptr, ties, dk, num_genes, num_ties, num_prefix, num_heads,
+            stride_ql, stride_qh, STRIDE_QT=q4.stride(2), ALIGN=gcd(stride_ql, stride_qh, 8), **tile,
+        )  # fmt: skip
+    return dq, dk
+
+
+def _by_gene(dy: Tensor, rows: Tensor, lengths: Sequence[int], num_genes: int) -> tuple[Tensor, Tensor]:
+    """(g [L, ties * N], slot [ties * N]) of dy [..., M]; a row chosen twice has one kbar, so that any of its slots will do."""
+    num_rows, num_keys, device = rows.numel(), len(lengths) * num_genes, dy.device
+    first = device_ints(tuple(sum(lengths[:i]) for i in range(1, len(lengths))), device)
+    tie = torch.bucketize(torch.arange(num_rows, device=device), first, right=True)
+    keys, order = torch.sort(tie * num_genes + rows, stable=True)
+    ptr = torch.searchsorted(keys, torch.arange(num_keys + 1, device=device))
+    g = torch.empty(dy.numel() // num_rows, num_keys, dtype=torch.float32, device=device)
+    block = 128
+    with on_device(dy):
+        row_dot_bwd_kernel_g[(g.shape[0] * triton.cdiv(num_keys, block),)](
+            dy, order, ptr, g, num_keys, num_rows, BLOCK=block, num_warps=NUM_WARPS
+        )
+    return g, order[ptr[:-1].clamp_max(num_rows - 1)]
+
+
+def gather_tile(d: int) -> dict[str, Any]:
+    """The tile [EDGES, D_PAD] of a kernel that gathers rows of d numbers: 16 numbers a thread, two loads of 16 bytes."""
+    d_pad = max(16, triton.next_power_of_2(d))
+    return {"D": d, "D_PAD": d_pad, "EDGES": 16 * 32 * NUM_WARPS // d_pad, "num_warps": NUM_WARPS}
+
+
+def flat_heads(x: Tensor) -> Tensor:
+    """[..., H, T, D] -> [L, H, T, D] with consecutive features; a copy only where the strides leave no other way."""
+    x = x.reshape(x.shape[:-3].numel(), *x.shape[-3:])
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def lead_strides(x: Tensor) -> tuple[int, int]:
+    """Strides of the leading dimension and of heads, 0 for a dimension of one, whose stride means nothing."""
+    return tuple(stride if size > 1 else 0 for stride, size in zip(x.stride()[:2], x.shape[:2], strict=True))  # type: ignore[return-value]
+
+
+@functools.cache  # for good: a captured CUDA graph reads them again at every replay
+def device_ints(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """A short list of numbers as int64 on the device, made once: a copy from the host would force a sync at every launch."""
+    return torch.tensor(values, dtype=torch.int64, device=device)
+
+
+def check_floats(**tensors: Tensor) -> None:
+    """Check the dtype and the number of features of what a kernel computes with."""
+    for name, x in tensors.items():
+        require_tensor(name, x, dtypes=DTYPES)
+        require(x.shape[-1] <= MAX_DIM, f"{name}: expected at most {MAX_DIM} features, got shape {list(x.shape)}")
+    require_same("dtype", **{name: x.dtype for name, x in tensors.items()})
+
+
+def check_devices(**tensors: Tensor | None) -> None:
+    """Check that all tensors are on one device."""
+    require_same("device", **{name: x.device for name, x in tensors.items() if x is not None})

@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from cellattn import reference
+from cellattn.kernels import attention as kernels
+from cellattn.kernels import config
+from cellattn.kernels.attention import attention, attention_backward
+
+# bfloat16 is not here: Triton's interpreter computes it wrong without a word.
+DTYPES = [torch.float32, torch.float16]
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+# (leading, Tq, Tk, D, Dv)
+SHAPES = [
+    ((), 1, 1, 1, 1),
+    ((2,), 63, 129, 8, 20),
+    ((2, 1), 129, 63, 20, 8),
+    ((1, 2), 64, 64, 64, 64),
+    ((), 5, 1000, 100, 3),
+    ((), 129, 1, 128, 128),
+    ((3,), 77, 77, 20, 20),
+    ((), 33, 70, 256, 200),
+    ((2, 3, 2), 3, 20, 7, 16),
+]
+ids = ["x".join(map(str, lead)) + f"-Tq{tq}-Tk{tk}-D{d}-Dv{dv}" for lead, tq, tk, d, dv in SHAPES]
+shapes = pytest.mark.parametrize(("lead", "tq", "tk", "d", "dv"), SHAPES, ids=ids)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned(poison) -> None:
+    poison(kernels)
+
+
+def draw(*shapes: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    return [torch.randn(*shape, generator=g).to(dtype) for shape in shapes]
+
+
+def expected(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dout: Tensor | None, dlse: Tensor | None):
+    """out, lse, dq, dk, dv of the dense definition in float64."""
+    q, k, v = (x.detach().double().requires_grad_() for x in (q, k, v))
+    lse = reference.attention_logsumexp(q, k, key_mask=mask, scale=scale)
+    scores = scale * q @ k.mT
+    if mask is not None:
+        scores = scores.masked_fill(~mask.unsqueeze(-2), -torch.inf)
+    kept = lse > -torch.inf
+    p = (scores - torch.where(kept, lse, 0)[..., None]).exp()
+    out = p @ v
+    total = (out * 0).sum()
+    if dout is not None:
+        total = total + (out * dout.double()).sum()
+    if dlse is not None:
+        total = total + torch.where(kept, lse * dlse.double(), 0).sum()
+    return [x.detach() for x in (out, lse, *torch.autograd.grad(total, (q, k, v), allow_unused=True, materialize_grads=True))]
+
+
+def assert_close(got: list[Tensor], want: list[Tensor], dtype: torch.dtype) -> None:
+    """Relative to the largest entry: a few roundings of P, dS and the result, each of half a unit, and float32 sums."""
+    for name, a, b in zip(("out", "lse", "dq", "dk", "dv"), got, want, strict=True):
+        assert a.shape == b.shape, f"{name}: shape {list(a.shape)}, expected {list(b.shape)}"
+        assert a.is_contiguous(), name
+        assert a.dtype == (torch.float32 if name == "lse" else dtype), name
+        assert torch.equal(a == -torch.inf, b == -torch.inf), name
+        a, b = (torch.where(x == -torch.inf, 0, x.double()) for x in (a, b))
+        if a.numel():
+            tolerance = (4 if dtype == torch.float16 else 32) * torch.finfo(dtype).eps
+            # 1: where all gradients cancel (one key), what is left is rounding of terms near 1
+            error = float((a - b).abs().max()) / max(float(b.abs().max()), 1.0)
+            assert error <= tolerance, f"{name}: relative error {error:.2e}"
+
+
+def check(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dout: Tensor | None, dlse: Tensor | None
+) -> list[Tensor]:
+    out, lse = attention(q, k, v, mask, scale)
+    grads = attention_backward(dout, dlse, q, k, v, mask, out, lse, scale)
+    got = [out, lse, *grads]
+    assert_close(got, expected(q, k, v, mask, scale, dout, dlse), q.dtype)
+    return got
+
+
+def problem(lead: tuple[int, ...], tq: int, tk: int, d: int, dv: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """q, k, v, dout, dlse"""
+    *qkvo, dlse = draw((*lead, tq, d), (*lead, tk, d), (*lead, tk, dv), (*lead, tq, dv), (*lead, tq), dtype=torch.float32)
+    return *(x.to(dtype) for x in qkvo), dlse
+
+
+@dtypes
+@shapes
+def test_both_gradients(lead, tq, tk, d, dv, dtype) -> None:
+    q, k, v, dout, dlse = problem(lead, tq, tk, d, dv, dtype)
+    check(q, k, v, None, d**-0.5, dout, dlse)
+
+
+@dtypes
+@pytest.mark.parametrize("with_values", [True, False], ids=["values", "lse only"])
+def test_lse_gradient_alone_leaves_v_exactly_zero(with_values, dtype) -> None:
+    q, k, v, _, dlse = problem((2,), 63, 129, 20, 20 if with_values else 0, dtype)
+    *_, dv = check(q, k, v, None, 0.3, None, dlse)
+    assert torch.equal(dv, torch.zeros_like(v))
+
+
+@dtypes
+def test_out_gradient_alone(dtype) -> None:
+    q, k, v, dout, _ = problem((2,), 63, 129, 20, 20, dtype)
+    check(q, k, v, None, 0.3, dout, None)
+
+
+@dtypes
+def test_no_gradient_at_all(dtype) -> None:
+    q, k, v, _, _ = problem((2,), 3, 5, 20, 20, dtype)
+    out, lse = attention(q, k, v, None, 0.3)
+    for x, dx in zip((q, k, v), attention_backward(None, None, q, k, v, None, out, lse, 0.3), strict=True):
+        assert torch.equal(dx, torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("scale", [-0.4, 0.0, 1e-40, 3.0])
+@pytest.mark.parametrize("masked", [False, True], ids=["every key", "masked"])
+def test_any_scale(scale: float, masked: bool) -> None:
+    q, k, v, dout, dlse = problem((), 33, 70, 8, 8, torch.float32)
+    check(q, k, v, torch.arange(70) % 3 > 0 if masked else None, scale, dout, dlse)
+
+
+@dtypes
+@pytest.mark.parametrize("shape", [(70,), (3, 70), (1, 70), (2, 1, 70), (2, 3, 70)], ids=str)
+def test_key_mask(shape: tuple[int, ...], dtype) -> None:
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.4
+    q, k, v, dout, dlse = problem((2, 3), 20, 70, 8, 5, dtype)
+    check(q, k, v, mask, 0.3, dout, dlse)
+
+
+@dtypes
+def test_rows_without_a_key(dtype) -> None:
+    """lse = -inf, out = 0 and no gradient, also where the dropped keys' scores would overflow."""
+    q, k, v, dout, dlse = problem((3,), 20, 200, 8, 5, dtype)
+    k[:, ::2] *= 1e4
+    mask = torch.stack([torch.zeros(200).bool(), torch.arange(200) == 7, torch.arange(200) % 2 == 1])
+    out, lse, dq, dk, dv = check(q, k, v, mask, 0.3, dout, dlse)
+    assert (lse[0] == -torch.inf).all()
+    assert not any(x[0].any() for x in (out, dq, dk, dv))
+
+
+@dtypes
+@pytest.mark.parametrize(("tq", "tk"), [(1, 1500), (28, 1100), (1100, 20)], ids=["one query", "few queries", "few keys"])
+@pytest.mark.parametrize("masked", [False, True], ids=["every key", "masked"])
+def test_loops_cut_into_parts(tq, tk, masked, dtype) -> None:
+    tile = config.tile_for("attention_fwd", 80, dtype, 32)
+    assert config.parts_for(1, max(tq, tk), tile.BN, torch.device("cpu"))[0] > 1
+    q, k, v, dout, dlse = problem((), tq, tk, 20, 20, dtype)
+    mask = None
+    if masked:  # whole parts without a key
+        mask = torch.arange(tk) % 5 == 0
+        mask[: tk // 2] = False
+    check(q, k, v, mask, 0.3, dout, dlse)
+
+
+@pytest.mark.parametrize("programs", [1, 53, 107, 108, 5000])
+@pytest.mark.parametrize("length", [1, 64, 255, 256, 6607, 100_000])
+def test_parts_cover_the_loop(programs: int, length: int) -> None:
+    parts, part = config.parts_for(programs, length, 64, torch.device("cpu"))
+    assert (parts - 1) * part < length <= parts * part
+    assert parts == 1 or part % 64 == 0
+
+
+@dtypes
+def test_strided_inputs(dtype) -> None:
+    """Heads of a fused projection, an expanded gradient, a transposed key."""
+    (x,) = draw((2, 40, 3, 4, 24), dtype=dtype)  # batch, tokens, (q, k, v), heads, D
+    q, k, v = x.permute(2, 0, 3, 1, 4).unbind(0)
+    assert kernels._heads(q).data_ptr() == q.data_ptr()  # not copied
+    dout = torch.ones((), dtype=dtype).expand(q.shape)
+    check(q, k.mT.contiguous().mT, v, None, 0.3, dout, torch.ones(()).expand(2, 4, 40))
+
+
+def test_heads_of_20_are_not_copied() -> None:
+    for x in (torch.zeros(9, 50, 20).half(), torch.zeros(50, 9, 20).half().transpose(0, 1)):
+        assert kernels._heads(x).data_ptr() == x.data_ptr()
+
+
+@dtypes
+def test_misaligned_heads_are_copied_once(dtype) -> None:
+    (x,) = draw((2, 40, 3, 3, 7), dtype=dtype)
+    q, k, v = x.permute(2, 0, 3, 1, 4).unbind(0)
+    assert kernels._heads(k).stride()[-2:] == (8, 1)
+    check(q, k, v, None, 0.3, v, None)
+
+
+@dtypes
+def test_no_queries(dtype) -> None:
+    q, k, v, dout, dlse = problem((2,), 0, 5, 8, 3, dtype)
+    out, lse, *grads = check(q, k, v, None, 0.3, dout, dlse)
+    assert (out.shape, lse.shape) == ((2, 0, 3), (2, 0))
+    assert not any(g.any() for g in grads)
+
+
+def test_runs_are_bit_equal() -> None:
+    q, k, v, dout, dlse = problem((2,), 20, 1100, 20, 20, torch.float16)
+    first, second = (check(q, k, v, None, 0.3, dout, dlse) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_unused_lse_changes_no_bit() -> None:
+    q, k, v, dout, dlse = problem((2,), 20, 130, 20, 20, torch.float32)
+    without, zero = (check(q, k, v, None, 0.3, dout, g) for g in (None, torch.zeros_like(dlse)))
+    assert all(torch.equal(a, b) for a, b in zip(without, zero, strict=True))
+
+
+def test_large_scores_stay_finite() -> None:
+    q, k, v, dout, dlse = problem((), 40, 150, 8, 8, torch.float32)
+    out, lse = attention(100 * q, 100 * k, v, None, 1.0)
+    assert (lse > 1e4).any()
+    for x in (out, lse, *attention_backward(dout, dlse, 100 * q, 100 * k, v, None, out, lse, 1.0)):
+        assert x.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": torch.float64}, "q: expected dtype float16, bfloat16, float32"),
+        ({"d": 257}, "q: expected a head dimension of at most 256"),
+        ({"dv": 300}, "v: expected a head dimension of at most 256"),
+    ],
+    ids=["float64", "wide heads", "wide values"],
+)
+def test_refused_before_any_launch(change, message) -> None:
+    shape = {"d": 8, "dv": 8, "dtype": torch.float32} | change
+    q, k, v = draw((4, shape["d"]), (5, shape["d"]), (5, shape["dv"]), dtype=shape["dtype"])
+    with pytest.raises(ValueError, match=message):
+        attention(q, k, v, None, 1.0)
+
+
+def test_mixed_devices_are_refused() -> None:
+    q, k, v = draw((4, 8), (5, 8), (5, 8), dtype=torch.float32)
+    with pytest.raises(ValueError, match="device"):
+        attention(q, k.to("meta"), v, None, 1.0)
+
+
+def test_autotune_keeps_the_fastest_and_prints_it(monkeypatch, capsys) -> None:
+    q, k, v, _, _ = problem((), 70, 70, 8, 8, torch.float16)
+    slow = config.tile_for("attention_fwd", 80, torch.float16, 16)
+    fast = config.neighbours(slow)[3]
+    monkeypatch.setenv("CELLATTN_AUTOTUNE", "1")
+    monkeypatch.setattr(config, "_tuned", {})
+    monkeypatch.setattr(config, "milliseconds", lambda launch, tile: 1.0 if tile == fast else 2.0)
+    out, _ = attention(q, k, v, None, 0.3)
+    assert config._tuned == {("attention_fwd", 80, torch.float16, 16, False): fast}
+    assert f"16: {fast!r}," in capsys.readouterr().out
+    torch.testing.assert_close(
+        out, reference.attention(q.double(), k.double(), v.double(), scale=0.3)[0].half(), rtol=0, atol=2e-3
+    )

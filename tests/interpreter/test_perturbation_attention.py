@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from cellattn.kernels import perturbation_attention as kernels
+
+from ..compare import leaves
+
+# Both sides add float32 numbers in different orders, and exp2 stands for exp; float16 results are rounded to it.
+RTOL = {torch.float32: 5e-6, torch.float16: 1e-3}
+SCALE = 0.4
+N = 30
+BATCHES: dict[str, list[list[int]]] = {
+    "ordinary": [[1, 5], [0], [29, 3, 7]],
+    "empty sets": [[], [4], [], []],
+    "one gene in many sets": [[2, i] for i in range(3, N)] * 6,
+    "every gene": [list(range(N)), []],
+    "no entries": [[], []],
+    "no sets": [],
+}
+
+
+def ragged(sets: list[list[int]]) -> tuple[Tensor, Tensor]:
+    index = torch.tensor([gene for genes in sets for gene in genes], dtype=torch.int64)
+    return index, torch.tensor([0, *(len(genes) for genes in sets)]).cumsum(0)
+
+
+def correction(tensors: list[Tensor], index: Tensor, ptr: Tensor) -> Tensor:
+    """sum_{e in b} beta_e (U_e - V_i(e)), as the definition has it."""
+    query, key, value, lse, override = tensors
+    sample = torch.arange(ptr.numel() - 1).repeat_interleave(ptr.diff())
+    score = SCALE * (query[..., sample, :] * key[..., index, :]).sum(-1)
+    beta = (score - lse[..., sample]).exp()
+    z = query.new_zeros(*query.shape[:-1], value.shape[-1])
+    return z.index_add(-2, sample, beta[..., None] * (override - value[..., index, :]))
+
+
+def check(tensors: list[Tensor], index: Tensor, ptr: Tensor) -> None:
+    """z and all gradients of the launchers against autograd in float64, each relative to its largest entry."""
+    query, key, value, lse, override = tensors
+    exact = [x.double().requires_grad_() for x in tensors]
+    want = correction(exact, index, ptr)
+    dz = torch.randn(want.shape, generator=torch.Generator().manual_seed(3)).to(query.dtype)
+    wanted = [want.detach(), *torch.autograd.grad(want, exact, dz.double())]
+
+    problem = (query, key, value, lse, index, ptr, override, SCALE)
+    got = [kernels.perturbation_correction(*problem), *kernels.perturbation_correction_backward(dz, *problem)]
+    assert [x.dtype for x in got] == [query.dtype, *(x.dtype for x in tensors)]
+    for name, a, b in zip(("z", "dquery", "dkey", "dvalue", "dlse", "doverride"), got, wanted, strict=True):
+        assert a.shape == b.shape, name
+        error = float((a.double() - b).abs().max()) / max(float(b.abs().max()), 1e-6) if b.numel() else 0.0
+        assert error <= RTOL[torch.float32 if name == "dlse" else query.dtype], f"{name}: relative error {error:.2e}"
+
+
+def inputs(lead: tuple[int, ...], index: Tensor, ptr: Tensor, d: int, v: int, dtype: torch.dtype) -> list[Tensor]:
+    """query, key, value, lse, override; an LSE of 2 and more keeps beta at about 1 and below, as a softmax would."""
+    b, nnz = ptr.numel() - 1, index.numel()
+    query, key, value, lse, override = (
+        x.detach() for x in leaves((*lead, b, d), (*lead, N, d), (*lead, N, v), (*lead, b), (*lead, nnz, v))
+    )
+    lse = (2 + 0.3 * d**0.5 + lse.abs()).float()
+    return [query.to(dtype), key.to(dtype), value.to(dtype), lse, override.to(dtype)]
+
+
+@pytest.fixture(autouse=True)
+def _poisoned(poison: Callable) -> None:
+    poison(kernels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("batch", BATCHES)
+def test_values_and_gradients(batch: str, dtype: torch.dtype) -> None:
+    index, ptr = ragged(BATCHES[batch])
+    check(inputs((), index, ptr, 8, 5, dtype), index, ptr)
+
+
+@pytest.mark.parametrize(("d", "v"), [(1, 1), (20, 20), (64, 100), (100, 8), (128, 128), (16, 256)], ids=str)
+def test_widths(d: int, v: int) -> None:
+    index, ptr = ragged(BATCHES["ordinary"])
+    check(inputs((2,), index, ptr, d, v, torch.float32), index, ptr)
+
+
+@pytest.mark.parametrize("batch", ["ordinary", "no entries"])
+def test_leading_dimensions_and_strides(batch: str) -> None:
+    """Matrices as projections leave them, heads inside rows; one value for all leading dimensions; transposed keys."""
+    index, ptr = ragged(BATCHES[batch])
+    query, key, value, lse, override = inputs((2, 3), index, ptr, 20, 8, torch.float32)
+    query, override = (x.transpose(0, -2).contiguous().transpose(0, -2) for x in (query, override))
+    check([query, key.mT.contiguous().mT, value[0, 0].expand_as(value), lse, override], index, ptr)
+
+
+def test_bad_input_raises_before_any_launch() -> None:
+    index, ptr = ragged(BATCHES["ordinary"])
+    query, key, value, lse, override = inputs((), index, ptr, 8, 5, torch.float32)
+    for tensors, message in (
+        ((query.double(), key.double(), value.double(), lse, index, ptr, override.double()), "query: expected dtype float16"),
+        ((query, key.half(), value, lse, index, ptr, override), "key: expected the dtype of query"),
+        ((query, key, torch.ones(N, 257), lse, index, ptr, torch.ones(6, 257)), "value: expected at most 256 features"),
+        ((query, key, value, lse, index.to("meta"), ptr, override), "index: expected the device of query"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            kernels.perturbation_correction(*tensors, SCALE)

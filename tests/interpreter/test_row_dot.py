@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from cellattn import MultiGraph
+from cellattn.kernels import row_dot as kernels
+
+from ..compare import leaves, random_graph
+
+# Both sides add float32 numbers in different orders; gradients in float16 are rounded to it.
+RTOL = {torch.float32: 2e-6, torch.float16: 1e-3}
+TIES = [("a", 0), ("b", 2), ("b", 0)]  # two relations share head 0, head 1 has none
+
+
+def shapes_graph(n: int) -> MultiGraph:
+    """Relation a: row 0 has every gene, row 1 has one, other rows 3 in the mean and some none, with duplicates; b: sparse."""
+    g = torch.Generator().manual_seed(n)
+    first = torch.stack([torch.zeros(n, dtype=torch.int64), torch.arange(n)])
+    rest = torch.randint(1, n, (2, 3 * n), generator=g) if n > 2 else torch.empty(2, 0, dtype=torch.int64)
+    rest = rest[:, rest[0] > 1]
+    one = torch.tensor([[min(1, n - 1)], [n - 1]])
+    index = {"a": torch.cat([rest, first, one, rest[:, :5]], 1), "b": torch.randint(n, (2, n), generator=g)}
+    return MultiGraph.from_edge_index(
+        index, n, edge_weight={r: torch.rand(e.shape[1], generator=g) + 0.1 for r, e in index.items()}
+    )
+
+
+def dense(graph: MultiGraph, relation: str) -> Tensor:
+    n = graph.num_nodes
+    matrix = torch.zeros(n, n, dtype=torch.float64)
+    row, col = graph.edge_index(relation)
+    matrix[row, col] = graph.weight(relation).double()
+    return matrix
+
+
+def reference(
+    q: Tensor, k: Tensor, graph: MultiGraph, ties: Sequence[tuple[str, int]], rows: Sequence[Tensor | None], p: int
+) -> Tensor:
+    """y_i = q_i . sum_j w_ij k_j of all ties, one after the other."""
+    parts = []
+    for (relation, head), index in zip(ties, rows, strict=True):
+        y = (q[..., head, p:, :] * (dense(graph, relation) @ k[..., head, p:, :])).sum(-1)
+        parts.append(y if index is None else y[..., index])
+    return torch.cat(parts, -1)
+
+
+def check(
+    q: Tensor, k: Tensor, graph: MultiGraph, ties: Sequence[tuple[str, int]], rows: Sequence[Tensor | None], p: int
+) -> None:
+    """y, dq and dk of the launchers against autograd in float64, each relative to its largest entry."""
+    lengths = [graph.num_nodes if index is None else index.numel() for index in rows]
+    chosen = None
+    if any(index is not None for index in rows):
+        chosen = torch.cat([torch.arange(graph.num_nodes) if index is None else index for index in rows])
+    of_ties = [graph.relation_id(relation) for relation, _ in ties], [head for _, head in ties], chosen, lengths, p
+    exact = [x.detach().double().requires_grad_() for x in (q, k)]
+    want = reference(exact[0], exact[1], graph, ties, rows, p)
+    dy = torch.randn(want.shape, generator=torch.Generator().manual_seed(3))
+    wanted = [want.detach(), *torch.autograd.grad(want, exact, dy.double())]
+
+    y, kbar = kernels.row_dot(q, k, *graph.stacked, *graph.transpose(), *of_ties)
+    got = [y, *kernels.row_dot_backward(dy, q, kbar, graph.stacked[2], *graph.transpose(), *of_ties)]
+    assert [x.dtype for x in got] == [torch.float32, q.dtype, q.dtype]
+    for name, a, b in zip(("y", "dq", "dk"), got, wanted, strict=True):
+        assert a.shape == b.shape, name
+        error = float((a.double() - b).abs().max()) / max(float(b.abs().max()), 1e-6) if b.numel() else 0.0
+        assert error <= RTOL[torch.float32 if name == "y" else q.dtype], f"{name}: relative error {error:.2e}"
+
+
+@pytest.fixture(autouse=True)
+def _poisoned(poison: Callable) -> None:
+    poison(kernels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(("tokens", "d"), [(1, 8), (33, 1), (129, 20), (33, 64), (63, 100), (33, 128), (17, 256)], ids=str)
+def test_values_and_gradients(tokens: int, d: int, dtype: torch.dtype) -> None:
+    p = int(tokens > 1)
+    q, k = (x.detach() for x in leaves((3, tokens, d), (3, tokens, d), dtype=dtype))
+    check(q, k, shapes_graph(tokens - p), TIES, [None] * 3, p)
+
+
+@pytest.mark.parametrize("lead", [(2,), (2, 2)], ids=str)
+def test_leading_dimensions_and_strides(lead: tuple[int, ...]) -> None:
+    """q as a projection leaves it, heads inside tokens; k with features that do not follow each other."""
+    (q,) = leaves((*lead, 13, 3, 20), dtype=torch.float32)
+    (k,) = leaves((*lead, 3, 20, 13), dtype=torch.float32)
+    check(q.detach().transpose(-3, -2), k.detach().mT, shapes_graph(12), TIES, [None] * 3, 1)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [[3, 0, 17], None, [5]],
+        [[3, 3, 0, 3], [], [0, 19, 19]],
+        [[], [], []],
+        [list(range(19, -1, -1)), [1], list(range(20)) * 2],
+    ],
+    ids=["subsets and all", "repeated", "none", "every row, reversed and twice"],
+)
+def test_rows(rows: list[list[int] | None]) -> None:
+    q, k = (x.detach() for x in leaves((2, 3, 22, 8), (2, 3, 22, 8), dtype=torch.float32))
+    check(
+        q, k, shapes_graph(20), TIES, [None if index is None else torch.tensor(index, dtype=torch.int64) for index in rows], 2
+    )
+
+
+def test_hub_rows_take_several_steps() -> None:
+    """Degree 180 both ways: at D = 128 the loop over entries runs twelve times, 16 at once."""
+    n = 180
+    everyone, hub = torch.arange(n), torch.zeros(n, dtype=torch.int64)
+    graph = MultiGraph.from_edge_index({"a": torch.stack([hub, everyone])}, n, undirected=True)
+    q, k = (x.detach() for x in leaves((1, n, 128), (1, n, 128), dtype=torch.float32))
+    check(q, k, graph, [("a", 0)], [None], 0)
+
+
+def test_graph_without_edges_gives_zeros() -> None:
+    q, k = (x.detach() for x in leaves((1, 9, 8), (1, 9, 8), dtype=torch.float32))
+    check(q, k, random_graph(8, {"a": 0}), [("a", 0)], [None], 1)
+
+
+@pytest.mark.parametrize(
+    ("q", "k", "message"),
+    [
+        (torch.ones(1, 5, 8).double(), torch.ones(1, 5, 8).double(), "q: expected dtype float16 or bfloat16 or float32"),
+        (torch.ones(1, 5, 257), torch.ones(1, 5, 257), "q: expected at most 256 features"),
+        (torch.ones(1, 5, 8), torch.ones(1, 5, 8).half(), "k: expected the dtype of q"),
+        (torch.ones(1, 5, 8), torch.ones(1, 5, 8, device="meta"), "k: expected the device of q"),
+    ],
+    ids=["float64", "257 features", "dtypes", "devices"],
+)
+def test_bad_input_raises_before_any_launch(q: Tensor, k: Tensor, message: str) -> None:
+    graph = random_graph(5, {"a": 4})
+    with pytest.raises(ValueError, match=message):
+        kernels.row_dot(q, k, *graph.stacked, *graph.transpose(), [0], [0], None, [5], 0)

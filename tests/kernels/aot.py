@@ -1,0 +1,185 @@
+"""Compiling, without a GPU, exactly what a launcher would launch on a given chip.
+
+A launcher is called on tensors of the device "meta" while every launch is recorded instead of run. Each recorded launch is
+specialised as Triton would specialise it, compiled ahead of time, and its registers, stack and shared memory are read back.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from cellattn.kernels import config
+
+ARCHS = (80, 86, 89, 90, 120)
+SHARED_LIMIT = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}  # bytes a block may have
+RECORD = Path(config.__file__).with_name("resources.csv")
+
+POINTERS = {
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.int8: "*i8",
+    torch.uint8: "*u8",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+    torch.bool: "*i1",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A launcher's call on tensors of the device "meta", on one chip."""
+
+    arch: int
+    dtype: str  # "bf16", "fp16" or "fp32", as it stands in the record
+    dim: int  # head dimension
+    call: Callable[[], object]
+    note: str = ""  # tells apart two cases that are otherwise the same
+
+    def __str__(self) -> str:
+        return f"sm{self.arch}-{self.dtype}-D{self.dim}" + (f"-{self.note}" if self.note else "")
+
+
+@dataclass(frozen=True)
+class Launch:
+    fn: JITFunction
+    args: dict[str, Any]
+    options: dict[str, Any]  # num_warps and the like
+
+    @property
+    def config(self) -> str:
+        """The compile-time arguments by name, as they stand in the record."""
+        values = [f"{p.name}={self.args[p.name]}" for p in self.fn.params if p.is_constexpr]
+        return " ".join([*values, f"warps={self.options['num_warps']}", f"stages={self.options['num_stages']}"])
+
+
+@dataclass(frozen=True)
+class Row:
+    """One compiled kernel; all but the last four fields identify it."""
+
+    kernel: str
+    arch: int
+    dtype: str
+    dim: int
+    config: str
+    registers: int
+    shared: int  # bytes
+    local: int  # bytes of STACK and LOCAL: 0 unless registers were spilled
+    triton: str  # the version that compiled it: another one allocates other registers
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return self.kernel, self.arch, self.dtype, self.dim, self.config
+
+
+@contextmanager
+def recorded(arch: int) -> Iterator[list[Launch]]:
+    """Every launch of a Triton kernel is recorded instead of run; launchers see the chip `arch`."""
+    launches: list[Launch] = []
+
+    def record(self: JITFunction, *args: Any, grid: object, warmup: bool, **kwargs: Any) -> None:
+        options = {"num_warps": 4, "num_stages": 3}  # Triton's defaults
+        options |= {name: kwargs.pop(name) for name in list(kwargs) if name not in self.signature.parameters}
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        launches.append(Launch(self, dict(bound.arguments), options))
+
+    with mock.patch.object(JITFunction, "run", record), mock.patch.object(config, "capability", return_value=arch):
+        yield launches
+
+
+def specialise(launch: Launch) -> ASTSource:
+    """Types, constants and alignments as the just-in-time compiler derives them from the arguments."""
+    signature: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    attrs: dict[tuple[int], list[list[Any]]] = {}
+    for i, parameter in enumerate(launch.fn.params):
+        name, value = parameter.name, launch.args[parameter.name]
+        aligned = False
+        if parameter.is_constexpr or value is None:
+            kind = "constexpr"
+        elif isinstance(value, Tensor):
+            kind, aligned = POINTERS[value.dtype], value.data_ptr() % 16 == 0
+        elif isinstance(value, bool):
+            kind = "u1"
+        elif isinstance(value, int):
+            kind = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if not parameter.do_not_specialize:
+                kind, aligned = ("constexpr" if value == 1 else kind), value % 16 == 0
+        else:
+            kind = "fp32"
+        signature[name] = kind
+        if kind == "constexpr":
+            constants[name] = value
+        elif aligned:
+            attrs[(i,)] = [["tt.divisibility", 16]]
+    return ASTSource(launch.fn, signature, constants, attrs)
+
+
+def compile_launch(launch: Launch, case: Case) -> Row:
+    """Compile one launch for the chip of its case."""
+    compiled = triton.compile(specialise(launch), target=GPUTarget("cuda", case.arch, 32), options=launch.options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        report = subprocess.run([tool, "-res-usage", cubin.name], check=True, capture_output=True, text=True).stdout
+    used = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", report)}
+    return Row(
+        launch.fn.__name__, case.arch, case.dtype, case.dim, launch.config,
+        used["REG"], compiled.metadata.shared, used["STACK"] + used["LOCAL"], triton.__version__,
+    )  # fmt: skip
+
+
+def compile_case(case: Case) -> list[Row]:
+    """Everything the case launches, compiled, each kernel and configuration once."""
+    with recorded(case.arch) as launches:
+        case.call()
+    assert launches, f"{case}: nothing was launched"
+    rows = {row.key: row for row in (compile_launch(launch, case) for launch in _distinct(launches))}
+    return list(rows.values())
+
+
+def _distinct(launches: Iterable[Launch]) -> list[Launch]:
+    return list({(launch.fn.__name__, launch.config): launch for launch in launches}.values())
+
+
+def check_case(case: Case, *, spills: bool = False) -> None:
+    """Legal on the chip, without local memory unless `spills`, and as recorded if the record is of this Triton."""
+    for row in compile_case(case):
+        where = f"{row.kernel} on sm_{row.arch}, {row.config}"
+        assert row.shared <= SHARED_LIMIT[row.arch], f"{where}: {row.shared} bytes of shared memory"
+        assert spills or row.local == 0, f"{where}: {row.local} bytes of local memory, {row.registers} registers"
+        known = read_record().get(row.key)
+        assert known is not None, f"{where}: not recorded; run python -m tests.kernels.record"
+        if known.triton == row.triton:
+            assert row == known, f"{where}: the record has {known}; run python -m tests.kernels.record"
+
+
+@functools.cache
+def read_record() -> dict[tuple[object, ...], Row]:
+    """kernels/resources.csv."""
+    with RECORD.open(newline="") as file:
+        rows = [
+            Row(r["kernel"], int(r["arch"]), r["dtype"], int(r["dim"]), r["config"], int(r["registers"]), int(r["shared"]),
+                int(r["local"]), r["triton"])
+            for r in csv.DictReader(file)
+        ]  # fmt: skip
+    return {row.key: row for row in rows}
