@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TEST_ARGS ?=
 BENCH_ARGS ?=
+OUT ?= runs/gpu-check
 
-.PHONY: install bench test lint clean
+.PHONY: install bench test lint gpu-check clean
 
 install: $(STAMP)
 
@@ -20,13 +21,19 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.report $(BENCH_ARGS)
 
+# Two processes: Triton either compiles or interprets, by a variable that is read when it is imported.
 test: $(STAMP)
+	$(if $(TEST_ARGS),,TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter)
 	$(BIN)/python -m pytest $(TEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# With PyTorch for CUDA already there, `python -m benchmarks.gpu_check --out FOLDER` does the same from a bare checkout.
+gpu-check: $(STAMP)
+	$(BIN)/python -m benchmarks.gpu_check --out $(OUT)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ._version import __version__
 from .graph import MultiGraph
 from .ops import (
@@ -13,6 +15,11 @@ from .ops import (
     perturbation_attention,
     sample_rows,
 )
+
+# A bare checkout: `kernels/` stands beside this folder, where an installation maps it to `cellattn.kernels`.
+_root = Path(__file__).parents[1]
+if not (_root / "cellattn" / "kernels").is_dir() and (_root / "kernels" / "attention_bce.py").is_file():
+    __path__.append(str(_root))
 
 __all__ = [
     "MultiGraph",

@@ -24,7 +24,7 @@ from torch import Tensor
 from .._check import require, require_choice, require_count
 from ..graph import MultiGraph
 from ._csr import sddmm, spmm, take_rows
-from ._operator import cpu_operator, keep_missing_grads, refuse_double_backward
+from ._operator import keep_missing_grads, operator, refuse_double_backward
 from ._rows import check_head, check_rows, reduce_rows, row_constants, row_logsumexp, take
 from .attention import accumulation_dtype, resolve_scale
 from .sample_rows import check_generator
@@ -99,8 +99,8 @@ def attention_bce(
         require(num_negatives <= most, lambda: f"num_negatives: expected at most {most} a row, got {num_negatives}")
         negatives = sample_negatives(graph, relation, genes, num_negatives, generator)
     loss = _bce_rows(
-        q, k, total, *graph.stacked, inv_mass, graph.known(relation), genes, negatives, relation_id, num_prefix, scale,
-        target == "normalized",
+        q, k, total, *graph.stacked, *graph.transpose(), inv_mass, graph.known(relation), genes, negatives, relation_id,
+        num_prefix, scale, target == "normalized",
     )  # fmt: skip
     return reduce_rows(loss, counted, reduction)
 
@@ -135,18 +135,18 @@ def sample_negatives(
 
 # ------------------------------------------------------------------------------------------------------- operators
 
-# q, k [..., T, D]; lse [..., R], None for the sigmoid link; the stacked graph; inv_mass [R], 0 for a row without edges;
-# known bool [N]; rows [R] genes; negatives [R, n] genes, None for every valid non-edge.
+# q, k [..., T, D]; lse [..., R], None for the sigmoid link; the stacked graph by rows and by columns; inv_mass [R], 0 for a
+# row without edges; known bool [N]; rows [R] genes; negatives [R, n] genes, None for every valid non-edge.
 _PROBLEM = (
-    "Tensor q, Tensor k, Tensor? lse, Tensor rowptr, Tensor col, Tensor weight, Tensor inv_mass, Tensor known, Tensor rows, "
-    "Tensor? negatives, int relation, int num_prefix, float scale, bool normalized"
+    "Tensor q, Tensor k, Tensor? lse, Tensor rowptr, Tensor col, Tensor weight, Tensor colptr, Tensor row, Tensor edge, "
+    "Tensor inv_mass, Tensor known, Tensor rows, Tensor? negatives, int relation, int num_prefix, float scale, bool normalized"
 )
 
 
-@cpu_operator("bce_rows", schema=f"({_PROBLEM}) -> Tensor")
+@operator("bce_rows", schema=f"({_PROBLEM}) -> Tensor")
 def _bce_rows(q: Tensor, k: Tensor, lse: Tensor | None, *problem: Any) -> Tensor:
     """[..., R]"""
-    rows, num_prefix, scale = problem[5], problem[8], problem[9]
+    rows, num_prefix, scale = problem[8], problem[11], problem[12]
     queries, keys, totals = _flat(q, k, lse, rows, num_prefix)
     loss = queries.new_zeros(queries.shape[:2])
     for block in _blocks(*problem, dtype=keys.dtype):
@@ -159,14 +159,14 @@ def _bce_rows(q: Tensor, k: Tensor, lse: Tensor | None, *problem: Any) -> Tensor
 
 @_bce_rows.register_fake
 def _(q: Tensor, k: Tensor, lse: Tensor | None, *problem: Any) -> Tensor:
-    rows = problem[5]
+    rows = problem[8]
     return q.new_empty(*q.shape[:-2], rows.shape[0], dtype=accumulation_dtype(q.dtype))
 
 
-@cpu_operator("bce_rows_backward", schema=f"(Tensor dloss, {_PROBLEM}) -> (Tensor, Tensor, Tensor)")
+@operator("bce_rows_backward", schema=f"(Tensor dloss, {_PROBLEM}) -> (Tensor, Tensor, Tensor)")
 def _bce_rows_backward(dloss: Tensor, q: Tensor, k: Tensor, lse: Tensor | None, *problem: Any) -> tuple[Tensor, Tensor, Tensor]:
     """(dq, dk [..., T, D], dlse [..., R], empty for the sigmoid link)"""
-    rows, num_prefix, scale = problem[5], problem[8], problem[9]
+    rows, num_prefix, scale = problem[8], problem[11], problem[12]
     queries, keys, totals = _flat(q, k, lse, rows, num_prefix)
     dloss = dloss.reshape(queries.shape[:2])
     dqueries, dkeys = torch.zeros_like(queries), torch.zeros_like(keys)
@@ -202,14 +202,31 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, dloss: Tensor | None) -> tuple[Tensor | None, ...]:
     if dloss is None:
-        return (None,) * 14
+        return (None,) * 17
     lse = ctx.saved_tensors[2]
     dq, dk, dlse = _bce_rows_backward(dloss, *ctx.saved_tensors, *ctx.constants)
-    return dq, dk, None if lse is None else dlse, *(None,) * 11
+    return dq, dk, None if lse is None else dlse, *(None,) * 14
 
 
 _bce_rows.register_autograd(_backward, setup_context=_setup_context)
 refuse_double_backward(_bce_rows_backward, "attention_bce")
+
+# ------------------------------------------------------------------------------------------------------------ CUDA
+
+
+@_bce_rows.register_kernel("cuda")
+def _(*arguments: Any) -> Tensor:
+    from ..kernels import attention_bce as kernels
+
+    return kernels.bce_rows(*arguments)
+
+
+@_bce_rows_backward.register_kernel("cuda")
+def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    from ..kernels import attention_bce as kernels
+
+    return kernels.bce_rows_backward(*arguments)
+
 
 # ------------------------------------------------------------------------------------------------------------- CPU
 
@@ -253,6 +270,9 @@ def _blocks(
     rowptr: Tensor,
     col: Tensor,
     weight: Tensor,
+    colptr: Tensor,
+    row: Tensor,
+    edge: Tensor,
     inv_mass: Tensor,
     known: Tensor,
     rows: Tensor,

@@ -31,7 +31,7 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     mask = torch.arange(N + 1) % 3 > 0
     q1, k1, lse1, dloss = leaves((N + 1, 8), (N + 1, 8), (N,), (N,))
     rows, negatives = torch.arange(N), torch.arange(3 * N).reshape(N, 3) % N
-    problem = (*g.stacked, g.inv_mass[:N], g.known("a"), rows)
+    problem = (*g.stacked, *g.transpose(), g.inv_mass[:N], g.known("a"), rows)
     index, ptr = torch.tensor([1, 5, 3]), torch.tensor([0, 2, 2, 3])
     head = leaves((3, 8), (N, 8), (N, 5), (3,), (3, 5))
     sets = leaves((3, 2, 4), (3, 2, 4), (3, 2, 4))

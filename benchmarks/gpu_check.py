@@ -1,0 +1,322 @@
+"""What only a GPU can say about the kernels, in one command of at most nine minutes that needs no network.
+
+    python -m benchmarks.gpu_check --out FOLDER
+
+In this order: every op, its gradients included, against float64 at the size of a cell, with at most twice the error of eager
+PyTorch of the same dtype; bit-equal repeats; a CUDA graph that replays bit-equal to eager; compute-sanitizer on small
+shapes, where it is installed; then `benchmarks.bench_attention`. FOLDER gets `gpu_check.json`, `gpu_check.txt`, and what the
+benchmark wrote. Exit status: 0 if every check passed, 1 if one failed, 2 without a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import cellattn
+from cellattn import MultiGraph, reference
+
+from .measure import environment, results_dir
+
+ROOT = Path(__file__).parents[1]
+SECONDS = 9 * 60
+SANITIZER_SECONDS = 90  # a tool
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Ours may have twice the error of eager PyTorch of the same dtype, and this much of the largest entry where eager is exact.
+MAX_RATIO, SMALL = 2.0, {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
+
+
+@dataclass(frozen=True)
+class Case:
+    """An op on `inputs` (shapes); `exact` is the same op of `cellattn.reference`, None where it draws at random."""
+
+    name: str
+    inputs: tuple[tuple[int, ...], ...]
+    ours: Callable[..., tuple[Tensor, ...]]
+    exact: Callable[..., tuple[Tensor, ...]] | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the report; `passed` is None for what could not be looked at here."""
+
+    check: str
+    case: str
+    passed: bool | None
+    detail: str
+
+
+def cell(num_nodes: int, *, device: torch.device, seed: int = 0) -> MultiGraph:
+    """Two relations whose degrees are heavy-tailed, each with rows that have no edge: 60 and 2 edges a gene in the mean."""
+    g = torch.Generator().manual_seed(seed)
+    popularity = torch.rand(num_nodes, generator=g).add(1e-3).reciprocal()
+    popularity[torch.randperm(num_nodes, generator=g)[: num_nodes // 10]] = 0
+    edges = {
+        name: torch.multinomial(popularity, 2 * mean * num_nodes, replacement=True, generator=g).reshape(2, -1)
+        for name, mean in (("dense", 60), ("sparse", 2))
+    }
+    return MultiGraph.from_edge_index(edges, num_nodes).to(device)
+
+
+def cases(graph: MultiGraph) -> Iterator[Case]:
+    """Every op, at the graph's size."""
+    n, device = graph.num_nodes, graph.device
+    t = n + 1
+    rows = torch.arange(0, n, 10, device=device)
+    ties = [("dense", 0), ("sparse", 1), ("dense", 1)]
+
+    def both(name: str, *inputs: tuple[int, ...], f: Callable[..., Any]) -> Case:
+        def of(module: Any) -> Callable[..., tuple[Tensor, ...]]:
+            def run(*x: Tensor) -> tuple[Tensor, ...]:
+                y = f(module, *x)
+                return y if isinstance(y, tuple) else (y,)
+
+            return run
+
+        return Case(name, inputs, of(cellattn), of(reference))
+
+    for d in (20, 64):
+        head = ((2, t, d),) * 2
+        yield both(f"attention D{d}", *head, (2, t, d), f=lambda m, q, k, v: m.attention(q, k, v))
+        yield both(f"attention_logsumexp D{d}", *head, f=lambda m, q, k: m.attention_logsumexp(q, k))
+    pair = ((t, 20),) * 2
+    yield both("attention D100 Dv30", (1, t, 100), (1, t, 100), (1, t, 30), f=lambda m, q, k, v: m.attention(q, k, v))
+    yield both("attention_kl", *pair, f=lambda m, q, k: m.attention_kl(q, k, graph, "dense", num_prefix=1))
+    yield both("attention_kl rows", *pair, f=lambda m, q, k: m.attention_kl(q, k, graph, "sparse", num_prefix=1, rows=rows))
+    yield both("attention_kl valid", *pair, f=lambda m, q, k: m.attention_kl(q, k, graph, "dense", num_prefix=1, over="valid"))
+    for link, target in (("softmax", "normalized"), ("softmax", "binary"), ("sigmoid", "binary")):
+        yield both(
+            f"attention_bce {link} {target}", *pair,
+            f=lambda m, q, k, link=link, target=target: m.attention_bce(
+                q, k, graph, "dense", num_prefix=1, link=link, target=target
+            ),
+        )  # fmt: skip
+    yield both("attention_bce rows", *pair, f=lambda m, q, k: m.attention_bce(q, k, graph, "sparse", num_prefix=1, rows=rows))
+    yield Case(
+        "attention_bce drawn",
+        pair,
+        lambda q, k: (cellattn.attention_bce(q, k, graph, "dense", num_prefix=1, num_negatives=20),),
+        None,
+    )
+    yield both(
+        "graph_attention, three ties", *((2, t, 20),) * 3,
+        f=lambda m, q, k, v: (lambda out, losses: (out, *losses))(*m.graph_attention(q, k, v, graph, ties)),
+    )  # fmt: skip
+    sets, size = 64, 3
+    g = torch.Generator().manual_seed(1)
+    index = torch.stack([torch.randperm(n, generator=g)[:size] for _ in range(sets)]).flatten().to(device)
+    ptr = size * torch.arange(sets + 1, device=device)
+    yield both(
+        "perturbation_attention", (sets, 64), (n, 64), (n, 64), (sets * size, 64),
+        f=lambda m, q, k, v, u: m.perturbation_attention(q, k, v, index, ptr, u, scale=0.125),
+    )  # fmt: skip
+
+
+def inputs_of(case: Case, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    g = torch.Generator().manual_seed(2)
+    return [torch.randn(shape, generator=g).to(device, dtype) for shape in case.inputs]
+
+
+def step(f: Callable[..., tuple[Tensor, ...]], inputs: list[Tensor]) -> list[Tensor]:
+    """Outputs, and gradients of their weighted sum."""
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    outputs = f(*inputs)
+    total = torch.stack([(i + 1) * y.float().square().sum() for i, y in enumerate(outputs)]).sum()
+    return [*(y.detach() for y in outputs), *torch.autograd.grad(total, inputs)]
+
+
+def exact_step(f: Callable[..., tuple[Tensor, ...]], inputs: list[Tensor]) -> list[Tensor]:
+    """`step` in float64, its weighted sum included."""
+    leaves = [x.detach().double().requires_grad_() for x in inputs]
+    outputs = f(*leaves)
+    total = torch.stack([(i + 1) * y.square().sum() for i, y in enumerate(outputs)]).sum()
+    return [*(y.detach() for y in outputs), *torch.autograd.grad(total, leaves)]
+
+
+def relative_errors(got: list[Tensor], want: list[Tensor]) -> list[float]:
+    """Of each tensor its largest error over its largest entry; NaN for one that holds NaN."""
+    return [float((a.double() - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in zip(got, want, strict=True)]
+
+
+def accuracy(case: Case, device: torch.device) -> Iterator[Result]:
+    if case.exact is None:
+        return
+    for name, dtype in DTYPES.items():
+        inputs = inputs_of(case, dtype, device)
+        want = exact_step(case.exact, inputs)
+        ours, eager = (relative_errors(step(f, inputs), want) for f in (case.ours, case.exact))
+        # Eager may overflow where it materialises a map: then only the small term holds.
+        passed = all(
+            a <= max(MAX_RATIO * b if b == b else 0.0, SMALL[dtype]) for a, b in zip(ours, eager, strict=True)
+        )  # fmt: skip
+        detail = ", ".join(f"{a:.1e} (eager {b:.1e})" for a, b in zip(ours, eager, strict=True))
+        yield Result("accuracy", f"{case.name}, {name}", passed, detail)
+
+
+def seeded(f: Callable[[], list[Tensor]]) -> list[Tensor]:
+    """Random draws, where there are any, are the same in every run."""
+    torch.manual_seed(0)
+    return f()
+
+
+def equal(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def repeats(case: Case, device: torch.device) -> Iterator[Result]:
+    inputs = inputs_of(case, torch.bfloat16, device)
+    first = seeded(lambda: step(case.ours, inputs))
+    same = [equal(first, seeded(lambda: step(case.ours, inputs))) for _ in range(3)]
+    yield Result("repeats", case.name, all(same), f"{sum(same)} of {len(same)} runs bit-equal to the first")
+
+
+def capture(case: Case, device: torch.device) -> Iterator[Result]:
+    """Three steps of gradient descent, captured as one graph and replayed, against the same three in eager."""
+    start = [x.float() for x in inputs_of(case, torch.bfloat16, device)]
+
+    def descend(parameters: list[Tensor]) -> None:
+        grads = step(case.ours, [x.bfloat16() for x in parameters])[-len(parameters) :]
+        for x, grad in zip(parameters, grads, strict=True):
+            x.sub_(grad, alpha=1e-3)
+
+    def trained(advance: Callable[[], None], parameters: list[Tensor]) -> list[Tensor]:
+        for x, x0 in zip(parameters, start, strict=True):
+            x.copy_(x0)
+        for _ in range(3):
+            advance()
+        return [x.clone() for x in parameters]
+
+    parameters = [x.clone() for x in start]
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        eager = seeded(lambda: trained(lambda: descend(parameters), parameters))
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        descend(parameters)
+    replayed = seeded(lambda: trained(graph.replay, parameters))
+    moved = not equal(eager, start)
+    yield Result(
+        "cuda graph", case.name, moved and equal(eager, replayed), "three steps, replayed and eager compared bit by bit"
+    )
+
+
+def sanitizer(small: list[str]) -> Iterator[Result]:
+    """Each op once at a small size, in a process of its own under memcheck and racecheck."""
+    places = [shutil.which("compute-sanitizer"), "/usr/local/cuda/bin/compute-sanitizer"]
+    tool = next((place for place in places if place and Path(place).is_file()), None)
+    for name in ("memcheck", "racecheck"):
+        if tool is None:
+            yield Result("sanitizer", name, None, "compute-sanitizer is not installed here")
+            continue
+        # Without PyTorch's pool an access past the end of a tensor leaves its allocation, and is seen.
+        env = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        command = [tool, "--tool", name, "--error-exitcode", "1", *small]
+        try:
+            done = subprocess.run(
+                command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=SANITIZER_SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired:
+            yield Result("sanitizer", name, None, f"not finished after {SANITIZER_SECONDS} s")
+            continue
+        last = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()][-3:]
+        yield Result("sanitizer", name, done.returncode == 0, " / ".join(last))
+
+
+def benchmark(out: Path, seconds: float) -> Result:
+    """`benchmarks.bench_attention` in a process of its own, its table and figures copied to the folder."""
+    command = [sys.executable, "-m", "benchmarks.bench_attention", "--device", "cuda"]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=max(seconds, 1), check=False)
+    except subprocess.TimeoutExpired:
+        return Result("benchmark", "bench_attention", None, f"not finished in the {seconds:.0f} s that were left")
+    (out / "bench_attention.txt").write_text(done.stdout + done.stderr)
+    figures = results_dir() / "attention.json"
+    if done.returncode == 0 and figures.is_file():
+        shutil.copy(figures, out / figures.name)
+    return Result("benchmark", "bench_attention", done.returncode == 0, f"exit status {done.returncode}")
+
+
+def guarded(check: Callable[..., Iterator[Result]], name: str, case: Case, device: torch.device) -> Iterator[Result]:
+    """A check that raises has failed, and the others go on."""
+    try:
+        yield from check(case, device)
+    except Exception:
+        yield Result(name, case.name, False, traceback.format_exc(limit=-3))
+    torch.cuda.empty_cache()
+
+
+def run_small(device: torch.device) -> None:
+    """Each op once, forward and backward, for the sanitizer."""
+    for case in cases(cell(70, device=device)):
+        step(case.ours, inputs_of(case, torch.float16, device))
+    torch.cuda.synchronize()
+
+
+def run(out: Path, *, device: torch.device) -> list[Result]:
+    started = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    about = environment()
+    results: list[Result] = []
+    with (out / "gpu_check.txt").open("w") as text:
+
+        def report(line: str) -> None:
+            print(line, flush=True)
+            print(line, file=text, flush=True)
+
+        def add(result: Result) -> None:
+            verdict = {True: "pass", False: "FAIL", None: "----"}[result.passed]
+            report(f"{verdict}  {result.check}  {result.case}: {result.detail}")
+            results.append(result)
+
+        report(", ".join(f"{key} {value}" for key, value in about.items()))
+        graph = cell(6607, device=device)
+        for case in cases(graph):
+            for name, check in (("accuracy", accuracy), ("repeats", repeats), ("cuda graph", capture)):
+                for result in guarded(check, name, case, device):
+                    add(result)
+        for result in sanitizer([sys.executable, "-m", "benchmarks.gpu_check", "--small"]):
+            add(result)
+        add(benchmark(out, SECONDS - (time.monotonic() - started)))
+        failed = sum(result.passed is False for result in results)
+        skipped = sum(result.passed is None for result in results)
+        took = time.monotonic() - started
+        report(f"{len(results) - failed - skipped} passed, {failed} failed, {skipped} could not be looked at, in {took:.0f} s")
+    document = {"environment": about, "seconds": took, "results": [asdict(result) for result in results]}
+    (out / "gpu_check.json").write_text(json.dumps(document, indent=1) + "\n")
+    return results
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--out", type=Path, help="folder for the results, made if missing")
+    what.add_argument("--small", action="store_true", help="run each op once at a small size, as the sanitizer's target")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("gpu_check: no GPU that this PyTorch can use; nothing was checked")
+        return 2
+    device = torch.device("cuda", torch.cuda.current_device())
+    if arguments.small:
+        run_small(device)
+        return 0
+    return int(any(result.passed is False for result in run(arguments.out, device=device)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""The GPU check on a machine without a GPU: it says so, and its cases hold on the CPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu_check
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
+
+
+def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "benchmarks.gpu_check", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "no GPU" in done.stdout
+    assert not (tmp_path / "out").exists()
+
+
+CASES = {case.name: case for case in gpu_check.cases(gpu_check.cell(70, device=CPU))}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_cases_hold_on_the_cpu(name: str) -> None:
+    """The comparison itself: in float32 the CPU implementations pass it."""
+    case = CASES[name]
+    results = list(gpu_check.accuracy(case, CPU))
+    assert len(results) == (0 if case.exact is None else 3)
+    assert all(result.passed for result in results), results
+    if case.exact is None:
+        outputs = gpu_check.step(case.ours, gpu_check.inputs_of(case, torch.float32, CPU))
+        assert all(x.isfinite().all() for x in outputs)
+
+
+def test_a_wrong_result_fails() -> None:
+    case = CASES["attention_kl"]
+    assert case.exact is not None
+    exact = case.exact
+    wrong = gpu_check.Case("wrong", case.inputs, lambda *x: tuple(1.01 * y for y in exact(*x)), exact)
+    assert not any(result.passed for result in gpu_check.accuracy(wrong, CPU))
+
+
+def test_kernels_resolve_in_a_bare_checkout() -> None:
+    """Without what an editable install puts into site-packages: -S leaves it out, PYTHONPATH holds what is imported."""
+    folder = str(Path(torch.__file__).parents[1])
+    code = f"import sys; sys.path.append({folder!r}); import cellattn.kernels; print(cellattn.kernels.__file__)"
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()) == ROOT / "kernels" / "__init__.py"

@@ -1,0 +1,261 @@
+"""The BCE kernels against the dense float64 definition: values, and the gradients of q, k and lse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cellattn import MultiGraph, reference
+from cellattn.kernels import attention_bce as kernels
+from cellattn.ops.attention_bce import sample_negatives
+
+from ..compare import leaves, random_graph
+
+# Relative to the largest entry. float32: scores of up to 20 are rounded to 2e-6, and a / (1 - a) multiplies that. float16:
+# inputs are rounded before both sides, so that what is left is the 11 bits of a product's operand and of the result.
+TOLERANCE = {torch.float32: 5e-5, torch.float16: 2e-3}
+
+
+@pytest.fixture(autouse=True)
+def _poisoned(poison: Callable[[ModuleType], None]) -> None:
+    poison(kernels)
+
+
+def dense(
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor | None,
+    graph: MultiGraph,
+    relation: str,
+    rows: Tensor,
+    negatives: Tensor | None,
+    *,
+    num_prefix: int,
+    scale: float,
+    normalized: bool,
+) -> Tensor:
+    """[..., R]; lse [..., R] is an input of its own, None for the sigmoid link."""
+    t, edges, valid = reference.target(graph, relation)
+    t, edges, valid = (x[rows] for x in ((t if normalized else edges.double()), edges, valid))
+    s = scale * (q @ k.mT)[..., num_prefix:, num_prefix:][..., rows, :]
+    if lse is None:
+        log_a, log_1ma = F.logsigmoid(s), F.logsigmoid(-s)
+    else:
+        log_a = s - lse[..., None]
+        log_1ma = torch.log(torch.where((t < 1) | ~edges, -torch.expm1(log_a), 1))
+    weight = 1.0 * (valid & ~edges)
+    if negatives is not None:
+        free = weight.sum(1, keepdim=True)
+        drawn = torch.zeros_like(weight).scatter_add_(1, negatives, torch.ones_like(negatives, dtype=weight.dtype))
+        weight = drawn * free / negatives.shape[1]
+    bce = torch.where(edges, t * log_a + (1 - t) * log_1ma, weight * log_1ma).sum(-1)
+    return torch.where(edges.any(1), -bce, 0)
+
+
+def check(
+    graph: MultiGraph,
+    relation: str,
+    q: Tensor,
+    k: Tensor,
+    *,
+    rows: Tensor | None = None,
+    num_negatives: int | None = None,
+    num_prefix: int = 1,
+    link: str = "softmax",
+    normalized: bool = True,
+    scale: float | None = None,
+    dtype: torch.dtype = torch.float32,
+    floor: float = 1e-3,
+) -> None:
+    """Compare the launchers with autograd through `dense`, inputs rounded to the dtype; errors relative to `floor` at least."""
+    n = graph.num_nodes
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    rows = torch.arange(n) if rows is None else rows
+    q, k = q.detach().to(dtype), k.detach().to(dtype)
+    q64, k64 = q.double().requires_grad_(), k.double().requires_grad_()
+    g = torch.Generator().manual_seed(3)
+    negatives = None if num_negatives is None else sample_negatives(graph, relation, rows, num_negatives, g)
+    lse64 = None
+    if link == "softmax":
+        scores = scale * (q64 @ k64.mT).detach()
+        lse64 = scores.logsumexp(-1)[..., num_prefix:][..., rows].requires_grad_()
+    want = dense(
+        q64, k64, lse64, graph, relation, rows, negatives, num_prefix=num_prefix, scale=scale, normalized=normalized
+    )  # fmt: skip
+    dloss = torch.randn(want.shape, dtype=torch.float64, generator=g)
+    inputs = [x for x in (q64, k64, lse64) if x is not None]
+    want_grads = torch.autograd.grad((want * dloss).sum(), inputs)
+
+    first = graph.relation_id(relation) * n
+    problem = (
+        q, k, None if lse64 is None else lse64.detach().float(), *graph.stacked, *graph.transpose(),
+        graph.inv_mass[first : first + n][rows].float(), graph.known(relation), rows, negatives, graph.relation_id(relation),
+        num_prefix, scale, normalized,
+    )  # fmt: skip
+    got = kernels.bce_rows(*problem)
+    dq, dk, dlse = kernels.bce_rows_backward(dloss.float(), *problem)
+    assert got.dtype == dlse.dtype == torch.float32
+    assert dq.dtype == dk.dtype == dtype
+    if lse64 is None:
+        assert dlse.numel() == 0
+    for name, a, b in zip(("loss", "dq", "dk", "dlse"), (got, dq, dk, dlse), (want, *want_grads), strict=False):
+        assert a.shape == b.shape, name
+        assert a.isfinite().all(), name
+        # Rounded to the dtype by the kernel, as any implementation would have to.
+        tolerance = TOLERANCE[dtype if name in ("dq", "dk") else torch.float32]
+        if dtype == torch.float16 and name == "dlse":
+            tolerance = 2e-4
+        scale_of_b = max(float(b.detach().abs().max()), floor) if b.numel() else 1.0
+        error = float((a.double() - b.detach()).abs().max()) / scale_of_b if b.numel() else 0.0
+        assert error <= tolerance, f"{name}: relative error {error:.1e}"
+
+
+def mixed(n: int, *, weighted: bool = False) -> MultiGraph:
+    """Rows without edges, with one, with all; duplicates; a gene that the relation does not know."""
+    if n == 1:
+        return MultiGraph.from_edge_index({"a": torch.zeros(2, 1, dtype=torch.int64)}, 1)
+    graph = random_graph(n - 1, {"other": 7, "a": 5 * n}, weighted=weighted)
+    index = graph.edge_index("a")
+    index = index[:, (index[0] != 0) & (index[0] % 5 != 3)]
+    full = torch.stack([torch.zeros(n - 1, dtype=torch.int64), torch.arange(n - 1)])
+    one = torch.tensor([[3], [2]])
+    weight = torch.rand(index.shape[1] + n, generator=torch.Generator().manual_seed(2)) + 0.1
+    edges = {"other": graph.edge_index("other"), "a": torch.cat([index, full, one], 1)}
+    weights = {"a": weight} if weighted else None
+    return MultiGraph.from_edge_index(edges, n - 1, edge_weight=weights).extend(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("num_negatives", [None, 5], ids=["dense", "drawn"])
+@pytest.mark.parametrize(
+    ("t", "d", "link", "normalized", "step"),
+    [
+        (2, 8, "softmax", False, 1),
+        (20, 1, "softmax", True, 1),
+        (63, 20, "softmax", False, 2),
+        (36, 20, "sigmoid", True, 1),
+        (129, 64, "softmax", True, 8),
+        (20, 100, "sigmoid", False, 1),
+        (20, 128, "softmax", True, 1),
+        (20, 200, "softmax", True, 4),
+    ],
+    ids=str,
+)
+def test_shapes(t: int, d: int, link: str, normalized: bool, step: int, num_negatives: int | None, dtype: torch.dtype) -> None:
+    """T tokens, every step-th row."""
+    q, k = leaves((t, d), (t, d))
+    rows = torch.arange(0, t - 1, step)
+    check(mixed(t - 1), "a", q, k, rows=rows, link=link, normalized=normalized, num_negatives=num_negatives, dtype=dtype)
+
+
+@pytest.mark.parametrize("num_negatives", [None, 3], ids=["dense", "drawn"])
+@pytest.mark.parametrize("rows", [[3, 0, 17], [4, 4, 0, 4], [0], []], ids=str)
+def test_rows(rows: list[int], num_negatives: int | None) -> None:
+    """Subsets, repeated genes, none; weights; leading dimensions; three prefix tokens."""
+    q, k = leaves((2, 2, 36, 12), (2, 2, 36, 12))
+    index = torch.tensor(rows, dtype=torch.int64)
+    check(mixed(33, weighted=True), "a", q, k, rows=index, num_prefix=3, num_negatives=num_negatives)
+
+
+def test_strided_heads_without_prefix() -> None:
+    """One head of [T, H, D] storage, and features that are not consecutive."""
+    q, k = leaves((34, 3, 10), (10, 34))
+    check(mixed(34), "a", q[:, 1], k.mT, num_prefix=0)
+
+
+@pytest.mark.parametrize("gap", [4.0, 8.0, 14.0])
+@pytest.mark.parametrize("normalized", [True, False], ids=["normalized", "binary"])
+def test_well_learnt_edges_leave_no_noise(normalized: bool, gap: float) -> None:
+    """a near 1 on an edge with t = 1: the dense pass and the edge pass must not cancel.
+
+    The loss and its gradient are small there, and known to the rounding of the scores: errors are held to that, not to them.
+    """
+    n = 35
+    ring = torch.stack([torch.arange(n), (torch.arange(n) + 1) % n])
+    graph = MultiGraph.from_edge_index({"a": ring}, n)
+    q = torch.eye(n, dtype=torch.float64)
+    check(graph, "a", q, gap * q.roll(-1, 0).mT, num_prefix=0, scale=1.0, normalized=normalized, floor=1.0)
+
+
+@pytest.mark.parametrize("num_negatives", [None, 40], ids=["dense", "drawn"])
+def test_sharp_non_edges(num_negatives: int | None) -> None:
+    """a near 1 on a pair that is no edge: its term dominates, and is counted."""
+    n = 35
+    ring = torch.stack([torch.arange(n), (torch.arange(n) + 1) % n])
+    graph = MultiGraph.from_edge_index({"a": ring}, n)
+    q = torch.eye(n, dtype=torch.float64)
+    check(graph, "a", q, 7 * q, num_prefix=0, scale=1.0, num_negatives=num_negatives)
+
+
+def test_parts_of_both_passes() -> None:
+    """Loops cut into parts, the last one short: over the keys, and (each gene named many times) over the rows."""
+    n = 290
+    q, k = leaves((n, 8), (n, 8))
+    graph = random_graph(n, {"a": 400})
+    assert kernels.parts_for(1, n, 32, q.device)[0] > 1
+    check(graph, "a", q, k, rows=torch.arange(n)[::7], num_prefix=0)
+    q, k = leaves((4, 8), (4, 8))
+    check(random_graph(4, {"a": 5}), "a", q, k, rows=torch.arange(290) % 4, num_prefix=0)
+
+
+def test_small_and_large_probabilities_are_exact() -> None:
+    """L and G against float64, over the range of log a that float32 holds."""
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def entries_kernel(x_ptr, loss_ptr, grad_ptr, N: tl.constexpr, SIGMOID: tl.constexpr):
+        o = tl.arange(0, N)
+        x = tl.load(x_ptr + o)
+        tl.store(loss_ptr + o, kernels._loss_term(x, SIGMOID))
+        tl.store(grad_ptr + o, kernels._grad_term(x, SIGMOID))
+
+    x = -torch.logspace(-6.7, 1.9, 512).float()
+    loss, grad = torch.full_like(x, torch.nan), torch.full_like(x, torch.nan)
+    entries_kernel[(1,)](x, loss, grad, N=512, SIGMOID=False)
+    log_a = x.double() * torch.log(torch.tensor(2.0, dtype=torch.float64))
+    want = torch.where(log_a > -0.6, -(-torch.expm1(log_a)).log(), -torch.log1p(-log_a.exp()))
+    torch.testing.assert_close(loss.double(), want, rtol=2e-6, atol=1e-30)
+    torch.testing.assert_close(grad.double(), 1 / torch.expm1(-log_a), rtol=2e-6, atol=1e-30)
+    x = torch.cat([x[::2], -x[::2]])
+    entries_kernel[(1,)](x, loss, grad, N=512, SIGMOID=True)
+    s = x.double() * torch.log(torch.tensor(2.0, dtype=torch.float64))
+    torch.testing.assert_close(loss.double(), F.softplus(s), rtol=2e-6, atol=1e-30)
+    torch.testing.assert_close(grad.double(), s.sigmoid(), rtol=2e-6, atol=1e-30)
+
+
+def test_repeats_bit_for_bit() -> None:
+    q, k = (x.detach().float() for x in leaves((50, 8), (50, 8)))
+    graph = random_graph(49, {"a": 300})
+    rows, lse = torch.tensor([4, 4, 9, 30]), torch.full((4,), 6.0)
+    problem = (
+        q, k, lse, *graph.stacked, *graph.transpose(), graph.inv_mass[rows].float(), graph.known("a"), rows, None, 0, 1, 0.3,
+        True,
+    )  # fmt: skip
+    runs = [(kernels.bce_rows(*problem), *kernels.bce_rows_backward(torch.ones(4), *problem)) for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "d", "message"),
+    [(torch.float64, 8, "expected dtype float16, bfloat16, float32"), (torch.float32, 257, "at most 256, got 257")],
+    ids=["float64", "D257"],
+)
+def test_refuses(dtype: torch.dtype, d: int, message: str) -> None:
+    graph = random_graph(9, {"a": 20})
+    q = torch.zeros(10, d, dtype=dtype)
+    rows: Any = torch.arange(9)
+    problem = (
+        q, q, torch.zeros(9), *graph.stacked, *graph.transpose(), graph.inv_mass.float(), graph.known("a"), rows, None, 0, 1,
+        1.0, True,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        kernels.bce_rows(*problem)
+    with pytest.raises(ValueError, match=message):
+        kernels.bce_rows_backward(torch.zeros(9), *problem)

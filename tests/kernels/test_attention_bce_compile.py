@@ -1,0 +1,57 @@
+"""Every BCE kernel, compiled ahead of time for each chip: legal, without spills where that is promised, and as recorded."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+from cellattn.kernels import attention_bce as kernels
+
+from .aot import ARCHS, Case, check_case
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+N, EDGES, RELATIONS = 6607, 50_000, 2
+
+
+def launch(dtype: torch.dtype, dim: int, link: str, num_negatives: int | None) -> None:
+    """Forward and backward of one head in storage [T, D]."""
+
+    def meta(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        return torch.empty(*shape, dtype=dtype, device="meta")
+
+    pointers = meta(RELATIONS * N + 1)
+    q = meta(N + 1, dim, dtype=dtype)
+    row = meta(N, dtype=torch.float32)
+    problem = (
+        q, q, row if link == "softmax" else None,
+        pointers, meta(EDGES, dtype=torch.int32), meta(EDGES, dtype=torch.float32),
+        pointers, meta(EDGES, dtype=torch.int32), meta(EDGES), row, meta(N, dtype=torch.bool), meta(N),
+        None if num_negatives is None else meta(N, num_negatives), 1, 1, dim**-0.5, True,
+    )  # fmt: skip
+    kernels.bce_rows(*problem)
+    kernels.bce_rows_backward(row, *problem)
+
+
+def case(arch: int, dtype: str, dim: int, link: str = "softmax", num_negatives: int | None = None) -> Case:
+    note = link + ("" if num_negatives is None else "-drawn")
+    return Case(arch, dtype, dim, functools.partial(launch, DTYPES[dtype], dim, link, num_negatives), note)
+
+
+# Head dimensions: the group's 20, and one of every tile above it.
+CASES = [
+    *(case(arch, "bf16", dim) for arch in ARCHS for dim in (20, 64, 128)),
+    *(case(arch, "bf16", 256) for arch in (80, 90)),
+    case(80, "fp16", 16),
+    case(80, "fp32", 20),
+    case(90, "fp32", 128),
+    case(80, "bf16", 20, "sigmoid"),
+    case(80, "bf16", 20, "softmax", 5),
+    case(90, "fp16", 64, "sigmoid", 5),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_compiles(case: Case) -> None:
+    check_case(case, spills=case.dtype == "fp32" or case.dim > 128)
