@@ -28,7 +28,10 @@ def spmm(ptr: Tensor, col: Tensor, value: Tensor, num_cols: int, x: Tensor) -> T
 
 
 def sddmm(ptr: Tensor, col: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """One value an entry: a[row] . b[col], with a [R, D], b [C, D] -> [E]."""
+    """One value an entry: a[row] . b[col], with a [R, D], b [C, D] -> [E]; an entry may stand several times."""
+    if col.numel() > a.shape[0] * b.shape[0]:  # PyTorch refuses more entries than a matrix of this shape can hold
+        row = torch.arange(a.shape[0]).repeat_interleave(ptr.diff())
+        return (a @ b.mT)[row, col.long()]
     zeros = _csr(ptr, col, a.new_zeros(col.numel()), b.shape[0])
     return torch.sparse.sampled_addmm(zeros, a.contiguous(), b.t(), beta=0.0).values()
 

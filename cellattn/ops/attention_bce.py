@@ -286,25 +286,23 @@ def _blocks(
 ) -> Iterator[_DenseRows | _SparseRows]:
     """The entries of the loss with their targets: row blocks against all genes, or edges and drawn non-edges at once."""
     n = known.numel()
-    step = rows.numel() if negatives is not None else max(1, _BLOCK // n)
-    for first in range(0, rows.numel(), max(step, 1)):
-        here = slice(first, min(first + step, rows.numel()))
+    filled = (inv_mass > 0).nonzero()[:, 0]  # rows without an edge contribute nothing
+    for here in [filled] if negatives is not None else filled.split(max(1, _BLOCK // n)):
         ptr, entry = take_rows(rowptr, relation * n + rows[here])
         local = torch.arange(ptr.numel() - 1).repeat_interleave(ptr.diff())
         t = weight[entry].to(dtype) * inv_mass[here][local] if normalized else torch.ones(entry.numel(), dtype=dtype)
         if negatives is None:
             positive = torch.zeros(ptr.numel() - 1, n, dtype=dtype)
             positive[local, col[entry].long()] = t
-            has_edge = ptr.diff() > 0
-            yield _DenseRows(here, positive, (has_edge[:, None] & known).to(dtype) - positive)
+            yield _DenseRows(here, positive, known.to(dtype) - positive)
         else:
-            yield _sparse_rows(here, ptr, local, col[entry], t, negatives, known)
+            yield _sparse_rows(here, ptr, local, col[entry], t, negatives[here], known)
 
 
 class _DenseRows(NamedTuple):
     """A block of rows against every gene: entries [b, N]."""
 
-    rows: slice
+    rows: Tensor  # positions [b] among the chosen rows
     positive: Tensor  # t, 0 for non-edges
     negative: Tensor  # 1 - t for valid pairs, 0 for others
 
@@ -327,7 +325,7 @@ class _DenseRows(NamedTuple):
 class _SparseRows(NamedTuple):
     """The edges and the drawn non-edges of all rows: entries [E], a CSR matrix and its transpose."""
 
-    rows: slice
+    rows: Tensor
     positive: Tensor
     negative: Tensor
     ptr: Tensor
@@ -337,10 +335,10 @@ class _SparseRows(NamedTuple):
     order: Tensor  # entries by column
 
     def scores(self, queries: Tensor, keys: Tensor) -> Tensor:
-        return sddmm(self.ptr, self.col, queries, keys)
+        return sddmm(self.ptr, self.col, queries[self.rows], keys)
 
     def spread(self, x: Tensor) -> Tensor:
-        return x.repeat_interleave(self.ptr.diff())
+        return x[self.rows].repeat_interleave(self.ptr.diff())
 
     def sum(self, entries: Tensor) -> Tensor:
         return torch.segment_reduce(entries, "sum", offsets=self.ptr, initial=0)
@@ -349,11 +347,11 @@ class _SparseRows(NamedTuple):
         return spmm(self.ptr, self.col, ds, keys.shape[0], keys)
 
     def times_queries(self, ds: Tensor, queries: Tensor) -> Tensor:
-        return spmm(self.colptr, self.row, ds[self.order], queries.shape[0], queries)
+        return spmm(self.colptr, self.row, ds[self.order], self.rows.numel(), queries[self.rows])
 
 
 def _sparse_rows(
-    here: slice, ptr: Tensor, local: Tensor, col: Tensor, t: Tensor, negatives: Tensor, known: Tensor
+    here: Tensor, ptr: Tensor, local: Tensor, col: Tensor, t: Tensor, negatives: Tensor, known: Tensor
 ) -> _SparseRows:
     num_rows, n = negatives.shape
     degree = ptr.diff()
@@ -365,7 +363,7 @@ def _sparse_rows(
     all_col[edge_at], all_col[drawn_at] = col, negatives.to(col.dtype)
     positive, negative = t.new_zeros(total), t.new_zeros(total)
     positive[edge_at], negative[edge_at] = t, 1 - t
-    free = torch.where(degree > 0, known.sum() - degree, 0)
+    free = known.sum() - degree
     negative[drawn_at] = (free.to(t.dtype) / n)[:, None].expand(-1, n)
     all_ptr = ptr + torch.arange(num_rows + 1) * n
     order = torch.argsort(all_col, stable=True)

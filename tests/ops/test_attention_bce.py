@@ -109,6 +109,22 @@ def test_negatives_of_a_full_row() -> None:
     )
 
 
+@pytest.mark.parametrize("link", ["softmax", "sigmoid"])
+def test_more_negatives_than_pairs(link: str) -> None:
+    """Regression test: edges and draws together may outnumber the entries of an [R, N] matrix."""
+    graph = MultiGraph.from_edge_index({"a": torch.tensor([[0, 0, 0, 2], [0, 1, 2, 1]])}, 4)
+    q, k = leaves((4, 3), (4, 3))
+    g = torch.Generator().manual_seed(0)
+    options: dict[str, Any] = {"num_negatives": 4000, "generator": g, "link": link, "reduction": "none"}
+    (got,), grads = values_and_grads(lambda q, k: cellattn.attention_bce(q, k, graph, "a", **options), q, k)
+    (want,), exact = values_and_grads(lambda q, k: reference.attention_bce(q, k, graph, "a", link=link, reduction="none"), q, k)
+    # one non-edge in row 0, so its draws are exact; three in row 2, of which 4,000 draws leave about 2%
+    torch.testing.assert_close(got[0], want[0])
+    torch.testing.assert_close(got, want, rtol=0.1, atol=0.05)
+    for a, b in zip(grads, exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=0.1, atol=0.1)
+
+
 def test_generator_repeats_the_draw() -> None:
     graph = random_graph(50, {"a": 200})
     q, k = leaves((50, 4), (50, 4))
