@@ -654,8 +654,8 @@ def table(result: dict[str, Any]) -> str:
         "Mean ± standard deviation over seeds; a seed sets initial weights, order of the data, and, on real tables, the "
         f"{VALIDATION_SHARE:.0%} of training pairs that validate. Epoch (ridge: penalty) by validation Pearson; the test "
         "pairs were looked at once a run. Graph-term weights, learning rates and sizes were chosen by validation on the real "
-        "tables before; the cell transformer had more tries than the tuned pair MLP. While the recipe was settled, test scores of "
-        "earlier settings had been seen, though none was chosen by them."
+        "tables before; the cell transformer had more tries than the tuned pair MLP. While the recipe was settled, test "
+        "scores of earlier settings had been seen, though none was chosen by them."
     )
     heads = graph_table({name: runs for name, runs in by_variant.items() if "kl" in runs[0]}, result["variants"])
     scope = f"{result['source']}, {result['tokens']:,} gene tokens; {pairs} ({notes})."
