@@ -23,12 +23,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cellattn._check import require, require_same
-
 from .config import Tile, choose, on_device, options, parts_for
+from .tensors import check_devices, check_floats, padded
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-MAX_DIM = 256
 MAX_ROW_STRIDE = 2**24  # a block of 128 rows is addressed in 32 bits
 LOG2E = 1 / log(2)
 TINY = 2.0**-126  # stands in for a scale of 0, with which a masked score would be -inf * 0 = NaN
@@ -206,7 +203,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: f
     Raises:
         ValueError: for a dtype, head dimension or device that the kernels do not take.
     """
-    _check(q=q, k=k, v=v, key_mask=key_mask)
+    check_floats(q=q, k=k, v=v)
+    check_devices(q=q, k=k, v=v, key_mask=key_mask)
     (Tq, D), (Tk, DV) = q.shape[-2:], v.shape[-2:]
     out = q.new_empty(*q.shape[:-1], DV)
     lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
@@ -216,7 +214,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: f
     q, k = _heads(q), _heads(k)
     v = _heads(v) if DV else k
     B, H = q.shape[:2]
-    BD, BV = _padded(D), _padded(DV)
+    BD, BV = padded(D), padded(DV)
 
     def launch(tile: Tile) -> None:
         NM = triton.cdiv(Tq, tile.BM)
@@ -495,7 +493,8 @@ def attention_backward(
     Raises:
         ValueError: for a dtype, head dimension or device that the kernels do not take.
     """
-    _check(q=q, k=k, v=v, key_mask=key_mask, dout=dout, dlse=dlse, out=out, lse=lse)
+    check_floats(q=q, k=k, v=v)
+    check_devices(q=q, k=k, v=v, key_mask=key_mask, dout=dout, dlse=dlse, out=out, lse=lse)
     (Tq, D), (Tk, DV) = q.shape[-2:], v.shape[-2:]
     has_do = dout is not None and DV > 0
     if lse.numel() == 0 or not (has_do or dlse is not None):
@@ -507,7 +506,7 @@ def attention_backward(
     v = _heads(v) if has_do else k
     do = _heads(dout) if has_do and dout is not None else q
     B, H = q.shape[:2]
-    BD, BV = _padded(D), _padded(DV if has_do else 0)
+    BD, BV = padded(D), padded(DV if has_do else 0)
     a = _alignment(q, k, v, do)
     delta, lse2 = q.new_empty(2, B, H, Tq, dtype=torch.float32)
     strides = (*_strides(a, q, k, v, do), *(mask.stride()[:2] if mask is not None else (0, 0)))
@@ -550,16 +549,6 @@ def attention_backward(
 # ------------------------------------------------------------------------------------------------ what both passes need
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, **others: Tensor | None) -> None:
-    tensors = {"q": q, "k": k, "v": v} | {name: x for name, x in others.items() if x is not None}
-    require_same("device", **{name: x.device for name, x in tensors.items()})
-    names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-    for name, x in {"q": q, "k": k, "v": v}.items():
-        require(x.dtype in DTYPES, lambda: f"{name}: expected dtype {names} on {x.device.type}, got {x.dtype}")
-        require(x.shape[-1] <= MAX_DIM, lambda: f"{name}: expected a head dimension of at most {MAX_DIM}, got {list(x.shape)}")
-    require_same("dtype", q=q.dtype, k=k.dtype, v=v.dtype)
-
-
 def _heads(x: Tensor) -> Tensor:
     """[..., T, D] -> [B, H, T, D] whose rows load in pieces of at least 8 bytes: a view where the strides allow it.
 
@@ -592,11 +581,6 @@ def _mask(key_mask: Tensor | None, k: Tensor) -> Tensor | None:
         return None
     mask = key_mask.contiguous().view(torch.uint8).expand(k.shape[:-1])
     return mask.reshape(prod(k.shape[:-3]), k.shape[-3] if k.ndim > 2 else 1, k.shape[-2])
-
-
-def _padded(dim: int) -> int:
-    """The least width of a block that a matrix instruction takes."""
-    return max(16, triton.next_power_of_2(dim))
 
 
 def _precision() -> str:

@@ -39,9 +39,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._check import require, require_same
-from .attention import DTYPES, MAX_DIM
 from .config import on_device, parts_for
+from .tensors import check_devices, check_floats, flat, padded
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -718,17 +717,14 @@ class _Problem:
         """Checked, and all but q and k contiguous."""
         contiguous: list[Any] = [x.contiguous() if isinstance(x, Tensor) else x for x in others]
         p = cls(q, k, *contiguous)
-        require_same("device", **{name: x.device for name, x in vars(p).items() if isinstance(x, Tensor)})
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-        require(q.dtype in DTYPES, lambda: f"q: expected dtype {names} on {q.device.type}, got {q.dtype}")
-        require_same("dtype", q=q.dtype, k=k.dtype)
-        require(q.shape[-1] <= MAX_DIM, lambda: f"q: expected a head dimension of at most {MAX_DIM}, got {q.shape[-1]}")
+        check_devices(**{name: x for name, x in vars(p).items() if isinstance(x, Tensor)})
+        check_floats(q=q, k=k)
         return p
 
     @cached_property
     def heads(self) -> tuple[Tensor, Tensor]:
         """q, k as [L, T, D]"""
-        return _flat(self.q), _flat(self.k)
+        return flat(self.q), flat(self.k)
 
     @cached_property
     def num_known(self) -> Tensor:
@@ -760,12 +756,12 @@ class _Problem:
         d = q.shape[-1]
         return {
             "num_rows": self.num_rows, "num_prefix": self.num_prefix, "stride_ql": q.stride(0), "stride_kl": k.stride(0),
-            "STRIDE_Q": q.stride(1), "STRIDE_K": k.stride(1), "D": d, "BD": _padded(d), "SIGMOID": self.lse is None,
+            "STRIDE_Q": q.stride(1), "STRIDE_K": k.stride(1), "D": d, "BD": padded(d), "SIGMOID": self.lse is None,
         }  # fmt: skip
 
     def by_entries(self) -> dict[str, Any]:
         """... and every kernel over edges and drawn pairs: [BE, BD] of them at a time."""
-        BD = _padded(self.q.shape[-1])
+        BD = padded(self.q.shape[-1])
         return self.constants() | {
             "first_row": self.relation * self.num_genes, "num_negatives": self.num_negatives, "DENSE": self.negatives is None,
             "NORMALIZED": self.normalized, "BE": max(8, min(32, 2048 // BD)), "num_warps": 4,
@@ -774,7 +770,7 @@ class _Problem:
 
     def by_tiles(self, *, by_keys: bool) -> tuple[dict[str, Any], tuple[int, int]]:
         """... and every dense kernel, and its grid, (programs, parts)."""
-        BM, BN, warps, stages = TILES[self.q.element_size() == 2, _padded(self.q.shape[-1])][by_keys]
+        BM, BN, warps, stages = TILES[self.q.element_size() == 2, padded(self.q.shape[-1])][by_keys]
         lengths = (self.num_genes, BN), (self.num_rows, BM)
         (length, block), (across, step) = lengths if by_keys else reversed(lengths)
         programs = triton.cdiv(length, block) * self.num_leading
@@ -819,7 +815,7 @@ def bce_rows_backward(dloss: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, T
         ValueError: for a dtype, head dimension or device that the kernels do not take.
     """
     p = _Problem.of(*arguments)
-    require_same("device", q=p.q.device, dloss=dloss.device)
+    check_devices(q=p.q, dloss=dloss)
     lead, num_rows = p.num_leading, p.num_rows
     if lead * num_rows == 0:
         return p.q.new_zeros(p.q.shape), p.k.new_zeros(p.k.shape), dloss.new_zeros(0 if p.lse is None else dloss.shape)
@@ -835,7 +831,7 @@ def bce_rows_backward(dloss: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, T
     state = torch.empty(lead, num_rows, dtype=torch.int8, device=q.device)
     dk_parts = drawn = drawnptr = None
     copy, copyptr = _by_gene(p.rows, p.num_genes)
-    tokens = max(4, 512 // _padded(d))
+    tokens = max(4, 512 // padded(d))
     dq = torch.empty(p.q.shape, dtype=p.q.dtype, device=q.device)
     dk = torch.empty(p.k.shape, dtype=p.k.dtype, device=q.device)
     with on_device(q):
@@ -861,21 +857,10 @@ def bce_rows_backward(dloss: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, T
         )  # fmt: skip
         bce_rows_bwd_kernel_dq[(triton.cdiv(p.num_tokens, tokens) * lead,)](
             dq_parts, copy, copyptr, dq, lead, num_rows, p.num_genes, p.num_prefix, 1 + parts,
-            D=d, BD=_padded(d), BT=tokens, num_warps=4, num_stages=1,
+            D=d, BD=padded(d), BT=tokens, num_warps=4, num_stages=1,
         )  # fmt: skip
     dlse = g.new_empty(0) if dlse_parts is None else dlse_parts.sum(0).view(dloss.shape)
     return dq, dk, dlse
-
-
-def _flat(x: Tensor) -> Tensor:
-    """[..., T, D] -> [L, T, D] with consecutive features, a view where the strides allow it."""
-    x = x.reshape(x.shape[:-2].numel(), *x.shape[-2:])
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _padded(d: int) -> int:
-    """The next power of two, at least the 16 that a dot takes."""
-    return max(16, triton.next_power_of_2(d))
 
 
 def _by_gene(index: Tensor, num_genes: int) -> tuple[Tensor, Tensor]:

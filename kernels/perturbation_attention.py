@@ -26,7 +26,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .config import on_device
-from .row_dot import NUM_WARPS, check_devices, check_floats, gather_tile
+from .row_dot import NUM_WARPS, gather_tile
+from .tensors import check_devices, check_floats, flat, padded
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -243,7 +244,7 @@ def perturbation_correction(
     z = torch.empty(*query.shape[:-1], v, dtype=query.dtype, device=query.device)
     if z.numel() == 0:
         return z
-    rows = [_flat(x) for x in (query, key, value, override)]
+    rows = [flat(x) for x in (query, key, value, override)]
     sets = _sets(d, v)
     with on_device(query):
         perturbation_attention_fwd_kernel[(rows[0].shape[0] * triton.cdiv(num_sets, sets["BS"]),)](
@@ -277,7 +278,7 @@ def perturbation_correction_backward(
     by_gene, order = torch.sort(index, stable=True)
     geneptr = torch.searchsorted(by_gene, torch.arange(num_genes + 1, device=device))
     sample = torch.searchsorted(ptr, order, right=True) - 1
-    dz, rows = dz.contiguous(), [_flat(x) for x in (query, key, value, override)]
+    dz, rows = dz.contiguous(), [flat(x) for x in (query, key, value, override)]
     num_leading = rows[0].shape[0]
     sets = _sets(d, v)
     with on_device(query):
@@ -297,19 +298,13 @@ def _check(*, index: Tensor, ptr: Tensor, lse: Tensor, **floats: Tensor) -> None
     check_devices(**floats, lse=lse, index=index, ptr=ptr)
 
 
-def _flat(x: Tensor) -> Tensor:
-    """[..., n, features] -> [L, n, features] with consecutive features; a copy only where the strides leave no other way."""
-    x = x.reshape(x.shape[:-2].numel(), *x.shape[-2:])
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 def _strides(rows: list[Tensor]) -> list[int]:
     """Strides of the leading dimension and of rows, of matrix after matrix."""
     return [stride for x in rows for stride in x.stride()[:2]]
 
 
 def _tile(d: int, v: int) -> dict[str, int]:
-    return {"D": d, "D_PAD": gather_tile(d)["D_PAD"], "V": v, "V_PAD": gather_tile(v)["D_PAD"]}
+    return {"D": d, "D_PAD": padded(d), "V": v, "V_PAD": padded(v)}
 
 
 def _entries(d: int, v: int) -> int:

@@ -31,12 +31,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._check import require, require_same, require_tensor
 from .config import on_device
+from .tensors import check_devices, check_floats, padded
 
-MAX_DIM = 256
 NUM_WARPS = 4
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 # --------------------------------------------------------------------------------------------------------- device code
 # Sizes: L leading dimensions as one, H heads, T = num_prefix + N tokens, N genes, K relations, E entries, M chosen rows of all
@@ -342,7 +340,7 @@ def _by_gene(dy: Tensor, rows: Tensor, lengths: Sequence[int], num_genes: int) -
 
 def gather_tile(d: int) -> dict[str, Any]:
     """The tile [EDGES, D_PAD] of a kernel that gathers rows of d numbers: 16 numbers a thread, two loads of 16 bytes."""
-    d_pad = max(16, triton.next_power_of_2(d))
+    d_pad = padded(d)
     return {"D": d, "D_PAD": d_pad, "EDGES": 16 * 32 * NUM_WARPS // d_pad, "num_warps": NUM_WARPS}
 
 
@@ -361,16 +359,3 @@ def lead_strides(x: Tensor) -> tuple[int, int]:
 def device_ints(values: tuple[int, ...], device: torch.device) -> Tensor:
     """A short list of numbers as int64 on the device, made once: a copy from the host would force a sync at every launch."""
     return torch.tensor(values, dtype=torch.int64, device=device)
-
-
-def check_floats(**tensors: Tensor) -> None:
-    """Check the dtype and the number of features of what a kernel computes with."""
-    for name, x in tensors.items():
-        require_tensor(name, x, dtypes=DTYPES)
-        require(x.shape[-1] <= MAX_DIM, f"{name}: expected at most {MAX_DIM} features, got shape {list(x.shape)}")
-    require_same("dtype", **{name: x.dtype for name, x in tensors.items()})
-
-
-def check_devices(**tensors: Tensor | None) -> None:
-    """Check that all tensors are on one device."""
-    require_same("device", **{name: x.device for name, x in tensors.items() if x is not None})

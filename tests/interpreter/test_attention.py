@@ -219,9 +219,9 @@ def test_large_scores_stay_finite() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dtype": torch.float64}, "q: expected dtype float16, bfloat16, float32"),
-        ({"d": 257}, "q: expected a head dimension of at most 256"),
-        ({"dv": 300}, "v: expected a head dimension of at most 256"),
+        ({"dtype": torch.float64}, "q: expected dtype float16 or bfloat16 or float32"),
+        ({"d": 257}, "q: expected at most 256 features"),
+        ({"dv": 300}, "v: expected at most 256 features"),
     ],
     ids=["float64", "wide heads", "wide values"],
 )
