@@ -214,7 +214,7 @@ def _backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tenso
 _attention.register_autograd(_backward, setup_context=_setup_context)
 refuse_double_backward(_attention_backward, "attention")
 
-# ------------------------------------------------------------------------------------------------------------- GPU
+# ------------------------------------------------------------------------------------------------------------ CUDA
 
 
 @_attention.register_kernel("cuda")

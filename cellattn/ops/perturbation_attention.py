@@ -28,6 +28,7 @@ from .._check import (
 )
 from ._operator import keep_missing_grads, operator, refuse_double_backward
 from .attention import attention
+from .set_sum import members
 
 
 def perturbation_attention(
@@ -85,39 +86,25 @@ def _check_sets(index: Tensor, ptr: Tensor, num_sets: int, num_genes: int) -> No
 # ------------------------------------------------------------------------------------------------------- operators
 
 
-@operator("perturbation_correction")
-def _correction(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    lse: Tensor,
-    index: Tensor,
-    ptr: Tensor,
-    override: Tensor,
-    scale: float,
-) -> Tensor:
+# As the public function has them, and lse [..., B] of its queries over all genes.
+_SETS = "Tensor query, Tensor key, Tensor value, Tensor lse, Tensor index, Tensor ptr, Tensor override, float scale"
+
+
+@operator("perturbation_correction", schema=f"({_SETS}) -> Tensor")
+def _correction(query: Tensor, key: Tensor, value: Tensor, lse: Tensor, index: Tensor, ptr: Tensor, *rest: Any) -> Tensor:
     """sum_{e in b} beta_e (U_e - V_i(e)), [..., B, Dv]"""
     _check_sets(index, ptr, query.shape[-2], key.shape[-2])  # the public function sees no values while it is compiled
-    sample, _, _, beta, difference = _entries(query, key, value, lse, index, ptr, override, scale)
+    sample, _, _, beta, difference = _entries(query, key, value, lse, index, ptr, *rest)
     z = torch.zeros(*query.shape[:-1], value.shape[-1], dtype=lse.dtype)
     return z.index_add_(-2, sample, beta[..., None] * difference).to(query.dtype)
 
 
 @_correction.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    lse: Tensor,
-    index: Tensor,
-    ptr: Tensor,
-    override: Tensor,
-    scale: float,
-) -> Tensor:
+def _(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
     return query.new_empty(*query.shape[:-1], value.shape[-1])
 
 
-@operator("perturbation_correction_backward")
+@operator("perturbation_correction_backward", schema=f"(Tensor dz, {_SETS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
 def _correction_backward(
     dz: Tensor,
     query: Tensor,
@@ -142,18 +129,9 @@ def _correction_backward(
 
 
 @_correction_backward.register_fake
-def _(
-    dz: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    lse: Tensor,
-    index: Tensor,
-    ptr: Tensor,
-    override: Tensor,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return tuple(x.new_empty(x.shape) for x in (query, key, value, lse, override))  # type: ignore[return-value]
+def _(dz: Tensor, *sets: Any) -> tuple[Tensor, ...]:
+    query, key, value, lse, _, _, override, _ = sets
+    return tuple(x.new_empty(x.shape) for x in (query, key, value, lse, override))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -204,7 +182,7 @@ def _entries(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Of every entry: its sample [nnz], query and key [..., nnz, D], beta [..., nnz], and U - V [..., nnz, Dv]."""
-    sample = torch.arange(ptr.numel() - 1).repeat_interleave(ptr.diff(), output_size=index.numel())
+    sample = members(ptr, index.numel())
     queries = query.index_select(-2, sample).to(lse.dtype)
     keys = key.index_select(-2, index).to(lse.dtype)
     beta = (scale * (queries * keys).sum(-1) - lse.index_select(-1, sample)).exp()
