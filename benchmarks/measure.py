@@ -5,30 +5,74 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import itertools
 import os
 import platform
 import re
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
+_MIN_REPEATS = 3  # the fewest that have quantiles
 
 
-def median_time(f: Callable[[], Any], *, repeats: int = 5, warmup: int = 1) -> dict[str, float]:
-    """Seconds of wall time of f(): median, 20% and 80% quantiles of `repeats` runs after `warmup` unmeasured ones."""
-    times = []
-    for i in range(warmup + repeats):
-        _synchronize()
-        start = time.perf_counter()
-        f()
-        _synchronize()
-        if i >= warmup:
-            times.append(time.perf_counter() - start)
-    low, mid, high = torch.tensor(times, dtype=torch.float64).quantile(torch.tensor([0.2, 0.5, 0.8]).double()).tolist()
+class Stopwatch:
+    """Marks points in time: events on a GPU's stream, the wall clock elsewhere."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._marks: list[Any] = []
+        synchronize(device)
+
+    def mark(self) -> None:
+        if not self._on_gpu:
+            self._marks.append(time.perf_counter())
+            return
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self._marks.append(event)
+
+    def seconds(self) -> list[float]:
+        """From each mark to the next; waits for the last."""
+        pairs = itertools.pairwise(self._marks)
+        if not self._on_gpu:
+            return [b - a for a, b in pairs]
+        self._marks[-1].synchronize()
+        return [a.elapsed_time(b) / 1e3 for a, b in pairs]
+
+
+def phase_times(
+    step: Callable[[int, Callable[[], None]], Any],
+    phases: Sequence[str],
+    device: torch.device,
+    *,
+    seconds: float,
+    repeats: int,
+) -> dict[str, dict[str, float]]:
+    """Time the phases of step(i, mark), which calls `mark` before each and after the last.
+
+    Steps i = 0, 1, ... are run for `seconds`, at least three times and at most `repeats`; warm-up is the caller's.
+    Returns median, 20% and 80% quantile in seconds of every phase, and of "both": of all of them together.
+    """
+    times: list[list[float]] = []
+    start = time.perf_counter()
+    while len(times) < _MIN_REPEATS or (len(times) < repeats and time.perf_counter() - start < seconds):
+        watch = Stopwatch(device)
+        step(len(times), watch.mark)
+        times.append(watch.seconds())
+    columns = torch.tensor(times, dtype=torch.float64)  # [repeats, phases]
+    named = {**dict(zip(phases, columns.unbind(1), strict=True)), "both": columns.sum(1)}
+    return {name: _quantiles(column) for name, column in named.items()}
+
+
+def _quantiles(times: Tensor) -> dict[str, float]:
+    low, mid, high = times.quantile(torch.tensor([0.2, 0.5, 0.8], dtype=times.dtype)).tolist()
     return {"median": mid, "q20": low, "q80": high}
 
 
@@ -80,9 +124,27 @@ def environment() -> dict[str, str]:
     }
 
 
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def memory_limit(device: torch.device) -> int:
+    """Bytes that a computation may hope for: nine tenths of a GPU, or of what the machine has left."""
+    total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else _available()
+    return total * 9 // 10
+
+
+def cache_bytes(device: torch.device) -> int:
+    """Of a GPU's last-level cache; 0 elsewhere."""
+    return int(torch.cuda.get_device_properties(device).L2_cache_size) if device.type == "cuda" else 0
+
+
+def _available() -> int:
+    info = Path("/proc/meminfo").read_text()
+    (kilobytes,) = re.findall(r"^MemAvailable:\s+(\d+) kB", info, flags=re.M)
+    return int(kilobytes) * 1024
 
 
 def _trim_heap() -> None:

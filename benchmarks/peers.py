@@ -1,0 +1,439 @@
+"""Ours and everybody it is measured against: the same quantities by other means, and attention without a loss as the floor.
+
+A problem (`TiedAttention`, `GraphLoss`, `PerturbationHead`) has an exact definition and one method a peer. The definition is
+dense PyTorch on a block of query rows, so that it can be taken in float64 at any length. A peer is built, imports included,
+when its turn comes: whatever it raises is the reason why it could not run here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import cellattn
+from cellattn import MultiGraph
+
+# Inputs to outputs.
+Function = Callable[..., tuple[Tensor, ...]]
+Attend = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+SDPA_BACKENDS = {
+    "SDPA flash": SDPBackend.FLASH_ATTENTION,
+    "SDPA efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "SDPA cudnn": SDPBackend.CUDNN_ATTENTION,
+    "SDPA math": SDPBackend.MATH,
+}
+FLOORS = (*SDPA_BACKENDS, "FlashAttention 2")
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to compute a case: `build` gets inputs like the measured ones and returns the function, or raises."""
+
+    name: str
+    build: Callable[..., Function]
+    num_outputs: int | None = None  # it computes the case's first so many outputs; None: all
+    num_bytes: int = 0  # that it is known to need at least
+    num_draws: int = 1  # that are averaged before they are compared, of a random function
+
+
+@dataclass(frozen=True)
+class TiedAttention:
+    """Attention over a prefix token and a graph's genes; each tied (relation, head) adds the KL of its rows, in the mean.
+
+    Inputs q, k, v [H, T, D]; outputs out [H, T, D], lse [H, T] if asked, and one loss a tie.
+    """
+
+    graph: MultiGraph
+    ties: tuple[tuple[str, int], ...] = ()
+    rows: Tensor | None = None  # genes that are compared; None: all
+    lse: bool = False
+
+    def exact(self, first: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        scores = q @ k.mT * q.shape[-1] ** -0.5
+        alpha = scores.softmax(-1)
+        lse = (scores.logsumexp(-1),) if self.lse else ()
+        return alpha @ v, *lse, *(_loss(self.graph, r, "kl", self.rows, first, alpha[head]) for r, head in self.ties)
+
+    def ours(self, *inputs: Tensor) -> Function:
+        if self.lse:
+            return cellattn.attention
+
+        def f(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+            out, losses = cellattn.graph_attention(q, k, v, self.graph, self.ties, rows=self.rows)
+            return out, *losses
+
+        return f
+
+    def dense(self, *inputs: Tensor, compiled: bool = False, dynamic: bool = False) -> Function:
+        f = _compile(_dense_attention, dynamic=dynamic) if compiled else _dense_attention
+        targets = [_target(self.graph, relation, self.rows).to(inputs[0].dtype) for relation, _ in self.ties]
+        counts = [int((target.sum(1) > 0).sum()) for target in targets]
+        heads = [head for _, head in self.ties]
+        return partial(f, rows=self.rows, targets=targets, counts=counts, heads=heads, with_lse=self.lse)
+
+    def num_dense_bytes(self, num_heads: int, element_size: int) -> int:
+        """Alpha, its gradient and two maps in between for every head; target, logarithm and its gradient for a tie."""
+        return (4 * num_heads + 3 * len(self.ties)) * (self.graph.num_nodes + 1) ** 2 * element_size
+
+    def gather(self, attend: Callable[[], Attend]) -> Callable[..., Function]:
+        """The identity KL_i = sum_j t log t - scale q_i . sum_j t k_j + LSE_i, its products by gather, its sums by scatter."""
+
+        def build(*inputs: Tensor) -> Function:
+            attention = attend()
+            edges = [_edges(self.graph, relation, self.rows) for relation, _ in self.ties]
+
+            def f(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+                out, lse = attention(q, k, v)
+                losses = [
+                    edge.loss(q[head], k[head], lse[head]) for edge, (_, head) in zip(edges, self.ties, strict=True)
+                ]  # fmt: skip
+                return out, *((lse,) if self.lse else ()), *losses
+
+            return f
+
+        return build
+
+    def peers(
+        self,
+        inputs: Sequence[tuple[int, ...]],
+        dtype: torch.dtype,
+        *,
+        compiled: bool = True,
+        dynamic: bool = False,
+        full: bool = True,
+        floors: bool = True,
+    ) -> Iterator[Implementation]:
+        """Everybody; without dense maps and floors where not `full`."""
+        dense_bytes = self.num_dense_bytes(inputs[0][0], dtype.itemsize)
+        yield Implementation("ours", self.ours)
+        if full:
+            yield Implementation("dense eager", self.dense, num_bytes=dense_bytes)
+        if full and compiled:
+            build = partial(self.dense, compiled=True, dynamic=dynamic)
+            yield Implementation("dense compiled", build, num_bytes=dense_bytes // 2)  # it fuses what lies between
+        yield Implementation("FlexAttention + gather", self.gather(_flex_attention))
+        yield Implementation("FlashAttention 4 + gather", self.gather(_flash_attention_4))
+        if full and floors:
+            for name, backend in SDPA_BACKENDS.items():
+                # alpha and its gradient, in float32 for 16-bit inputs
+                num_bytes = 2 * 4 * inputs[0][0] * inputs[0][1] ** 2 if backend == SDPBackend.MATH else 0
+                yield Implementation(name, partial(_sdpa, backend), num_outputs=1, num_bytes=num_bytes)
+            yield Implementation("FlashAttention 2", _flash_attention_2, num_outputs=1)
+
+
+@dataclass(frozen=True)
+class GraphLoss:
+    """KL or BCE of one head against a relation: inputs q, k [T, D], output the mean over the rows with an edge."""
+
+    graph: MultiGraph
+    relation: str
+    kind: str
+    num_negatives: int | None = None
+
+    def exact(self, first: int, q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+        alpha = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
+        return (_loss(self.graph, self.relation, self.kind, None, first, alpha),)
+
+    def ours(self, *inputs: Tensor) -> Function:
+        if self.kind == "kl":
+            return lambda q, k: (cellattn.attention_kl(q, k, self.graph, self.relation, num_prefix=1),)
+        return lambda q, k: (
+            cellattn.attention_bce(q, k, self.graph, self.relation, num_prefix=1, num_negatives=self.num_negatives),
+        )
+
+    def dense(self, *inputs: Tensor, compiled: bool = False) -> Function:
+        if not self.graph.known(self.relation).all():
+            raise ValueError("the dense loss is written for graphs whose genes are all known")
+        target = _target(self.graph, self.relation, None).to(inputs[0].dtype)
+        f = _compile(_dense_loss) if compiled else _dense_loss
+        return partial(f, target=target, counted=(target.sum(1) > 0).nonzero()[:, 0], kind=self.kind)
+
+    def peers(self, inputs: Sequence[tuple[int, ...]], dtype: torch.dtype) -> Iterator[Implementation]:
+        dense_bytes = 4 * inputs[0][0] ** 2 * dtype.itemsize
+        sampled = self.num_negatives is not None
+        yield Implementation("ours", self.ours, num_draws=8 if sampled else 1)
+        if not sampled:  # with negatives drawn, the dense loss is that of the row over every non-edge
+            yield Implementation("dense eager", self.dense, num_bytes=dense_bytes)
+            yield Implementation("dense compiled", partial(self.dense, compiled=True), num_bytes=dense_bytes // 2)
+
+
+@dataclass(frozen=True)
+class LogSumExp:
+    """The log-sum-exp alone: inputs q, k [H, T, D], output lse [H, T]."""
+
+    def exact(self, first: int, q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+        return _dense_logsumexp(q, k)
+
+    def ours(self, *inputs: Tensor) -> Function:
+        return lambda q, k: (cellattn.attention_logsumexp(q, k),)
+
+    def peers(
+        self, inputs: Sequence[tuple[int, ...]], dtype: torch.dtype, *, compiled: bool = True
+    ) -> Iterator[Implementation]:
+        dense_bytes = 2 * inputs[0][0] * inputs[0][1] ** 2 * dtype.itemsize
+        yield Implementation("ours", self.ours)
+        yield Implementation("dense eager", lambda *_: _dense_logsumexp, num_bytes=dense_bytes)
+        if compiled:
+            yield Implementation("dense compiled", lambda *_: _compile(_dense_logsumexp), num_bytes=dense_bytes // 2)
+
+
+@dataclass(frozen=True)
+class PerturbationHead:
+    """`num_sets` sets of two genes over all: inputs query [B, D], key, value [N, D], override [2 B, D], output z [B, D]."""
+
+    index: Tensor  # int64 [2 B]
+    ptr: Tensor  # int64 [B + 1]
+
+    @classmethod
+    def draw(cls, num_sets: int, num_genes: int, device: torch.device) -> PerturbationHead:
+        g = torch.Generator().manual_seed(0)
+        one = torch.randint(num_genes, (num_sets,), generator=g)
+        other = (one + torch.randint(1, num_genes, (num_sets,), generator=g)) % num_genes  # never the same gene twice
+        return cls(torch.stack([one, other], 1).flatten().to(device), 2 * torch.arange(num_sets + 1, device=device))
+
+    def exact(self, first: int, query: Tensor, key: Tensor, value: Tensor, override: Tensor) -> tuple[Tensor, ...]:
+        mine = slice(2 * first, 2 * (first + len(query)))
+        return _dense_head(query, key, value, override[mine], index=self.index[mine])
+
+    def ours(self, *inputs: Tensor) -> Function:
+        return lambda query, key, value, override: (
+            cellattn.perturbation_attention(
+                query, key, value, self.index, self.ptr, override, scale=query.shape[-1] ** -0.5
+            ),
+        )  # fmt: skip
+
+    def dense(self, *inputs: Tensor, compiled: bool = False) -> Function:
+        return partial(_compile(_dense_head) if compiled else _dense_head, index=self.index)
+
+    def peers(
+        self, inputs: Sequence[tuple[int, ...]], dtype: torch.dtype, *, compiled: bool = True
+    ) -> Iterator[Implementation]:
+        (num_sets, _), (num_genes, width) = inputs[0], inputs[2]
+        dense_bytes = 2 * num_sets * num_genes * width * dtype.itemsize  # every set's values, and their gradient
+        yield Implementation("ours", self.ours)
+        yield Implementation("dense eager", self.dense, num_bytes=dense_bytes)
+        if compiled:
+            yield Implementation("dense compiled", partial(self.dense, compiled=True), num_bytes=dense_bytes // 2)
+
+
+# ----------------------------------------------------------------------------------------------- dense, as users write it
+
+
+def _dense_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    rows: Tensor | None,
+    targets: list[Tensor],
+    counts: list[int],
+    heads: list[int],
+    with_lse: bool,
+) -> tuple[Tensor, ...]:
+    scores = q @ k.mT * q.shape[-1] ** -0.5
+    alpha = scores.softmax(-1)
+    losses = []
+    for head, target, count in zip(heads, targets, counts, strict=True):
+        block = alpha[head, 1:, 1:] if rows is None else alpha[head, 1 + rows, 1:]
+        losses.append(F.kl_div(block.log(), target, reduction="sum") / max(count, 1))
+    return alpha @ v, *((scores.logsumexp(-1),) if with_lse else ()), *losses
+
+
+def _dense_loss(q: Tensor, k: Tensor, *, target: Tensor, counted: Tensor, kind: str) -> tuple[Tensor, ...]:
+    alpha = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)[1:, 1:]
+    if kind == "kl":
+        return (F.kl_div(alpha.log(), target, reduction="sum") / len(counted),)
+    return (F.binary_cross_entropy(alpha[counted], target[counted], reduction="sum") / len(counted),)
+
+
+def _dense_logsumexp(q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+    return ((q @ k.mT * q.shape[-1] ** -0.5).logsumexp(-1),)
+
+
+def _dense_head(query: Tensor, key: Tensor, value: Tensor, override: Tensor, *, index: Tensor) -> tuple[Tensor, ...]:
+    values = value.expand(len(query), -1, -1).clone()
+    values[torch.arange(len(query), device=query.device).repeat_interleave(2), index] = override
+    beta = (query @ key.mT * query.shape[-1] ** -0.5).softmax(-1)
+    return (torch.einsum("bn,bnd->bd", beta, values),)
+
+
+def _compile(f: Callable[..., Any], *, dynamic: bool = False) -> Callable[..., Any]:
+    """`torch.compile` for one shape at a time; `dynamic` compiles once for a whole curve."""
+    torch._dynamo.config.recompile_limit = 64  # past it a function silently goes on in eager; one run has some 20 shapes
+    return torch.compile(f, dynamic=dynamic)
+
+
+# ---------------------------------------------------------------------------------------------- attention of other houses
+
+
+def _flex_attention() -> Attend:
+    from torch.nn.attention.flex_attention import AuxRequest, flex_attention
+
+    compiled = _compile(flex_attention)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        out, aux = compiled(q[None], k[None], v[None], return_aux=AuxRequest(lse=True))
+        return out[0], aux.lse[0]  # natural log
+
+    return attend
+
+
+def _flash_attention_4() -> Attend:
+    flash_attn_func = import_module("flash_attn.cute").flash_attn_func
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        padded = (_tokens_first(_pad(x, 8)) for x in (q, k, v))
+        out, lse = flash_attn_func(*padded, softmax_scale=q.shape[-1] ** -0.5, return_lse=True)
+        return _heads_first(out)[..., : v.shape[-1]], lse[0]
+
+    return attend
+
+
+def _flash_attention_2(*inputs: Tensor) -> Function:
+    flash_attn_func = import_module("flash_attn").flash_attn_func
+
+    def f(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        padded = (_tokens_first(_pad(x, 8)) for x in (q, k, v))
+        out = flash_attn_func(*padded, softmax_scale=q.shape[-1] ** -0.5)
+        return (_heads_first(out)[..., : v.shape[-1]],)
+
+    return f
+
+
+def _sdpa(backend: SDPBackend, *inputs: Tensor) -> Function:
+    """Plain SDPA by one backend, its head dimension padded with zeros only where it refuses the one it gets."""
+
+    def padded(multiple: int) -> Function:
+        def f(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+            q, k, v = (_pad(x, multiple)[None] for x in (q, k, v))
+            with sdpa_kernel(backend):
+                out = F.scaled_dot_product_attention(q, k, v, scale=inputs[0].shape[-1] ** -0.5)
+            return (out[0, ..., : inputs[2].shape[-1]],)
+
+        return f
+
+    with warnings.catch_warnings(record=True) as caught:  # it says there why a backend refuses
+        warnings.simplefilter("always")
+        for f in (padded(1), padded(8)):
+            try:
+                f(*inputs)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                refusal = error
+            else:
+                return f
+    why = "; ".join(dict.fromkeys(first_line(warning.message) for warning in caught))
+    raise RuntimeError(why or first_line(refusal))
+
+
+def _pad(x: Tensor, multiple: int) -> Tensor:
+    width = -x.shape[-1] % multiple
+    return F.pad(x, (0, width)) if width else x
+
+
+def _tokens_first(x: Tensor) -> Tensor:
+    """[H, T, D] to [1, T, H, D]"""
+    return x.transpose(0, 1)[None]
+
+
+def _heads_first(x: Tensor) -> Tensor:
+    """[1, T, H, D] to [H, T, D]"""
+    return x[0].transpose(0, 1)
+
+
+# --------------------------------------------------------------------------------------------------------- the graph's side
+
+
+@dataclass(frozen=True)
+class _Edges:
+    """The edges of the compared rows: `segment` numbers the row, `row` and `col` are tokens."""
+
+    segment: Tensor  # int64 [E]
+    row: Tensor  # int64 [E]
+    col: Tensor  # int64 [E]
+    target: Tensor  # float32 [E]
+    entropy: Tensor  # float32 [R], sum_j t log t
+    counted: Tensor  # bool [R]
+    tokens: Tensor  # int64 [R]
+
+    def loss(self, q: Tensor, k: Tensor, lse: Tensor) -> Tensor:
+        """q, k [T, D], lse [T]: the mean KL."""
+        product = (q.index_select(0, self.row) * k.index_select(0, self.col)).sum(-1, dtype=lse.dtype)
+        cross = torch.zeros_like(self.entropy, dtype=lse.dtype).index_add(0, self.segment, self.target.to(lse.dtype) * product)
+        kl = self.entropy - q.shape[-1] ** -0.5 * cross + self.counted * lse.index_select(0, self.tokens)
+        return kl.sum() / self.counted.sum().clamp_min(1)
+
+
+def _entries(graph: MultiGraph, relation: str, genes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The edges of some genes: number of the row in `genes`, column, and the row over its sum in float64, each [E]."""
+    degree = graph.degree(relation)[genes]
+    segment = torch.arange(len(genes), device=graph.device).repeat_interleave(degree)
+    start = graph.rowptr(relation)[genes] - (degree.cumsum(0) - degree)
+    entry = start[segment] + torch.arange(len(segment), device=graph.device)
+    weight = graph.weight(relation)[entry].double()
+    mass = torch.zeros(len(genes), dtype=torch.float64, device=graph.device).index_add(0, segment, weight)
+    return segment, graph.col(relation)[entry].long(), weight / mass[segment]
+
+
+def _edges(graph: MultiGraph, relation: str, rows: Tensor | None) -> _Edges:
+    genes = torch.arange(graph.num_nodes, device=graph.device) if rows is None else rows
+    segment, col, target = _entries(graph, relation, genes)
+    zero = torch.zeros(len(genes), dtype=torch.float64, device=graph.device)
+    return _Edges(
+        segment=segment,
+        row=1 + genes[segment],
+        col=1 + col,
+        target=target.float(),
+        entropy=zero.index_add(0, segment, torch.xlogy(target, target)).float(),
+        counted=graph.degree(relation)[genes] > 0,
+        tokens=1 + genes,
+    )
+
+
+def _target(graph: MultiGraph, relation: str, genes: Tensor | None) -> Tensor:
+    """Rows of the graph, each over its sum: float64 [R, N]."""
+    genes = torch.arange(graph.num_nodes, device=graph.device) if genes is None else genes
+    segment, col, target = _entries(graph, relation, genes)
+    return torch.zeros(len(genes), graph.num_nodes, dtype=torch.float64, device=graph.device).index_put((segment, col), target)
+
+
+def _loss(graph: MultiGraph, relation: str, kind: str, rows: Tensor | None, first: int, alpha: Tensor) -> Tensor:
+    """What the tokens from `first` on add to the mean loss of a head, by the definition: alpha [tokens, T]."""
+    genes = torch.arange(max(first - 1, 0), first + len(alpha) - 1, device=graph.device)  # token 0 is no gene
+    a = alpha[len(alpha) - len(genes) :, 1:]
+    # sums over rows in more than 16 bits, as eager's own reductions keep them
+    wide = torch.promote_types(alpha.dtype, torch.float32)
+    if kind == "kl":
+        segment, col, target = _entries(graph, relation, genes)
+        target = target.to(alpha.dtype)
+        terms = torch.xlogy(target, target) - target * a[segment, col].log()
+        loss = torch.zeros(len(genes), dtype=wide, device=graph.device).index_add(0, segment, terms.to(wide))
+    else:
+        target = _target(graph, relation, genes).to(alpha.dtype)
+        known = graph.known(relation)
+        terms = -(target * a.log() + (1 - target) * torch.log1p(-a))
+        loss = torch.where(known[genes, None] & known, terms, 0).sum(-1).to(wide)
+    chosen = graph.degree(relation) > 0
+    if rows is not None:
+        chosen = chosen & torch.zeros_like(chosen).index_fill(0, rows, True)
+    return loss[chosen[genes]].sum() / chosen.sum().clamp_min(1)
+
+
+def first_line(error: object) -> str:
+    """The first line of what an exception or warning says, with its type where that says more."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])  # "backend='inductor' raised:" says nothing yet
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"out of memory: {text}"
+    return text if isinstance(error, (RuntimeError, Warning)) and text else f"{type(error).__name__}: {text}"
