@@ -11,7 +11,7 @@ from torch import Tensor
 from .._check import describe, require, require_choice, require_count
 from ..graph import MultiGraph
 from ._rows import OVER, REDUCTIONS, check_graph, rows_of_ties
-from .attention import attention, resolve_scale
+from .attention import attention, check_qk, resolve_scale
 from .attention_bce import LINKS, TARGETS, attention_bce
 from .attention_kl import kl_of_ties
 from .sample_rows import check_generator
@@ -67,13 +67,14 @@ def graph_attention(
     if num_negatives is not None:
         require_count("num_negatives", num_negatives, minimum=1)
     check_generator(generator)
-    out, lse = attention(q, k, v, scale=scale)
+    check_qk(q, k)
     require(q.ndim >= 3, lambda: f"q: expected shape [..., heads, tokens, head_dim], got {list(q.shape)}")
     require(k.shape == q.shape, lambda: f"k: expected the shape of q, {list(q.shape)}, got {list(k.shape)}")
     check_graph(graph, q, num_prefix)
     ties = _check_ties(ties, graph, q.shape[-3])
     relations = [relation for relation, _ in ties]
     chosen = rows_of_ties(rows, relations, graph)
+    out, lse = attention(q, k, v, scale=scale)
     if not ties:
         return out, ()
     if loss == "kl":
