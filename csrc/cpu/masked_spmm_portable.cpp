@@ -1,0 +1,11 @@
+// Masked products on any processor.
+
+#include "masked_spmm.h"
+
+namespace cellattn::portable {
+namespace {
+#include "masked_spmm_impl.h"
+}  // namespace
+CELLATTN_DEFINE_SPMM(float)
+CELLATTN_DEFINE_SPMM(double)
+}  // namespace cellattn::portable

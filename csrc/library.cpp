@@ -1,0 +1,29 @@
+// The schemas of the extension's operators. Each backend registers its own implementations; fakes and autograd are Python's.
+
+#include <Python.h>
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY_FRAGMENT(cellattn, m) {
+  m.def("set_words(Tensor seeds, Tensor ptr, int num_nodes, bool complement) -> Tensor");
+  m.def(
+      "khop_words(Tensor rowptr, Tensor col, Tensor colptr, Tensor row, Tensor seeds, Tensor ptr, int num_nodes, "
+      "int num_hops, bool mixed, bool incoming, bool outgoing) -> Tensor");
+  m.def("unpack_words(Tensor words, int num_sets) -> Tensor");
+  m.def("pack_words(Tensor keep) -> Tensor");
+  m.def("edge_words(Tensor rowptr, Tensor col, Tensor words) -> Tensor");
+  m.def("induced_sizes(Tensor rowptr, Tensor col, Tensor words, int num_sets) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "induced_write(Tensor rowptr, Tensor col, Tensor words, Tensor seed_words, Tensor node_ptr, Tensor edge_ptr, "
+      "Tensor offsets, Tensor(a!) node, Tensor(b!) seed_mask, Tensor(c!) edge_index, Tensor(d!)? edge_id, "
+      "Tensor(e!)? csr_rowptr, int[] edge_capacity) -> ()");
+  m.def(
+      "masked_spmm(Tensor rowptr, Tensor col, Tensor? value, Tensor x, Tensor words, int num_sets, bool mean) -> Tensor");
+  m.def("masked_sddmm(Tensor rowptr, Tensor col, Tensor g, Tensor x, Tensor words, int num_sets) -> Tensor");
+  m.def("masked_degree(Tensor rowptr, Tensor col, Tensor words, int num_sets) -> Tensor");
+}
+
+// Importing the module loads the library, which registers the operators.
+PyMODINIT_FUNC PyInit__C(void) {
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}
