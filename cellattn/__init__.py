@@ -12,9 +12,14 @@ from .ops import (
     attention_kl,
     attention_logsumexp,
     graph_attention,
+    khop_mask,
+    khop_subgraph,
+    masked_spmm,
     perturbation_attention,
+    perturbation_mask,
     sample_rows,
 )
+from .subgraph import SubgraphBatch
 
 # A bare checkout: `kernels/` stands beside this folder, where an installation maps it to `cellattn.kernels`.
 _root = Path(__file__).parents[1]
@@ -23,12 +28,17 @@ if not (_root / "cellattn" / "kernels").is_dir() and (_root / "kernels" / "atten
 
 __all__ = [
     "MultiGraph",
+    "SubgraphBatch",
     "__version__",
     "attention",
     "attention_bce",
     "attention_kl",
     "attention_logsumexp",
     "graph_attention",
+    "khop_mask",
+    "khop_subgraph",
+    "masked_spmm",
     "perturbation_attention",
+    "perturbation_mask",
     "sample_rows",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import sqrt
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -144,6 +145,102 @@ def perturbation_attention(
         values = value.index_copy(-2, index[mine], override[..., mine, :])
         z.append(attention(query[..., b : b + 1, :], key, values, scale=scale)[0])
     return torch.cat(z, -2) if z else query.new_zeros(*query.shape[:-1], value.shape[-1])
+
+
+def khop_mask(
+    graph: MultiGraph,
+    seeds: Tensor,
+    ptr: Tensor,
+    num_hops: int,
+    *,
+    traversal: str = "per_relation",
+    direction: str = "in",
+) -> Tensor:
+    """bool [B, N]: the genes within num_hops hops of each set, one dense product a hop."""
+    steps = []
+    for relation in graph.relations:
+        a = adjacency(graph, relation) > 0
+        # [from, to]: "in" goes from the target j of an edge A[i, j] to its source i
+        steps.append({"in": a.t(), "out": a, "both": a | a.t()}[direction])
+    if traversal == "mixed" and steps:
+        steps = [torch.stack(steps).any(0)]
+    start = ~_kept(graph, seeds, ptr)
+    mask = start
+    for step in steps:
+        reached = start
+        for _ in range(num_hops):
+            reached = reached | (reached.double() @ step.double() > 0)
+        mask = mask | reached
+    return mask
+
+
+def khop_subgraph(
+    graph: MultiGraph,
+    seeds: Tensor,
+    ptr: Tensor,
+    num_hops: int,
+    *,
+    traversal: str = "per_relation",
+    direction: str = "in",
+    drop_seeds: bool = False,
+) -> list[dict[str, Any]]:
+    """One dict a sample: node [V] and seed_mask [V]; edge_index [2, E] (positions in node) and edge_id [E] by relation."""
+    mask = khop_mask(graph, seeds, ptr, num_hops, traversal=traversal, direction=direction)
+    kept = _kept(graph, seeds, ptr)
+    samples = []
+    for b in range(ptr.numel() - 1):
+        chosen = mask[b] & kept[b] if drop_seeds else mask[b]
+        node = chosen.nonzero().flatten()
+        edge_index, edge_id = {}, {}
+        for relation in graph.relations:
+            index = graph.edge_index(relation)
+            edge_id[relation] = chosen[index].all(0).nonzero().flatten()
+            edge_index[relation] = torch.searchsorted(node, index[:, edge_id[relation]])
+        samples.append({"node": node, "seed_mask": ~kept[b][node], "edge_index": edge_index, "edge_id": edge_id})
+    return samples
+
+
+def perturbation_mask(graph: MultiGraph, seeds: Tensor, ptr: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """(node_keep bool [B, N], edge_keep bool [B, E] by relation)"""
+    keep = _kept(graph, seeds, ptr)
+    return keep, {relation: keep[:, graph.edge_index(relation)].all(1) for relation in graph.relations}
+
+
+def masked_spmm(
+    graph: MultiGraph,
+    relation: str,
+    x: Tensor,
+    keep: Tensor,
+    *,
+    reduce: str = "sum",
+    transpose: bool = False,
+    edge_weight: Tensor | None = None,
+) -> Tensor:
+    """The dense adjacency matrix, masked for each sample, times x."""
+    edges = adjacency(graph, relation) > 0
+    a = adjacency(graph, relation, edge_weight).to(x.dtype)
+    if transpose:
+        edges, a = edges.t(), a.t()
+    pairs = keep[:, :, None] & keep[:, None, :]  # [B, N, N]
+    out = (a * pairs) @ x
+    if reduce == "mean":
+        out = out / (edges & pairs).sum(-1, keepdim=True).clamp(min=1).to(x.dtype)
+    return out
+
+
+def adjacency(graph: MultiGraph, relation: str, weight: Tensor | None = None) -> Tensor:
+    """[N, N], the weights of the edges: the graph's, in float64, or others [E]."""
+    weight = graph.weight(relation).double() if weight is None else weight
+    zeros = weight.new_zeros(graph.num_nodes, graph.num_nodes)
+    return zeros.index_put(tuple(graph.edge_index(relation)), weight)
+
+
+def _kept(graph: MultiGraph, seeds: Tensor, ptr: Tensor) -> Tensor:
+    """bool [B, N]: genes outside each set."""
+    keep = torch.ones(ptr.numel() - 1, graph.num_nodes, dtype=torch.bool, device=graph.device)
+    for b in range(ptr.numel() - 1):
+        keep[b, seeds[int(ptr[b]) : int(ptr[b + 1])]] = False
+    return keep
 
 
 def _scores(q: Tensor, k: Tensor, scale: float | None) -> Tensor:

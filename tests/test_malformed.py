@@ -20,7 +20,11 @@ from cellattn import (
     attention_kl,
     attention_logsumexp,
     graph_attention,
+    khop_mask,
+    khop_subgraph,
+    masked_spmm,
     perturbation_attention,
+    perturbation_mask,
     sample_rows,
 )
 from cellattn.data import GeneList, PerturbationDataset, read_edge_table, read_string_links, synthetic_cell
@@ -100,6 +104,23 @@ def perturb(**options: Any) -> Call:
     return lambda: perturbation_attention(**{**right, **options})
 
 
+def with_sets(op: Callable[..., Any], **hops: int) -> Callable[..., Call]:
+    """Two sets, {0, 3} and {1}, over N genes."""
+    right = {"graph": GRAPH, "seeds": ids([0, 3, 1]), "ptr": ids([0, 2, 3])}
+    return lambda **options: lambda: op(**{**right, **hops, **options})
+
+
+mask = with_sets(khop_mask, num_hops=1)
+extract = with_sets(khop_subgraph, num_hops=1)
+perturbed = with_sets(perturbation_mask)
+
+
+def messages(**options: Any) -> Call:
+    """Two masks over N genes."""
+    right = {"graph": GRAPH, "relation": "physical", "x": rand(N, D), "keep": torch.ones(2, N).bool()}
+    return lambda: masked_spmm(**{**right, **options})
+
+
 def weighted_edge(weight: Any) -> nx.Graph:
     graph = nx.Graph()
     graph.add_edge(0, 1, weight=weight)
@@ -123,6 +144,44 @@ def dataset(**options: Any) -> Call:
 def head(**options: Any) -> Call:
     right = {"h_cls": rand(8), "h": rand(N, 8), "seeds": ids([0, 3]), "ptr": ids([0, 2]), "types": ids([1, 1])}
     return lambda: PerturbationHead(8, num_types=5)(**{**right, **options})
+
+
+def of_every_batch_of_sets(call: Callable[..., Call]) -> list[Case]:
+    return [
+        ("graph-none", call(graph=None), TypeError, ("graph", "None")),
+        ("graph-dict", call(graph=EDGES), TypeError, ("graph", "dict")),
+        ("seeds-list", call(seeds=[0, 3, 1]), TypeError, ("seeds", "list [0, 3, 1]")),
+        ("seeds-float", call(seeds=rand(3)), ValueError, ("seeds", "float32")),
+        ("seeds-int32", call(seeds=ids([0, 3, 1]).int()), ValueError, ("seeds", "int32")),
+        ("seeds-mask", call(seeds=torch.ones(N).bool()), ValueError, ("seeds", "bool")),
+        ("seeds-2d", call(seeds=ids([[0, 3, 1]])), ValueError, ("seeds", "[1, 3]")),
+        ("seeds-large", call(seeds=ids([0, 5, 1])), ValueError, ("seeds", "position 1 holds 5", "[0, 5)")),
+        ("seeds-negative", call(seeds=ids([0, 3, -1])), ValueError, ("seeds", "position 2 holds -1")),
+        ("seeds-meta", call(seeds=ids([0, 3, 1], device="meta")), ValueError, ("seeds", "meta")),
+        ("ptr-list", call(ptr=[0, 2, 3]), TypeError, ("ptr", "list [0, 2, 3]")),
+        ("ptr-none", call(ptr=None), TypeError, ("ptr", "None")),
+        ("ptr-empty", call(ptr=ids([]).long()), ValueError, ("ptr", "at least one entry")),
+        ("ptr-int32", call(ptr=ids([0, 2, 3]).int()), ValueError, ("ptr", "int32")),
+        ("ptr-start", call(ptr=ids([1, 2, 3])), ValueError, ("ptr", "1")),
+        ("ptr-end", call(ptr=ids([0, 2, 4])), ValueError, ("ptr", "4", "seeds")),
+        ("ptr-short", call(ptr=ids([0, 2])), ValueError, ("ptr", "3", "2")),
+        ("ptr-falls", call(ptr=ids([0, 2, 1, 3])), ValueError, ("ptr", "1 after 2")),
+        ("ptr-huge", call(ptr=ids([0, 10**18, 3])), ValueError, ("ptr", "3 after 1000000000000000000")),
+    ]
+
+
+def of_every_traversal(call: Callable[..., Call]) -> list[Case]:
+    return [
+        *of_every_batch_of_sets(call),
+        ("num_hops-negative", call(num_hops=-1), ValueError, ("num_hops", "-1")),
+        ("num_hops-float", call(num_hops=1.0), TypeError, ("num_hops", "1.0")),
+        ("num_hops-bool", call(num_hops=True), TypeError, ("num_hops", "True")),
+        ("num_hops-none", call(num_hops=None), TypeError, ("num_hops", "None")),
+        ("traversal-word", call(traversal="per-relation"), ValueError, ("traversal", "'per_relation'?")),
+        ("traversal-none", call(traversal=None), ValueError, ("traversal", "None")),
+        ("direction-word", call(direction="incoming"), ValueError, ("direction", "'incoming'")),
+        ("direction-flow", call(direction="source_to_target"), ValueError, ("direction", "'source_to_target'")),
+    ]
 
 
 def of_every_loss(loss: Callable[..., Call]) -> list[Case]:
@@ -560,6 +619,74 @@ PERTURBATION_ATTENTION: list[Case] = [
     ("scale-nan", perturb(scale=nan), ValueError, ("scale", "nan")),
 ]
 
+KHOP_SUBGRAPH: list[Case] = [
+    *of_every_traversal(extract),
+    ("drop_seeds-int", extract(drop_seeds=1), TypeError, ("drop_seeds", "int 1")),
+    ("return_edge_id-none", extract(return_edge_id=None), TypeError, ("return_edge_id", "None")),
+    ("index_dtype-int16", extract(index_dtype=torch.int16), ValueError, ("index_dtype", "torch.int16")),
+    ("index_dtype-str", extract(index_dtype="int32"), ValueError, ("index_dtype", "'int32'")),
+    ("layout-word", extract(layout="csc"), ValueError, ("layout", "'csc'")),
+    ("layout-torch", extract(layout=torch.sparse_csr), ValueError, ("layout", "torch.sparse_csr")),
+    ("out-dict", extract(out={}), TypeError, ("out", "dict {}")),
+    ("out-tensor", extract(out=rand(3)), TypeError, ("out", "float32 tensor of shape [3]")),
+    ("max_nodes-alone", extract(max_nodes=9), ValueError, ("max_edges", "max_nodes", "None")),
+    ("max_edges-alone", extract(max_edges=9), ValueError, ("max_nodes", "max_edges", "None")),
+    ("max_nodes-negative", extract(max_nodes=-1, max_edges=9), ValueError, ("max_nodes", "-1")),
+    ("max_nodes-float", extract(max_nodes=9.0, max_edges=9), TypeError, ("max_nodes", "9.0")),
+    ("max_edges-negative", extract(max_nodes=9, max_edges=-1), ValueError, ("max_edges", "-1")),
+    ("max_edges-list", extract(max_nodes=9, max_edges=[9, 9]), TypeError, ("max_edges", "list [9, 9]")),
+    ("max_edges-missing", extract(max_nodes=9, max_edges={"physical": 9}), ValueError, ("max_edges", "'tflink'")),
+    (
+        "max_edges-unknown",
+        extract(max_nodes=9, max_edges={"physical": 9, "tflnk": 9}),
+        ValueError,
+        ("relation", "'tflnk'", "'tflink'?"),
+    ),
+    (
+        "max_edges-one-negative",
+        extract(max_nodes=9, max_edges={"physical": 9, "tflink": -1}),
+        ValueError,
+        ("max_edges['tflink']", "-1"),
+    ),
+    (
+        "max_nodes-int32",
+        extract(max_nodes=2**31, max_edges=9, index_dtype=torch.int32),
+        ValueError,
+        ("index_dtype", "2147483648 nodes"),
+    ),
+    ("max_nodes-huge", extract(max_nodes=10**15, max_edges=9), MemoryError, ("1,000,000,000,000,000 nodes", "max_nodes")),
+]
+
+MASKED_SPMM: list[Case] = [
+    ("graph-none", messages(graph=None), TypeError, ("graph", "None")),
+    ("relation-unknown", messages(relation="physic"), ValueError, ("relation", "'physic'", "'physical'?")),
+    ("x-list", messages(x=[1.0]), TypeError, ("x", "list [1.0]")),
+    ("x-int", messages(x=torch.ones(N, D).long()), ValueError, ("x", "int64")),
+    ("x-1d", messages(x=rand(N)), ValueError, ("x", "[5]")),
+    ("x-tokens", messages(x=rand(T, D)), ValueError, ("x", "[5, F]", "[6, 4]")),
+    ("x-samples", messages(x=rand(3, N, D)), ValueError, ("x", "[2, 5, F]", "[3, 5, 4]")),
+    ("x-4d", messages(x=rand(1, 2, N, D)), ValueError, ("x", "[1, 2, 5, 4]")),
+    ("x-meta", messages(x=rand(N, D).to("meta")), ValueError, ("x", "meta")),
+    ("keep-none", messages(keep=None), TypeError, ("keep", "None")),
+    ("keep-float", messages(keep=rand(2, N)), ValueError, ("keep", "float32")),
+    ("keep-1d", messages(keep=torch.ones(N).bool()), ValueError, ("keep", "[5]")),
+    ("keep-transposed", messages(keep=torch.ones(N, 2).bool()), ValueError, ("keep", "[B, 5]", "[5, 2]")),
+    ("keep-meta", messages(keep=torch.ones(2, N, device="meta").bool()), ValueError, ("keep", "meta")),
+    ("words-alone", messages(keep=torch.ones(N, 1).long()), ValueError, ("num_sets", "None")),
+    ("words-few", messages(keep=torch.ones(N, 1).long(), num_sets=65), ValueError, ("keep", "[5, 2]", "[5, 1]")),
+    ("words-genes", messages(keep=torch.ones(T, 1).long(), num_sets=2), ValueError, ("keep", "[5, 1]", "[6, 1]")),
+    ("num_sets-other", messages(num_sets=3), ValueError, ("num_sets", "3", "2")),
+    ("num_sets-negative", messages(keep=torch.ones(N, 0).long(), num_sets=-1), ValueError, ("num_sets", "-1")),
+    ("num_sets-float", messages(keep=torch.ones(N, 1).long(), num_sets=2.0), TypeError, ("num_sets", "2.0")),
+    ("reduce-word", messages(reduce="avg"), ValueError, ("reduce", "'avg'")),
+    ("transpose-int", messages(transpose=1), TypeError, ("transpose", "int 1")),
+    ("weight-short", messages(edge_weight=rand(2)), ValueError, ("edge_weight", "3 weights", "got 2")),
+    ("weight-int", messages(edge_weight=ids([1, 2, 3])), ValueError, ("edge_weight", "int64")),
+    ("weight-2d", messages(edge_weight=rand(3, 1)), ValueError, ("edge_weight", "[3, 1]")),
+    ("weight-dict", messages(edge_weight={"physical": rand(3)}), TypeError, ("edge_weight", "dict")),
+    ("weight-meta", messages(edge_weight=rand(3).to("meta")), ValueError, ("edge_weight", "meta")),
+]
+
 DATA: list[Case] = [
     ("names-str", lambda: GeneList("YAL001C"), TypeError, ("names", "'YAL001C'")),
     ("names-twice", lambda: GeneList(["a", "b", "a"]), ValueError, ("names", "'a'", "0 and 2")),
@@ -603,6 +730,10 @@ CASES = {
     "graph_attention": GRAPH_ATTENTION,
     "sample_rows": SAMPLE_ROWS,
     "perturbation_attention": PERTURBATION_ATTENTION,
+    "khop_mask": of_every_traversal(mask),
+    "khop_subgraph": KHOP_SUBGRAPH,
+    "perturbation_mask": of_every_batch_of_sets(perturbed),
+    "masked_spmm": MASKED_SPMM,
     "data": DATA,
     "nn": MODULES,
 }
@@ -620,6 +751,24 @@ def test_malformed(call: Call, expected: type[Exception], words: tuple[str, ...]
     for word in words:
         # a short word, such as the argument q, must stand as a word of its own
         assert re.search(rf"(?<!\w){re.escape(word)}(?!\w)", str(caught.value)), f"{word!r} is not in {str(caught.value)!r}"
+
+
+@pytest.mark.parametrize("call", [mask, perturbed], ids=["khop_mask", "perturbation_mask"])
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        ({"ptr": ids([0, 10**7, 3])}, "ptr: expected to rise, got 3 after 10000000"),
+        ({"ptr": ids([0, 2, 10**7])}, "ptr: expected to end with 3"),
+        ({"seeds": ids([0, 10**7, 1])}, "seeds: position 1 holds 10000000"),
+    ],
+    ids=["ptr-falls", "ptr-end", "seeds-large"],
+)
+def test_malformed_seeds_are_found_in_compiled_code(
+    call: Callable[..., Call], sets: dict[str, torch.Tensor], words: str
+) -> None:
+    """There the extension looks."""
+    with pytest.raises(RuntimeError, match=words):
+        torch.compile(call(**sets), backend="eager")()
 
 
 @pytest.mark.parametrize(
@@ -640,5 +789,6 @@ def test_malformed_sets_are_found_in_compiled_code(sets: dict[str, torch.Tensor]
 
 def test_the_right_arguments_pass() -> None:
     """What the cases above change one argument of."""
-    for call in (build(), attend(), log_sum(), kl(), bce(), tied(), rows(), perturb(), dataset(), head()):
+    sets = mask(), extract(), extract(max_nodes=9, max_edges=9), perturbed(), messages()
+    for call in (build(), attend(), log_sum(), kl(), bce(), tied(), rows(), perturb(), *sets, dataset(), head()):
         call()

@@ -6,7 +6,11 @@ from .attention import attention, attention_logsumexp
 from .attention_bce import attention_bce
 from .attention_kl import attention_kl
 from .graph_attention import graph_attention
+from .khop_mask import khop_mask
+from .khop_subgraph import khop_subgraph
+from .masked_spmm import masked_spmm
 from .perturbation_attention import perturbation_attention
+from .perturbation_mask import perturbation_mask
 from .sample_rows import sample_rows
 
 __all__ = [
@@ -15,6 +19,10 @@ __all__ = [
     "attention_kl",
     "attention_logsumexp",
     "graph_attention",
+    "khop_mask",
+    "khop_subgraph",
+    "masked_spmm",
     "perturbation_attention",
+    "perturbation_mask",
     "sample_rows",
 ]

@@ -15,6 +15,7 @@ import cellattn.nn
 from cellattn import MultiGraph
 
 from ..compare import leaves, random_graph
+from .sets import random_sets
 
 N = 20
 OPS = torch.ops.cellattn
@@ -36,6 +37,20 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     head = leaves((3, 8), (N, 8), (N, 5), (3,), (3, 5))
     sets = leaves((3, 2, 4), (3, 2, 4), (3, 2, 4))
     detached = [x.detach() for x in (q, k, v)]
+    rowptr, col, _ = g.stacked
+    colptr, row, edge = g.transpose()
+    seeds, sets_ptr = random_sets(N, 70)
+    one = g.rowptr("a"), g.col("a")
+    words = OPS.set_words(seeds, sets_ptr, N, False)
+    node_ptr, edge_ptr, offsets = OPS.induced_sizes(rowptr, col, words, 70)
+    room = edge_ptr[:, -1].tolist()
+    places = [torch.zeros(int(node_ptr[-1]), dtype=dtype) for dtype in (torch.int64, torch.bool)]
+    edges = [torch.zeros(factor * sum(room), dtype=torch.int64) for factor in (2, 1)]
+    rowptrs = torch.zeros(2 * (places[0].numel() + 1), dtype=torch.int64)
+    induced = (rowptr, col, words, words, node_ptr, edge_ptr, offsets, *places)
+    by_column = (colptr[: N + 1], row[: one[1].numel()], edge[: one[1].numel()])
+    message, weight = leaves((70, N, 3), (one[1].numel(),))
+    message_args = (words, *one, *by_column, 0, 70, True, False)
     return {
         "attention": (OPS.attention, (q, k, v, None, 0.3)),
         "attention masked": (OPS.attention, (q, k, v, mask, 0.3)),
@@ -64,6 +79,24 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "perturbation_correction_backward": (
             OPS.perturbation_correction_backward,
             (torch.ones(3, 5).double(), *(x.detach() for x in head[:4]), index, ptr, head[4].detach(), 0.3),
+        ),
+        "set_words": (OPS.set_words, (seeds, sets_ptr, N, True)),
+        "khop_words": (OPS.khop_words, (rowptr, col, colptr, row, seeds, sets_ptr, N, 2, False, True, False)),
+        "unpack_words": (OPS.unpack_words, (words, 70)),
+        "pack_words": (OPS.pack_words, (OPS.unpack_words(words, 70),)),
+        "edge_words": (OPS.edge_words, (*one, words)),
+        "induced_sizes": (OPS.induced_sizes, (rowptr, col, words, 70)),
+        "induced_write": (OPS.induced_write, (*induced, *edges, None, room)),
+        "induced_write csr": (OPS.induced_write, (*induced, edges[1], None, rowptrs, room)),
+        "masked_spmm": (OPS.masked_spmm, (*one, weight.detach(), message.detach(), words, 70, True)),
+        "masked_spmm shared": (OPS.masked_spmm, (*one, None, message[0].detach(), words, 70, False)),
+        "masked_sddmm": (OPS.masked_sddmm, (*one, message.detach(), message[0].detach(), words, 70)),
+        "masked_degree": (OPS.masked_degree, (*one, words, 70)),
+        "masked_sum": (OPS.masked_sum, (message, weight, *message_args)),
+        "masked_sum shared": (OPS.masked_sum, (leaves((N, 3))[0], weight, *message_args[:-1], True)),
+        "masked_sum_backward": (
+            OPS.masked_sum_backward,
+            (torch.ones(70, N, 3).double(), message.detach(), weight.detach(), *message_args, True, False),
         ),
     }  # fmt: skip
 
@@ -106,6 +139,73 @@ def test_compiled_equals_eager(f: Callable[..., tuple[Tensor, ...]], dynamic: bo
             outputs = run(*inputs, g, rows)
             total = torch.stack([(y * y).sum() for y in outputs]).sum()
             results.append([*outputs, *torch.autograd.grad(total, inputs)])
+        for eager, other in zip(*results, strict=True):
+            torch.testing.assert_close(other, eager)
+
+
+def masks(g: MultiGraph, seeds: Tensor, ptr: Tensor) -> tuple[Tensor, ...]:
+    node_keep, edge_keep = cellattn.perturbation_mask(g, seeds, ptr)
+    words, edge_words = cellattn.perturbation_mask(g, seeds, ptr, packed=True)
+    mixed = cellattn.khop_mask(g, seeds, ptr, 2, traversal="mixed", direction="both", packed=True)
+    return cellattn.khop_mask(g, seeds, ptr, 2), mixed, node_keep, *edge_keep.values(), words, *edge_words.values()
+
+
+def subgraphs(g: MultiGraph, seeds: Tensor, ptr: Tensor) -> tuple[Tensor, ...]:
+    coo = cellattn.khop_subgraph(g, seeds, ptr, 1, max_nodes=200, max_edges=100)
+    assert coo.edge_id is not None
+    csr = cellattn.khop_subgraph(
+        g, seeds, ptr, 1, drop_seeds=True, index_dtype=torch.int32, layout="csr", return_edge_id=False, max_nodes=200,
+        max_edges={"a": 90, "b": 2},
+    )  # fmt: skip
+    sums = torch.zeros(200).index_add(0, coo.edge_index["a"][0], torch.ones(100))  # what a model does with it
+    return (
+        sums, coo.node, coo.node_ptr, coo.seed_mask, coo.sample, coo.overflow, *coo.edge_index.values(),
+        *coo.edge_ptr.values(), *coo.edge_id.values(), csr.node, csr.overflow, *csr.rowptr.values(), *csr.col.values(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("f", [masks, subgraphs], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compiled_sets_equal_eager(f: Callable[..., tuple[Tensor, ...]], dynamic: bool) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(f, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for n, num_sets in ((20, 5), (20, 70), (31, 3), (31, 0)):
+        g = random_graph(n, {"a": 60, "b": 40})
+        sets = random_sets(n, num_sets)
+        for eager, other in zip(f(g, *sets), compiled(g, *sets), strict=True):
+            assert torch.equal(other, eager)
+
+
+def test_a_whole_batch_leaves_a_compiled_function() -> None:
+    torch._dynamo.reset()
+    g = graph()
+    sets = random_sets(N, 5)
+
+    def extract(seeds: Tensor, ptr: Tensor) -> cellattn.SubgraphBatch:
+        return cellattn.khop_subgraph(g, seeds, ptr, 1, max_nodes=100, max_edges=150)
+
+    batch, want = torch.compile(extract, fullgraph=True, backend="aot_eager")(*sets), extract(*sets)
+    assert isinstance(batch, cellattn.SubgraphBatch)
+    assert repr(batch) == repr(want)
+    assert torch.equal(batch[4].edge_index["b"], want[4].edge_index["b"])
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compiled_messages_equal_eager(dynamic: bool) -> None:
+    def messages(x: Tensor, w: Tensor, g: MultiGraph, seeds: Tensor, ptr: Tensor) -> Tensor:
+        keep, _ = cellattn.perturbation_mask(g, seeds, ptr)
+        y = cellattn.masked_spmm(g, "a", x, keep, edge_weight=w)
+        return cellattn.masked_spmm(g, "b", y, keep, reduce="mean", transpose=True)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(messages, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for n, num_sets in ((20, 5), (20, 70), (31, 3)):
+        g = random_graph(n, {"a": 60, "b": 40}, weighted=True)
+        x, w = leaves((n, 4), (g.num_edges("a"),))
+        results = []
+        for run in (messages, compiled):
+            out = run(x, w, g, *random_sets(n, num_sets))
+            results.append([out, *torch.autograd.grad((out * out).sum(), (x, w))])
         for eager, other in zip(*results, strict=True):
             torch.testing.assert_close(other, eager)
 

@@ -1,0 +1,61 @@
+"""Multigraphs and ragged batches of perturbation sets for the k-hop tests, awkward on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cellattn import MultiGraph
+
+# the fixture `isa` sets one variable for all examples of a test
+EXAMPLES: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+
+
+class Problem(NamedTuple):
+    graph: MultiGraph
+    seeds: Tensor
+    ptr: Tensor
+
+
+def problem(seed: int, num_nodes: int, edges: Sequence[int], num_sets: int) -> Problem:
+    """A relation of each number of edges, drawn with repetition, self-loops and hubs; sets of 0 to 4 genes, drawn likewise."""
+    g = torch.Generator().manual_seed(seed)
+    index = {}
+    for r, count in enumerate(edges):
+        skewed = (torch.rand(2, count, generator=g) ** 2 * num_nodes).long()
+        index[f"r{r}"] = skewed.clamp(max=num_nodes - 1)
+    sizes = torch.randint(5, (num_sets,), generator=g)
+    seeds = torch.randint(num_nodes, (int(sizes.sum()),), generator=g)
+    weight = {name: torch.rand(i.shape[1], generator=g) + 0.1 for name, i in index.items()}
+    graph = MultiGraph.from_edge_index(index, num_nodes, edge_weight=weight)
+    return Problem(graph, seeds, torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)]))
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> Problem:
+    """One gene and up; no relation, relations without edges and almost full ones; batches around multiples of a word."""
+    num_nodes = draw(st.sampled_from([1, 2, 3, 7, 17, 40]))
+    edges = draw(st.lists(st.sampled_from([0, 1, 5, num_nodes, num_nodes**2]), max_size=3))
+    num_sets = draw(st.sampled_from([0, 1, 2, 5, 63, 64, 65, 130, 515]))
+    return problem(draw(st.integers(0, 99)), num_nodes, edges, num_sets)
+
+
+def ragged(sets: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """(seeds, ptr) of sets of genes."""
+    seeds = torch.tensor([gene for genes in sets for gene in genes], dtype=torch.int64)
+    return seeds, torch.tensor([0, *(len(genes) for genes in sets)]).cumsum(0)
+
+
+def random_sets(num_nodes: int, num_sets: int, size: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """(seeds, ptr) of sets of `size` genes."""
+    g = torch.Generator().manual_seed(seed)
+    return torch.randint(num_nodes, (num_sets * size,), generator=g), torch.arange(num_sets + 1) * size
+
+
+def settings_of(max_examples: int) -> settings:
+    return settings(max_examples=max_examples, **EXAMPLES)

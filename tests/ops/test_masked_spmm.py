@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import cellattn
+from cellattn import MultiGraph, reference
+from cellattn.data import load_yeast, synthetic_cell
+from cellattn.ops.masked_spmm import REDUCES
+
+from ..compare import RTOL, assert_same, leaves, values_and_grads
+from .sets import Problem, problem, problems, random_sets, settings_of
+
+
+def mask(num_sets: int, num_nodes: int, seed: int = 0, share: float = 0.7) -> Tensor:
+    return torch.rand(num_sets, num_nodes, generator=torch.Generator().manual_seed(seed)) < share
+
+
+def product(module: Any, *args: Any, **options: Any) -> Callable[..., Tensor]:
+    """masked_spmm of x and edge weights, which both get gradients."""
+    graph, relation, keep = args
+    return lambda x, w: module.masked_spmm(graph, relation, x, keep, edge_weight=w, **options)
+
+
+@pytest.mark.parametrize("transpose", [False, True], ids=["rows", "transpose"])
+@pytest.mark.parametrize("reduce", REDUCES)
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "per-sample"])
+@pytest.mark.parametrize("features", [1, 7, 64, 100])
+def test_values_and_gradients(features: int, shared: bool, reduce: str, transpose: bool, isa: str) -> None:
+    p = problem(0, 40, [90, 0, 300], 0)
+    keep = mask(9, 40)
+    for relation in p.graph.relations:
+        x, w = leaves((40, features) if shared else (9, 40, features), (p.graph.num_edges(relation),))
+        args = (p.graph, relation, keep)
+        options = {"reduce": reduce, "transpose": transpose}
+        assert_same(product(cellattn, *args, **options), product(reference, *args, **options), x, w)
+
+
+@pytest.mark.parametrize("transpose", [False, True], ids=["rows", "transpose"])
+@pytest.mark.parametrize("reduce", REDUCES)
+def test_any_graph_and_batch(reduce: str, transpose: bool, isa: str) -> None:
+    @settings_of(60)
+    @given(problems(), st.integers(1, 20), st.booleans(), st.sampled_from([0.0, 0.5, 1.0]))
+    def check(p: Problem, features: int, shared: bool, share: float) -> None:
+        n, num_sets = p.graph.num_nodes, p.ptr.numel() - 1
+        keep = mask(num_sets, n, share=share)
+        (x,) = leaves((n, features) if shared else (num_sets, n, features))
+        for relation in p.graph.relations:
+            (w,) = leaves((p.graph.num_edges(relation),), seed=1)
+            args = (p.graph, relation, keep)
+            options = {"reduce": reduce, "transpose": transpose}
+            assert_same(product(cellattn, *args, **options), product(reference, *args, **options), x, w)
+
+    check()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_the_weights_of_the_graph(dtype: torch.dtype) -> None:
+    """Stored in float32; used in float64 where x is."""
+    p = problem(1, 40, [90, 300], 0)
+    assert not (p.graph.weight("r1") == 1).all()
+    keep = mask(70, 40)
+    x = leaves((70, 40, 5), dtype=dtype)[0].detach()
+    got = cellattn.masked_spmm(p.graph, "r1", x, keep)
+    want = reference.masked_spmm(p.graph, "r1", x.double(), keep)
+    assert got.dtype == dtype
+    # sums of at most 40 products
+    tolerance = RTOL if dtype == torch.float64 else 40 * torch.finfo(dtype).eps
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=tolerance * float(want.abs().max()))
+
+
+@pytest.mark.parametrize("reduce", REDUCES)
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "per-sample"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_low_precision_no_worse_than_eager(dtype: torch.dtype, shared: bool, reduce: str, isa: str) -> None:
+    """At most twice the error of eager PyTorch at that dtype, plus one spacing of it."""
+    graph = problem(2, 60, [1200], 0).graph
+    keep = mask(20, 60)
+    for transpose in (False, True):
+        x, w = (y.detach().to(dtype) for y in leaves((60, 16) if shared else (20, 60, 16), (graph.num_edges("r0"),)))
+        options = {"reduce": reduce, "transpose": transpose}
+        ours, eager = (product(module, graph, "r0", keep, **options) for module in (cellattn, reference))
+        got, rounded, exact = (
+            [y for part in values_and_grads(f, *inputs) for y in part]
+            for f, inputs in ((ours, (x, w)), (eager, (x, w)), (eager, (x.double(), w.double())))
+        )
+        for a, e, want in zip(got, rounded, exact, strict=True):
+            assert a.dtype == dtype
+            bound = 2 * float((e.double() - want).abs().max()) + torch.finfo(dtype).eps * float(want.abs().max())
+            assert float((a.double() - want).abs().max()) <= bound
+
+
+def test_is_message_passing_on_pygs_subgraphs(isa: str) -> None:
+    """The sum and mean over each sample's induced subgraph, as PyG aggregates it."""
+    utils = pytest.importorskip("torch_geometric.utils")
+    graph = synthetic_cell(num_genes=700)
+    keep, _ = cellattn.perturbation_mask(graph, *random_sets(700, 5))
+    (x,) = leaves((700, 6))
+    for relation in ("physical", "regulatory"):
+        for reduce in REDUCES:
+            got = cellattn.masked_spmm(graph, relation, x.detach(), keep, reduce=reduce)
+            for b in range(5):
+                (row, col), _ = utils.subgraph(keep[b], graph.edge_index(relation), num_nodes=700)
+                want = utils.scatter(x.detach()[col], row, dim=0, dim_size=700, reduce=reduce)
+                # float64 in another order
+                torch.testing.assert_close(got[b], want, rtol=RTOL, atol=RTOL)
+
+
+@pytest.mark.filterwarnings("ignore:.*unknown gene")
+def test_real_tables(yeast_dir: Path) -> None:
+    _, graph = load_yeast(yeast_dir)
+    keep, _ = cellattn.perturbation_mask(graph, *random_sets(graph.num_nodes, 3))
+    (x,) = leaves((graph.num_nodes, 4))
+    for relation in ("physical", "motif"):
+        a = torch.sparse_coo_tensor(graph.edge_index(relation), graph.weight(relation).double(), (graph.num_nodes,) * 2)
+        got = cellattn.masked_spmm(graph, relation, x.detach(), keep)
+        want = torch.stack([k[:, None] * (a @ (k[:, None] * x.detach())) for k in keep])
+        torch.testing.assert_close(got, want, rtol=RTOL, atol=RTOL * float(want.abs().max()))
+
+
+@pytest.mark.parametrize("num_sets", [0, 1, 64, 70])
+def test_packed_masks(num_sets: int) -> None:
+    p = problem(3, 40, [90, 300], num_sets)
+    keep, _ = cellattn.perturbation_mask(*p)
+    words, _ = cellattn.perturbation_mask(*p, packed=True)
+    (x,) = leaves((40, 5))
+    want = cellattn.masked_spmm(p.graph, "r1", x, keep)
+    assert torch.equal(cellattn.masked_spmm(p.graph, "r1", x, words, num_sets=num_sets), want)
+    assert torch.equal(cellattn.masked_spmm(p.graph, "r1", x, keep, num_sets=num_sets), want)
+
+
+def test_what_the_mask_drops_does_not_leak() -> None:
+    """0 and no gradient where a gene is not kept, NaN and infinity in its features included."""
+    p = problem(4, 40, [600], 0)
+    keep = mask(9, 40)
+    x, w = leaves((9, 40, 5), (p.graph.num_edges("r0"),))
+    for reduce in REDUCES:
+        want, dwant = values_and_grads(product(cellattn, p.graph, "r0", keep, reduce=reduce), x, w)
+        for bad in (float("nan"), float("inf")):
+            dropped = torch.where(keep[..., None], x.detach(), bad)
+            got, dgot = values_and_grads(product(cellattn, p.graph, "r0", keep, reduce=reduce), dropped, w)
+            assert not got[0][~keep].any()
+            assert not dgot[0][~keep].any()
+            for a, b in zip([*got, *dgot], [*want, *dwant], strict=True):
+                assert torch.equal(a, b)
+
+
+def test_all_kept_is_the_product_with_the_graph() -> None:
+    p = problem(5, 40, [300], 0)
+    (x,) = leaves((40, 5))
+    out = cellattn.masked_spmm(p.graph, "r0", x, torch.ones(3, 40).bool())
+    want = reference.adjacency(p.graph, "r0") @ x
+    torch.testing.assert_close(out, want.expand(3, 40, 5), rtol=RTOL, atol=RTOL)
+
+
+def test_mean_counts_edges_and_not_weights() -> None:
+    graph = MultiGraph.from_edge_index(
+        {"r": torch.tensor([[0, 0, 0], [1, 2, 3]])}, 4, edge_weight={"r": torch.tensor([1.0, 2.0, 4.0])}
+    )
+    x = torch.ones(4, 1)
+    keep = torch.tensor([[True, True, True, False], [True, False, False, False]])
+    out = cellattn.masked_spmm(graph, "r", x, keep, reduce="mean")
+    assert out[:, 0, 0].tolist() == [1.5, 0.0]
+
+
+def test_strided_features_and_mask() -> None:
+    p = problem(6, 40, [300], 0)
+    keep = mask(40, 9).t()
+    (x,) = leaves((40, 9, 5))
+    assert not keep.is_contiguous()
+    strided = x.transpose(0, 1)
+    want = cellattn.masked_spmm(p.graph, "r0", strided.contiguous(), keep.contiguous())
+    assert torch.equal(cellattn.masked_spmm(p.graph, "r0", strided, keep), want)
+
+
+@pytest.mark.parametrize("transpose", [False, True], ids=["rows", "transpose"])
+@pytest.mark.parametrize("reduce", REDUCES)
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "per-sample"])
+def test_gradcheck(shared: bool, reduce: str, transpose: bool) -> None:
+    graph = problem(7, 6, [20], 0).graph
+    keep = mask(3, 6)
+    inputs = leaves((6, 2) if shared else (3, 6, 2), (graph.num_edges("r0"),))
+    assert torch.autograd.gradcheck(product(cellattn, graph, "r0", keep, reduce=reduce, transpose=transpose), inputs)
+
+
+def test_one_gradient_without_the_other() -> None:
+    graph = problem(8, 40, [300], 0).graph
+    keep = mask(9, 40)
+    x, w = leaves((9, 40, 5), (graph.num_edges("r0"),))
+    f = product(cellattn, graph, "r0", keep)
+    _, (dx, dw) = values_and_grads(f, x, w)
+    g = torch.randn(9, 40, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    (alone_x,) = torch.autograd.grad((f(x, w.detach()) * g).sum(), x)
+    (alone_w,) = torch.autograd.grad((f(x.detach(), w) * g).sum(), w)
+    assert torch.equal(alone_x, dx)
+    assert torch.equal(alone_w, dw)
+
+
+def test_double_backward_is_refused() -> None:
+    graph = problem(9, 6, [20], 0).graph
+    (x,) = leaves((6, 2))
+    (dx,) = torch.autograd.grad(cellattn.masked_spmm(graph, "r0", x, mask(3, 6)).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"cellattn.masked_spmm: double backward is not supported"):
+        dx.sum().backward()
+
+
+def test_autocast_leaves_the_dtype_of_x() -> None:
+    graph = problem(9, 6, [20], 0).graph
+    (x,) = leaves((6, 2), dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = cellattn.masked_spmm(graph, "r0", x, mask(3, 6))
+    assert torch.equal(inside, cellattn.masked_spmm(graph, "r0", x, mask(3, 6)))
+
+
+def test_equal_from_run_to_run() -> None:
+    graph = problem(10, 60, [2000], 0).graph
+    keep = mask(70, 60)
+    x, w = leaves((60, 33), (graph.num_edges("r0"),), dtype=torch.float32)
+    first, again = (values_and_grads(product(cellattn, graph, "r0", keep), x, w) for _ in range(2))
+    for a, b in zip([*first[0], *first[1]], [*again[0], *again[1]], strict=True):
+        assert torch.equal(a, b)

@@ -1,0 +1,252 @@
+"""The extension's operators with hostile tensors: an exception or a result, never a read or write out of bounds.
+
+In processes of their own, so that a crash is a failure that names its seed. Tensors that an operator writes are the middle of
+larger ones, whose ends are looked at afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cellattn import MultiGraph
+
+from .sets import problem
+
+OPS = torch.ops.cellattn
+GUARD = 1024  # entries left and right of a tensor that is written
+POISON = 77
+ROUNDS = 1500
+HUGE = (-(2**63), -(2**40), -1, 0, 1, 63, 64, 65, 2**31 - 1, 2**31, 2**40, 2**63 - 1)
+
+Arguments = dict[str, Any]
+
+
+class Draw:
+    """Random choices from one seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.g = torch.Generator().manual_seed(seed)
+
+    def int(self, low: int, high: int) -> int:
+        """In [low, high)."""
+        return int(torch.randint(low, high, (), generator=self.g))
+
+    def of(self, choices: Any) -> Any:
+        return choices[self.int(0, len(choices))]
+
+
+# ------------------------------------------------------------------------------------------------------ right arguments
+
+
+def guarded(length: int, dtype: torch.dtype) -> Tensor:
+    """The middle of a longer tensor."""
+    return torch.full((length + 2 * GUARD,), POISON, dtype=dtype)[GUARD : GUARD + length]
+
+
+def right_arguments(draw: Draw) -> dict[str, Arguments]:
+    """What each operator takes, for one small problem."""
+    p = problem(
+        draw.int(0, 1000), draw.of([1, 2, 7, 40]), draw.of([[], [0], [60], [5, 0, 300]]), draw.of([0, 1, 5, 64, 65, 130])
+    )
+    graph, num_sets, n = p.graph, p.ptr.numel() - 1, p.graph.num_nodes
+    rowptr, col, _ = graph.stacked
+    colptr, row, _ = graph.transpose()
+    stack = {"rowptr": rowptr.clone(), "col": col.clone()}
+    one = one_relation(graph)
+    words = OPS.khop_words(rowptr, col, colptr, row, p.seeds, p.ptr, n, 1, False, True, False)
+    node_ptr, edge_ptr, offsets = OPS.induced_sizes(rowptr, col, words, num_sets)
+    dtype, csr = draw.of([torch.int64, torch.int32]), draw.of([False, True])
+    num_nodes, room = int(node_ptr[-1]), edge_ptr[:, -1].tolist()
+    sets = {"seeds": p.seeds.clone(), "ptr": p.ptr.clone()}
+    features = torch.randn(num_sets, n, 3)
+    value = draw.of([None, torch.rand(one["col"].numel())])
+    return {
+        "set_words": {**sets, "num_nodes": n, "complement": False},
+        "khop_words": {
+            **stack, "colptr": colptr.clone(), "row": row.clone(), **sets, "num_nodes": n, "num_hops": 2,
+            "mixed": draw.of([False, True]), "incoming": True, "outgoing": draw.of([False, True]),
+        },
+        "unpack_words": {"words": words, "num_sets": num_sets},
+        "pack_words": {"keep": torch.rand(num_sets, n) < 0.5},
+        "edge_words": {**one, "words": words},
+        "induced_sizes": {**stack, "words": words, "num_sets": num_sets},
+        "induced_write": {
+            **stack, "words": words, "seed_words": words.clone(), "node_ptr": node_ptr, "edge_ptr": edge_ptr,
+            "offsets": offsets, "node": guarded(num_nodes, dtype), "seed_mask": guarded(num_nodes, torch.bool),
+            "edge_index": guarded((1 if csr else 2) * sum(room), dtype),
+            "edge_id": draw.of([None, guarded(sum(room), dtype)]),
+            "csr_rowptr": guarded(len(room) * (num_nodes + 1), dtype) if csr else None, "edge_capacity": room,
+        },
+        "masked_spmm": {
+            **one, "value": value, "x": draw.of([features, torch.randn(n, 3)]), "words": words, "num_sets": num_sets,
+            "mean": draw.of([False, True]),
+        },
+        "masked_sddmm": {
+            **one, "g": features, "x": draw.of([features, torch.randn(n, 3)]), "words": words, "num_sets": num_sets,
+        },
+        "masked_degree": {**one, "words": words, "num_sets": num_sets},
+    }  # fmt: skip
+
+
+def one_relation(graph: MultiGraph) -> Arguments:
+    if not graph.relations:
+        return {"rowptr": torch.zeros(graph.num_nodes + 1, dtype=torch.int64), "col": torch.empty(0, dtype=torch.int32)}
+    name = graph.relations[-1]
+    return {"rowptr": graph.rowptr(name).clone(), "col": graph.col(name).clone()}
+
+
+# ---------------------------------------------------------------------------------------------------------- hostile ones
+
+
+def other_dtype(x: Tensor, draw: Draw) -> Tensor:
+    return x.to(draw.of([torch.int8, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64, torch.bool]))
+
+
+def strided(x: Tensor, draw: Draw) -> Tensor:
+    return torch.stack([x, x], -1)[..., 0]
+
+
+def other_shape(x: Tensor, draw: Draw) -> Tensor:
+    return draw.of([lambda: x[None], lambda: x.reshape(-1), lambda: x.new_zeros(()), lambda: x[..., None]])()
+
+
+def shorter(x: Tensor, draw: Draw) -> Tensor:
+    dim = draw.int(0, max(x.ndim, 1))
+    return x.narrow(dim, 0, draw.int(0, x.shape[dim] + 1)).contiguous() if x.ndim else x
+
+
+def longer(x: Tensor, draw: Draw) -> Tensor:
+    dim = draw.int(0, max(x.ndim, 1))
+    return torch.cat([x, x, x], dim) if x.ndim else x
+
+
+def empty(x: Tensor, draw: Draw) -> Tensor:
+    return x.new_empty((0,) * x.ndim)
+
+
+def elsewhere(x: Tensor, draw: Draw) -> Tensor:
+    return x.to("meta")
+
+
+def wild_values(x: Tensor, draw: Draw) -> Tensor:
+    """Some entries replaced: far out of range, negative, next to what they were."""
+    x = x.clone()
+    if x.numel() == 0 or x.dtype == torch.bool or x.is_floating_point():
+        return x
+    low, high = torch.iinfo(x.dtype).min, torch.iinfo(x.dtype).max
+    for _ in range(draw.int(1, 4)):
+        position = draw.int(0, x.numel())
+        around = int(x.reshape(-1)[position]) + draw.of([-1, 1, 7])
+        x.view(-1)[position] = min(max(draw.of([*HUGE, around]), low), high)
+    return x
+
+
+def shuffled(x: Tensor, draw: Draw) -> Tensor:
+    return x.reshape(-1)[torch.randperm(x.numel(), generator=draw.g)].reshape(x.shape)
+
+
+CHANGES: list[Callable[[Tensor, Draw], Tensor]] = [
+    other_dtype, strided, other_shape, shorter, longer, empty, elsewhere, wild_values, wild_values, wild_values, shuffled,
+]  # fmt: skip
+WRITTEN = ("node", "seed_mask", "edge_index", "edge_id", "csr_rowptr")
+
+
+def hostile(name: str, value: Any, draw: Draw) -> Any:
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        # sizes that a result would be allocated with stay small: a refusal to allocate is no finding
+        return draw.of([size for size in HUGE if size < 100 or name not in ("num_nodes",)])
+    if isinstance(value, list):
+        return draw.of([[], value[:-1], [*value, 5], [draw.of(HUGE) for _ in value], [max(size - 3, 0) for size in value]])
+    if value is None:
+        return draw.of([torch.ones(5), torch.ones(5, dtype=torch.int64), guarded(200, torch.int64)])
+    if name in WRITTEN and draw.of([True, False]):
+        return guarded(draw.of([0, 1, max(value.numel() - 1, 0), value.numel() + 1]), value.dtype)
+    return draw.of([*CHANGES, lambda x, draw: None])(value, draw)
+
+
+def guards(arguments: Arguments) -> list[Tensor]:
+    """What lies left and right of the tensors that are written."""
+    ends = []
+    for name in WRITTEN:
+        x = arguments.get(name)
+        if isinstance(x, Tensor) and x.device.type == "cpu" and x.storage_offset() == GUARD and x.is_contiguous():
+            whole = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage())
+            ends += [whole[:GUARD], whole[GUARD + x.numel() :]]
+    return ends
+
+
+def check_result(operator: str, arguments: Arguments, result: Any) -> None:
+    """What a finished call may leave: indices in range, poison where it was."""
+    for end in guards(arguments):
+        assert (end == torch.tensor(POISON).to(end.dtype)).all(), "written out of bounds"
+    if operator in ("khop_words", "set_words", "pack_words"):
+        num_sets = arguments["keep"].shape[0] if operator == "pack_words" else arguments["ptr"].numel() - 1
+        assert result.shape[1] == -(-num_sets // 64)
+        for b in range(num_sets, 64 * result.shape[1]):
+            assert not ((result[:, b // 64] >> (b % 64)) & 1).any(), "bits past the last sample"
+    if operator == "induced_sizes":
+        for pointers in (result[0][None], result[1]):
+            assert (pointers[:, 0] == 0).all()
+            assert (pointers.diff(dim=1) >= 0).all()
+    if operator in ("masked_degree", "masked_spmm"):
+        assert result.shape[:2] == (arguments["num_sets"], arguments["words"].shape[0])
+
+
+def attack(seed: int) -> str:
+    """One call with up to three hostile arguments; how it ended."""
+    draw = Draw(seed)
+    every = right_arguments(draw)
+    operator = draw.of(list(every))
+    arguments = every[operator]
+    changed = {draw.of(list(arguments)): None for _ in range(draw.int(0, 4))}  # in order, each once
+    for name in changed:
+        arguments[name] = hostile(name, arguments[name], draw)
+    try:
+        result = getattr(OPS, operator)(*arguments.values())
+    except Exception:  # any will do, the fakes that meta tensors reach have an IndexError
+        for end in guards(arguments):
+            assert (end == torch.tensor(POISON).to(end.dtype)).all(), "written out of bounds before an exception"
+        return "refused"
+    if not any(isinstance(x, Tensor) and x.device.type == "meta" for x in arguments.values()):
+        check_result(operator, arguments, result)
+    return "ran" if changed else "right"
+
+
+def main(first: int, count: int) -> None:
+    ends = {"right": 0, "ran": 0, "refused": 0}
+    for seed in range(first, first + count):
+        print(f"seed {seed}", flush=True)  # the last one printed is that of a crash
+        ends[attack(seed)] += 1
+    # all three happen, or the attacks miss their aim
+    assert min(ends.values()) > count // 20, ends
+
+
+@pytest.mark.parametrize("isa", ["native", "portable"])
+@pytest.mark.parametrize("first", [0, ROUNDS], ids=lambda first: f"seed{first}")
+def test_hostile_arguments(first: int, isa: str) -> None:
+    environment = {**os.environ, "CELLATTN_ISA": isa if isa == "portable" else ""}
+    code = f"from tests.ops.test_raw_operators import main; main({first}, {ROUNDS})"
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", code],
+        capture_output=True, text=True, cwd=Path(__file__).parents[2], env=environment,
+    )  # fmt: skip
+    last = done.stdout.splitlines()[-1:]
+    assert done.returncode == 0, f"{last}: exit status {done.returncode}\n{done.stderr[-3000:]}"
+
+
+def test_right_arguments_run() -> None:
+    """What the attacks change arguments of, so that an exception there comes from the change."""
+    for seed in range(30):
+        for operator, arguments in right_arguments(Draw(seed)).items():
+            check_result(operator, arguments, getattr(OPS, operator)(*arguments.values()))
