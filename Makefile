@@ -4,19 +4,27 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+CONSTRAINTS := constraints.txt
+OLDEST := .venv-oldest
+# Versions of Triton in kernels/resources.csv: what torch 2.11, 2.13 and 2.15 require.
+TRITONS := 3.6.0 3.7.1 3.9.0
 TEST_ARGS ?=
 BENCH_ARGS ?=
 OUT ?= runs/gpu-check
 
-.PHONY: install bench test lint gpu-check clean
+.PHONY: install install-peers bench test test-oldest record sanitize lint gpu-check clean
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml setup.py constraints.txt
+$(STAMP): pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/*.* csrc/*/*.*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[test,bench,pyg]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) 'setuptools>=77' wheel torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) --no-build-isolation -e '.[test,bench,pyg]'
 	touch $@
+
+# Built from source, a quarter of an hour or more: peers of the k-hop benchmark, and what interoperation is checked against.
+install-peers: $(STAMP)
+	FORCE_ONLY_CPU=1 $(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation torch-scatter torch-sparse
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.report $(BENCH_ARGS)
@@ -25,6 +33,30 @@ bench: $(STAMP)
 test: $(STAMP)
 	$(if $(TEST_ARGS),,TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter)
 	$(BIN)/python -m pytest $(TEST_ARGS)
+
+# The same tests under the oldest versions supported. No part of CI: torch 2.11 brings 5 GB, most of it CUDA.
+test-oldest:
+	$(MAKE) test VENV=$(OLDEST) CONSTRAINTS=constraints-oldest.txt
+
+# Registers depend on Triton alone, so its versions share an environment: PYTHONPATH comes before what is installed in it.
+record: $(TRITONS:%=$(VENV)/triton-%)
+	set -e; for version in $(TRITONS); do PYTHONPATH=$(VENV)/triton-$$version $(BIN)/python -m tests.kernels.record; done
+
+$(VENV)/triton-%: | $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ triton==$*
+
+# The extension and the tests that call it, in a tree of their own under AddressSanitizer and UndefinedBehaviorSanitizer.
+# Not ThreadSanitizer: threads come from the OpenMP runtime that torch brings, whose barriers it cannot see.
+SANITIZED := build/sanitized
+SANITIZERS := address,undefined
+sanitize: $(STAMP)
+	CELLATTN_CUDA=0 CELLATTN_SANITIZE=$(SANITIZERS) $(BIN)/python setup.py -q build --build-base build/sanitizing --build-lib $(SANITIZED)
+	cp -r tests pyproject.toml $(SANITIZED)/
+	cd $(SANITIZED) && ASAN_OPTIONS=detect_leaks=0:protect_shadow_gap=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
+	$(CURDIR)/$(BIN)/python -m pytest -p no:cacheprovider $(or $(TEST_ARGS),$(SANITIZE_TESTS))
+SANITIZE_TESTS := tests/ops/test_khop_mask.py tests/ops/test_khop_subgraph.py tests/ops/test_perturbation_mask.py \
+	tests/ops/test_masked_spmm.py tests/ops/test_raw_operators.py tests/test_subgraph.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -36,4 +68,4 @@ gpu-check: $(STAMP)
 	$(BIN)/python -m benchmarks.gpu_check --out $(OUT)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

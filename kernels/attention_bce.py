@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from math import log2
+from math import gcd, log2
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .config import on_device, parts_for
+from .config import Gather, Tile, choose, choose_gather, on_device, options, parts_for
 from .tensors import check_devices, check_floats, flat, padded
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -54,8 +54,10 @@ NO_EDGE = tl.constexpr(0)
 PLAIN = tl.constexpr(1)
 HAS_SHARP = tl.constexpr(2)
 
-# Not specialised on their values, so that a new length compiles nothing. Leading strides are: they say how wide a load may be.
+# Not specialised on their values, so that a new length compiles nothing: all that the loads need to know of leading strides is
+# in ALIGN, which divides them.
 SIZES = ["num_leading", "num_rows", "num_genes", "num_prefix", "num_negatives", "num_parts", "first_row", "part"]
+SIZES += ["stride_ql", "stride_kl"]
 
 # ----------------------------------------------------------------------------------------------------- one entry
 
@@ -167,6 +169,7 @@ def bce_rows_fwd_kernel_edges(
     scale,
     STRIDE_Q: tl.constexpr,  # between tokens
     STRIDE_K: tl.constexpr,
+    ALIGN: tl.constexpr,
     D: tl.constexpr,
     BD: tl.constexpr,  # D padded
     BE: tl.constexpr,  # entries at a time
@@ -177,7 +180,7 @@ def bce_rows_fwd_kernel_edges(
     """A program a row: its edges, and its drawn negatives."""
     i = tl.program_id(0).to(tl.int64)
     i_l, i_r = i // num_rows, i % num_rows
-    k_ptr += i_l * stride_kl + num_prefix * STRIDE_K
+    k_ptr += i_l * (stride_kl // ALIGN * ALIGN) + num_prefix * STRIDE_K
     gene = tl.load(rows_ptr + i_r)
     first, last = tl.load(rowptr_ptr + first_row + gene), tl.load(rowptr_ptr + first_row + gene + 1)
     inv_mass = tl.load(inv_mass_ptr + i_r)
@@ -187,7 +190,8 @@ def bce_rows_fwd_kernel_edges(
     # [BD]
     o_d = tl.arange(0, BD)
     m_d = o_d < D
-    b_q = tl.load(q_ptr + i_l * stride_ql + (num_prefix + gene) * STRIDE_Q + o_d, mask=m_d, other=0.0).to(tl.float32)
+    p_q = q_ptr + i_l * (stride_ql // ALIGN * ALIGN) + (num_prefix + gene) * STRIDE_Q + o_d
+    b_q = tl.load(p_q, mask=m_d, other=0.0).to(tl.float32)
     # [BE]
     b_loss = tl.zeros([BE], tl.float32)
     b_sharp = tl.zeros([BE], tl.int32)
@@ -243,6 +247,7 @@ def bce_rows_fwd_kernel_dense(
     scale,
     STRIDE_Q: tl.constexpr,
     STRIDE_K: tl.constexpr,
+    ALIGN: tl.constexpr,
     D: tl.constexpr,
     BD: tl.constexpr,
     BM: tl.constexpr,  # rows a program
@@ -266,9 +271,9 @@ def bce_rows_fwd_kernel_dense(
     o_d = tl.arange(0, BD)
     m_d = o_d < D
     # [BM, BD]
-    p_q = q_ptr + i_l * stride_ql + (num_prefix + b_gene)[:, None] * STRIDE_Q + o_d[None, :]
+    p_q = q_ptr + i_l * (stride_ql // ALIGN * ALIGN) + (num_prefix + b_gene)[:, None] * STRIDE_Q + o_d[None, :]
     b_q = tl.load(p_q, mask=m_m[:, None] & m_d[None, :], other=0.0)
-    p_k = k_ptr + i_l * stride_kl + num_prefix * STRIDE_K
+    p_k = k_ptr + i_l * (stride_kl // ALIGN * ALIGN) + num_prefix * STRIDE_K
     first = i_p * part
     b_loss = tl.zeros([BM], tl.float32)
     for n in range(first, tl.minimum(first + part, num_genes), BN):
@@ -316,6 +321,7 @@ def bce_rows_bwd_kernel_edges_dq(
     scale,
     STRIDE_Q: tl.constexpr,
     STRIDE_K: tl.constexpr,
+    ALIGN: tl.constexpr,
     D: tl.constexpr,
     BD: tl.constexpr,
     BE: tl.constexpr,
@@ -326,7 +332,7 @@ def bce_rows_bwd_kernel_edges_dq(
     """A program a row: dq and dLSE of its edges and its drawn negatives."""
     i = tl.program_id(0).to(tl.int64)
     i_l, i_r = i // num_rows, i % num_rows
-    k_ptr += i_l * stride_kl + num_prefix * STRIDE_K
+    k_ptr += i_l * (stride_kl // ALIGN * ALIGN) + num_prefix * STRIDE_K
     gene = tl.load(rows_ptr + i_r)
     first, last = tl.load(rowptr_ptr + first_row + gene), tl.load(rowptr_ptr + first_row + gene + 1)
     inv_mass = tl.load(inv_mass_ptr + i_r)
@@ -336,7 +342,8 @@ def bce_rows_bwd_kernel_edges_dq(
     # [BD]
     o_d = tl.arange(0, BD)
     m_d = o_d < D
-    b_q = tl.load(q_ptr + i_l * stride_ql + (num_prefix + gene) * STRIDE_Q + o_d, mask=m_d, other=0.0).to(tl.float32)
+    p_q = q_ptr + i_l * (stride_ql // ALIGN * ALIGN) + (num_prefix + gene) * STRIDE_Q + o_d
+    b_q = tl.load(p_q, mask=m_d, other=0.0).to(tl.float32)
     # [BE], [BE, BD]: reduced once, after the loops
     b_ds = tl.zeros([BE], tl.float32)
     b_dq = tl.zeros([BE, BD], tl.float32)
@@ -397,6 +404,7 @@ def bce_rows_bwd_kernel_dense_dq(
     scale,
     STRIDE_Q: tl.constexpr,
     STRIDE_K: tl.constexpr,
+    ALIGN: tl.constexpr,
     D: tl.constexpr,
     BD: tl.constexpr,
     BM: tl.constexpr,
@@ -420,9 +428,9 @@ def bce_rows_bwd_kernel_dense_dq(
     o_d = tl.arange(0, BD)
     m_d = o_d < D
     # [BM, BD]
-    p_q = q_ptr + i_l * stride_ql + (num_prefix + b_gene)[:, None] * STRIDE_Q + o_d[None, :]
+    p_q = q_ptr + i_l * (stride_ql // ALIGN * ALIGN) + (num_prefix + b_gene)[:, None] * STRIDE_Q + o_d[None, :]
     b_q = tl.load(p_q, mask=m_m[:, None] & m_d[None, :], other=0.0)
-    p_k = k_ptr + i_l * stride_kl + num_prefix * STRIDE_K
+    p_k = k_ptr + i_l * (stride_kl // ALIGN * ALIGN) + num_prefix * STRIDE_K
     first = i_p * part
     b_ds = tl.zeros([BM], tl.float32)
     b_dq = tl.zeros([BM, BD], tl.float32)
@@ -473,6 +481,7 @@ def bce_rows_bwd_kernel_dense_dk(
     scale,
     STRIDE_Q: tl.constexpr,
     STRIDE_K: tl.constexpr,
+    ALIGN: tl.constexpr,
     D: tl.constexpr,
     BD: tl.constexpr,
     BM: tl.constexpr,  # rows at a time
@@ -495,7 +504,7 @@ def bce_rows_bwd_kernel_dense_dk(
     o_d = tl.arange(0, BD)
     m_d = o_d < D
     # [BN, BD]
-    p_k = k_ptr + i_l * stride_kl + (num_prefix + o_n).to(tl.int64)[:, None] * STRIDE_K + o_d[None, :]
+    p_k = k_ptr + i_l * (stride_kl // ALIGN * ALIGN) + (num_prefix + o_n).to(tl.int64)[:, None] * STRIDE_K + o_d[None, :]
     b_k = tl.load(p_k, mask=m_n[:, None] & m_d[None, :], other=0.0)
     b_dk = tl.zeros([BN, BD], tl.float32)
     first = i_p * part
@@ -510,7 +519,7 @@ def bce_rows_bwd_kernel_dense_dk(
         if not SIGMOID:
             b_total2 = tl.load(lse_ptr + i_l * num_rows + o_m, mask=m_m, other=0.0) * LOG2E
         # [BM, BD]
-        p_q = q_ptr + i_l * stride_ql + (num_prefix + b_gene)[:, None] * STRIDE_Q + o_d[None, :]
+        p_q = q_ptr + i_l * (stride_ql // ALIGN * ALIGN) + (num_prefix + b_gene)[:, None] * STRIDE_Q + o_d[None, :]
         b_q = tl.load(p_q, mask=m_m[:, None] & m_d[None, :], other=0.0)
         # [BN, BM]
         b_s2 = scale * LOG2E * tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)
@@ -558,6 +567,7 @@ def bce_rows_bwd_kernel_edges_dk(
     scale,
     STRIDE_Q: tl.constexpr,
     STRIDE_K: tl.constexpr,
+    ALIGN: tl.constexpr,
     D: tl.constexpr,
     BD: tl.constexpr,
     BE: tl.constexpr,
@@ -574,8 +584,8 @@ def bce_rows_bwd_kernel_edges_dk(
     m_d = o_d < D
     b_out = tl.zeros([BD], tl.float32)
     if gene >= 0:
-        q_ptr += i_l * stride_ql + num_prefix * STRIDE_Q
-        p_k = k_ptr + i_l * stride_kl + (num_prefix + gene) * STRIDE_K + o_d
+        q_ptr += i_l * (stride_ql // ALIGN * ALIGN) + num_prefix * STRIDE_Q
+        p_k = k_ptr + i_l * (stride_kl // ALIGN * ALIGN) + (num_prefix + gene) * STRIDE_K + o_d
         b_k = tl.load(p_k, mask=m_d, other=0.0).to(tl.float32)
         # [BE, BD]: reduced once, after the loops
         b_dk = tl.zeros([BE, BD], tl.float32)
@@ -634,7 +644,8 @@ def bce_rows_bwd_kernel_edges_dk(
 
 @triton.jit(do_not_specialize=SIZES)
 def bce_rows_bwd_kernel_dq(
-    parts_ptr,  # fp32 [parts, L, R, D]
+    entries_ptr,  # fp32 [L, R, D]
+    dense_ptr,  # fp32 [parts, L, R, D], None with drawn negatives
     copy_ptr,  # int64 [R]
     copyptr_ptr,  # int64 [N + 1]
     dq_ptr,  # out [L, T, D]
@@ -646,6 +657,7 @@ def bce_rows_bwd_kernel_dq(
     D: tl.constexpr,
     BD: tl.constexpr,
     BT: tl.constexpr,  # tokens a program
+    DENSE: tl.constexpr,
 ):
     """A program a block of tokens: dq of a gene is the sum over its copies in rows, and over the parts; else 0."""
     num_tokens = num_prefix + num_genes
@@ -665,29 +677,18 @@ def bce_rows_bwd_kernel_dq(
     for c in range(tl.max(b_copies, 0)):
         m_c = c < b_copies
         b_r = tl.load(copy_ptr + b_copy + c, mask=m_c, other=0)
-        for p in range(num_parts):
-            o_row = (p * num_leading + i_l) * num_rows + b_r
-            b_dq += tl.load(parts_ptr + o_row[:, None] * D + o_d[None, :], mask=m_c[:, None] & m_d[None, :], other=0.0)
+        m_row = m_c[:, None] & m_d[None, :]
+        o_row = b_r[:, None] * D + o_d[None, :]
+        b_dq += tl.load(entries_ptr + i_l * num_rows * D + o_row, mask=m_row, other=0.0)
+        if DENSE:
+            p_row = dense_ptr + o_row
+            for p in range(num_parts):
+                b_dq += tl.load(p_row + (p * num_leading + i_l) * num_rows * D, mask=m_row, other=0.0)
     p_out = dq_ptr + (i_l * num_tokens + o_t)[:, None] * D + o_d[None, :]
     tl.store(p_out, b_dq, mask=(o_t < num_tokens)[:, None] & m_d[None, :])
 
 
 # ----------------------------------------------------------------------------------------------------- launchers
-
-# The dense kernels by (16-bit inputs, BD): (BM, BN, num_warps, num_stages) of the pass by rows, then of the pass by keys. One
-# table for every chip: these tiles need little shared memory, and are bound by what they compute between the products.
-TILES = {
-    (True, 16): ((64, 32, 4, 2), (64, 64, 4, 3)),
-    (True, 32): ((64, 32, 4, 2), (64, 64, 4, 3)),
-    (True, 64): ((64, 64, 4, 2), (64, 64, 4, 3)),
-    (True, 128): ((64, 32, 4, 2), (32, 64, 4, 3)),
-    (True, 256): ((64, 32, 8, 1), (32, 64, 8, 1)),
-    (False, 16): ((64, 32, 4, 2), (32, 64, 4, 2)),
-    (False, 32): ((64, 32, 4, 2), (32, 64, 4, 2)),
-    (False, 64): ((32, 32, 4, 1), (32, 32, 4, 1)),
-    (False, 128): ((32, 32, 4, 1), (32, 32, 4, 1)),
-    (False, 256): ((16, 16, 4, 1), (16, 16, 4, 1)),
-}
 
 
 @dataclass(frozen=True)
@@ -723,8 +724,10 @@ class _Problem:
 
     @cached_property
     def heads(self) -> tuple[Tensor, Tensor]:
-        """q, k as [L, T, D]"""
-        return flat(self.q), flat(self.k)
+        """q, k as [L, T, D]; copied if they begin at an odd address, as a head of [H, T, D] may: rows would load in 2 bytes."""
+        q, k = flat(self.q), flat(self.k)
+        q, k = (x if x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.contiguous_format) for x in (q, k))
+        return q, k
 
     @cached_property
     def num_known(self) -> Tensor:
@@ -754,30 +757,29 @@ class _Problem:
         """What every kernel that reads q and k takes."""
         q, k = self.heads
         d = q.shape[-1]
+        stride_ql, stride_kl = (x.stride(0) if x.shape[0] > 1 else 0 for x in (q, k))
         return {
-            "num_rows": self.num_rows, "num_prefix": self.num_prefix, "stride_ql": q.stride(0), "stride_kl": k.stride(0),
-            "STRIDE_Q": q.stride(1), "STRIDE_K": k.stride(1), "D": d, "BD": padded(d), "SIGMOID": self.lse is None,
+            "num_rows": self.num_rows, "num_prefix": self.num_prefix, "stride_ql": stride_ql, "stride_kl": stride_kl,
+            "scale": self.scale, "STRIDE_Q": q.stride(1), "STRIDE_K": k.stride(1), "ALIGN": gcd(stride_ql, stride_kl, 8),
+            "D": d, "BD": padded(d), "SIGMOID": self.lse is None,
         }  # fmt: skip
 
-    def by_entries(self) -> dict[str, Any]:
-        """... and every kernel over edges and drawn pairs: [BE, BD] of them at a time."""
-        BD = padded(self.q.shape[-1])
+    def by_entries(self, tile: Gather) -> dict[str, Any]:
+        """... and every kernel over edges and drawn pairs."""
         return self.constants() | {
             "first_row": self.relation * self.num_genes, "num_negatives": self.num_negatives, "DENSE": self.negatives is None,
-            "NORMALIZED": self.normalized, "BE": max(8, min(32, 2048 // BD)), "num_warps": 4,
-            "num_stages": 2,
+            "NORMALIZED": self.normalized, "BE": tile.rows, **tile.options,
         }  # fmt: skip
 
-    def by_tiles(self, *, by_keys: bool) -> tuple[dict[str, Any], tuple[int, int]]:
+    def by_tiles(self, tile: Tile, *, by_keys: bool) -> tuple[dict[str, Any], tuple[int, int]]:
         """... and every dense kernel, and its grid, (programs, parts)."""
-        BM, BN, warps, stages = TILES[self.q.element_size() == 2, padded(self.q.shape[-1])][by_keys]
-        lengths = (self.num_genes, BN), (self.num_rows, BM)
+        lengths = (self.num_genes, tile.BN), (self.num_rows, tile.BM)
         (length, block), (across, step) = lengths if by_keys else reversed(lengths)
         programs = triton.cdiv(length, block) * self.num_leading
         parts, part = parts_for(programs, across, step, self.q.device)
         arguments = self.constants() | {
-            "num_leading": self.num_leading, "num_genes": self.num_genes, "BM": BM, "BN": BN, "part": part,
-            "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee", "num_warps": warps, "num_stages": stages,
+            "num_leading": self.num_leading, "num_genes": self.num_genes, "BM": tile.BM, "BN": tile.BN, "part": part,
+            "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee", **tile.options,
         }  # fmt: skip
         return arguments, (programs, parts)
 
@@ -793,19 +795,28 @@ def bce_rows(*arguments: Any) -> Tensor:
     if lead * num_rows == 0:
         return p.q.new_zeros(*p.q.shape[:-2], num_rows, dtype=torch.float32)
     q, k = p.heads
-    arguments_dense, grid = p.by_tiles(by_keys=False)
-    parts = grid[1] if p.negatives is None else 0
-    # [1 + parts, L, R]: what entries add, then what each part of the dense pass adds
-    loss = torch.empty(1 + parts, lead, num_rows, dtype=torch.float32, device=q.device)
+    loss = torch.empty(lead, num_rows, dtype=torch.float32, device=q.device)
     state = torch.empty(lead, num_rows, dtype=torch.int8, device=q.device)
-    with on_device(q):
+    # [parts, L, R]: what each part of the dense pass adds
+    dense = loss.new_zeros(0, lead, num_rows)
+
+    def launch_edges(tile: Gather) -> None:
         bce_rows_fwd_kernel_edges[(lead * num_rows,)](
-            q, k, p.lse, p.rowptr, p.col, p.weight, p.inv_mass, p.num_known, p.rows, p.negatives, loss[0], state,
-            scale=p.scale, **p.by_entries(),
+            q, k, p.lse, p.rowptr, p.col, p.weight, p.inv_mass, p.num_known, p.rows, p.negatives, loss, state,
+            **p.by_entries(tile),
         )  # fmt: skip
-        if parts:
-            bce_rows_fwd_kernel_dense[grid](q, k, p.lse, p.known, p.rows, state, loss[1:], scale=p.scale, **arguments_dense)
-    return loss.sum(0).view(*p.q.shape[:-2], num_rows)
+
+    def launch_dense(tile: Tile) -> None:
+        nonlocal dense
+        constants, grid = p.by_tiles(tile, by_keys=False)
+        dense = torch.empty(grid[1], lead, num_rows, dtype=torch.float32, device=q.device)
+        bce_rows_fwd_kernel_dense[grid](q, k, p.lse, p.known, p.rows, state, dense, **constants)
+
+    with on_device(q):
+        choose_gather("bce_edges_fwd", q, padded(q.shape[-1]), launch_edges)
+        if p.negatives is None:
+            choose("bce_dense_fwd", q, padded(q.shape[-1]), launch_dense)
+    return (loss + dense.sum(0)).view(*p.q.shape[:-2], num_rows)
 
 
 def bce_rows_backward(dloss: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -822,45 +833,62 @@ def bce_rows_backward(dloss: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, T
     q, k = p.heads
     d = q.shape[-1]
     g = dloss.reshape(lead, num_rows).contiguous()
-    arguments_dq, grid_dq = p.by_tiles(by_keys=False)
-    arguments_dk, grid_dk = p.by_tiles(by_keys=True)
-    parts = grid_dq[1] if p.negatives is None else 0
-    # [1 + parts, L, R, D], [1 + parts, L, R]: from entries, then from each part of the dense pass
-    dq_parts = torch.empty(1 + parts, lead, num_rows, d, dtype=torch.float32, device=q.device)
-    dlse_parts = None if p.lse is None else torch.empty(1 + parts, lead, num_rows, dtype=torch.float32, device=q.device)
+    # What entries add, then what each part of the dense pass adds.
+    dq_edges = torch.empty(lead, num_rows, d, dtype=torch.float32, device=q.device)
+    dlse_edges = None if p.lse is None else torch.empty(lead, num_rows, dtype=torch.float32, device=q.device)
+    dq_dense = dlse_dense = dk_dense = drawn = drawnptr = None
     state = torch.empty(lead, num_rows, dtype=torch.int8, device=q.device)
-    dk_parts = drawn = drawnptr = None
     copy, copyptr = _by_gene(p.rows, p.num_genes)
-    tokens = max(4, 512 // padded(d))
     dq = torch.empty(p.q.shape, dtype=p.q.dtype, device=q.device)
     dk = torch.empty(p.k.shape, dtype=p.k.dtype, device=q.device)
-    with on_device(q):
+
+    def launch_edges_dq(tile: Gather) -> None:
         bce_rows_bwd_kernel_edges_dq[(lead * num_rows,)](
-            g, q, k, p.lse, p.rowptr, p.col, p.weight, p.inv_mass, p.num_known, p.rows, p.negatives, dq_parts[0],
-            None if dlse_parts is None else dlse_parts[0], state, scale=p.scale, **p.by_entries(),
+            g, q, k, p.lse, p.rowptr, p.col, p.weight, p.inv_mass, p.num_known, p.rows, p.negatives, dq_edges, dlse_edges,
+            state, **p.by_entries(tile),
         )  # fmt: skip
-        if p.negatives is None:
-            bce_rows_bwd_kernel_dense_dq[grid_dq](
-                g, q, k, p.lse, p.known, p.rows, state, dq_parts[1:], None if dlse_parts is None else dlse_parts[1:],
-                scale=p.scale, **arguments_dq,
-            )  # fmt: skip
-            dk_parts = torch.empty(grid_dk[1], lead, p.num_genes, d, dtype=torch.float32, device=q.device)
-            bce_rows_bwd_kernel_dense_dk[grid_dk](
-                g, g.abs().amax(), q, k, p.lse, p.known, p.rows, state, dk_parts, scale=p.scale, **arguments_dk
-            )
-        else:
-            drawn, drawnptr = _by_gene(p.negatives.flatten(), p.num_genes)
+
+    def launch_dense_dq(tile: Tile) -> None:
+        nonlocal dq_dense, dlse_dense
+        constants, grid = p.by_tiles(tile, by_keys=False)
+        dq_dense = torch.empty(grid[1], lead, num_rows, d, dtype=torch.float32, device=q.device)
+        if p.lse is not None:
+            dlse_dense = torch.empty(grid[1], lead, num_rows, dtype=torch.float32, device=q.device)
+        bce_rows_bwd_kernel_dense_dq[grid](g, q, k, p.lse, p.known, p.rows, state, dq_dense, dlse_dense, **constants)
+
+    def launch_dense_dk(tile: Tile) -> None:
+        nonlocal dk_dense
+        constants, grid = p.by_tiles(tile, by_keys=True)
+        dk_dense = torch.empty(grid[1], lead, p.num_genes, d, dtype=torch.float32, device=q.device)
+        bce_rows_bwd_kernel_dense_dk[grid](g, peak, q, k, p.lse, p.known, p.rows, state, dk_dense, **constants)
+
+    def launch_edges_dk(tile: Gather) -> None:
         bce_rows_bwd_kernel_edges_dk[(lead * p.num_tokens,)](
             g, q, k, p.lse, p.rowptr, p.weight, p.colptr, p.row, p.edge, p.inv_mass, p.num_known, p.rows, copy, copyptr,
-            drawn, drawnptr, dk_parts, dk, num_leading=lead, num_genes=p.num_genes, num_parts=grid_dk[1], scale=p.scale,
-            **p.by_entries(),
+            drawn, drawnptr, dk_dense, dk, num_leading=lead, num_genes=p.num_genes,
+            num_parts=0 if dk_dense is None else dk_dense.shape[0], **p.by_entries(tile),
         )  # fmt: skip
+
+    BD = padded(d)
+    tokens = min(16, max(4, 512 // BD))  # Triton 3.6 and 3.7 do not compile the gather below for 32 tokens and more
+    with on_device(q):
+        choose_gather("bce_edges_bwd_dq", q, BD, launch_edges_dq)
+        if p.negatives is None:
+            peak = g.abs().amax()
+            choose("bce_dense_bwd_dq", q, BD, launch_dense_dq)
+            choose("bce_dense_bwd_dk", q, BD, launch_dense_dk)
+        else:
+            drawn, drawnptr = _by_gene(p.negatives.flatten(), p.num_genes)
+        choose_gather("bce_edges_bwd_dk", q, BD, launch_edges_dk)
         bce_rows_bwd_kernel_dq[(triton.cdiv(p.num_tokens, tokens) * lead,)](
-            dq_parts, copy, copyptr, dq, lead, num_rows, p.num_genes, p.num_prefix, 1 + parts,
-            D=d, BD=padded(d), BT=tokens, num_warps=4, num_stages=1,
+            dq_edges, dq_dense, copy, copyptr, dq, lead, num_rows, p.num_genes, p.num_prefix,
+            0 if dq_dense is None else dq_dense.shape[0], D=d, BD=BD, BT=tokens, DENSE=p.negatives is None,
+            **options(4, registers=128),
         )  # fmt: skip
-    dlse = g.new_empty(0) if dlse_parts is None else dlse_parts.sum(0).view(dloss.shape)
-    return dq, dk, dlse
+    if dlse_edges is None:
+        return dq, dk, g.new_empty(0)
+    dlse = dlse_edges if dlse_dense is None else dlse_edges + dlse_dense.sum(0)
+    return dq, dk, dlse.view(dloss.shape)
 
 
 def _by_gene(index: Tensor, num_genes: int) -> tuple[Tensor, Tensor]:

@@ -12,11 +12,12 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from itertools import product
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import triton
 from torch import Tensor
+from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources
 
 from cellattn._check import require
@@ -33,30 +34,72 @@ class Tile(NamedTuple):
     BN: int  # keys
     warps: int
     stages: int
-    tail: bool = True  # an unmasked loop and a masked tail; False: one masked loop, where the other form spills
+    tail: bool | None = True  # an unmasked loop and a masked tail; False: one masked loop; None: the kernel has but one form
+    registers: int | None = None  # a thread's most; ptxas left to choose takes too few for some, and spills
 
     @property
-    def options(self) -> dict[str, int | bool]:
-        return options(self.warps, self.stages)
+    def options(self) -> dict[str, int | bool | None]:
+        return options(self.warps, self.stages, self.registers)
+
+    @property
+    def neighbours(self) -> list[Tile]:
+        """Sides halved and doubled, other warps, stages and loop form."""
+        BM, BN = self.BM, self.BN
+        found = [
+            Tile(rows, keys, warps, stages, tail)
+            for (rows, keys), warps, stages, tail in product(
+                ((BM, BN), (2 * BM, BN), (BM, 2 * BN), (BM // 2, BN), (BM, BN // 2)),
+                (2, 4, 8),
+                (1, 2, 3),
+                (None,) if self.tail is None else (True, False),
+            )
+            if 16 <= rows <= 128 and 16 <= keys <= 128 and 16 * warps <= max(rows, keys)
+        ]
+        return [near for near in found if near != self]
 
 
-def options(warps: int, stages: int = 1) -> dict[str, int | bool]:
+class Gather(NamedTuple):
+    """Rows of a matrix that a program reads at once, wherever they lie, and its warps.
+
+    16 numbers a thread are two loads of 16 bytes in a 16-bit type; a program that holds several matrices takes fewer of each.
+    """
+
+    rows: int
+    warps: int
+    registers: int | None = None  # as of a Tile
+
+    @property
+    def options(self) -> dict[str, int | bool | None]:
+        return options(self.warps, registers=self.registers)
+
+    @property
+    def neighbours(self) -> list[Gather]:
+        """Rows halved and doubled, other warps."""
+        found = [Gather(rows, warps) for rows in (self.rows // 2, self.rows, 2 * self.rows) for warps in (1, 2, 4, 8)]
+        return [near for near in found if near != self and near.rows >= 1]
+
+
+Shape = TypeVar("Shape", Tile, Gather)
+
+
+def options(warps: int, stages: int = 1, registers: int | None = None) -> dict[str, int | bool | None]:
     """Launch options. Fused multiply-adds are asked for by name: later versions of Triton leave them out by default."""
-    return {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    return {"num_warps": warps, "num_stages": stages, "maxnreg": registers, "enable_fp_fusion": True}
 
 
-# 16-bit types, by (kernel, chip): head dimension -> tile. sm_89 has the shared memory and the instructions of sm_86.
+# 16-bit types, by (kernel, chip): head dimension -> tile. sm_89 has the shared memory and the instructions of sm_86. A kernel
+# with one table needs little shared memory, and its tiles fit every chip.
 TILES: dict[tuple[str, int], dict[int, Tile]] = {
     ("attention_fwd", 80): {
         16: Tile(128, 64, 8, 2),
-        32: Tile(128, 64, 8, 2),
+        32: Tile(128, 64, 8, 2, registers=128),
         64: Tile(128, 64, 8, 2),
         128: Tile(128, 64, 8, 2, tail=False),
         256: Tile(64, 16, 4, 1, tail=False),
     },
     ("attention_fwd", 86): {
         16: Tile(128, 64, 8, 3),
-        32: Tile(128, 64, 8, 2),
+        32: Tile(128, 64, 8, 2, registers=128),
         64: Tile(128, 64, 8, 2),
         128: Tile(128, 32, 8, 3),
         256: Tile(64, 16, 4, 1, tail=False),
@@ -131,6 +174,27 @@ TILES: dict[tuple[str, int], dict[int, Tile]] = {
         128: Tile(16, 128, 8, 1, tail=False),
         256: Tile(16, 64, 8, 1, tail=False),
     },
+    ("bce_dense_fwd", 80): {
+        16: Tile(64, 32, 4, 2, tail=None),
+        32: Tile(64, 32, 4, 2, tail=None),
+        64: Tile(64, 64, 4, 2, tail=None),
+        128: Tile(64, 32, 4, 2, tail=None),
+        256: Tile(64, 32, 8, 1, tail=None),
+    },
+    ("bce_dense_bwd_dq", 80): {
+        16: Tile(64, 32, 4, 2, tail=None),
+        32: Tile(64, 32, 4, 2, tail=None),
+        64: Tile(64, 64, 4, 2, tail=None),
+        128: Tile(64, 32, 4, 2, tail=None),
+        256: Tile(64, 32, 8, 1, tail=None),
+    },
+    ("bce_dense_bwd_dk", 80): {
+        16: Tile(64, 64, 4, 3, tail=None),
+        32: Tile(64, 64, 4, 3, tail=None),
+        64: Tile(64, 64, 4, 3, tail=None),
+        128: Tile(32, 64, 4, 3, tail=None),
+        256: Tile(32, 64, 8, 1, tail=None),
+    },
 }
 
 # float32, every chip. Products in full precision use no matrix unit, and operands take twice the registers.
@@ -156,7 +220,46 @@ TILES_FLOAT32: dict[str, dict[int, Tile]] = {
         128: Tile(16, 32, 8, 1, tail=False),
         256: Tile(16, 16, 8, 1, tail=False),
     },
+    "bce_dense_fwd": {
+        16: Tile(64, 32, 4, 2, tail=None),
+        32: Tile(64, 32, 4, 2, tail=None),
+        64: Tile(32, 32, 4, 1, tail=None),
+        128: Tile(32, 32, 4, 1, tail=None),
+        256: Tile(16, 16, 4, 1, tail=None),
+    },
+    "bce_dense_bwd_dq": {
+        16: Tile(64, 32, 4, 2, tail=None),
+        32: Tile(64, 32, 4, 2, tail=None),
+        64: Tile(32, 32, 4, 1, tail=None),
+        128: Tile(32, 32, 4, 1, tail=None),
+        256: Tile(16, 16, 4, 1, tail=None),
+    },
+    "bce_dense_bwd_dk": {
+        16: Tile(32, 64, 4, 2, tail=None),
+        32: Tile(32, 64, 4, 2, tail=None),
+        64: Tile(32, 32, 4, 1, tail=None),
+        128: Tile(32, 32, 4, 1, tail=None),
+        256: Tile(16, 16, 4, 1, tail=None),
+    },
 }
+
+# Kernels that gather rows, likewise; float32 takes the same, but where it would spill.
+_ROWS = {16: Gather(128, 4), 32: Gather(64, 4), 64: Gather(32, 4), 128: Gather(16, 4), 256: Gather(8, 4)}
+_EDGES = {16: Gather(32, 4), 32: Gather(32, 4), 64: Gather(32, 4, 128), 128: Gather(16, 4), 256: Gather(8, 4)}
+# Few sets, so that none waits long for the fullest. Triton 3.6 does not compile the forward for 32 sets and more.
+_SETS = {16: Gather(16, 1), 32: Gather(16, 2), 64: Gather(16, 4), 128: Gather(8, 4), 256: Gather(4, 4)}
+GATHERS: dict[tuple[str, int], dict[int, Gather]] = {
+    ("row_dot_fwd", 80): _ROWS | {128: Gather(16, 4, 128)},
+    ("row_dot_bwd_dq", 80): _ROWS,
+    ("row_dot_bwd_dk", 80): _ROWS | {16: Gather(128, 4, 128)},
+    ("bce_edges_fwd", 80): _EDGES,
+    ("bce_edges_bwd_dq", 80): _EDGES,
+    ("bce_edges_bwd_dk", 80): _EDGES,
+    ("perturbation_fwd", 80): _SETS,
+    ("perturbation_bwd_sets", 80): _SETS,
+    ("perturbation_bwd_genes", 80): _ROWS,
+}
+GATHERS_FLOAT32: dict[str, dict[int, Gather]] = {"bce_edges_fwd": {**_EDGES, 128: Gather(8, 4)}}
 
 # At most 32 queries (a small batch of the perturbation head): a tall tile would work on rows that are not there.
 TILES_FEW: dict[int, Tile] = {
@@ -169,7 +272,7 @@ TILES_FEW: dict[int, Tile] = {
 
 MIN_BLOCKS_A_PART = 4  # of a loop that is cut into parts: shorter parts cost more to add up than they save
 
-_tuned: dict[tuple[str, int, torch.dtype, int, bool], Tile] = {}
+_tuned: dict[tuple[str, int, torch.dtype, int, bool], Tile | Gather] = {}
 
 
 def capability(device: torch.device) -> int:
@@ -206,51 +309,74 @@ def parts_for(programs: int, length: int, block: int, device: torch.device) -> t
 
 def tile_for(kernel: str, chip: int, dtype: torch.dtype, dim: int, *, few: bool = False) -> Tile:
     """The tile of a kernel at a padded head dimension; of the nearest older chip where this one has no table."""
-    require(chip >= 80, lambda: f"device: expected compute capability 8.0 or later, got {chip // 10}.{chip % 10}")
     if dtype == torch.float32:
+        _require_chip(chip)
         return TILES_FLOAT32[kernel][dim]
     if few:
+        _require_chip(chip)
         return TILES_FEW[dim]
-    known = max(arch for name, arch in TILES if name == kernel and arch <= chip)
-    return TILES[kernel, known][dim]
+    return _of_chip(TILES, kernel, chip)[dim]
+
+
+def gather_for(kernel: str, chip: int, dtype: torch.dtype, dim: int) -> Gather:
+    """As `tile_for`, of a kernel that gathers rows."""
+    if dtype == torch.float32 and kernel in GATHERS_FLOAT32:
+        _require_chip(chip)
+        return GATHERS_FLOAT32[kernel][dim]
+    return _of_chip(GATHERS, kernel, chip)[dim]
+
+
+def _of_chip(tables: dict[tuple[str, int], dict[int, Shape]], kernel: str, chip: int) -> dict[int, Shape]:
+    _require_chip(chip)
+    return tables[kernel, max(arch for name, arch in tables if name == kernel and arch <= chip)]
+
+
+def _require_chip(chip: int) -> None:
+    require(chip >= 80, lambda: f"device: expected compute capability 8.0 or later, got {chip // 10}.{chip % 10}")
 
 
 def choose(kernel: str, x: Tensor, dim: int, launch: Callable[[Tile], None], *, few: bool = False) -> None:
     """Launch with the tile for the chip and dtype of x, or with the fastest one under CELLATTN_AUTOTUNE=1."""
+    tile = tile_for(kernel, capability(x.device), x.dtype, dim, few=few)
+    launch(_tuned_or(tile, kernel, x, dim, launch, few=few))
+
+
+def choose_gather(kernel: str, x: Tensor, dim: int, launch: Callable[[Gather], None]) -> None:
+    """As `choose`, of a kernel that gathers rows."""
+    launch(_tuned_or(gather_for(kernel, capability(x.device), x.dtype, dim), kernel, x, dim, launch))
+
+
+def _tuned_or(tile: Shape, kernel: str, x: Tensor, dim: int, launch: Callable[[Shape], None], *, few: bool = False) -> Shape:
+    """`tile`, or what was found to be the fastest in its place."""
     chip = capability(x.device)
     key = (kernel, chip, x.dtype, dim, few)
-    tile = _tuned.get(key) or tile_for(kernel, chip, x.dtype, dim, few=few)
-    if os.environ.get("CELLATTN_AUTOTUNE") == "1" and key not in _tuned:
+    if key in _tuned:
+        return _tuned[key]  # type: ignore[return-value]  # of the kernel's own kind
+    if os.environ.get("CELLATTN_AUTOTUNE") == "1":
         tile = _tuned[key] = search(tile, launch)
         print(f"cellattn: {kernel}, sm_{chip}, {x.dtype}{', few queries' if few else ''}: {dim}: {tile!r},", flush=True)
-    launch(tile)
+    return tile
 
 
-def search(tile: Tile, launch: Callable[[Tile], None]) -> Tile:
-    """The fastest of a tile and its neighbours: sides halved and doubled, other warps, stages and loop form."""
-    times = {tile: milliseconds(launch, tile)} | {near: milliseconds(launch, near) for near in neighbours(tile)}
+def search(tile: Shape, launch: Callable[[Shape], None]) -> Shape:
+    """The fastest of a tile and its neighbours."""
+    candidates: list[Shape] = [tile, *tile.neighbours]
+    times = {near: milliseconds(launch, near) for near in candidates}
     return min(times, key=times.__getitem__)
 
 
-def neighbours(tile: Tile) -> list[Tile]:
-    sides = [
-        (tile.BM, tile.BN),
-        (2 * tile.BM, tile.BN),
-        (tile.BM, 2 * tile.BN),
-        (tile.BM // 2, tile.BN),
-        (tile.BM, tile.BN // 2),
-    ]
-    found = [
-        Tile(BM, BN, warps, stages, tail)
-        for (BM, BN), warps, stages, tail in product(sides, (2, 4, 8), (1, 2, 3), (True, False))
-        if 16 <= BM <= 128 and 16 <= BN <= 128 and 16 * warps <= max(BM, BN)
-    ]
-    return [near for near in found if near != tile]
-
-
-def milliseconds(launch: Callable[[Tile], None], tile: Tile) -> float:
-    """Median time of a launch; infinite where the chip has too little shared memory or registers for it."""
+def milliseconds(launch: Callable[[Shape], None], tile: Shape) -> float:
+    """Median time of a launch; infinite for a tile that this Triton cannot compile, or that the chip has no room for."""
     try:
         return float(triton.testing.do_bench(functools.partial(launch, tile), return_mode="median"))
-    except OutOfResources:
+    except (OutOfResources, CompilationError, RuntimeError):
         return float("inf")
+
+
+# Products with masked graphs. Samples that share x divide a program among them, which is larger for it.
+GATHERS |= {
+    ("masked_spmm", 80): _ROWS,
+    ("masked_spmm_shared", 80): {16: Gather(128, 4), 32: Gather(64, 4), 64: Gather(64, 8), 128: Gather(32, 8)},
+    ("masked_sddmm", 80): _EDGES,
+}
+GATHERS_FLOAT32 |= {"masked_sddmm": {**_EDGES, 64: Gather(16, 4), 128: Gather(8, 4)}}

@@ -20,31 +20,36 @@ gathers EDGES of its entries at once, as `row_dot` does with a hub row.
 
 from __future__ import annotations
 
+from math import gcd
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .config import on_device
-from .row_dot import NUM_WARPS, gather_tile
+from .config import Gather, choose_gather, on_device
 from .tensors import check_devices, check_floats, flat, padded
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
 # --------------------------------------------------------------------------------------------------------- device code
 # Sizes: L leading dimensions as one, B sets, N genes, nnz entries, D features of queries and keys, V of values; a "_PAD" is the
-# next power of two. Rows of all matrices are read through strides, their features follow each other.
+# next power of two. Rows of all matrices are read through strides, their features follow each other. Strides of rows are
+# constants of the kernel, and leading ones are known to be multiples of ALIGN: else a row of 20 loads number by number.
 
 
 @triton.jit
-def _entry(b_q, p_k, p_v, p_u, b_lse, b_gene, b_e, stride_kn, stride_vn, stride_ue, m_e, m_d, m_c, o_d, o_c, scale):
+def _entry(
+    b_q, p_k, p_v, p_u, b_lse, b_gene, b_e, m_e, m_d, m_c, o_d, o_c, scale,
+    STRIDE_KN: tl.constexpr, STRIDE_VN: tl.constexpr, STRIDE_UE: tl.constexpr,
+):  # fmt: skip
     """(key [BS, D_PAD], beta [BS], U - V [BS, V_PAD]) of one entry of each set of a block; zeros where m_e is False."""
-    b_k = tl.load(p_k + b_gene[:, None] * stride_kn + o_d[None, :], mask=m_e[:, None] & m_d[None, :], other=0.0).to(tl.float32)
+    b_k = tl.load(p_k + b_gene[:, None] * STRIDE_KN + o_d[None, :], mask=m_e[:, None] & m_d[None, :], other=0.0).to(tl.float32)
     b_s = scale * tl.sum(b_q * b_k, 1)
     b_beta = tl.where(m_e, tl.exp2((b_s - b_lse) * LOG2E), 0.0)
     m_u = m_e[:, None] & m_c[None, :]
-    b_u = tl.load(p_u + b_e[:, None] * stride_ue + o_c[None, :], mask=m_u, other=0.0).to(tl.float32)
-    b_v = tl.load(p_v + b_gene[:, None] * stride_vn + o_c[None, :], mask=m_u, other=0.0).to(tl.float32)
+    b_u = tl.load(p_u + b_e[:, None] * STRIDE_UE + o_c[None, :], mask=m_u, other=0.0).to(tl.float32)
+    b_v = tl.load(p_v + b_gene[:, None] * STRIDE_VN + o_c[None, :], mask=m_u, other=0.0).to(tl.float32)
     return b_k, b_beta, b_u - b_v
 
 
@@ -61,13 +66,14 @@ def perturbation_attention_fwd_kernel(
     scale,
     num_sets,  # B
     stride_ql,
-    stride_qb,
     stride_kl,
-    stride_kn,
     stride_vl,
-    stride_vn,
     stride_ul,
-    stride_ue,
+    STRIDE_QB: tl.constexpr,
+    STRIDE_KN: tl.constexpr,
+    STRIDE_VN: tl.constexpr,
+    STRIDE_UE: tl.constexpr,
+    ALIGN: tl.constexpr,
     D: tl.constexpr,
     D_PAD: tl.constexpr,
     V: tl.constexpr,
@@ -85,11 +91,11 @@ def perturbation_attention_fwd_kernel(
     b_start = tl.load(ptr_ptr + o_b, mask=m_b, other=0)
     b_count = tl.load(ptr_ptr + o_b + 1, mask=m_b, other=0) - b_start
     b_lse = tl.load(lse_ptr + i_l * num_sets + o_b, mask=m_b, other=0.0)
-    p_k = key_ptr + i_l * stride_kl
-    p_v = value_ptr + i_l * stride_vl
-    p_u = override_ptr + i_l * stride_ul
+    p_k = key_ptr + i_l * (stride_kl // ALIGN * ALIGN)
+    p_v = value_ptr + i_l * (stride_vl // ALIGN * ALIGN)
+    p_u = override_ptr + i_l * (stride_ul // ALIGN * ALIGN)
     # [BS, D_PAD]
-    p_q = query_ptr + i_l * stride_ql + o_b[:, None] * stride_qb + o_d[None, :]
+    p_q = query_ptr + i_l * (stride_ql // ALIGN * ALIGN) + o_b[:, None] * STRIDE_QB + o_d[None, :]
     b_q = tl.load(p_q, mask=m_b[:, None] & m_d[None, :], other=0.0).to(tl.float32)
     # [BS, V_PAD]
     b_z = tl.zeros([BS, V_PAD], dtype=tl.float32)
@@ -98,7 +104,7 @@ def perturbation_attention_fwd_kernel(
         b_e = b_start + i
         b_gene = tl.load(index_ptr + b_e, mask=m_e, other=0)
         _, b_beta, b_diff = _entry(
-            b_q, p_k, p_v, p_u, b_lse, b_gene, b_e, stride_kn, stride_vn, stride_ue, m_e, m_d, m_c, o_d, o_c, scale
+            b_q, p_k, p_v, p_u, b_lse, b_gene, b_e, m_e, m_d, m_c, o_d, o_c, scale, STRIDE_KN, STRIDE_VN, STRIDE_UE
         )
         b_z += b_beta[:, None] * b_diff
     p_z = z_ptr + (i_l * num_sets + o_b)[:, None] * V + o_c[None, :]
@@ -124,13 +130,14 @@ def perturbation_attention_bwd_kernel_sets(
     num_sets,  # B
     num_entries,  # nnz
     stride_ql,
-    stride_qb,
     stride_kl,
-    stride_kn,
     stride_vl,
-    stride_vn,
     stride_ul,
-    stride_ue,
+    STRIDE_QB: tl.constexpr,
+    STRIDE_KN: tl.constexpr,
+    STRIDE_VN: tl.constexpr,
+    STRIDE_UE: tl.constexpr,
+    ALIGN: tl.constexpr,
     D: tl.constexpr,
     D_PAD: tl.constexpr,
     V: tl.constexpr,
@@ -148,14 +155,14 @@ def perturbation_attention_bwd_kernel_sets(
     b_start = tl.load(ptr_ptr + o_b, mask=m_b, other=0)
     b_count = tl.load(ptr_ptr + o_b + 1, mask=m_b, other=0) - b_start
     b_lse = tl.load(lse_ptr + i_l * num_sets + o_b, mask=m_b, other=0.0)
-    p_k = key_ptr + i_l * stride_kl
-    p_v = value_ptr + i_l * stride_vl
-    p_u = override_ptr + i_l * stride_ul
+    p_k = key_ptr + i_l * (stride_kl // ALIGN * ALIGN)
+    p_v = value_ptr + i_l * (stride_vl // ALIGN * ALIGN)
+    p_u = override_ptr + i_l * (stride_ul // ALIGN * ALIGN)
     # [BS, V_PAD]
     p_z = dz_ptr + (i_l * num_sets + o_b)[:, None] * V + o_c[None, :]
     b_dz = tl.load(p_z, mask=m_b[:, None] & m_c[None, :], other=0.0).to(tl.float32)
     # [BS, D_PAD]
-    p_q = query_ptr + i_l * stride_ql + o_b[:, None] * stride_qb + o_d[None, :]
+    p_q = query_ptr + i_l * (stride_ql // ALIGN * ALIGN) + o_b[:, None] * STRIDE_QB + o_d[None, :]
     b_q = tl.load(p_q, mask=m_b[:, None] & m_d[None, :], other=0.0).to(tl.float32)
     b_dq = tl.zeros([BS, D_PAD], dtype=tl.float32)
     b_dlse = tl.zeros([BS], dtype=tl.float32)
@@ -164,7 +171,7 @@ def perturbation_attention_bwd_kernel_sets(
         b_e = b_start + i
         b_gene = tl.load(index_ptr + b_e, mask=m_e, other=0)
         b_k, b_beta, b_diff = _entry(
-            b_q, p_k, p_v, p_u, b_lse, b_gene, b_e, stride_kn, stride_vn, stride_ue, m_e, m_d, m_c, o_d, o_c, scale
+            b_q, p_k, p_v, p_u, b_lse, b_gene, b_e, m_e, m_d, m_c, o_d, o_c, scale, STRIDE_KN, STRIDE_VN, STRIDE_UE
         )
         # [BS, V_PAD]
         b_du = b_beta[:, None] * b_dz
@@ -198,7 +205,8 @@ def perturbation_attention_bwd_kernel_genes(
     num_sets,  # B
     num_entries,  # nnz
     stride_ql,
-    stride_qb,
+    STRIDE_QB: tl.constexpr,
+    ALIGN: tl.constexpr,
     D: tl.constexpr,
     D_PAD: tl.constexpr,
     V: tl.constexpr,
@@ -223,7 +231,7 @@ def perturbation_attention_bwd_kernel_genes(
         b_sample = tl.load(sample_ptr + o_p, mask=m_p, other=0)
         b_ds = tl.load(ds_ptr + o_e, mask=m_p, other=0.0)
         b_beta = tl.load(beta_ptr + o_e, mask=m_p, other=0.0)
-        p_q = query_ptr + i_l * stride_ql + b_sample[:, None] * stride_qb + o_d[None, :]
+        p_q = query_ptr + i_l * (stride_ql // ALIGN * ALIGN) + b_sample[:, None] * STRIDE_QB + o_d[None, :]
         p_z = dz_ptr + (i_l * num_sets + b_sample)[:, None] * V + o_c[None, :]
         b_dk += b_ds[:, None] * tl.load(p_q, mask=m_p[:, None] & m_d[None, :], other=0.0).to(tl.float32)
         b_dv -= b_beta[:, None] * tl.load(p_z, mask=m_p[:, None] & m_c[None, :], other=0.0).to(tl.float32)
@@ -245,12 +253,15 @@ def perturbation_correction(
     if z.numel() == 0:
         return z
     rows = [flat(x) for x in (query, key, value, override)]
-    sets = _sets(d, v)
+    sets = lse.contiguous(), index.contiguous(), ptr.contiguous()
+
+    def launch(tile: Gather) -> None:
+        perturbation_attention_fwd_kernel[(rows[0].shape[0] * triton.cdiv(num_sets, tile.rows),)](
+            *rows[:3], *sets, rows[3], z, scale, num_sets, *_strides(rows), **_widths(d, v), BS=tile.rows, **tile.options
+        )
+
     with on_device(query):
-        perturbation_attention_fwd_kernel[(rows[0].shape[0] * triton.cdiv(num_sets, sets["BS"]),)](
-            *rows[:3], lse.contiguous(), index.contiguous(), ptr.contiguous(), rows[3], z, scale, num_sets,
-            *_strides(rows), **_tile(d, v), **sets,
-        )  # fmt: skip
+        choose_gather("perturbation_fwd", query, padded(max(d, v)), launch)
     return z
 
 
@@ -280,16 +291,23 @@ def perturbation_correction_backward(
     sample = torch.searchsorted(ptr, order, right=True) - 1
     dz, rows = dz.contiguous(), [flat(x) for x in (query, key, value, override)]
     num_leading = rows[0].shape[0]
-    sets = _sets(d, v)
-    with on_device(query):
-        perturbation_attention_bwd_kernel_sets[(num_leading * triton.cdiv(num_sets, sets["BS"]),)](
-            dz, *rows[:3], lse.contiguous(), index.contiguous(), ptr.contiguous(), rows[3], beta, ds, doverride, dquery, dlse,
-            scale, num_sets, num_entries, *_strides(rows), **_tile(d, v), **sets,
+    sets = lse.contiguous(), index.contiguous(), ptr.contiguous()
+
+    def launch_sets(tile: Gather) -> None:
+        perturbation_attention_bwd_kernel_sets[(num_leading * triton.cdiv(num_sets, tile.rows),)](
+            dz, *rows[:3], *sets, rows[3], beta, ds, doverride, dquery, dlse, scale, num_sets, num_entries,
+            *_strides(rows), **_widths(d, v), BS=tile.rows, **tile.options,
         )  # fmt: skip
+
+    def launch_genes(tile: Gather) -> None:
         perturbation_attention_bwd_kernel_genes[(num_leading * num_genes,)](
             dz, rows[0], beta, ds, order, sample, geneptr, dkey, dvalue, scale, num_genes, num_sets, num_entries,
-            *_strides(rows[:1]), **_tile(d, v), EDGES=_entries(d, v), num_warps=NUM_WARPS,
+            *_strides(rows[:1]), **_widths(d, v), EDGES=tile.rows, **tile.options,
         )  # fmt: skip
+
+    with on_device(query):
+        choose_gather("perturbation_bwd_sets", query, padded(max(d, v)), launch_sets)
+        choose_gather("perturbation_bwd_genes", query, padded(max(d, v)), launch_genes)
     return dquery, dkey, dvalue, dlse, doverride
 
 
@@ -299,24 +317,10 @@ def _check(*, index: Tensor, ptr: Tensor, lse: Tensor, **floats: Tensor) -> None
 
 
 def _strides(rows: list[Tensor]) -> list[int]:
-    """Strides of the leading dimension and of rows, of matrix after matrix."""
-    return [stride for x in rows for stride in x.stride()[:2]]
+    """Leading strides (0 for a dimension of one, whose stride means nothing) and row strides of all matrices, and ALIGN."""
+    leading = [x.stride(0) if x.shape[0] > 1 else 0 for x in rows]
+    return [*leading, *(x.stride(1) for x in rows), gcd(8, *leading)]
 
 
-def _tile(d: int, v: int) -> dict[str, int]:
+def _widths(d: int, v: int) -> dict[str, int]:
     return {"D": d, "D_PAD": padded(d), "V": v, "V_PAD": padded(v)}
-
-
-def _entries(d: int, v: int) -> int:
-    """Entries of a gene that a program gathers at once, for the wider of keys and values."""
-    return int(gather_tile(max(d, v))["EDGES"])
-
-
-def _sets(d: int, v: int) -> dict[str, int]:
-    """Sets of a program: 8 numbers a thread, as keys, values and overrides are all held, and few sets to wait for the fullest.
-
-    Triton 3.6 does not compile the forward for 32 sets and more.
-    """
-    sets = _entries(d, v) // 2
-    block = min(sets, 16)
-    return {"BS": block, "num_warps": NUM_WARPS * block // sets}

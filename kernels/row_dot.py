@@ -11,12 +11,18 @@ and backward, with g_i the sum of dy over the places where row i was chosen (0 w
 the second along the rows of the transposed graph. Both sums over ties run inside the program that owns the output row, so
 that dq and dk are written once, in a fixed order, without atomics.
 
-Hub rows. A grid must not depend on the degrees, which only the device knows. One program takes one row, four warps wide: it
-gathers EDGES rows of k at once, keeps EDGES partial sums [EDGES, D] and adds them up once after its loop, so that nothing
-inside the loop waits for another lane. At D = 32 that is 64 entries a step: an ordinary row (42 entries in the mean of the
-yeast graphs) is a single step, and the fullest (3,600) takes 57, each of them two loads deep. A fixed split of every row
-would shorten that chain, but it writes and reads SPLIT partial rows [D] of float32 for a row whose own entries come to 42
-rows of 16-bit numbers, and starts SPLIT programs where all but one find nothing to do.
+Hub rows. A grid must not depend on the degrees, which only the device knows, so one program takes one row, four warps wide,
+and splits it over its threads: it gathers EDGES rows of k at once, keeps EDGES partial sums [EDGES, D] and adds them up once
+after its loop, so that nothing inside the loop waits for another lane. At D = 32 that is 64 entries a step: an ordinary row
+(42 entries in the mean of the yeast graphs) is a single step, and the fullest, of 3,800, takes 60. The loop is a pipeline:
+while a step gathers, the entries of the next are on their way (in dk, where entries lead to g and g to rows, those of the next
+two as well), so that a step waits for one load, not for two (three) one after the other.
+
+By count, not measured: at 0.7 us a load, 60 steps are 40 us. The 2.5 million entries of nine ties are 64 bytes each out of L2,
+40 us at best, and 60,000 programs of four dependent loads, some 1,000 at a time, 170 us: a hub is hidden unless it starts
+last, and then adds a quarter. With one tie of a small graph, or at D = 128 (16 entries a step, 160 us), it can be the longest
+part. CELLATTN_AUTOTUNE=1 tries EDGES and the warps. A row is never split between programs: the partial rows would be written
+and read again, and which rows are hubs would have to be a constant of the graph.
 """
 
 from __future__ import annotations
@@ -24,17 +30,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from math import gcd
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .config import on_device
+from .config import Gather, choose_gather, on_device, options
 from .tensors import check_devices, check_floats, padded
-
-NUM_WARPS = 4
 
 # --------------------------------------------------------------------------------------------------------- device code
 # Sizes: L leading dimensions as one, H heads, T = num_prefix + N tokens, N genes, K relations, E entries, M chosen rows of all
@@ -93,12 +96,14 @@ def row_dot_fwd_kernel(
     p_k = k_ptr + i_l * (stride_kl // ALIGN * ALIGN) + head * (stride_kh // ALIGN * ALIGN) + num_prefix * STRIDE_KT
     # [EDGES, D_PAD]
     b_sum = tl.zeros([EDGES, D_PAD], dtype=tl.float32)
+    b_col = tl.load(col_ptr + start + o_e, mask=start + o_e < end, other=0)
     for e in range(start, end, EDGES):
         m_e = e + o_e < end
-        b_col = tl.load(col_ptr + e + o_e, mask=m_e, other=0).to(tl.int64)
         b_w = tl.load(weight_ptr + e + o_e, mask=m_e, other=0.0).to(tl.float32)
-        p_b = p_k + b_col[:, None] * STRIDE_KT + o_d[None, :]
+        p_b = p_k + b_col.to(tl.int64)[:, None] * STRIDE_KT + o_d[None, :]
         b_k = tl.load(p_b, mask=m_e[:, None] & m_d[None, :], other=0.0).to(tl.float32)
+        o_next = e + EDGES + o_e
+        b_col = tl.load(col_ptr + o_next, mask=o_next < end, other=0)
         b_sum += b_w[:, None] * b_k
     # [D_PAD]
     b_kbar = tl.sum(b_sum, 0)
@@ -224,16 +229,23 @@ def row_dot_bwd_kernel_dk(
         p_c = colptr_ptr + tl.load(ties_ptr + i * 2 + 1) * num_genes + gene
         start = tl.load(p_c)
         end = tl.load(p_c + 1)
+        o_next = start + EDGES + o_e
+        b_row = tl.load(row_ptr + start + o_e, mask=start + o_e < end, other=0)
+        b_edge = tl.load(edge_ptr + start + o_e, mask=start + o_e < end, other=0)
+        b_next = tl.load(row_ptr + o_next, mask=o_next < end, other=0)
+        b_g = tl.load(p_g + b_row, mask=start + o_e < end, other=0.0)
         for e in range(start, end, EDGES):
-            m_e = e + o_e < end
-            b_row = tl.load(row_ptr + e + o_e, mask=m_e, other=0).to(tl.int64)
-            b_edge = tl.load(edge_ptr + e + o_e, mask=m_e, other=0)
-            b_g = tl.load(p_g + b_row, mask=m_e, other=0.0)
             m_g = b_g != 0  # rows that were not chosen are not read
             b_g *= tl.load(weight_ptr + b_edge, mask=m_g, other=0.0).to(tl.float32)
-            p_b = p_q + b_row[:, None] * STRIDE_QT + o_d[None, :]
+            p_b = p_q + b_row.to(tl.int64)[:, None] * STRIDE_QT + o_d[None, :]
             b_q = tl.load(p_b, mask=m_g[:, None] & m_d[None, :], other=0.0).to(tl.float32)
+            o_next = e + EDGES + o_e
+            b_row = b_next
+            b_edge = tl.load(edge_ptr + o_next, mask=o_next < end, other=0)
+            b_next_g = tl.load(p_g + b_row, mask=o_next < end, other=0.0)
+            b_next = tl.load(row_ptr + o_next + EDGES, mask=o_next + EDGES < end, other=0)
             b_sum += b_g[:, None] * b_q
+            b_g = b_next_g
     tl.store(dk_ptr + o_t * D + o_d, tl.sum(b_sum, 0).to(dk_ptr.dtype.element_ty), mask=m_d)
 
 
@@ -268,13 +280,19 @@ def row_dot(
     ties = device_ints(tuple(x for tie in zip(relations, heads, first, lengths, strict=True) for x in tie), q.device)
     q4, k4 = flat_heads(q), flat_heads(k)
     (stride_ql, stride_qh), (stride_kl, stride_kh) = lead_strides(q4), lead_strides(k4)
-    with on_device(q):
+    genes = None if rows is None else rows.contiguous()
+
+    def launch(tile: Gather) -> None:
         row_dot_fwd_kernel[(q4.shape[0] * len(lengths) * max(lengths),)](
-            q4, k4, rowptr, col, weight, ties, None if rows is None else rows.contiguous(), y, kbar,
+            q4, k4, rowptr, col, weight, ties, genes, y, kbar,
             num_tokens - num_prefix, len(lengths), max(lengths), num_rows, num_prefix,
             stride_ql, stride_qh, stride_kl, stride_kh, HAS_ROWS=rows is not None,
-            STRIDE_QT=q4.stride(2), STRIDE_KT=k4.stride(2), ALIGN=gcd(stride_kl, stride_kh, 8), **gather_tile(d),
+            STRIDE_QT=q4.stride(2), STRIDE_KT=k4.stride(2), ALIGN=gcd(stride_kl, stride_kh, 8),
+            D=d, D_PAD=padded(d), EDGES=tile.rows, **tile.options,
         )  # fmt: skip
+
+    with on_device(q):
+        choose_gather("row_dot_fwd", q, padded(d), launch)
     return y, kbar
 
 
@@ -308,17 +326,25 @@ def row_dot_backward(
     g, slot = dy.contiguous(), None
     if rows is not None:
         g, slot = _by_gene(g, rows, lengths, num_genes)
-    tile = gather_tile(d)
+    kbar, d_pad = kbar.contiguous(), padded(d)
     stride_ql, stride_qh = lead_strides(q4)
-    with on_device(q):
-        row_dot_bwd_kernel_dq[(q4.shape[0] * num_heads * triton.cdiv(num_tokens, tile["EDGES"]),)](
-            g, kbar.contiguous(), slot, headptr, ties, dq, num_genes, num_ties, num_rows, num_prefix, num_heads,
-            HAS_ROWS=rows is not None, D=d, D_PAD=tile["D_PAD"], BT=tile["EDGES"], num_warps=NUM_WARPS,
+
+    def launch_dq(tile: Gather) -> None:
+        row_dot_bwd_kernel_dq[(q4.shape[0] * num_heads * triton.cdiv(num_tokens, tile.rows),)](
+            g, kbar, slot, headptr, ties, dq, num_genes, num_ties, num_rows, num_prefix, num_heads,
+            HAS_ROWS=rows is not None, D=d, D_PAD=d_pad, BT=tile.rows, **tile.options,
         )  # fmt: skip
+
+    def launch_dk(tile: Gather) -> None:
         row_dot_bwd_kernel_dk[(q4.shape[0] * num_heads * num_tokens,)](
             g, q4, weight, colptr, row, edge, headptr, ties, dk, num_genes, num_ties, num_prefix, num_heads,
-            stride_ql, stride_qh, STRIDE_QT=q4.stride(2), ALIGN=gcd(stride_ql, stride_qh, 8), **tile,
+            stride_ql, stride_qh, STRIDE_QT=q4.stride(2), ALIGN=gcd(stride_ql, stride_qh, 8),
+            D=d, D_PAD=d_pad, EDGES=tile.rows, **tile.options,
         )  # fmt: skip
+
+    with on_device(q):
+        choose_gather("row_dot_bwd_dq", q, d_pad, launch_dq)
+        choose_gather("row_dot_bwd_dk", q, d_pad, launch_dk)
     return dq, dk
 
 
@@ -333,15 +359,9 @@ def _by_gene(dy: Tensor, rows: Tensor, lengths: Sequence[int], num_genes: int) -
     block = 128
     with on_device(dy):
         row_dot_bwd_kernel_g[(g.shape[0] * triton.cdiv(num_keys, block),)](
-            dy, order, ptr, g, num_keys, num_rows, BLOCK=block, num_warps=NUM_WARPS
+            dy, order, ptr, g, num_keys, num_rows, BLOCK=block, **options(4)
         )
     return g, order[ptr[:-1].clamp_max(num_rows - 1)]
-
-
-def gather_tile(d: int) -> dict[str, Any]:
-    """The tile [EDGES, D_PAD] of a kernel that gathers rows of d numbers: 16 numbers a thread, two loads of 16 bytes."""
-    d_pad = padded(d)
-    return {"D": d, "D_PAD": d_pad, "EDGES": 16 * 32 * NUM_WARPS // d_pad, "num_warps": NUM_WARPS}
 
 
 def flat_heads(x: Tensor) -> Tensor:

@@ -232,16 +232,24 @@ def test_refused_before_any_launch(change, message) -> None:
         attention(q, k, v, None, 1.0)
 
 
-def test_mixed_devices_are_refused() -> None:
+def test_mixed_devices_and_dtypes_are_refused(monkeypatch) -> None:
     q, k, v = draw((4, 8), (5, 8), (5, 8), dtype=torch.float32)
-    with pytest.raises(ValueError, match="device"):
-        attention(q, k.to("meta"), v, None, 1.0)
+    out, lse = attention(q, k, v, None, 1.0)
+    monkeypatch.setattr(kernels, "choose", lambda *_, **__: pytest.fail("a kernel was launched"))
+    monkeypatch.setattr(kernels, "options", lambda *_: pytest.fail("a kernel was launched"))
+    for other, message in ((k.to("meta"), "k: expected the device of q"), (k.half(), "k: expected the dtype of q")):
+        with pytest.raises(ValueError, match=message):
+            attention(q, other, v, None, 1.0)
+        with pytest.raises(ValueError, match=message):
+            attention_backward(out, lse, q, other, v, None, out, lse, 1.0)
+    with pytest.raises(ValueError, match="dout: expected the device of q"):
+        attention_backward(out.to("meta"), lse, q, k, v, None, out, lse, 1.0)
 
 
 def test_autotune_keeps_the_fastest_and_prints_it(monkeypatch, capsys) -> None:
     q, k, v, _, _ = problem((), 70, 70, 8, 8, torch.float16)
     slow = config.tile_for("attention_fwd", 80, torch.float16, 16)
-    fast = config.neighbours(slow)[3]
+    fast = slow.neighbours[3]
     monkeypatch.setenv("CELLATTN_AUTOTUNE", "1")
     monkeypatch.setattr(config, "_tuned", {})
     monkeypatch.setattr(config, "milliseconds", lambda launch, tile: 1.0 if tile == fast else 2.0)

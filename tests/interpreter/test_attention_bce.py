@@ -13,6 +13,8 @@ from torch import Tensor
 
 from cellattn import MultiGraph, reference
 from cellattn.kernels import attention_bce as kernels
+from cellattn.kernels import config
+from cellattn.kernels.attention import attention
 from cellattn.ops.attention_bce import sample_negatives
 
 from ..compare import leaves, random_graph
@@ -193,6 +195,81 @@ def test_sharp_non_edges(num_negatives: int | None) -> None:
     check(graph, "a", q, 7 * q, num_prefix=0, scale=1.0, num_negatives=num_negatives)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("ulps", [0, -2, 2], ids=["lse", "lse low", "lse high"])
+def test_entries_within_rounding_of_one(ulps: int, dtype: torch.dtype) -> None:
+    """1 - a from 3e-5 to 1e-16, with the LSE of the attention kernel, which rounds otherwise than the scores made again here.
+
+    The entry near 1 is in turn the row's only edge, one of its two edges, and no edge. What log(1 - a) and a / (1 - a) are then
+    is a matter of the last bits of s and LSE: they are held to what float64 makes of log a moved by a few of those bits either
+    way, and of 1 - a >= eps. Keys are unit vectors, so that dq has the gradient of each score in a place of its own.
+    """
+    n, scale, eps = 33, 0.37, torch.finfo(torch.float32).eps
+    gene = torch.arange(n)
+    one, two = gene[gene % 3 == 0], gene[gene % 3 == 1]
+    edges = [(gene, (gene + 2) % n), (two, (two + 1) % n), (one, (one + 1) % n)]
+    index = torch.cat([torch.stack(pair) for pair in edges], 1)
+    index = index[:, ~((index[0] % 3 == 0) & (index[1] == (index[0] + 2) % n))]
+    graph = MultiGraph.from_edge_index({"a": index}, n)
+    q = torch.randn(n, n, generator=torch.Generator().manual_seed(5))
+    q[gene, (gene + 1) % n] = (torch.linspace(14, 40, n) / scale)[torch.randperm(n, generator=torch.Generator().manual_seed(6))]
+    q, k = q.to(dtype), torch.eye(n).to(dtype)
+    lse = attention(q, k, k.new_empty(n, 0), None, scale)[1]
+    lse = (lse.view(torch.int32) + ulps).view(torch.float32)
+    s = scale * q.double()
+    assert ulps > 0 or (scale * q.float() >= lse[:, None]).any()  # the case that this is about
+
+    t = reference.target(graph, "a")[0]
+    true = s - s.logsumexp(-1, keepdim=True)
+    # s, LSE and their factors log2 e are rounded four times in all, each to half an eps of 40 log2 e at most; and `ulps`.
+    slack = (4 + 2 * abs(ulps)) * eps * float(s.max())
+    low, high = true - slack, (true + slack).clamp_max(-eps)
+    terms = [-(t * x) - (1 - t) * (-torch.expm1(x)).log() for x in (low, high)]
+    least, most = (f(f(*terms), -t * (high if f is torch.minimum else low)) for f in (torch.minimum, torch.maximum))
+    grads = [torch.where(t < 1, (1 - t) / torch.expm1(-x), 0) - t for x in (low, high)]
+    if dtype == torch.float16:  # the dense pass holds a / (1 - a) within the range of its operand
+        grads[0] = torch.where(t == 0, grads[0].clamp_max(float(kernels.MAX_ODDS_FP16.value)), grads[0])
+    problem = (
+        q, k, lse, *graph.stacked, *graph.transpose(), graph.inv_mass.float(), graph.known("a"), gene, None, 0, 0, scale, True
+    )  # fmt: skip
+    loss = kernels.bce_rows(*problem)
+    # A power of two takes no digit; this one keeps a / (1 - a), up to 1 / eps, times q within float16.
+    dq, dk, dlse = (x.double() * 2**14 for x in kernels.bce_rows_backward(torch.full((n,), 2.0**-14), *problem))
+    for x in (loss, dq, dk, dlse):
+        assert x.isfinite().all()
+
+    # Relative: 33 terms added in float32, and results (dq, dk) or operands rounded to the dtype.
+    rtol = 4e-6 if dtype == torch.float32 else 2e-3
+    assert (loss >= least.sum(1) * (1 - 4e-6) - 1e-6).all()
+    assert (loss <= most.sum(1) * (1 + 4e-6) + 1e-6).all()
+    ds = dq / scale
+    wide = rtol * (1 + grads[1].abs())
+    assert (ds >= grads[0] - wide).all()
+    assert (ds <= grads[1] + wide).all()
+    assert (-dlse >= (grads[0] - wide).sum(1)).all()
+    assert (-dlse <= (grads[1] + wide).sum(1)).all()
+    want = dq.mT @ q.double()  # sum_i scale ds_ij q_i
+    assert float((dk - want).abs().max()) <= rtol * float(want.abs().max())
+
+
+def test_autotuned_tiles_give_the_same(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every kernel with a tile of its own is timed, and goes on with the tile that won: here the lowest."""
+    monkeypatch.setenv("CELLATTN_AUTOTUNE", "1")
+    monkeypatch.setattr(config, "_tuned", {})
+    monkeypatch.setattr(config, "milliseconds", lambda launch, tile: float(tile[0]))
+    q, k = leaves((36, 8), (36, 8))
+    check(mixed(35), "a", q, k)
+    assert {kernel: tile for (kernel, *_), tile in config._tuned.items()} == {
+        "bce_edges_fwd": config.Gather(16, 1),
+        "bce_dense_fwd": config.Tile(32, 32, 2, 1, tail=None),
+        "bce_edges_bwd_dq": config.Gather(16, 1),
+        "bce_dense_bwd_dq": config.Tile(32, 32, 2, 1, tail=None),
+        "bce_dense_bwd_dk": config.Tile(16, 64, 2, 1, tail=None),
+        "bce_edges_bwd_dk": config.Gather(16, 1),
+    }
+    assert "cellattn: bce_edges_fwd, sm_80, torch.float32: 16: Gather(rows=16, warps=1)," in capsys.readouterr().out
+
+
 def test_parts_of_both_passes() -> None:
     """Loops cut into parts, the last one short: over the keys, and (each gene named many times) over the rows."""
     n = 290
@@ -243,18 +320,26 @@ def test_repeats_bit_for_bit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "d", "message"),
-    [(torch.float64, 8, "expected dtype float16 or bfloat16 or float32"), (torch.float32, 257, "at most 256 features")],
-    ids=["float64", "D257"],
+    ("change", "message"),
+    [
+        ({"q": torch.zeros(10, 8).double(), "k": torch.zeros(10, 8).double()}, "expected dtype float16 or bfloat16 or float32"),
+        ({"q": torch.zeros(10, 257), "k": torch.zeros(10, 257)}, "q: expected at most 256 features"),
+        ({"k": torch.zeros(10, 8).half()}, "k: expected the dtype of q"),
+        ({"k": torch.zeros(10, 8, device="meta")}, "k: expected the device of q"),
+        ({"rows": torch.arange(9, device="meta")}, "rows: expected the device of q"),
+        ({"negatives": torch.zeros(9, 2, dtype=torch.int64, device="meta")}, "negatives: expected the device of q"),
+    ],
+    ids=["float64", "257 features", "dtypes", "k elsewhere", "rows elsewhere", "negatives elsewhere"],
 )
-def test_refuses(dtype: torch.dtype, d: int, message: str) -> None:
+def test_bad_input_raises_before_any_launch(change: dict[str, Tensor], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = random_graph(9, {"a": 20})
-    q = torch.zeros(10, d, dtype=dtype)
-    rows: Any = torch.arange(9)
+    right: dict[str, Any] = {"q": torch.zeros(10, 8), "k": torch.zeros(10, 8), "rows": torch.arange(9), "negatives": None}
+    x = right | change
     problem = (
-        q, q, torch.zeros(9), *graph.stacked, *graph.transpose(), graph.inv_mass.float(), graph.known("a"), rows, None, 0, 1,
-        1.0, True,
+        x["q"], x["k"], torch.zeros(9), *graph.stacked, *graph.transpose(), graph.inv_mass.float(), graph.known("a"), x["rows"],
+        x["negatives"], 0, 1, 1.0, True,
     )  # fmt: skip
+    monkeypatch.setattr(kernels, "choose_gather", lambda *_: pytest.fail("a kernel was launched"))
     with pytest.raises(ValueError, match=message):
         kernels.bce_rows(*problem)
     with pytest.raises(ValueError, match=message):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cellattn.kernels import config
 from cellattn.kernels import perturbation_attention as kernels
 
 from ..compare import leaves
@@ -93,14 +94,35 @@ def test_leading_dimensions_and_strides(batch: str) -> None:
     check([query, key.mT.contiguous().mT, value[0, 0].expand_as(value), lse, override], index, ptr)
 
 
-def test_bad_input_raises_before_any_launch() -> None:
+def test_autotuned_tiles_give_the_same(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each kernel is timed, and goes on with the tile that won: here the lowest."""
+    monkeypatch.setenv("CELLATTN_AUTOTUNE", "1")
+    monkeypatch.setattr(config, "_tuned", {})
+    monkeypatch.setattr(config, "milliseconds", lambda launch, tile: float(tile.rows))
+    index, ptr = ragged(BATCHES["one gene in many sets"])
+    check(inputs((), index, ptr, 20, 5, torch.float32), index, ptr)
+    assert {kernel: tile for (kernel, *_), tile in config._tuned.items()} == {
+        "perturbation_fwd": config.Gather(8, 1),
+        "perturbation_bwd_sets": config.Gather(8, 1),
+        "perturbation_bwd_genes": config.Gather(32, 1),
+    }
+    assert "cellattn: perturbation_fwd, sm_80, torch.float32: 32: Gather(rows=8, warps=1)," in capsys.readouterr().out
+
+
+def test_bad_input_raises_before_any_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "choose_gather", lambda *_: pytest.fail("a kernel was launched"))
     index, ptr = ragged(BATCHES["ordinary"])
     query, key, value, lse, override = inputs((), index, ptr, 8, 5, torch.float32)
     for tensors, message in (
-        ((query.double(), key.double(), value.double(), lse, index, ptr, override.double()), "query: expected dtype float16"),
-        ((query, key.half(), value, lse, index, ptr, override), "key: expected the dtype of query"),
-        ((query, key, torch.ones(N, 257), lse, index, ptr, torch.ones(6, 257)), "value: expected at most 256 features"),
-        ((query, key, value, lse, index.to("meta"), ptr, override), "index: expected the device of query"),
+        (
+            (query.double(), key.double(), value.double(), lse, index, ptr, override.double()),
+            "(query|dz): expected dtype float16",
+        ),
+        ((query, key.half(), value, lse, index, ptr, override), "key: expected the dtype of (query|dz)"),
+        ((query, key, torch.ones(N, 257), lse, index, ptr, torch.ones(6, 257)), "(value|dz): expected at most 256 features"),
+        ((query, key, value, lse, index.to("meta"), ptr, override), "index: expected the device of (query|dz)"),
     ):
         with pytest.raises(ValueError, match=message):
             kernels.perturbation_correction(*tensors, SCALE)
+        with pytest.raises(ValueError, match=message):
+            kernels.perturbation_correction_backward(tensors[2].new_zeros(3, tensors[2].shape[1]), *tensors, SCALE)

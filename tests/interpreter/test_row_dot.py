@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cellattn import MultiGraph
+from cellattn.kernels import config
 from cellattn.kernels import row_dot as kernels
 
 from ..compare import leaves, random_graph
@@ -118,6 +119,18 @@ def test_hub_rows_take_several_steps() -> None:
     check(q, k, graph, [("a", 0)], [None], 0)
 
 
+def test_autotuned_tiles_give_the_same(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each kernel is timed, and goes on with the tile that won: here the lowest, on more rows than it holds."""
+    monkeypatch.setenv("CELLATTN_AUTOTUNE", "1")
+    monkeypatch.setattr(config, "_tuned", {})
+    monkeypatch.setattr(config, "milliseconds", lambda launch, tile: float(tile.rows))
+    q, k = (x.detach() for x in leaves((3, 80, 20), (3, 80, 20), dtype=torch.float32))
+    check(q, k, shapes_graph(79), TIES, [None] * 3, 1)
+    won = {kernel: tile for (kernel, *_), tile in config._tuned.items()}
+    assert won == dict.fromkeys(("row_dot_fwd", "row_dot_bwd_dq", "row_dot_bwd_dk"), config.Gather(32, 1))
+    assert "cellattn: row_dot_fwd, sm_80, torch.float32: 32: Gather(rows=32, warps=1)," in capsys.readouterr().out
+
+
 def test_graph_without_edges_gives_zeros() -> None:
     q, k = (x.detach() for x in leaves((1, 9, 8), (1, 9, 8), dtype=torch.float32))
     check(q, k, random_graph(8, {"a": 0}), [("a", 0)], [None], 1)
@@ -133,7 +146,16 @@ def test_graph_without_edges_gives_zeros() -> None:
     ],
     ids=["float64", "257 features", "dtypes", "devices"],
 )
-def test_bad_input_raises_before_any_launch(q: Tensor, k: Tensor, message: str) -> None:
+def test_bad_input_raises_before_any_launch(q: Tensor, k: Tensor, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = random_graph(5, {"a": 4})
+    monkeypatch.setattr(kernels, "choose_gather", lambda *_: pytest.fail("a kernel was launched"))
     with pytest.raises(ValueError, match=message):
         kernels.row_dot(q, k, *graph.stacked, *graph.transpose(), [0], [0], None, [5], 0)
+
+
+def test_mixed_devices_raise_before_any_launch_of_the_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = random_graph(5, {"a": 4})
+    q, dy, kbar = torch.ones(1, 5, 8), torch.ones(5), torch.ones(5, 8, device="meta")
+    monkeypatch.setattr(kernels, "choose_gather", lambda *_: pytest.fail("a kernel was launched"))
+    with pytest.raises(ValueError, match="kbar: expected the device of q"):
+        kernels.row_dot_backward(dy, q, kbar, graph.stacked[2], *graph.transpose(), [0], [0], None, [5], 0)

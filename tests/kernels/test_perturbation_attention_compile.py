@@ -26,7 +26,7 @@ def launch(dtype: torch.dtype, d: int, v: int) -> None:
     kernels.perturbation_correction_backward(dz, *inputs)
 
 
-WIDTHS = {80: ((16, 16), (64, 64), (128, 128)), 90: ((16, 16), (20, 20), (64, 64), (64, 128), (128, 128))}
+WIDTHS = {80: ((16, 16), (20, 20), (64, 64), (128, 128)), 90: ((16, 16), (20, 20), (64, 64), (64, 128), (128, 128))}
 CASES = [
     Case(arch, "bf16", d, functools.partial(launch, torch.bfloat16, d, v), "" if v == d else f"V{v}")
     for arch in ARCHS
