@@ -3,14 +3,17 @@
     python -m benchmarks.gpu_check --out FOLDER
 
 In this order: every op, its gradients included, against float64 at the size of a cell, with at most twice the error of eager
-PyTorch of the same dtype; bit-equal repeats; a CUDA graph that replays bit-equal to eager; compute-sanitizer on small
-shapes, where it is installed; then `benchmarks.bench_attention`. FOLDER gets `gpu_check.json`, `gpu_check.txt`, and what the
-benchmark wrote. Exit status: 0 if every check passed, 1 if one failed, 2 without a GPU.
+PyTorch of the same dtype; bit-equal repeats; a CUDA graph that replays bit-equal to eager; the k-hop ops bit for bit against
+the CPU, captured too; compute-sanitizer on small shapes, where it is installed; then `benchmarks.bench_attention` and
+`benchmarks.bench_khop`. FOLDER gets `gpu_check.json`, `gpu_check.txt`, and what the benchmarks wrote. Exit status: 0 if every
+check passed, 1 if one failed, 2 without a GPU. The k-hop ops need the extension: `python setup.py build_ext --inplace`, here
+or, with nvcc, on a machine without a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -27,7 +30,7 @@ import torch
 from torch import Tensor
 
 import cellattn
-from cellattn import MultiGraph, reference
+from cellattn import MultiGraph, SubgraphBatch, reference
 
 from .measure import environment, results_dir
 
@@ -48,6 +51,9 @@ class Case:
     inputs: tuple[tuple[int, ...], ...]
     ours: Callable[..., tuple[Tensor, ...]]
     exact: Callable[..., tuple[Tensor, ...]] | None
+
+
+KHOP = Case("k-hop ops", (), lambda: (), None)  # what a check that raises is reported under
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,88 @@ def cases(graph: MultiGraph) -> Iterator[Case]:
         "perturbation_attention", (sets, 64), (n, 64), (n, 64), (sets * size, 64),
         f=lambda m, q, k, v, u: m.perturbation_attention(q, k, v, index, ptr, u, scale=0.125),
     )  # fmt: skip
+
+    keep = torch.rand(sets, n, generator=g).to(device) < 0.6
+    for reduce, shape in (("sum", (n, 64)), ("mean", (sets, n, 20))):
+        yield both(
+            f"masked_spmm {reduce}", shape,
+            f=lambda m, x, reduce=reduce: m.masked_spmm(graph, "dense", x, keep, reduce=reduce),
+        )  # fmt: skip
+
+
+def random_sets(num_sets: int, num_nodes: int, *, device: torch.device | str, seed: int = 3) -> tuple[Tensor, Tensor]:
+    """(seeds, ptr) of sets of 0 to 4 genes, some twice in a set."""
+    g = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(0, 5, (num_sets,), generator=g)
+    ptr = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+    return torch.randint(num_nodes, (int(ptr[-1]),), generator=g).to(device), ptr.to(device)
+
+
+def tensors_of(batch: SubgraphBatch) -> list[Tensor]:
+    """All that a batch holds, in a fixed order."""
+    by_relation = [batch.edge_index] if batch.layout == "coo" else [batch.rowptr, batch.col]
+    by_relation += [batch.edge_ptr, *([] if batch.edge_id is None else [batch.edge_id])]
+    named = [x for each in by_relation for x in each.values()]
+    return [x.cpu() for x in (batch.node, batch.node_ptr, batch.seed_mask, batch.overflow, *named)]
+
+
+def khop(graph: MultiGraph) -> Iterator[Result]:
+    """Masks and subgraphs on the GPU against those of the CPU, bit for bit."""
+    on_cpu = graph.to("cpu")
+    for num_sets in (1, 28, 65, 300):
+        here, there = (random_sets(num_sets, graph.num_nodes, device=x.device) for x in (graph, on_cpu))
+        for hops, traversal, direction in ((1, "per_relation", "in"), (2, "mixed", "out"), (3, "per_relation", "both")):
+            how: dict[str, Any] = {"traversal": traversal, "direction": direction}
+            masks = [cellattn.khop_mask(x, *sets, hops, **how).cpu() for x, sets in ((graph, here), (on_cpu, there))]
+            name = f"{num_sets} sets, {hops} hops, {traversal}, {direction}"
+            yield Result("k-hop", f"khop_mask, {name}", torch.equal(*masks), f"{int(masks[1].sum())} genes")
+            if num_sets > 65:
+                continue  # their subgraphs would not fit the CPU's memory
+            for layout, dtype in (("coo", torch.int64), ("csr", torch.int32)):
+                options = {**how, "layout": layout, "index_dtype": dtype, "drop_seeds": layout == "csr"}
+                a, b = (cellattn.khop_subgraph(x, *sets, hops, **options) for x, sets in ((graph, here), (on_cpu, there)))
+                same = equal(tensors_of(a), tensors_of(b))
+                yield Result("k-hop", f"khop_subgraph, {name}, {layout}, {dtype}", same, f"{b.num_edges()} edges")
+        pairs = [cellattn.perturbation_mask(x, *sets) for x, sets in ((graph, here), (on_cpu, there))]
+        on_gpu, wanted = ([nodes.cpu(), *(edges[r].cpu() for r in graph.relations)] for nodes, edges in pairs)
+        same = equal(on_gpu, wanted)
+        yield Result("k-hop", f"perturbation_mask, {num_sets} sets", same, "nodes and edges")
+
+
+def khop_capture(graph: MultiGraph) -> Iterator[Result]:
+    """Extraction with capacities as a CUDA graph, replayed on other sets, once with too little room."""
+    draws = [random_sets(28, graph.num_nodes, device=graph.device, seed=seed) for seed in (4, 5)]
+    most = max(sets[0].numel() for sets in draws)
+    seeds, ptr = torch.zeros(most, dtype=torch.int64, device=graph.device), torch.zeros_like(draws[0][1])
+
+    def load(sets: tuple[Tensor, Tensor]) -> None:
+        """The last set takes the padding too: gene 0, several times, which counts once."""
+        seeds.zero_()[: sets[0].numel()] = sets[0]
+        ptr.copy_(sets[1])
+        ptr[-1] = most
+
+    sizes = []
+    for sets in draws:
+        load(sets)
+        batch = cellattn.khop_subgraph(graph, seeds, ptr, 1)
+        sizes.append((batch.num_nodes, max(batch.num_edges(relation) for relation in graph.relations)))
+    enough = [max(size) for size in zip(*sizes, strict=True)]
+    for name, (nodes, edges) in (("room for all", enough), ("too little room", (enough[0] // 2, enough[1] // 2))):
+        extract = functools.partial(cellattn.khop_subgraph, graph, seeds, ptr, 1, max_nodes=nodes, max_edges=edges)
+        load(draws[0])
+        extract()
+        captured = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(captured):
+            batch = extract()
+        same, overflow = [], []
+        for sets in (draws[1], draws[0]):
+            load(sets)
+            captured.replay()
+            overflow.append(bool(batch.overflow))
+            want = extract()
+            same.append(equal(tensors_of(batch), tensors_of(want)))
+        right = overflow == [name == "too little room"] * 2
+        yield Result("cuda graph", f"khop_subgraph, {name}", all(same) and right, f"overflow {overflow}, equal {same}")
 
 
 def inputs_of(case: Case, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
@@ -238,18 +326,19 @@ def sanitizer(small: list[str]) -> Iterator[Result]:
         yield Result("sanitizer", name, done.returncode == 0, " / ".join(last))
 
 
-def benchmark(out: Path, seconds: float) -> Result:
-    """`benchmarks.bench_attention` in a process of its own, its table and figures copied to the folder."""
-    command = [sys.executable, "-m", "benchmarks.bench_attention", "--device", "cuda"]
+def benchmark(name: str, out: Path, seconds: float) -> Result:
+    """`benchmarks.<name>` in a process of its own, its table, figures and pictures copied to the folder."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--device", "cuda", "--seconds", str(int(max(seconds - 40, 1)))]
+    before = time.time()
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=max(seconds, 1), check=False)
     except subprocess.TimeoutExpired:
-        return Result("benchmark", "bench_attention", None, f"not finished in the {seconds:.0f} s that were left")
-    (out / "bench_attention.txt").write_text(done.stdout + done.stderr)
-    figures = results_dir() / "attention.json"
-    if done.returncode == 0 and figures.is_file():
-        shutil.copy(figures, out / figures.name)
-    return Result("benchmark", "bench_attention", done.returncode == 0, f"exit status {done.returncode}")
+        return Result("benchmark", name, None, f"not finished in the {seconds:.0f} s that were left")
+    (out / f"{name}.txt").write_text(done.stdout + done.stderr)
+    for path in results_dir().iterdir():
+        if path.stat().st_mtime >= before:
+            shutil.copy(path, out / path.name)
+    return Result("benchmark", name, done.returncode == 0, f"exit status {done.returncode}")
 
 
 def guarded(check: Callable[..., Iterator[Result]], name: str, case: Case, device: torch.device) -> Iterator[Result]:
@@ -263,8 +352,11 @@ def guarded(check: Callable[..., Iterator[Result]], name: str, case: Case, devic
 
 def run_small(device: torch.device) -> None:
     """Each op once, forward and backward, for the sanitizer."""
-    for case in cases(cell(70, device=device)):
+    graph = cell(70, device=device)
+    for case in cases(graph):
         step(case.ours, inputs_of(case, torch.float16, device))
+    for result in khop(graph):
+        print(result)
     torch.cuda.synchronize()
 
 
@@ -290,9 +382,13 @@ def run(out: Path, *, device: torch.device) -> list[Result]:
             for name, check in (("accuracy", accuracy), ("repeats", repeats), ("cuda graph", capture)):
                 for result in guarded(check, name, case, device):
                     add(result)
+        for name, several in (("k-hop", khop), ("cuda graph", khop_capture)):
+            for result in guarded(lambda *_, several=several: several(graph), name, KHOP, device):
+                add(result)
         for result in sanitizer([sys.executable, "-m", "benchmarks.gpu_check", "--small"]):
             add(result)
-        add(benchmark(out, SECONDS - (time.monotonic() - started)))
+        for name, share in (("bench_attention", 0.6), ("bench_khop", 1.0)):
+            add(benchmark(name, out, share * (SECONDS - (time.monotonic() - started))))
         failed = sum(result.passed is False for result in results)
         skipped = sum(result.passed is None for result in results)
         took = time.monotonic() - started

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import cellattn
 from benchmarks import gpu_check
 
 CPU = torch.device("cpu")
@@ -46,6 +47,20 @@ def test_a_wrong_result_fails() -> None:
     exact = case.exact
     wrong = gpu_check.Case("wrong", case.inputs, lambda *x: tuple(1.01 * y for y in exact(*x)), exact)
     assert not any(result.passed for result in gpu_check.accuracy(wrong, CPU))
+
+
+def test_khop_checks_hold_on_the_cpu() -> None:
+    """The CPU held to itself: what is compared can be compared, and nothing is left out in silence."""
+    results = list(gpu_check.khop(gpu_check.cell(70, device=CPU)))
+    assert len(results) == 4 * 4 + 3 * 3 * 2
+    assert all(result.passed for result in results), results
+
+
+def test_a_wrong_subgraph_fails() -> None:
+    graph = gpu_check.cell(70, device=CPU)
+    sets = gpu_check.random_sets(5, 70, device=CPU)
+    a, b = (gpu_check.tensors_of(cellattn.khop_subgraph(graph, *sets, hops)) for hops in (1, 2))
+    assert not gpu_check.equal(a, b)
 
 
 def test_kernels_resolve_in_a_bare_checkout() -> None:
