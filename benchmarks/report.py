@@ -1,8 +1,9 @@
-"""The report: what the ops cost beside plain PyTorch, and what a cell transformer learns, on this machine.
+"""The report: what the ops cost beside plain PyTorch and other libraries, and what a cell transformer learns, on this machine.
 
-    python -m benchmarks.report [--full]
+    python -m benchmarks.report [--full] [--only khop]
 
-Writes `benchmarks/results/<device>/report.md` with its figures. Uses the real yeast tables where they are (CELLATTN_DATA, or
+Writes `benchmarks/results/<device>/report.md` with its figures; `--only khop` the whole k-hop benchmark instead, `khop.md`, of
+which the report holds a short version. Uses the real yeast tables where they are (CELLATTN_DATA, or
 `../shared/data/yeast` beside the repository) and a synthetic cell of the published size everywhere else; the report says which.
 """
 
@@ -17,7 +18,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from . import bench_attention, train
+from . import bench_attention, bench_khop, train
 from .measure import environment, results_dir
 
 _COLOURS = {"ours": "#1b6ca8", "dense eager": "#b0b0b0", "dense compiled": "#6f6f6f"}
@@ -46,12 +47,13 @@ def draw_ops(rows: list[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
-def write(ops: dict[str, Any], training: dict[str, Any]) -> Path:
-    """Put both results into one page."""
+def write(ops: dict[str, Any], khop: dict[str, Any], training: dict[str, Any]) -> Path:
+    """Put all results into one page."""
     folder = results_dir()
     draw_ops(ops["rows"], folder / "ops.png")
     about = ", ".join(f"{key} {value}" for key, value in environment().items())
     tokens = next(row["tokens"] for row in ops["rows"] if row["suite"] == "ops")
+    batch = min(khop["plan"]["set_counts"])
     page = f"""# Report
 
 {about}
@@ -68,6 +70,17 @@ the synthetic cell.
 ![time and memory](ops.png)
 
 ![time and memory over T](length.png)
+
+## k-hop
+
+{khop["graph"]}, B = {batch}: medians of ms a batch, of implementations that each ran in a process of its own and returned equal
+genes and edges. The whole page is [{khop["name"]}.md]({khop["name"]}.md); `--only khop` measures larger batches and both heaps.
+
+{bench_khop.extract_table(khop["rows"], batch)}
+
+{bench_khop.target_table(khop)}
+
+![k-hop]({khop["name"]}.png)
 
 ## Training
 
@@ -87,10 +100,16 @@ Nothing on this page was measured on a GPU unless the line at the top names one.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="more repeats, every gene a token, longer training")
-    full = parser.parse_args().full
+    parser.add_argument("--only", choices=("khop",), help="one benchmark, whole")
+    given = parser.parse_args()
+    full = given.full
+    if given.only == "khop":
+        print(bench_khop.page(bench_khop.run()))
+        return
     ops = bench_attention.run(bench_attention.plan_for(bench_attention.DEVICE, repeats=10 if full else 3))
+    khop = bench_khop.run() if full else bench_khop.run(bench_khop.short_plan(), name="khop_short")
     training = train.run(full=full)
-    path = write(ops, training)
+    path = write(ops, khop, training)
     print(f"\n{path.read_text()}\nwritten to {path}")
 
 
