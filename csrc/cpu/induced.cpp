@@ -15,20 +15,26 @@
 namespace cellattn {
 namespace {
 
-// The loops for this processor.
+// The loops for this processor, and what they want of the rank table.
 struct Loops {
   decltype(&portable::count_edges) count_edges = &portable::count_edges;
   decltype(&portable::write_edges32) write_edges32 = &portable::write_edges32;
   decltype(&portable::write_edges64) write_edges64 = &portable::write_edges64;
+  int64_t group = 16;    // samples
+  bool narrow = false;  // 16-bit ranks
 };
 
 Loops loops_for(int64_t num_nodes) {
   Loops loops;
 #if defined(__x86_64__)
-  if (use_avx512() && num_nodes <= INT32_MAX / kGroup) {  // the rank table is gathered from by 32-bit offsets
+  if (use_avx512()) {
     loops.count_edges = &avx512::count_edges;
-    loops.write_edges32 = &avx512::write_edges32;
-    loops.write_edges64 = &avx512::write_edges64;
+    if (__builtin_cpu_supports("avx512vbmi2") && num_nodes <= INT16_MAX) {
+      loops.write_edges32 = &avx512::write_edges32;
+      loops.write_edges64 = &avx512::write_edges64;
+      loops.group = 32;
+      loops.narrow = true;
+    }
   }
 #endif
   return loops;
@@ -145,31 +151,39 @@ T* at_element(const Tensor& x, int64_t element) {
 }
 
 // One group of samples: their rank table, and their part of `node` and `seed_mask`.
-template <class T>
-void number_nodes(
-    const Tensor& words, const Tensor& seed_words, int64_t first_set, int64_t group_size, const int64_t* node_ptr,
-    int32_t* rank, T* node, bool* seed_mask, int64_t num_places) {
-  const int64_t n = words.size(0), num_words_all = words.size(1);
-  const Word* in = const_words_of(words) + first_set / kWordBits;
-  const Word* seeds = const_words_of(seed_words) + first_set / kWordBits;
-  const int64_t shift = first_set % kWordBits;
-  const Word mask = (Word{1} << group_size) - 1;
-  int32_t next[kGroup] = {};
-  std::fill_n(rank, n * kGroup, -1);
-  for (int64_t i = 0; i < n; ++i) {
-    const Word seed = seeds[i * num_words_all] >> shift;
-    for (Word left = (in[i * num_words_all] >> shift) & mask; left != 0; left &= left - 1) {
-      const int s = __builtin_ctzll(left);
-      const int32_t mine = next[s]++;
-      rank[i * kGroup + s] = mine;
-      const int64_t place = node_ptr[first_set + s] + mine;
-      if (place >= 0 && place < num_places) {
-        node[place] = static_cast<T>(i);
-        seed_mask[place] = (seed >> s) & 1;
+struct Numbering {
+  const Word* words;  // of the group's first sample
+  const Word* seeds;
+  int64_t num_nodes, num_words, shift, group_size;
+  const int64_t* node_ptr;  // of the group
+  int64_t num_places;
+  bool* seed_mask;
+
+  template <int kGroup, class Rank, class T>
+  void fill(Rank* rank, T* node) const {
+    const Word mask = (Word{1} << group_size) - 1;
+    Rank next[kGroup] = {};
+    std::fill_n(rank, num_nodes * kGroup, Rank{-1});
+    for (int64_t i = 0; i < num_nodes; ++i) {
+      const Word seed = seeds[i * num_words] >> shift;
+      for (Word left = (words[i * num_words] >> shift) & mask; left != 0; left &= left - 1) {
+        const int s = __builtin_ctzll(left);
+        const Rank mine = next[s]++;
+        rank[i * kGroup + s] = mine;
+        const int64_t place = node_ptr[s] + mine;
+        if (place >= 0 && place < num_places) {
+          node[place] = static_cast<T>(i);
+          seed_mask[place] = (seed >> s) & 1;
+        }
       }
     }
   }
-}
+
+  template <class T>
+  void fill(bool narrow, void* rank, T* node) const {
+    narrow ? fill<32>(static_cast<int16_t*>(rank), node) : fill<16>(static_cast<int32_t*>(rank), node);
+  }
+};
 
 void induced_write(
     const Tensor& rowptr, const Tensor& col, const Tensor& words, const Tensor& seed_words, const Tensor& node_ptr,
@@ -206,17 +220,20 @@ void induced_write(
   const int64_t* nodes = longs_of(node_ptr);
   const int64_t* starts = longs_of(offsets);
   bool* seeds = static_cast<bool*>(seed_mask.mutable_data_ptr());
-  constexpr int64_t kLine = 64 / sizeof(int32_t);
-  std::unique_ptr<int32_t[]> memory(new int32_t[n * kGroup + kLine]);
-  int32_t* rank = memory.get();
-  while (reinterpret_cast<uintptr_t>(rank) % 64 != 0) ++rank;
+  constexpr int64_t kLine = 64;  // bytes, of a gene; one more to align the table, one that a wide gather may read into
+  std::unique_ptr<char[]> memory(new char[(n + 2) * kLine]);
+  char* rank = memory.get();
+  rank += -reinterpret_cast<uintptr_t>(rank) % kLine;
 
-  for (int64_t first = 0; first < num_sets; first += kGroup) {
-    const int64_t size = std::min(kGroup, num_sets - first);
+  for (int64_t first = 0; first < num_sets; first += loops.group) {
+    const int64_t size = std::min(loops.group, num_sets - first);
+    const Numbering numbering = {
+        const_words_of(words) + first / kWordBits, const_words_of(seed_words) + first / kWordBits, n, words.size(1),
+        first % kWordBits, size, nodes + first, about.num_places, seeds};
     if (about.wide) {
-      number_nodes(words, seed_words, first, size, nodes, rank, at_element<int64_t>(node, 0), seeds, about.num_places);
+      numbering.fill(loops.narrow, rank, at_element<int64_t>(node, 0));
     } else {
-      number_nodes(words, seed_words, first, size, nodes, rank, at_element<int32_t>(node, 0), seeds, about.num_places);
+      numbering.fill(loops.narrow, rank, at_element<int32_t>(node, 0));
     }
     for_each_task(num_chunks, [&](int64_t t) {
       const RowChunk& chunk = chunks[t];

@@ -1,4 +1,5 @@
-// The body of induced_portable.cpp and induced_avx512.cpp, which differ in the blocks below `append_block` and `store`.
+// The body of induced_portable.cpp and induced_avx512.cpp, which say before it what a Rank is and how many samples a kGroup has,
+// and differ in `append_row` and `store`.
 // It is compiled once for each instruction set, so nothing in here may come from a header that others include too.
 
 // ------------------------------------------------------------------------------------------------------------- counts
@@ -48,8 +49,8 @@ inline void add_counts(const Word* planes, int stride, int64_t* counts) {
 template <class T, bool HasSource, bool HasId>
 struct Stage {
   static constexpr bool kHasSource = HasSource, kHasId = HasId;
-  alignas(64) int32_t source[HasSource ? kGroup : 1][kStaged + kSlack];
-  alignas(64) int32_t target[kGroup][kStaged + kSlack];
+  alignas(64) Rank source[HasSource ? kGroup : 1][kStaged + kSlack];
+  alignas(64) Rank target[kGroup][kStaged + kSlack];
   alignas(64) int32_t edge[HasId ? kGroup : 1][kStaged + kSlack];
   int64_t fill[kGroup];
   int64_t position[kGroup];
@@ -69,11 +70,16 @@ struct Stage {
   }
 };
 
+// A gene's positions in the samples of the group.
+inline const Rank* ranks_of(const WriteTask& task, int64_t gene) {
+  return static_cast<const Rank*>(task.rank) + gene * kGroup;
+}
+
 // One edge, for each of the group's samples that has both its ends.
 template <class S>
 inline void append_one(
-    S& stage, const WriteTask& task, const int32_t* rank_i, unsigned samples, int64_t e, int32_t edge) {
-  const int32_t* rank_j = task.rank + static_cast<int64_t>(task.col[e]) * kGroup;
+    S& stage, const WriteTask& task, const Rank* rank_i, unsigned samples, int64_t e, int32_t edge) {
+  const Rank* rank_j = ranks_of(task, task.col[e]);
   for (; samples != 0; samples &= samples - 1) {
     const int s = __builtin_ctz(samples);
     const int64_t at = stage.fill[s];
@@ -96,7 +102,7 @@ void write_task(const WriteTask& task) {
   for (int64_t i = task.first_row; i < task.last_row; ++i) {
     const int64_t begin = task.rowptr[i], end = task.rowptr[i + 1];
     if (HasSource && begin == end) continue;
-    const int32_t* rank_i = task.rank + i * kGroup;
+    const Rank* rank_i = ranks_of(task, i);
     const unsigned samples = members(rank_i);
     if (samples == 0) continue;
     if (!HasSource) {

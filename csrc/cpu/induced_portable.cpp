@@ -5,10 +5,13 @@
 namespace cellattn::portable {
 namespace {
 
+using Rank = int32_t;
+constexpr int64_t kGroup = 16;
+
 inline bool any(Word word) { return word != 0; }
 
 // Bit s: the gene is in sample s of the group.
-inline unsigned members(const int32_t* rank) {
+inline unsigned members(const Rank* rank) {
   unsigned samples = 0;
   for (int s = 0; s < kGroup; ++s) samples |= static_cast<unsigned>(rank[s] >= 0) << s;
   return samples;
@@ -25,7 +28,7 @@ inline void finish_stores() {}
 
 template <class T, bool HasSource, bool HasId>
 inline void append_row(
-    Stage<T, HasSource, HasId>& stage, const WriteTask& task, const int32_t* rank_i, unsigned samples, int64_t begin,
+    Stage<T, HasSource, HasId>& stage, const WriteTask& task, const Rank* rank_i, unsigned samples, int64_t begin,
     int64_t end, int64_t relation_begin) {
   for (int64_t e = begin; e < end; ++e) {
     append_one(stage, task, rank_i, samples, e, static_cast<int32_t>(e - relation_begin));
