@@ -267,7 +267,7 @@ def test_autotuned_tiles_give_the_same(monkeypatch: pytest.MonkeyPatch, capsys: 
         "bce_dense_bwd_dk": config.Tile(16, 64, 2, 1, tail=None),
         "bce_edges_bwd_dk": config.Gather(16, 1),
     }
-    assert "cellattn: bce_edges_fwd, sm_80, torch.float32: 16: Gather(rows=16, warps=1, registers=None)," in capsys.readouterr().out
+    assert f"cellattn: bce_edges_fwd, sm_80, torch.float32: 16: {config.Gather(16, 1)}," in capsys.readouterr().out
 
 
 def test_parts_of_both_passes() -> None:
