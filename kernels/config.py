@@ -87,6 +87,22 @@ def options(warps: int, stages: int = 1, registers: int | None = None) -> dict[s
     return {"num_warps": warps, "num_stages": stages, "maxnreg": registers, "enable_fp_fusion": True}
 
 
+# Forward and dq of the dense BCE pass walk alike over the keys of a block of rows.
+_BCE_BY_ROWS = {
+    16: Tile(64, 32, 4, 2, tail=None),
+    32: Tile(64, 32, 4, 2, tail=None),
+    64: Tile(64, 64, 4, 2, tail=None),
+    128: Tile(64, 32, 4, 2, tail=None),
+    256: Tile(64, 32, 8, 1, tail=None),
+}
+_BCE_BY_ROWS_FLOAT32 = {
+    16: Tile(64, 32, 4, 2, tail=None),
+    32: Tile(64, 32, 4, 2, tail=None),
+    64: Tile(32, 32, 4, 1, tail=None),
+    128: Tile(32, 32, 4, 1, tail=None),
+    256: Tile(16, 16, 4, 1, tail=None),
+}
+
 # 16-bit types, by (kernel, chip): head dimension -> tile. sm_89 has the shared memory and the instructions of sm_86. A kernel
 # with one table needs little shared memory, and its tiles fit every chip.
 TILES: dict[tuple[str, int], dict[int, Tile]] = {
@@ -174,20 +190,8 @@ TILES: dict[tuple[str, int], dict[int, Tile]] = {
         128: Tile(16, 128, 8, 1, tail=False),
         256: Tile(16, 64, 8, 1, tail=False),
     },
-    ("bce_dense_fwd", 80): {
-        16: Tile(64, 32, 4, 2, tail=None),
-        32: Tile(64, 32, 4, 2, tail=None),
-        64: Tile(64, 64, 4, 2, tail=None),
-        128: Tile(64, 32, 4, 2, tail=None),
-        256: Tile(64, 32, 8, 1, tail=None),
-    },
-    ("bce_dense_bwd_dq", 80): {
-        16: Tile(64, 32, 4, 2, tail=None),
-        32: Tile(64, 32, 4, 2, tail=None),
-        64: Tile(64, 64, 4, 2, tail=None),
-        128: Tile(64, 32, 4, 2, tail=None),
-        256: Tile(64, 32, 8, 1, tail=None),
-    },
+    ("bce_dense_fwd", 80): _BCE_BY_ROWS,
+    ("bce_dense_bwd_dq", 80): _BCE_BY_ROWS,
     ("bce_dense_bwd_dk", 80): {
         16: Tile(64, 64, 4, 3, tail=None),
         32: Tile(64, 64, 4, 3, tail=None),
@@ -220,20 +224,8 @@ TILES_FLOAT32: dict[str, dict[int, Tile]] = {
         128: Tile(16, 32, 8, 1, tail=False),
         256: Tile(16, 16, 8, 1, tail=False),
     },
-    "bce_dense_fwd": {
-        16: Tile(64, 32, 4, 2, tail=None),
-        32: Tile(64, 32, 4, 2, tail=None),
-        64: Tile(32, 32, 4, 1, tail=None),
-        128: Tile(32, 32, 4, 1, tail=None),
-        256: Tile(16, 16, 4, 1, tail=None),
-    },
-    "bce_dense_bwd_dq": {
-        16: Tile(64, 32, 4, 2, tail=None),
-        32: Tile(64, 32, 4, 2, tail=None),
-        64: Tile(32, 32, 4, 1, tail=None),
-        128: Tile(32, 32, 4, 1, tail=None),
-        256: Tile(16, 16, 4, 1, tail=None),
-    },
+    "bce_dense_fwd": _BCE_BY_ROWS_FLOAT32,
+    "bce_dense_bwd_dq": _BCE_BY_ROWS_FLOAT32,
     "bce_dense_bwd_dk": {
         16: Tile(32, 64, 4, 2, tail=None),
         32: Tile(32, 64, 4, 2, tail=None),
