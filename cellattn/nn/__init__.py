@@ -4,12 +4,14 @@ from .attention import GraphLossOptions, GraphRegularizedAttention
 from .encoder import CellEncoder, Tie
 from .hypersagnn import HyperSAGNN
 from .perturbation import PerturbationHead
-from .transformer import CellOutput, CellTransformer
+from .tokens import CellOutput, GeneTokens
+from .transformer import CellTransformer
 
 __all__ = [
     "CellEncoder",
     "CellOutput",
     "CellTransformer",
+    "GeneTokens",
     "GraphLossOptions",
     "GraphRegularizedAttention",
     "HyperSAGNN",

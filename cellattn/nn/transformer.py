@@ -3,41 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from .._check import describe, require, require_count, require_indices, require_tensor
+from .._check import describe, require, require_count
 from ..graph import MultiGraph
 from ..ops import sample_rows
-from ._check import require_features
 from .attention import GraphLossOptions, Rows
 from .encoder import CellEncoder
 from .perturbation import PerturbationHead
-
-
-class CellOutput(NamedTuple):
-    """What a `CellTransformer` returns."""
-
-    prediction: Tensor  # [B, out_dim]
-    losses: dict[str, Tensor]  # one scalar a tie, by name, without its weight
-    regularization: Tensor  # scalar: the sum of weight * loss, to be added to the loss of the phenotype as it is
+from .tokens import CellOutput, GeneTokens
 
 
 class CellTransformer(nn.Module):
     """Gene features, a graph-regularised encoder over all genes, and a perturbation head for a batch of mutants.
 
-    A gene's input is the sum of a learned embedding (`num_genes`) and a projection of its features (`feature_dim`),
-    whichever are given. Its position carries nothing, so that the number and order of genes may change between calls.
+    A gene's input is its token (`GeneTokens`). Its position carries nothing, so that the number and order of genes may change
+    between calls.
 
     Args:
         dim, num_layers, num_heads, ties, head_dim, norm, dropout, ffn_dim: see `CellEncoder`.
         num_types, pool, hidden_dim, out_dim: see `PerturbationHead`, whose dropout is the same.
         cross_heads: heads of the head's cross-attention.
-        num_genes: size of the embedding table, or None for no embeddings.
-        feature_dim: width of the genes' features, or None for no features.
+        num_genes, feature_dim: see `GeneTokens`.
         sampled_rows: rows of each graph that enter its loss in a training step, drawn anew in each: a number, or a
             fraction in (0, 1] of the rows with a valid edge. None, and always in evaluation: all rows.
         loss_options: see `GraphLossOptions`; reduction "mean" or "sum".
@@ -68,10 +58,6 @@ class CellTransformer(nn.Module):
         **loss_options: Unpack[GraphLossOptions],
     ) -> None:
         super().__init__()
-        require(
-            num_genes is not None or feature_dim is not None,
-            "num_genes, feature_dim: expected at least one of them, got None for both",
-        )
         if isinstance(sampled_rows, float):
             require(0 < sampled_rows <= 1, f"sampled_rows: expected a fraction in (0, 1], got {sampled_rows}")
         elif sampled_rows is not None:
@@ -96,16 +82,8 @@ class CellTransformer(nn.Module):
             out_dim=out_dim,
             dropout=dropout,
         )
-        self.num_genes, self.feature_dim, self.sampled_rows = num_genes, feature_dim, sampled_rows
-        self.embedding: nn.Embedding | None = None
-        self.project_features: nn.Linear | None = None
-        if num_genes is not None:
-            require_count("num_genes", num_genes, minimum=1)
-            self.embedding = nn.Embedding(num_genes, dim)
-            nn.init.normal_(self.embedding.weight, std=dim**-0.5)
-        if feature_dim is not None:
-            require_count("feature_dim", feature_dim, minimum=1)
-            self.project_features = nn.Linear(feature_dim, dim)
+        self.tokens = GeneTokens(dim, num_genes=num_genes, feature_dim=feature_dim)
+        self.sampled_rows = sampled_rows
 
     def forward(
         self,
@@ -140,38 +118,12 @@ class CellTransformer(nn.Module):
         """
         if not isinstance(graph, MultiGraph):
             raise TypeError(f"graph: expected a MultiGraph, got {describe(graph)}")
-        x = self._gene_tokens(graph.num_nodes, features, gene_ids)
+        x = self.tokens(graph.num_nodes, features, gene_ids)
         if rows is None and self.sampled_rows is not None and self.training:
             rows = self._sample_rows(graph, self.sampled_rows, generator)
         h_cls, h, losses = self.encoder(x, graph, rows=rows, generator=generator)
         prediction = self.head(h_cls, h, seeds, ptr, types)
         return CellOutput(prediction, losses, self.encoder.regularization(losses))
-
-    def _gene_tokens(self, num_nodes: int, features: Tensor | None, gene_ids: Tensor | None) -> Tensor:
-        """The encoder's input, [N, dim]."""
-        if (features is None) != (self.project_features is None):
-            raise ValueError(f"features: the model has feature_dim={self.feature_dim}, got {describe(features)}")
-        if gene_ids is not None and self.embedding is None:
-            raise ValueError(f"gene_ids: the model has no embeddings (num_genes=None), got a {describe(gene_ids)}")
-        parts = []
-        if self.embedding is not None:
-            if gene_ids is None:
-                if num_nodes > len(self.embedding.weight):
-                    raise ValueError(f"graph: {num_nodes} genes, but num_genes is {self.num_genes}; give gene_ids")
-                parts.append(self.embedding.weight[:num_nodes])
-            else:
-                require_tensor("gene_ids", gene_ids, ndim=1, dtypes=(torch.int64,))
-                if len(gene_ids) != num_nodes:
-                    raise ValueError(f"gene_ids: expected {num_nodes}, one a gene, got {len(gene_ids)}")
-                require_indices("gene_ids", gene_ids, len(self.embedding.weight), "embeddings")
-                parts.append(self.embedding(gene_ids))
-        if self.project_features is not None and features is not None:
-            weight = self.project_features.weight
-            require_features("features", features, weight.shape[1], weight, ndim=2)
-            if len(features) != num_nodes:
-                raise ValueError(f"features: expected {num_nodes} rows, one a gene, got {len(features)}")
-            parts.append(self.project_features(features))
-        return sum(parts[1:], parts[0])
 
     def _sample_rows(self, graph: MultiGraph, number: int | float, generator: torch.Generator | None) -> dict[str, Tensor]:
         """Rows of each tied graph, drawn anew."""

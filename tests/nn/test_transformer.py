@@ -38,10 +38,10 @@ def test_dense(inputs: str) -> None:
     out = cell(GRAPH, *BATCH, features=x)
     assert isinstance(out, CellOutput)
     tokens = torch.zeros(N, 8, dtype=torch.float64)
-    if cell.embedding is not None:
-        tokens = tokens + cell.embedding.weight
-    if cell.project_features is not None:
-        tokens = tokens + cell.project_features(features())
+    if cell.tokens.embedding is not None:
+        tokens = tokens + cell.tokens.embedding.weight
+    if cell.tokens.project_features is not None:
+        tokens = tokens + cell.tokens.project_features(features())
     h_cls, h, losses = dense.encode(cell.encoder, tokens, GRAPH)
     torch.testing.assert_close(out.prediction, dense.predict(cell.head, h_cls, h, *BATCH))
     torch.testing.assert_close(out.losses, losses)
@@ -72,11 +72,11 @@ def test_relabelled_genes() -> None:
 
 def test_number_of_genes_changes_between_calls() -> None:
     cell = model(num_genes=None).eval()
-    assert cell.project_features is not None
+    assert cell.tokens.project_features is not None
     for number in (N, N + 4, 11):
         graph = GRAPH.extend(number - N) if number >= N else GRAPH.subgraph(torch.arange(number))
         out = cell(graph, *BATCH, features=features(number))
-        h_cls, h, _ = dense.encode(cell.encoder, cell.project_features(features(number)), graph)
+        h_cls, h, _ = dense.encode(cell.encoder, cell.tokens.project_features(features(number)), graph)
         torch.testing.assert_close(out.prediction, dense.predict(cell.head, h_cls, h, *BATCH))
 
 

@@ -1,0 +1,87 @@
+"""What the models share: how genes become tokens, and what a model returns."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .._check import describe, require, require_count, require_indices, require_tensor
+from ._check import require_features
+
+
+class CellOutput(NamedTuple):
+    """What every model of a cell returns for a batch of mutants."""
+
+    prediction: Tensor  # [B, out_dim]
+    losses: dict[str, Tensor]  # scalars beside the phenotype's loss, such as one a tie, by name, without their weights
+    regularization: Tensor  # scalar: the sum of weight * loss, to be added to the loss of the phenotype as it is
+
+
+class GeneTokens(nn.Module):
+    """A gene's token: the sum of a learned embedding and a projection of its features, whichever there are.
+
+    Args:
+        dim: width of the tokens.
+        num_genes: size of the embedding table, or None for no embeddings.
+        feature_dim: width of the genes' features, or None for no features.
+
+    Raises:
+        ValueError: neither is given, or a size out of range. TypeError: one of a wrong type.
+    """
+
+    def __init__(self, dim: int, *, num_genes: int | None = None, feature_dim: int | None = None) -> None:
+        super().__init__()
+        require(
+            num_genes is not None or feature_dim is not None,
+            "num_genes, feature_dim: expected at least one of them, got None for both",
+        )
+        self.num_genes, self.feature_dim = num_genes, feature_dim
+        self.embedding: nn.Embedding | None = None
+        self.project_features: nn.Linear | None = None
+        if num_genes is not None:
+            require_count("num_genes", num_genes, minimum=1)
+            self.embedding = nn.Embedding(num_genes, dim)
+            nn.init.normal_(self.embedding.weight, std=dim**-0.5)
+        if feature_dim is not None:
+            require_count("feature_dim", feature_dim, minimum=1)
+            self.project_features = nn.Linear(feature_dim, dim)
+
+    def forward(self, num_nodes: int, features: Tensor | None = None, gene_ids: Tensor | None = None) -> Tensor:
+        """Tokens of a graph's genes.
+
+        Args:
+            num_nodes: N, the genes of the graph.
+            features: [N, feature_dim], floating; expected if and only if there is a `feature_dim`.
+            gene_ids: int64 [N], the row of each gene in the embedding table; 0 to N - 1 by default.
+
+        Returns:
+            [N, dim].
+
+        Raises:
+            ValueError: a shape, dtype or index that does not fit.
+        """
+        if (features is None) != (self.project_features is None):
+            raise ValueError(f"features: the model has feature_dim={self.feature_dim}, got {describe(features)}")
+        if gene_ids is not None and self.embedding is None:
+            raise ValueError(f"gene_ids: the model has no embeddings (num_genes=None), got a {describe(gene_ids)}")
+        parts = []
+        if self.embedding is not None:
+            if gene_ids is None:
+                if num_nodes > len(self.embedding.weight):
+                    raise ValueError(f"graph: {num_nodes} genes, but num_genes is {self.num_genes}; give gene_ids")
+                parts.append(self.embedding.weight[:num_nodes])
+            else:
+                require_tensor("gene_ids", gene_ids, ndim=1, dtypes=(torch.int64,))
+                if len(gene_ids) != num_nodes:
+                    raise ValueError(f"gene_ids: expected {num_nodes}, one a gene, got {len(gene_ids)}")
+                require_indices("gene_ids", gene_ids, len(self.embedding.weight), "embeddings")
+                parts.append(self.embedding(gene_ids))
+        if self.project_features is not None and features is not None:
+            weight = self.project_features.weight
+            require_features("features", features, weight.shape[1], weight, ndim=2)
+            if len(features) != num_nodes:
+                raise ValueError(f"features: expected {num_nodes} rows, one a gene, got {len(features)}")
+            parts.append(self.project_features(features))
+        return sum(parts[1:], parts[0])
