@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .._check import describe, require, require_choice, require_count, require_indices, require_tensor, unknown
+from .._profiling import span
 from . import hetero
 from .genes import GeneList
 from .readers import InteractionTable
@@ -52,6 +53,12 @@ class PerturbationBatch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PerturbationBatch:
         """The batch on another device."""
         return PerturbationBatch(*(part.to(device, non_blocking=non_blocking) for part in self._parts()))
+
+    def copy_(self, other: PerturbationBatch) -> PerturbationBatch:
+        """Take the values of a batch of the same shapes, and stay where it is, as a CUDA graph needs its inputs to."""
+        for mine, theirs in zip(self._parts(), other._parts(), strict=True):
+            mine.copy_(theirs, non_blocking=True)
+        return self
 
     def pin_memory(self) -> PerturbationBatch:
         """The batch in page-locked memory; a `DataLoader` with `pin_memory=True` calls it."""
@@ -119,7 +126,9 @@ def batches_on(device: torch.device | str, batches: Iterable[PerturbationBatch])
     """
     device = torch.device(device)
     for batch in batches:
-        yield batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
+        with span("transfer"):
+            moved = batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
+        yield moved
 
 
 class PerturbationDataset(Dataset[PerturbationSample]):
