@@ -85,7 +85,7 @@ def peak_memory(f: Callable[[], Any]) -> int:
         f()
         return torch.cuda.max_memory_allocated() - before
     _trim_heap()
-    before = _resident()
+    before = resident()
     with _PeakResident() as peak:
         f()
     return peak.value - before
@@ -153,7 +153,8 @@ def _trim_heap() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def _resident() -> int:
+def resident() -> int:
+    """Bytes of this process that are in memory."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -161,7 +162,7 @@ class _PeakResident:
     """Samples the resident set every millisecond from a thread; PyTorch's operators let go of the interpreter lock."""
 
     def __enter__(self) -> _PeakResident:
-        self.value = _resident()
+        self.value = resident()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -169,9 +170,9 @@ class _PeakResident:
 
     def _watch(self) -> None:
         while not self._stop.wait(0.001):
-            self.value = max(self.value, _resident())
+            self.value = max(self.value, resident())
 
     def __exit__(self, *exc: object) -> None:
         self._stop.set()
         self._thread.join()
-        self.value = max(self.value, _resident())
+        self.value = max(self.value, resident())

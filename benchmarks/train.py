@@ -1,6 +1,7 @@
 """Train the cell transformer on measured double mutants, beside additive ridge and a pair MLP.
 
     python -m benchmarks.train [--data FOLDER] [--out FOLDER] [--tokens labelled|neighbours:N|full] [--full]
+    torchrun --nproc-per-node 4 -m benchmarks.train [...]     # the same batches, shared by four processes
 
 The data are the digenic interaction scores of Costanzo et al. 2016 for two GO terms, in the source's split, over the real
 graphs; where the tables are missing, a synthetic cell and planted phenotypes. A fifth of the training pairs, drawn anew
@@ -33,16 +34,13 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-import nvtx
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from cellattn import MultiGraph, attention_kl
 from cellattn.data import (
     PERTURBATION_TYPES,
-    PerturbationBatch,
     PerturbationDataset,
     load_dcell_subset,
     load_yeast,
@@ -57,6 +55,8 @@ from cellattn.nn import CellOutput, CellTransformer
 from .baselines import PENALTIES, PairMLP, fit_ridge
 from .cells import data_dir
 from .checkpoint import keep_rng, load_checkpoint, rng_state, save_checkpoint, seed_everything, set_rng_state
+from .distributed import distributed, from_main, is_main, shares, sum_over_ranks, world_size
+from .engine import AUTOCAST, Execution, Forward, Trainer, mean_squared_error
 from .measure import environment, results_dir
 
 # The relations with the most edges among the labelled genes come first; a layer has as many ties as heads.
@@ -64,6 +64,7 @@ TIED_RELATIONS = ("physical", "database", "complex", "neighborhood", "coexpressi
 DIM, NUM_LAYERS, NUM_HEADS, FFN_DIM = 64, 2, 4, 128
 SPECTRAL_RANK = 128
 VALIDATION_SHARE = 0.2
+_PLAIN = Execution()
 SYNTHETIC_SIZES = {"labelled": (300, 12_000), "full": (6607, 100_000)}  # genes and measured sets
 
 
@@ -247,8 +248,6 @@ def _with_y(data: PerturbationDataset, y: Tensor) -> PerturbationDataset:
 
 # ------------------------------------------------------------------------------------------------------- models
 
-Forward = Callable[[nn.Module, PerturbationBatch], CellOutput]
-
 
 def ties(graph: MultiGraph) -> list[tuple[int, int, str]]:
     """(layer, head, relation): one head a relation, layer by layer."""
@@ -260,7 +259,7 @@ def ties(graph: MultiGraph) -> list[tuple[int, int, str]]:
 def build(variant: Variant, cell: Cell) -> tuple[nn.Module, Forward]:
     """The untrained model, and how it is called."""
     if variant.model == "pair MLP":
-        nothing = torch.zeros(())
+        nothing = torch.zeros((), device=cell.features.device)
         return PairMLP(cell.graph.num_nodes), lambda model, batch: CellOutput(model(batch.seeds.view(-1, 2)), {}, nothing)
     tied = ties(cell.graph) if variant.loss else []
     model = CellTransformer(
@@ -303,12 +302,16 @@ def fit(
     *,
     checkpoint_steps: int,
     on_epoch: Callable[[dict[str, Any]], None],
+    execution: Execution = _PLAIN,
 ) -> tuple[nn.Module, Forward, dict[str, Any]]:
     """Train, or go on training, one model.
 
     Args:
-        folder: where `checkpoint.pt` and `metrics.jsonl` are, written every `checkpoint_steps` steps and every epoch.
+        cell: on the device of `execution`.
+        folder: where `checkpoint.pt` and `metrics.jsonl` are, written every `checkpoint_steps` steps and every epoch, by the
+            main process.
         on_epoch: called with the metrics of each epoch.
+        execution: how steps are computed.
 
     Returns:
         The averaged model of the best validation epoch, how it is called, and the last checkpoint.
@@ -321,6 +324,7 @@ def fit(
     num_steps = how.epochs * steps_per_epoch
     seed_everything(seed)
     model, forward = build(variant, cell)
+    model.to(execution.device)
     average = copy.deepcopy(model).requires_grad_(False).eval()
     optimizer = optimizer_of(model, how)
     warmup = max(1, round(how.warmup * num_steps))
@@ -329,8 +333,11 @@ def fit(
         return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / num_steps)))
 
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    trainer = Trainer(model, forward, optimizer, execution=execution, clip=how.clip)
+    # A batch in several passes draws from seed and step alone, so that it does not matter who computes which.
+    divided = execution.accumulate * world_size() > 1 or execution.cuda_graph
     path = folder / "checkpoint.pt"
-    state = load_checkpoint(path)
+    state = from_main(lambda: load_checkpoint(path))
     if state is None:
         step, history, sums, best, seconds = 0, [], torch.zeros(2, dtype=torch.float64), None, 0.0
     else:
@@ -338,7 +345,9 @@ def fit(
         for name, part in (("model", model), ("average", average), ("optimizer", optimizer), ("scheduler", scheduler)):
             part.load_state_dict(state[name])
         set_rng_state(state["rng"])
-    write_jsonl(folder / "metrics.jsonl", history)
+    sums = sums.to(execution.device)
+    if is_main():
+        write_jsonl(folder / "metrics.jsonl", history)
     start = time.perf_counter() - seconds
 
     order = torch.empty(0, dtype=torch.int64)
@@ -347,25 +356,11 @@ def fit(
         if position == 0 or len(order) == 0:
             # the order of an epoch follows from seed and epoch: a position in it is all that a resumed run needs
             order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
-        model.train()
-        with nvtx.annotate("loading"):
-            chosen = order[position * how.batch_size : (position + 1) * how.batch_size]
-            batch = data.train.__getitems__(chosen.tolist())
-        with nvtx.annotate("encoder and head"):
-            output = forward(model, batch)
-        with nvtx.annotate("losses"):
-            loss = F.mse_loss(output.prediction[:, 0], batch.y)
-            total = loss + output.regularization
-        with nvtx.annotate("backward"):
-            optimizer.zero_grad(set_to_none=True)
-            total.backward()
-        with nvtx.annotate("optimizer"):
-            nn.utils.clip_grad_norm_(model.parameters(), how.clip)
-            optimizer.step()
-            scheduler.step()
-            step += 1
-            update_average(average, model, min(how.ema, (1 + step) / (10 + step)))
-        sums += torch.stack([loss.detach(), output.regularization.detach()]).double()
+        chosen = order[position * how.batch_size : (position + 1) * how.batch_size]
+        sums += trainer.step(data.train, chosen, seed=seed * 1_000_003 + step if divided else None).double()
+        scheduler.step()
+        step += 1
+        update_average(average, model, min(how.ema, (1 + step) / (10 + step)))
 
         if step % steps_per_epoch == 0:
             train_loss, regularization = (sums / steps_per_epoch).tolist()
@@ -388,7 +383,8 @@ def fit(
                 }
             )
             sums = torch.zeros_like(sums)
-            write_jsonl(folder / "metrics.jsonl", history)
+            if is_main():
+                write_jsonl(folder / "metrics.jsonl", history)
             on_epoch(history[-1])
         if step % checkpoint_steps == 0 or step == num_steps:
             state = {
@@ -403,7 +399,8 @@ def fit(
                 "scheduler": scheduler.state_dict(),
                 "rng": rng_state(),
             }
-            save_checkpoint(path, state)
+            if is_main():
+                save_checkpoint(path, state)
     assert state is not None  # there is at least one step
     average.load_state_dict(state["best"]["weights"])
     return average, forward, state
@@ -418,16 +415,20 @@ def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, forward: Forward, data: PerturbationDataset) -> tuple[dict[str, float], float, dict[str, float]]:
-    """Correlations, MSE and the graph losses on all pairs at once."""
-    batch = data.__getitems__(range(len(data)))
+    """Correlations, MSE and the graph losses on all pairs, each rank's at once."""
+    ((mine, weight),) = shares(torch.arange(len(data)))
+    device = next(model.parameters()).device
+    batch = data.__getitems__(mine.tolist()).to(device)
     output = forward(model, batch)
     prediction = output.prediction[:, 0]
+    error = mean_squared_error(prediction, batch.y) * weight
+    sum_over_ranks([error])
     losses = {name: float(value) for name, value in output.losses.items()}
-    return correlations(prediction, batch.y), float(F.mse_loss(prediction, batch.y)), losses
+    return correlations(prediction, batch.y), float(error), losses
 
 
 def correlations(prediction: Tensor, y: Tensor) -> dict[str, float]:
-    """Pearson and Spearman."""
+    """Pearson and Spearman, over the pairs of all ranks."""
     pearson, spearman = PearsonCorr(), SpearmanCorr()
     pearson.update(prediction, y)
     spearman.update(prediction, y)
@@ -446,7 +447,7 @@ def measure_heads(model: CellTransformer, forward: Forward, cell: Cell, data: Pe
     A model without a graph term is measured on the heads that the others tie.
     """
     with record_layers(model.encoder) as layers:
-        forward(model, data.__getitems__([0]))
+        forward(model, data.__getitems__([0]).to(cell.graph.device))
     kl, recovered = {}, {}
     for layer, head, relation in ties(cell.graph):
         q, k = layers[layer].q[head], layers[layer].k[head]
@@ -456,28 +457,43 @@ def measure_heads(model: CellTransformer, forward: Forward, cell: Cell, data: Pe
 
 
 def train_one(
-    name: str, variant: Variant, cell: Cell, seed: int, out: Path, checkpoint_steps: int, on_epoch: Callable[[Any], None]
+    name: str,
+    variant: Variant,
+    cell: Cell,
+    seed: int,
+    out: Path,
+    checkpoint_steps: int,
+    on_epoch: Callable[[Any], None],
+    execution: Execution,
 ) -> dict[str, Any]:
     """One run from start to test score, or the result of it if it has finished before."""
     data = split(cell, seed)
     settings = {**asdict(variant), "seed": seed, "torch": torch.__version__, "data": fingerprint(cell, data)}
+    if execution != _PLAIN or world_size() > 1:  # these round in other ways
+        here = {**asdict(execution), "device": torch.device(execution.device).type}
+        settings |= {"execution": here, "ranks": world_size()}
     digest = zlib.crc32(json.dumps(settings, sort_keys=True).encode())
     folder = out / f"{name}-seed{seed}-{digest:08x}"  # other settings or data are another run
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / "result.json").is_file():
-        finished: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    if is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+    finished: dict[str, Any] | None = from_main(lambda: _read_json(folder / "result.json"))
+    if finished is not None:
         return finished
     result: dict[str, Any] = {"variant": name, "seed": seed, "folder": folder.name}
     if variant.model == "ridge":
         start = time.perf_counter()
         models = [fit_ridge(data.train, penalty) for penalty in PENALTIES]
+        data = Splits(*(part.subset(shares(torch.arange(len(part)))[0].samples) for part in data))  # each rank predicts its own
         scores = [correlations(model.predict(data.validation), data.validation.y)["pearson"] for model in models]
         chosen = max(range(len(models)), key=scores.__getitem__)
         result |= {"validation_pearson": scores[chosen], "selected": f"penalty {PENALTIES[chosen]:g}"}
         result |= {"test": correlations(models[chosen].predict(data.test), data.test.y)}
         result |= {"seconds": time.perf_counter() - start}
     else:
-        model, forward, state = fit(variant, cell, data, seed, folder, checkpoint_steps=checkpoint_steps, on_epoch=on_epoch)
+        device = execution.device
+        cell = replace(cell, graph=cell.graph.to(device), features=cell.features.to(device))
+        options: dict[str, Any] = {"checkpoint_steps": checkpoint_steps, "on_epoch": on_epoch, "execution": execution}
+        model, forward, state = fit(variant, cell, data, seed, folder, **options)
         best = state["best"]
         result |= {"validation_pearson": best["validation_pearson"], "selected": f"epoch {best['epoch'] + 1}"}
         result |= {"test": evaluate(model, forward, data.test)[0]}
@@ -485,8 +501,14 @@ def train_one(
         if isinstance(model, CellTransformer):
             result |= measure_heads(model, forward, cell, data.test)
         result |= {"history": state["history"]}
-    write_atomic(folder / "result.json", json.dumps(result).encode())
+    if is_main():
+        write_atomic(folder / "result.json", json.dumps(result).encode())
     return result
+
+
+def _read_json(path: Path) -> Any:
+    """What a file holds; None where there is none."""
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 @contextmanager
@@ -521,6 +543,7 @@ def run(
     variants: Sequence[str] = tuple(VARIANTS),
     epochs: int | None = None,
     checkpoint_steps: int = 100,
+    execution: Execution = _PLAIN,
 ) -> dict[str, Any]:
     """Train every variant with every seed, and write `training.json`, `training.csv` and `training.png`.
 
@@ -532,6 +555,7 @@ def run(
         seeds, variants: the runs.
         epochs: of each run, in place of the variant's own.
         checkpoint_steps: steps between two checkpoints.
+        execution: how steps are computed; several ranks share each batch.
     """
     if unknown := set(variants) - set(VARIANTS):
         raise ValueError(f"variants: expected some of {', '.join(VARIANTS)}, got {', '.join(sorted(unknown))}")
@@ -551,7 +575,7 @@ def run(
     threads = 1 if cell.graph.num_nodes < 1_000 else torch.get_num_threads()
     with tempfile.TemporaryDirectory() as temporary, keep_rng(), use_threads(threads):
         num_epochs = sum(variant.optimization.epochs for variant in chosen.values() if variant.model != "ridge")
-        with tqdm(total=num_epochs * len(seeds), unit="epoch", desc="training", disable=None) as bar:
+        with tqdm(total=num_epochs * len(seeds), unit="epoch", desc="training", disable=None if is_main() else True) as bar:
             for name, variant in chosen.items():
                 for seed in seeds:
 
@@ -559,7 +583,8 @@ def run(
                         bar.set_postfix_str(f"{name}, seed {seed}, validation {record['validation_pearson']:.3f}")
                         bar.update()
 
-                    runs.append(train_one(name, variant, cell, seed, out or Path(temporary), checkpoint_steps, on_epoch))
+                    folder = out or Path(temporary)
+                    runs.append(train_one(name, variant, cell, seed, folder, checkpoint_steps, on_epoch, execution))
     example = split(cell, seeds[0])
     result = {
         "environment": environment(),
@@ -572,7 +597,8 @@ def run(
         "runs": runs,
         "seconds": time.perf_counter() - start,
     }
-    save(result, results_dir() if results is None else results)
+    if is_main():
+        save(result, results_dir() if results is None else results)
     return result
 
 
@@ -698,19 +724,28 @@ def main() -> None:
     parser.add_argument("--tokens", help="labelled (default), neighbours:N or full")
     parser.add_argument("--full", action="store_true", help="every gene a token, twice the epochs")
     parser.add_argument("--checkpoint-steps", type=int, default=100, help="steps between two checkpoints (%(default)s)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="cuda where there is one, if not given")
+    parser.add_argument("--autocast", choices=AUTOCAST, help="dtype of matrix products")
+    parser.add_argument("--accumulate", type=int, default=1, help="passes in which a process computes its share of a batch")
+    parser.add_argument("--compile", nargs="?", const="inductor", metavar="BACKEND", help="with torch.compile")
+    parser.add_argument("--cuda-graph", action="store_true", help="forward and backward as one CUDA graph")
+    parser.add_argument("--timeout", type=float, default=300, help="seconds that a rank waits for the others (%(default)s)")
     given = parser.parse_args()
-    cell = load_cell(given.data or data_dir(), given.tokens or ("full" if given.full else "labelled"))
-    result = run(
-        full=given.full,
-        cell=cell,
-        out=given.out,
-        results=given.out,
-        seeds=given.seeds,
-        variants=given.variants,
-        epochs=given.epochs,
-        checkpoint_steps=given.checkpoint_steps,
-    )
-    print(f"{table(result)}\n\nwritten to {given.out}")
+    with distributed(given.device, timeout=given.timeout) as device:
+        cell = load_cell(given.data or data_dir(), given.tokens or ("full" if given.full else "labelled"))
+        result = run(
+            full=given.full,
+            cell=cell,
+            out=given.out,
+            results=given.out,
+            seeds=given.seeds,
+            variants=given.variants,
+            epochs=given.epochs,
+            checkpoint_steps=given.checkpoint_steps,
+            execution=Execution(str(device), given.autocast, given.accumulate, given.compile, given.cuda_graph),
+        )
+        if is_main():
+            print(f"{table(result)}\n\nwritten to {given.out}")
 
 
 if __name__ == "__main__":

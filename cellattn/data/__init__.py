@@ -5,6 +5,7 @@ from .dataset import (
     PerturbationBatch,
     PerturbationDataset,
     PerturbationSample,
+    batches_on,
 )
 from .genes import GeneList
 from .readers import EdgeTable, InteractionTable, read_edge_table, read_interactions, read_string_links
@@ -19,6 +20,7 @@ __all__ = [
     "PerturbationBatch",
     "PerturbationDataset",
     "PerturbationSample",
+    "batches_on",
     "load_dcell_subset",
     "load_yeast",
     "read_edge_table",

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .._check import describe, require, require_choice, require_count, require_indices, require_tensor, unknown
+from .._profiling import span
+from . import hetero
 from .genes import GeneList
 from .readers import InteractionTable
 
@@ -52,12 +54,81 @@ class PerturbationBatch:
         """The batch on another device."""
         return PerturbationBatch(*(part.to(device, non_blocking=non_blocking) for part in self._parts()))
 
+    def copy_(self, other: PerturbationBatch) -> PerturbationBatch:
+        """Take the values of a batch of the same shapes, and stay where it is, as a CUDA graph needs its inputs to."""
+        for mine, theirs in zip(self._parts(), other._parts(), strict=True):
+            mine.copy_(theirs, non_blocking=True)
+        return self
+
     def pin_memory(self) -> PerturbationBatch:
         """The batch in page-locked memory; a `DataLoader` with `pin_memory=True` calls it."""
         return PerturbationBatch(*(part.pin_memory() for part in self._parts()))
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that a move to another device copies."""
+        return sum(part.numel() * part.element_size() for part in self._parts())
+
+    def to_hetero_data(self, num_genes: int, *, node_type: str = "gene", masks: bool = False, offset: bool = False) -> Any:
+        """The PyG batch that a `DataLoader` with follow_batch=["perturbation_indices"] over one `HeteroData` a sample gives.
+
+        The node type holds `perturbation_indices` int64 [nnz] with `_batch` [nnz] and `_ptr` [B + 1], `perturbation_types`
+        int64 [nnz], `phenotype_values` float32 [B P] with `phenotype_type_indices` and `phenotype_sample_indices`, and
+        `num_nodes`; to_data_list() and indexing work.
+
+        Args:
+            num_genes: N, the genes of a sample.
+            node_type: the name of the node type.
+            masks: also `pert_mask` and `mask` bool [B N] (perturbed, and not) with `batch` [B N] and `ptr` [B + 1] of the
+                genes. They follow from the indices, so build them, if at all, where they are used: on the device.
+            offset: number the genes through, sample b's from b N on, as PyG does with a field that is counted up in
+                collation; otherwise `perturbation_indices` are genes.
+
+        Raises:
+            ValueError: a gene past `num_genes`.
+        """
+        require_count("num_genes", num_genes, minimum=1)
+        require_indices("seeds", self.seeds, num_genes)
+        return hetero.write(*self._parts(), num_genes, node_type=node_type, masks=masks, offset=offset)
+
+    @classmethod
+    def from_hetero_data(cls, data: Any, *, node_type: str = "gene", types: str = "deleted") -> PerturbationBatch:
+        """Read a PyG batch, or one sample, with the fields that `to_hetero_data` describes; others are left alone.
+
+        Sets are told apart by `perturbation_indices_ptr` or, in a batch that PyG collated, by its own books, which also
+        say whether (and by how much) the indices were counted up: they come back as genes either way. In subgraphs, whose
+        node type holds `n_id`, indices are positions, and become the genes that stand there. In a `HeteroData` that PyG
+        did not collate, indices are genes.
+
+        Args:
+            data: `torch_geometric.data.Batch` or `HeteroData`.
+            node_type: the node type of genes.
+            types: what was done to the genes, a name from `PERTURBATION_TYPES`, where there are no `perturbation_types`.
+
+        Returns:
+            The batch; y is [B] where each sample has one phenotype, and [B, P] by ascending type where it has P.
+
+        Raises:
+            ValueError: a node type or field that is missing, or phenotypes that not every sample has.
+        """
+        require_choice("types", types, PERTURBATION_TYPES[1:])
+        seeds, ptr, given, y = hetero.read(data, node_type)
+        return cls(seeds, ptr, torch.full_like(seeds, PERTURBATION_TYPES.index(types)) if given is None else given, y)
+
     def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.seeds, self.ptr, self.types, self.y
+
+
+def batches_on(device: torch.device | str, batches: Iterable[PerturbationBatch]) -> Iterator[PerturbationBatch]:
+    """Batches of a loader on a device, where only their indices, types and phenotypes have to go.
+
+    A GPU gets each batch out of page-locked memory while it still works on the one before: nothing waits for the copy.
+    """
+    device = torch.device(device)
+    for batch in batches:
+        with span("transfer"):
+            moved = batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
+        yield moved
 
 
 class PerturbationDataset(Dataset[PerturbationSample]):
@@ -188,6 +259,39 @@ class PerturbationDataset(Dataset[PerturbationSample]):
         require_choice("perturbation", perturbation, PERTURBATION_TYPES[1:])
         types = torch.full_like(table.seeds, PERTURBATION_TYPES.index(perturbation))
         return cls(table.seeds, table.ptr, types, table.score, num_genes=len(table.genes), split=table.split)
+
+    @classmethod
+    def from_hetero_data(
+        cls,
+        samples: Iterable[Any],
+        *,
+        num_genes: int | None = None,
+        node_type: str = "gene",
+        types: str = "deleted",
+        split: Sequence[str] | None = None,
+    ) -> PerturbationDataset:
+        """Build a dataset from PyG `HeteroData`, one a sample or batches of several; see `PerturbationBatch.from_hetero_data`.
+
+        Args:
+            samples: a list or dataset of `HeteroData`.
+            num_genes: number of genes; `num_nodes` of the first sample's node type when None.
+            split: the name of each sample's split.
+
+        Raises:
+            ValueError: no samples, an unknown number of genes, or what the constructor refuses.
+        """
+        batches = []
+        for data in samples:
+            batches.append(PerturbationBatch.from_hetero_data(data, node_type=node_type, types=types))
+            if num_genes is None:
+                store = data[node_type]
+                require(store.can_infer_num_nodes, f"num_genes: node type {node_type!r} does not tell it, so give it here")
+                num_genes = int(store.num_nodes) // max(len(batches[0]), 1)
+        if num_genes is None or not batches:
+            raise ValueError("samples: expected at least one sample, got none")
+        ptr = torch.cat([torch.zeros(1, dtype=torch.int64), *(batch.ptr.diff() for batch in batches)]).cumsum(0)
+        seeds, kinds, y = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("seeds", "types", "y"))
+        return cls(seeds, ptr, kinds, y, num_genes=num_genes, split=split)
 
     @property
     def split(self) -> list[str] | None:

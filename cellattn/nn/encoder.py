@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from .._check import require, require_choice, require_count
+from .._profiling import spanned
 from ..graph import MultiGraph
 from ._check import require_features, require_probability, require_weight
 from .attention import GraphLossOptions, GraphRegularizedAttention, Rows, check_loss_options
@@ -133,6 +134,7 @@ class CellEncoder(nn.Module):
         loss = loss_options.get("loss", "kl")
         self.weights = {f"{loss}/layer{tie.layer}/head{tie.head}/{tie.relation}": tie.weight for tie in self.ties}
 
+    @spanned("encoder")
     def forward(
         self,
         x: Tensor,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._check import require, require_choice, require_count
+from .._profiling import spanned
 from ..ops import perturbation_attention
 from ..ops.set_sum import set_mean, set_sum
 from ._check import require_features, require_perturbations, require_probability
@@ -122,6 +123,7 @@ class PerturbationHead(nn.Module):
         self.query, self.key = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.mlp = nn.Sequential(nn.Linear(2 * dim, hidden_dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden_dim, out_dim))
 
+    @spanned("head")
     def forward(self, h_cls: Tensor, h: Tensor, seeds: Tensor, ptr: Tensor, types: Tensor) -> Tensor:
         """Predict all sets of a batch.
 

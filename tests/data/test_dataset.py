@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, random_split
 
-from cellattn.data import PERTURBATION_TYPES, GeneList, PerturbationBatch, PerturbationDataset, PerturbationSample
+from cellattn.data import (
+    PERTURBATION_TYPES,
+    GeneList,
+    PerturbationBatch,
+    PerturbationDataset,
+    PerturbationSample,
+    batches_on,
+)
 
 SETS = [[3, 1], [], [0, 2, 4], [4], [1, 3]]
 SPLIT = ["a_training", "a_testing", "b_training", "b_testing", "b_testing"]
@@ -273,3 +280,12 @@ MALFORMED = [
 def test_refuses(make: Callable[[], Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=re.escape(message)):
         make()
+
+
+def test_batches_on_a_device() -> None:
+    data = dataset()
+    loader = DataLoader(data, batch_size=2, collate_fn=data.collate)
+    for moved, batch in zip(batches_on("cpu", loader), loader, strict=True):
+        assert parts(moved) == parts(batch)
+    (elsewhere, *_) = batches_on("meta", loader)
+    assert elsewhere.seeds.device == elsewhere.y.device == torch.device("meta")

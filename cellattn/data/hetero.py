@@ -1,0 +1,119 @@
+"""Batches of mutants as PyG's `HeteroData`, with the field names that perturbation datasets for PyG have."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._check import describe, require, unknown, values_visible
+
+INDICES, TYPES, VALUES = "perturbation_indices", "perturbation_types", "phenotype_values"
+VALUE_TYPES, VALUE_SAMPLES = "phenotype_type_indices", "phenotype_sample_indices"
+
+
+class Fields(NamedTuple):
+    """What a `HeteroData` says of its mutants."""
+
+    seeds: Tensor  # int64 [nnz], genes, whatever was added to them in collation
+    ptr: Tensor  # int64 [B + 1]
+    types: Tensor | None  # int64 [nnz]
+    y: Tensor  # float32 [B], or [B, P] of P phenotypes
+
+
+def write(
+    seeds: Tensor, ptr: Tensor, types: Tensor, y: Tensor, num_genes: int, *, node_type: str, masks: bool, offset: bool
+) -> Any:
+    """See `PerturbationBatch.to_hetero_data`."""
+    from torch_geometric.data import Batch, HeteroData
+
+    num_sets, device = len(ptr) - 1, seeds.device
+    graph = torch.arange(num_sets, device=device)
+    sample = graph.repeat_interleave(ptr.diff())
+    first = num_genes * graph  # where each sample's genes begin in the batch
+    num_phenotypes = y[:1].numel() if num_sets else 1
+    data = Batch(_base_cls=HeteroData)
+    genes = data[node_type]
+    genes[INDICES] = seeds + first[sample] if offset else seeds
+    genes[f"{INDICES}_batch"], genes[f"{INDICES}_ptr"], genes[TYPES] = sample, ptr, types
+    genes[VALUES] = y.reshape(-1)
+    genes[VALUE_TYPES] = torch.arange(num_phenotypes, device=device).repeat(num_sets)
+    genes[VALUE_SAMPLES] = graph.repeat_interleave(num_phenotypes)
+    genes.num_nodes, genes._num_nodes = num_sets * num_genes, [num_genes] * num_sets
+    # What PyG separates a batch by: where each sample's entries begin, and what was added to them.
+    by_value = num_phenotypes * torch.arange(num_sets + 1)
+    slices = dict.fromkeys((INDICES, TYPES), ptr.cpu()) | dict.fromkeys((VALUES, VALUE_TYPES, VALUE_SAMPLES), by_value)
+    added = dict.fromkeys(slices, torch.zeros(num_sets, dtype=torch.int64))
+    added[VALUE_SAMPLES] = graph.cpu()
+    if offset:
+        added[INDICES] = first.cpu()
+    if masks:
+        genes.pert_mask = torch.zeros(num_sets * num_genes, dtype=torch.bool, device=device)
+        genes.pert_mask[seeds + first[sample]] = True
+        genes.mask = ~genes.pert_mask
+        genes.batch, genes.ptr = graph.repeat_interleave(num_genes), num_genes * torch.arange(num_sets + 1, device=device)
+        for name in ("pert_mask", "mask"):
+            slices[name], added[name] = num_genes * torch.arange(num_sets + 1), torch.zeros_like(graph, device="cpu")
+    data._num_graphs, data._slice_dict, data._inc_dict = num_sets, {node_type: slices}, {node_type: added}
+    return data
+
+
+def read(data: Any, node_type: str) -> Fields:
+    """See `PerturbationBatch.from_hetero_data`."""
+    from torch_geometric.data import Batch
+
+    require(hasattr(data, "node_types"), f"data: expected a HeteroData, got {describe(data)}")
+    if node_type not in data.node_types:
+        unknown("node_type", node_type, data.node_types)
+    store = data[node_type]
+    for name in (INDICES, VALUES):
+        require(name in store, lambda: f"data: node type {node_type!r} has no {name}, but {', '.join(store.keys())}")
+    collated = isinstance(data, Batch)
+    slices = data._slice_dict[node_type] if collated else {}
+    seeds, values = store[INDICES].reshape(-1), store[VALUES].reshape(-1)
+    ptr = _ptr(store, slices, INDICES)
+    num_sets = len(ptr) - 1
+    sample = torch.arange(num_sets, device=seeds.device).repeat_interleave(ptr.diff(), output_size=len(seeds))
+    added = data._inc_dict[node_type][INDICES] if collated else None
+    if added is not None and added.any():  # on the CPU, wherever the batch is
+        seeds = seeds - added.reshape(-1).to(seeds.device)[sample]
+    if "n_id" in store:  # subgraphs, whose genes are numbered anew
+        seeds = store.n_id[seeds + store.ptr[sample] if collated else seeds]
+    types = store.get(TYPES)
+    return Fields(seeds, ptr, types, _phenotypes(store, slices, values, num_sets))
+
+
+def _ptr(store: Any, slices: dict[str, Tensor], name: str) -> Tensor:
+    """int64 [B + 1]: where each sample begins in a field, from its `_ptr`, from a PyG batch's own books, or one sample."""
+    if f"{name}_ptr" in store:
+        return store[f"{name}_ptr"]
+    if name in slices:
+        return slices[name].to(store[name].device)
+    require(f"{name}_batch" not in store, f"data: has {name}_batch but not {name}_ptr, which tells empty sets apart")
+    return torch.tensor([0, store[name].numel()], device=store[name].device)
+
+
+def _phenotypes(store: Any, slices: dict[str, Tensor], values: Tensor, num_sets: int) -> Tensor:
+    """float32 [B], or [B, P]: the values by sample and, where they have one, by ascending phenotype type."""
+    count = values.numel()
+    whole = count == 0 if num_sets == 0 else count >= num_sets and count % num_sets == 0
+    if VALUES in slices:  # a batch's own books, on the CPU
+        whole = whole and bool((slices[VALUES].diff() == count // max(num_sets, 1)).all())
+    require(whole, f"data: expected the same phenotypes for each of {num_sets} samples, got {count} {VALUES}")
+    if count == 0:
+        return values.float()
+    per_sample = count // num_sets
+    if VALUE_SAMPLES in store and VALUES not in slices:  # not every collation counts them up
+        sample = store[VALUE_SAMPLES]
+    else:
+        sample = torch.arange(num_sets, device=values.device).repeat_interleave(per_sample)
+    kind = store[VALUE_TYPES] if VALUE_TYPES in store else torch.arange(count, device=values.device) % per_sample
+    order = kind.argsort(stable=True)
+    order = order[sample[order].argsort(stable=True)]
+    if values_visible(values):
+        samples, kinds = sample[order].view(num_sets, -1), kind[order].view(num_sets, -1)
+        once = (samples == torch.arange(num_sets)[:, None]).all() and (kinds == kinds[:1]).all() and (kinds.diff() > 0).all()
+        require(bool(once), f"data: expected every phenotype once for each of {num_sets} samples in {VALUE_TYPES}")
+    y = values[order].view(num_sets, per_sample).float()
+    return y[:, 0] if per_sample == 1 else y

@@ -1,0 +1,225 @@
+"""Batches as PyG's `HeteroData`: against what PyG's own loader collates, and back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cellattn import MultiGraph, khop_subgraph
+from cellattn.data import PERTURBATION_TYPES, PerturbationBatch, PerturbationDataset
+
+pyg = pytest.importorskip("torch_geometric")
+from torch_geometric.data import Batch, HeteroData  # noqa: E402
+from torch_geometric.loader import DataLoader  # noqa: E402
+
+NUM_GENES = 7
+SETS = [[3, 1], [], [0, 2, 4], [6], []]
+TYPES = [["deleted", "added"], [], ["mutated", "deleted", "deleted"], ["overexpressed"], []]
+FOLLOW = ["perturbation_indices"]
+
+
+class Numbered(HeteroData):
+    """A sample whose indices PyG counts up in collation."""
+
+    def __inc__(self, key: str, value: Any, store: Any = None, *args: Any, **kwargs: Any) -> Any:
+        return NUM_GENES if key == "perturbation_indices" else super().__inc__(key, value, store, *args, **kwargs)
+
+
+def dataset(num_phenotypes: int | None = None) -> PerturbationDataset:
+    shape = (len(SETS),) if num_phenotypes is None else (len(SETS), num_phenotypes)
+    y = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return PerturbationDataset.from_sets(SETS, y, types=TYPES, num_genes=NUM_GENES)
+
+
+def whole(data: PerturbationDataset) -> PerturbationBatch:
+    return data.__getitems__(range(len(data)))
+
+
+def sample_of(
+    seeds: Tensor, types: Tensor | None, y: Tensor, *, masks: bool = False, kind: Callable[[], HeteroData] = HeteroData
+) -> HeteroData:
+    """One mutant as the group's processors give it."""
+    data = kind()
+    genes = data["gene"]
+    genes.perturbation_indices, genes.num_nodes = seeds, NUM_GENES
+    if types is not None:
+        genes.perturbation_types = types
+    genes.phenotype_values = y.reshape(-1)
+    genes.phenotype_type_indices = torch.arange(y.numel())
+    genes.phenotype_sample_indices = torch.zeros(y.numel(), dtype=torch.int64)
+    if masks:
+        genes.pert_mask = torch.zeros(NUM_GENES, dtype=torch.bool).index_fill(0, seeds, True)
+        genes.mask = ~genes.pert_mask
+    return data
+
+
+def samples(data: PerturbationDataset, **options: Any) -> list[HeteroData]:
+    return [sample_of(*data[b], **options) for b in range(len(data))]
+
+
+def collated(data: PerturbationDataset, **options: Any) -> Any:
+    (batch,) = DataLoader(samples(data, **options), batch_size=len(data), follow_batch=FOLLOW)
+    return batch
+
+
+def assert_same_batch(a: PerturbationBatch, b: PerturbationBatch) -> None:
+    for name in ("seeds", "ptr", "types", "y"):
+        left, right = getattr(a, name), getattr(b, name)
+        assert left.dtype == right.dtype, name
+        assert torch.equal(left, right), name
+
+
+def assert_same_store(got: Any, want: Any, *, but: tuple[str, ...] = ()) -> None:
+    assert set(want.keys()) - set(got.keys()) == set(but)
+    for key, value in got.items():
+        if isinstance(value, Tensor):
+            assert value.dtype == want[key].dtype, key
+            assert torch.equal(value, want[key]), key
+        else:
+            assert value == want[key], key
+
+
+@pytest.mark.parametrize("num_phenotypes", [None, 3], ids="{}-phenotypes".format)
+@pytest.mark.parametrize("masks", [False, True], ids=["indices", "masks"])
+@pytest.mark.parametrize("offset", [False, True], ids=["genes", "offset"])
+def test_is_what_a_loader_of_pyg_gives(offset: bool, masks: bool, num_phenotypes: int | None) -> None:
+    data = dataset(num_phenotypes)
+    want = collated(data, masks=masks, kind=Numbered if offset else HeteroData)
+    got = whole(data).to_hetero_data(NUM_GENES, masks=masks, offset=offset)
+    # the samples' own indices are all 0 and PyG does not count them up: ours say which sample a value is of
+    want["gene"].phenotype_sample_indices = torch.arange(5).repeat_interleave(num_phenotypes or 1)
+    # one entry a gene and sample: made on request only
+    assert_same_store(got["gene"], want["gene"], but=() if masks else ("batch", "ptr"))
+    assert type(got).__name__ == "HeteroDataBatch"
+    assert got.num_graphs == len(got) == 5
+    for one, other in zip(got.to_data_list(), samples(data, masks=masks), strict=True):
+        assert_same_store(one["gene"], other["gene"])
+    assert got[2]["gene"].num_nodes == NUM_GENES
+    assert_same_store(got[2]["gene"], samples(data, masks=masks)[2]["gene"])
+
+
+@pytest.mark.parametrize("offset", [False, True], ids=["genes", "offset"])
+@pytest.mark.parametrize("num_phenotypes", [None, 2], ids="{}-phenotypes".format)
+@pytest.mark.parametrize("indices", [[0, 1, 2, 3, 4], [1], [4, 1], []], ids=str)
+def test_round_trip(indices: list[int], num_phenotypes: int | None, offset: bool) -> None:
+    batch = dataset(num_phenotypes).__getitems__(indices)
+    back = PerturbationBatch.from_hetero_data(batch.to_hetero_data(NUM_GENES, offset=offset))
+    if indices:
+        assert_same_batch(back, batch)
+    else:  # no values: their number a sample is nowhere
+        assert len(back) == back.seeds.numel() == back.y.numel() == 0
+
+
+@pytest.mark.parametrize("follow", [FOLLOW, []], ids=["follow_batch", "books"])
+@pytest.mark.parametrize("kind", [HeteroData, Numbered], ids=["genes", "offset"])
+@pytest.mark.parametrize("num_phenotypes", [None, 3], ids="{}-phenotypes".format)
+def test_reads_what_a_loader_of_pyg_gives(num_phenotypes: int | None, kind: Any, follow: list[str]) -> None:
+    data = dataset(num_phenotypes)
+    loader = DataLoader(samples(data, masks=True, kind=kind), batch_size=3, follow_batch=follow)
+    for first, batch in zip((0, 3), loader, strict=True):
+        want = data.__getitems__(range(first, min(first + 3, len(data))))
+        assert_same_batch(PerturbationBatch.from_hetero_data(batch), want)
+
+
+def test_types_default_to_deleted() -> None:
+    data = dataset()
+    batch = Batch.from_data_list([sample_of(seeds, None, y) for seeds, _, y in map(data.__getitem__, range(5))])
+    assert set(PerturbationBatch.from_hetero_data(batch).types.tolist()) == {PERTURBATION_TYPES.index("deleted")}
+    added = PerturbationBatch.from_hetero_data(batch, types="added")
+    assert set(added.types.tolist()) == {PERTURBATION_TYPES.index("added")}
+    with pytest.raises(ValueError, match="types: unknown value 'present'"):
+        PerturbationBatch.from_hetero_data(batch, types="present")
+
+
+def test_one_sample_is_a_batch_of_one() -> None:
+    data = dataset()
+    assert_same_batch(PerturbationBatch.from_hetero_data(samples(data)[2]), data.__getitems__([2]))
+
+
+def test_phenotypes_in_any_order() -> None:
+    """A `HeteroData` that PyG did not collate: the index fields say which value is which."""
+    data = HeteroData()
+    data["gene"].perturbation_indices = torch.tensor([4, 0, 2])
+    data["gene"].perturbation_indices_ptr = torch.tensor([0, 1, 3])
+    data["gene"].phenotype_values = torch.tensor([21.0, 10.0, 20.0, 11.0])
+    data["gene"].phenotype_type_indices = torch.tensor([7, 3, 3, 7])
+    data["gene"].phenotype_sample_indices = torch.tensor([1, 0, 1, 0])
+    batch = PerturbationBatch.from_hetero_data(data)
+    assert batch.y.tolist() == [[10, 11], [20, 21]]
+    assert batch.seeds.tolist() == [4, 0, 2]
+    data["gene"].phenotype_sample_indices = torch.tensor([1, 1, 1, 0])
+    with pytest.raises(ValueError, match="data: expected every phenotype once for each of 2 samples"):
+        PerturbationBatch.from_hetero_data(data)
+
+
+def test_subgraphs_give_genes() -> None:
+    """Positions in the subgraphs of a batch become the genes that stand there."""
+    batch = whole(dataset())
+    edges = torch.tensor([[0, 1, 2, 3, 5], [1, 2, 3, 6, 0]])
+    graph = MultiGraph.from_edge_index({"a": edges}, NUM_GENES)
+    data = khop_subgraph(graph, batch.seeds, batch.ptr, 1).to_hetero_data()
+    data["gene"].phenotype_values = batch.y
+    back = PerturbationBatch.from_hetero_data(data)
+    want = [sorted(members) for members in SETS]  # subgraphs are in ascending order
+    assert [back.seeds[a:b].tolist() for a, b in zip(back.ptr, back.ptr[1:], strict=False)] == want
+
+
+def test_other_node_type() -> None:
+    batch = whole(dataset())
+    data = batch.to_hetero_data(NUM_GENES, node_type="protein")
+    assert data.node_types == ["protein"]
+    assert_same_batch(PerturbationBatch.from_hetero_data(data, node_type="protein"), batch)
+    with pytest.raises(ValueError, match="node_type: unknown value 'gene', expected one of 'protein'"):
+        PerturbationBatch.from_hetero_data(data)
+
+
+def test_num_bytes() -> None:
+    batch = whole(dataset())
+    assert batch.num_bytes == 8 * (6 + 6 + 6) + 4 * 5  # seeds, types, ptr; y
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["samples", "batches"])
+def test_dataset(together: bool) -> None:
+    data = dataset(2)
+    given = list(DataLoader(samples(data, kind=Numbered), batch_size=2)) if together else samples(data)
+    back = PerturbationDataset.from_hetero_data(given, split=["a", "a", "b", "b", "b"])
+    assert_same_batch(whole(back), whole(data))
+    assert back.num_genes == NUM_GENES
+    assert back.split == ["a", "a", "b", "b", "b"]
+
+
+def test_dataset_without_the_number_of_genes() -> None:
+    data = samples(dataset())
+    for sample in data:
+        del sample["gene"].num_nodes
+    with pytest.raises(ValueError, match="num_genes: node type 'gene' does not tell it"):
+        PerturbationDataset.from_hetero_data(data)
+    assert PerturbationDataset.from_hetero_data(data, num_genes=9).num_genes == 9
+    with pytest.raises(ValueError, match="samples: expected at least one sample, got none"):
+        PerturbationDataset.from_hetero_data([])
+
+
+def test_bad_input() -> None:
+    batch = whole(dataset())
+    with pytest.raises(ValueError, match=re.escape("seeds: position 5 holds 6, expected an index in [0, 5) (genes)")):
+        batch.to_hetero_data(5)
+    with pytest.raises(ValueError, match="data: expected a HeteroData, got dict"):
+        PerturbationBatch.from_hetero_data({})
+    data = batch.to_hetero_data(NUM_GENES)
+    del data["gene"].phenotype_values
+    with pytest.raises(ValueError, match="data: node type 'gene' has no phenotype_values, but perturbation_indices, "):
+        PerturbationBatch.from_hetero_data(data)
+    lost = HeteroData()
+    lost["gene"].perturbation_indices, lost["gene"].perturbation_indices_batch = torch.tensor([1, 2]), torch.tensor([0, 1])
+    lost["gene"].phenotype_values = torch.zeros(2)
+    with pytest.raises(ValueError, match="data: has perturbation_indices_batch but not perturbation_indices_ptr"):
+        PerturbationBatch.from_hetero_data(lost)
+    uneven = samples(dataset())
+    uneven[0]["gene"].phenotype_values, uneven[1]["gene"].phenotype_values = torch.zeros(2), torch.zeros(0)
+    with pytest.raises(ValueError, match="data: expected the same phenotypes for each of 5 samples, got 5"):
+        PerturbationBatch.from_hetero_data(Batch.from_data_list(uneven))
