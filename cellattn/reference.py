@@ -228,6 +228,30 @@ def masked_spmm(
     return out
 
 
+def network_mse(
+    z: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    graph: MultiGraph,
+    relation: str,
+    *,
+    zero_weight: float = 0.1,
+    rows: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Weighted squared error of the dense reconstruction z W' + b against the dense adjacency matrix."""
+    a = adjacency(graph, relation)
+    known = graph.known(relation)
+    valid = known[:, None] & known[None, :]
+    pairs = torch.full_like(a, zero_weight).masked_fill(a > 0, 1).masked_fill(~valid, 0)
+    loss = (pairs.to(z.dtype) * (F.linear(z, weight, bias) - a.to(z.dtype)).square()).sum(-1)
+    if rows is not None:
+        loss, valid = loss[rows], valid[rows]
+    if reduction == "none":
+        return loss
+    return loss.sum() if reduction == "sum" else loss.sum() / max(int(valid.sum()), 1)
+
+
 def adjacency(graph: MultiGraph, relation: str, weight: Tensor | None = None) -> Tensor:
     """[N, N], the weights of the edges: the graph's, in float64, or others [E]."""
     weight = graph.weight(relation).double() if weight is None else weight

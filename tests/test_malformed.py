@@ -23,6 +23,7 @@ from cellattn import (
     khop_mask,
     khop_subgraph,
     masked_spmm,
+    network_mse,
     perturbation_attention,
     perturbation_mask,
     sample_rows,
@@ -119,6 +120,12 @@ def messages(**options: Any) -> Call:
     """Two masks over N genes."""
     right = {"graph": GRAPH, "relation": "physical", "x": rand(N, D), "keep": torch.ones(2, N).bool()}
     return lambda: masked_spmm(**{**right, **options})
+
+
+def reconstruct(**options: Any) -> Call:
+    """A decoder of D numbers over N genes."""
+    right = {"z": rand(N, D), "weight": rand(N, D), "bias": rand(N), "graph": GRAPH, "relation": "physical"}
+    return lambda: network_mse(**{**right, **options})
 
 
 def weighted_edge(weight: Any) -> nx.Graph:
@@ -687,6 +694,30 @@ MASKED_SPMM: list[Case] = [
     ("weight-meta", messages(edge_weight=rand(3).to("meta")), ValueError, ("edge_weight", "meta")),
 ]
 
+NETWORK_MSE: list[Case] = [
+    ("graph-none", reconstruct(graph=None), TypeError, ("graph", "None")),
+    ("relation-unknown", reconstruct(relation="physic"), ValueError, ("relation", "'physic'", "'physical'?")),
+    ("z-list", reconstruct(z=[1.0]), TypeError, ("z", "list [1.0]")),
+    ("z-int", reconstruct(z=torch.ones(N, D).long()), ValueError, ("z", "int64")),
+    ("z-tokens", reconstruct(z=rand(T, D)), ValueError, ("z", "[5, D]", "[6, 4]")),
+    ("z-3d", reconstruct(z=rand(H, N, D)), ValueError, ("z", "2 dimension(s)", "[2, 5, 4]")),
+    ("z-empty", reconstruct(z=rand(N, 0), weight=rand(N, 0)), ValueError, ("z", "[5, 0]")),
+    ("z-meta", reconstruct(z=rand(N, D).to("meta")), ValueError, ("z", "meta")),
+    ("weight-none", reconstruct(weight=None), TypeError, ("weight", "None")),
+    ("weight-transposed", reconstruct(weight=rand(D, N)), ValueError, ("weight", "[5, 4]", "[4, 5]")),
+    ("weight-dtype", reconstruct(weight=rand(N, D).double()), ValueError, ("weight", "torch.float64", "torch.float32")),
+    ("bias-none", reconstruct(bias=None), TypeError, ("bias", "None")),
+    ("bias-column", reconstruct(bias=rand(N, 1)), ValueError, ("bias", "[5]", "[5, 1]")),
+    ("bias-dtype", reconstruct(bias=rand(N).half()), ValueError, ("bias", "torch.float16")),
+    ("zero_weight-negative", reconstruct(zero_weight=-0.1), ValueError, ("zero_weight", "-0.1")),
+    ("zero_weight-nan", reconstruct(zero_weight=nan), ValueError, ("zero_weight", "nan")),
+    ("zero_weight-tensor", reconstruct(zero_weight=rand(1)), ValueError, ("zero_weight", "float32 tensor of shape [1]")),
+    ("rows-large", reconstruct(rows=ids([0, 5])), ValueError, ("rows", "position 1 holds 5", "[0, 5)")),
+    ("rows-mask", reconstruct(rows=torch.ones(N).bool()), ValueError, ("rows", "bool")),
+    ("rows-list", reconstruct(rows=[0, 1]), TypeError, ("rows", "[0, 1]")),
+    ("reduction-word", reconstruct(reduction="avg"), ValueError, ("reduction", "'avg'")),
+]
+
 DATA: list[Case] = [
     ("names-str", lambda: GeneList("YAL001C"), TypeError, ("names", "'YAL001C'")),
     ("names-twice", lambda: GeneList(["a", "b", "a"]), ValueError, ("names", "'a'", "0 and 2")),
@@ -734,6 +765,7 @@ CASES = {
     "khop_subgraph": KHOP_SUBGRAPH,
     "perturbation_mask": of_every_batch_of_sets(perturbed),
     "masked_spmm": MASKED_SPMM,
+    "network_mse": NETWORK_MSE,
     "data": DATA,
     "nn": MODULES,
 }
@@ -789,6 +821,6 @@ def test_malformed_sets_are_found_in_compiled_code(sets: dict[str, torch.Tensor]
 
 def test_the_right_arguments_pass() -> None:
     """What the cases above change one argument of."""
-    sets = mask(), extract(), extract(max_nodes=9, max_edges=9), perturbed(), messages()
+    sets = mask(), extract(), extract(max_nodes=9, max_edges=9), perturbed(), messages(), reconstruct()
     for call in (build(), attend(), log_sum(), kl(), bce(), tied(), rows(), perturb(), *sets, dataset(), head()):
         call()

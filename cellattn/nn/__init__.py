@@ -1,6 +1,7 @@
-"""Modules: the cell transformer and its parts, each thin enough to read as its equations."""
+"""Modules: the cell transformer, the models it is compared with, and their parts, thin enough to read as their equations."""
 
 from .attention import GraphLossOptions, GraphRegularizedAttention
+from .dango import Dango
 from .encoder import CellEncoder, Tie
 from .hypersagnn import HyperSAGNN
 from .perturbation import PerturbationHead
@@ -11,6 +12,7 @@ __all__ = [
     "CellEncoder",
     "CellOutput",
     "CellTransformer",
+    "Dango",
     "GeneTokens",
     "GraphLossOptions",
     "GraphRegularizedAttention",

@@ -18,6 +18,7 @@ from .._check import (
     require_same,
     require_tensor,
 )
+from ..graph import MultiGraph
 
 
 def require_probability(name: str, value: Any) -> None:
@@ -32,6 +33,12 @@ def require_weight(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name}: expected a number, got {describe(value)}")
     require(math.isfinite(value) and value >= 0, f"{name}: expected a finite number of at least 0, got {value}")
+
+
+def require_graph(value: Any) -> None:
+    """Check that an argument is a `MultiGraph`."""
+    if not isinstance(value, MultiGraph):
+        raise TypeError(f"graph: expected a MultiGraph, got {describe(value)}")
 
 
 def require_features(name: str, value: Any, dim: int, parameter: Tensor, *, ndim: int | None = None) -> None:
@@ -49,11 +56,15 @@ def require_features(name: str, value: Any, dim: int, parameter: Tensor, *, ndim
         require_same("dtype", module=parameter.dtype, **{name: value.dtype})
 
 
-def require_perturbations(seeds: Any, ptr: Any, types: Any, num_genes: int, num_types: int) -> None:
-    """Check a ragged batch of perturbation sets: gene indices, distinct within a set, their types, and `ptr`."""
+def require_perturbations(seeds: Any, ptr: Any, types: Any, num_genes: int, num_types: int | None) -> None:
+    """Check a ragged batch of perturbation sets: gene indices, distinct within a set, their types, and `ptr`.
+
+    Types of any number (`num_types` None) are checked by shape alone.
+    """
     require_ragged("seeds", seeds, ptr)
     require_tensor("types", types, ndim=1, dtypes=(torch.int64,))
     require_same("length", seeds=len(seeds), types=len(types))
     require_indices("seeds", seeds, num_genes)
-    require_indices("types", types, num_types, "perturbation types")
+    if num_types is not None:
+        require_indices("types", types, num_types, "perturbation types")
     require_distinct("seeds", seeds, ptr)

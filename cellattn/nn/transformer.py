@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from .._check import describe, require, require_count
 from ..graph import MultiGraph
-from ..ops import sample_rows
+from ._check import require_graph
+from ._rows import draw_rows, require_sampled_rows
 from .attention import GraphLossOptions, Rows
 from .encoder import CellEncoder
 from .perturbation import PerturbationHead
@@ -58,10 +58,7 @@ class CellTransformer(nn.Module):
         **loss_options: Unpack[GraphLossOptions],
     ) -> None:
         super().__init__()
-        if isinstance(sampled_rows, float):
-            require(0 < sampled_rows <= 1, f"sampled_rows: expected a fraction in (0, 1], got {sampled_rows}")
-        elif sampled_rows is not None:
-            require_count("sampled_rows", sampled_rows, minimum=1)
+        require_sampled_rows(sampled_rows)
         self.encoder = CellEncoder(
             dim,
             num_layers,
@@ -116,20 +113,10 @@ class CellTransformer(nn.Module):
         Raises:
             ValueError: a shape, dtype, index or relation that does not fit (values are read on the CPU alone).
         """
-        if not isinstance(graph, MultiGraph):
-            raise TypeError(f"graph: expected a MultiGraph, got {describe(graph)}")
+        require_graph(graph)
         x = self.tokens(graph.num_nodes, features, gene_ids)
         if rows is None and self.sampled_rows is not None and self.training:
-            rows = self._sample_rows(graph, self.sampled_rows, generator)
+            rows = draw_rows(graph, [tie.relation for tie in self.encoder.ties], self.sampled_rows, generator)
         h_cls, h, losses = self.encoder(x, graph, rows=rows, generator=generator)
         prediction = self.head(h_cls, h, seeds, ptr, types)
         return CellOutput(prediction, losses, self.encoder.regularization(losses))
-
-    def _sample_rows(self, graph: MultiGraph, number: int | float, generator: torch.Generator | None) -> dict[str, Tensor]:
-        """Rows of each tied graph, drawn anew."""
-        rows = {}
-        for relation in dict.fromkeys(tie.relation for tie in self.encoder.ties):
-            available = graph.num_rows_with_edges(relation)
-            wanted = max(1, round(number * available)) if isinstance(number, float) else number
-            rows[relation] = sample_rows(graph, relation, wanted, generator=generator)
-        return rows

@@ -9,6 +9,7 @@ from .graph_attention import graph_attention
 from .khop_mask import khop_mask
 from .khop_subgraph import khop_subgraph
 from .masked_spmm import masked_spmm
+from .network_mse import network_mse
 from .perturbation_attention import perturbation_attention
 from .perturbation_mask import perturbation_mask
 from .sample_rows import sample_rows
@@ -22,6 +23,7 @@ __all__ = [
     "khop_mask",
     "khop_subgraph",
     "masked_spmm",
+    "network_mse",
     "perturbation_attention",
     "perturbation_mask",
     "sample_rows",

@@ -1,9 +1,16 @@
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
+
+from benchmarks.train import distinct_pairs
+from cellattn import MultiGraph
+from cellattn.data import PerturbationDataset, load_dcell_subset, load_yeast
 
 
 @pytest.fixture(autouse=True)
@@ -13,3 +20,20 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+class LabelledCell(NamedTuple):
+    """The genes of measured pairs in the real tables."""
+
+    graph: MultiGraph
+    train: PerturbationDataset
+
+
+@pytest.fixture(scope="session")
+def labelled_cell(yeast_dir: Path) -> LabelledCell:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # unknown gene names are reported where the tables are the subject
+        genes, graph = load_yeast(yeast_dir)
+        data = load_dcell_subset(yeast_dir, genes)
+    nodes = data.seeds.unique()
+    return LabelledCell(graph.subgraph(nodes), distinct_pairs(data.subset("*_training"), nodes))

@@ -129,6 +129,7 @@ IN_THE_EXTENSION = {
     "khop_mask",
     "khop_subgraph",
     "masked_spmm",
+    "network_mse",
     "perturbation_mask",
 }  # no Triton; it may be built for CPUs alone
 

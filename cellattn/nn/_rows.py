@@ -1,0 +1,33 @@
+"""Rows of the graphs that enter a training step's losses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._check import require, require_count
+from ..graph import MultiGraph
+from ..ops import sample_rows
+
+
+def require_sampled_rows(value: Any) -> None:
+    """Check how many rows are drawn: None, a number, or a fraction in (0, 1]."""
+    if isinstance(value, float):
+        require(0 < value <= 1, f"sampled_rows: expected a fraction in (0, 1], got {value}")
+    elif value is not None:
+        require_count("sampled_rows", value, minimum=1)
+
+
+def draw_rows(
+    graph: MultiGraph, relations: Iterable[str], number: int | float, generator: torch.Generator | None
+) -> dict[str, Tensor]:
+    """Rows with a valid edge of each relation, drawn anew: a number of them, or a fraction (float) of those there are."""
+    rows = {}
+    for relation in dict.fromkeys(relations):
+        available = graph.num_rows_with_edges(relation)
+        wanted = max(1, round(number * available)) if isinstance(number, float) else number
+        rows[relation] = sample_rows(graph, relation, wanted, generator=generator)
+    return rows

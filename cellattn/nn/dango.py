@@ -1,0 +1,238 @@
+"""DANGO (Zhang et al. 2020): embeddings that reconstruct networks, fused by attention, read out of each set by HyperSAGNN."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .._check import describe, require, require_count, unknown
+from ..graph import MultiGraph
+from ..ops import masked_spmm, network_mse
+from ._check import require_graph, require_perturbations, require_weight
+from ._rows import draw_rows, require_sampled_rows
+from .hypersagnn import HyperSAGNN
+from .tokens import CellOutput, GeneTokens
+
+
+class SAGELayer(nn.Module):
+    """relu(W_1 mean_j x_j + W_2 x_i + b), the mean over the genes j with an edge to i (GraphSAGE, Hamilton et al. 2017)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.neighbours = nn.Linear(dim, dim)
+        self.own = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, x: Tensor, graph: MultiGraph, relation: str) -> Tensor:
+        """x [N, dim] to [N, dim]; zeros are the mean of a gene without neighbours, and weights of edges are not read."""
+        everyone = torch.ones(1, graph.num_nodes, dtype=torch.bool, device=x.device)
+        ones = torch.ones_like(graph.weight(relation))
+        mean = masked_spmm(graph, relation, x, everyone, reduce="mean", transpose=True, edge_weight=ones)[0]
+        return F.relu(self.neighbours(mean) + self.own(x))
+
+
+class NetworkEncoder(nn.Module):
+    """Two SAGE layers over one network."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(SAGELayer(dim) for _ in range(2))
+
+    def forward(self, x: Tensor, graph: MultiGraph, relation: str) -> Tensor:
+        """x [N, dim] to z [N, dim]."""
+        for layer in self.layers:
+            x = layer(x, graph, relation)
+        return x
+
+
+class Decoder(GeneTokens):
+    """[w_j ‖ b_j] of every gene j, whose products with [z_i ‖ 1] reconstruct row i of a network.
+
+    They are tokens of the genes: with an embedding table alone, the rows of `nn.Linear(dim, N)`; with features, a function of
+    the gene, so that a decoder serves cells of another size too.
+    """
+
+    def __init__(self, dim: int, *, num_genes: int | None, feature_dim: int | None) -> None:
+        super().__init__(dim + 1, num_genes=num_genes, feature_dim=feature_dim)
+        if self.embedding is not None:
+            nn.init.zeros_(self.embedding.weight[:, -1].detach())  # biases
+
+
+class Dango(nn.Module):
+    """Predict sets of perturbed genes from embeddings that are held to gene networks.
+
+        x_i          token of gene i (`GeneTokens`), shared by all networks
+        z_i^r        two SAGE layers over network r
+        R_r          MSE of w_j^r . z_i^r + b_j^r against A_ij^r over all pairs, zeros weighted by `zero_weight`
+        e_i          sum_r softmax_r(MLP(z_i^r)) z_i^r
+        y_S          W HyperSAGNN(e_i, i in S) + b
+
+    Pre-training minimises `pretraining_loss` alone. In joint training R_r enters the regularization times its network's weight.
+
+    With the published size, 64 wide on six networks of 6,607 genes, there are 3.14 million parameters: six decoders of
+    65 x 6,607 (2.58 million), the table of 64 x 6,607 (0.42 million), and 0.14 million in all layers together.
+
+    Args:
+        dim: width of embeddings and layers.
+        relations: the networks, each with the weight of its reconstruction (lambda), finite and at least 0; or their names
+            alone, for weights of 1.
+        num_genes, feature_dim: see `GeneTokens`; of the tokens and of every decoder.
+        zero_weight: what a pair without an edge counts in the reconstruction, where one with an edge counts 1; one number or
+            one a network. DANGO has 0.1 where a network gained edges between releases of STRING (neighborhood, coexpression,
+            experimental), and 1 elsewhere.
+        num_heads, num_layers: of `HyperSAGNN`.
+        out_dim: phenotypes predicted.
+        sampled_rows: rows of each network that enter its reconstruction in a training step, drawn anew in each among those with
+            an edge: a number, or a fraction in (0, 1] of them. None, and always in evaluation: all rows.
+
+    Attributes:
+        weights: dict from a loss's name, "reconstruction/{relation}", to its weight.
+
+    Raises:
+        ValueError: a size or weight out of range. TypeError: one of a wrong type.
+    """
+
+    def __init__(
+        self,
+        dim: int = 64,
+        *,
+        relations: Mapping[str, float] | Sequence[str],
+        num_genes: int | None = None,
+        feature_dim: int | None = None,
+        zero_weight: float | Mapping[str, float] = 0.1,
+        num_heads: int = 4,
+        num_layers: int = 2,
+        out_dim: int = 1,
+        sampled_rows: int | float | None = None,
+    ) -> None:
+        super().__init__()
+        require_count("dim", dim, minimum=1)
+        require_count("out_dim", out_dim, minimum=1)
+        require_sampled_rows(sampled_rows)
+        weights = _weights(relations)
+        self.relations = tuple(weights)
+        self.weights = {f"reconstruction/{relation}": weight for relation, weight in weights.items()}
+        self.zero_weight = _zero_weights(zero_weight, self.relations)
+        self.sampled_rows = sampled_rows
+        self.tokens = GeneTokens(dim, num_genes=num_genes, feature_dim=feature_dim)
+        self.encoders = nn.ModuleList(NetworkEncoder(dim) for _ in self.relations)
+        self.decoders = nn.ModuleList(Decoder(dim, num_genes=num_genes, feature_dim=feature_dim) for _ in self.relations)
+        self.score = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 1))
+        self.sets = HyperSAGNN(dim, num_heads, num_layers)
+        self.out = nn.Linear(dim, out_dim)
+
+    def encode(self, graph: MultiGraph, *, features: Tensor | None = None, gene_ids: Tensor | None = None) -> dict[str, Tensor]:
+        """z^r by network, each [N, dim]; arguments as of `forward`."""
+        require_graph(graph)
+        x = self.tokens(graph.num_nodes, features, gene_ids)
+        encoders = zip(self.relations, self.encoders, strict=True)
+        return {relation: encoder(x, graph, relation) for relation, encoder in encoders}
+
+    def reconstruction(
+        self,
+        z: Mapping[str, Tensor],
+        graph: MultiGraph,
+        *,
+        features: Tensor | None = None,
+        gene_ids: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """The losses R_r of what `encode` gave, by their names, without their weights."""
+        rows: Mapping[str, Tensor] = {}
+        if self.sampled_rows is not None and self.training:
+            rows = draw_rows(graph, self.relations, self.sampled_rows, generator)
+        losses = {}
+        for name, relation, decoder in zip(self.weights, self.relations, self.decoders, strict=True):
+            by_gene = decoder(graph.num_nodes, features, gene_ids)
+            losses[name] = network_mse(
+                z[relation].to(by_gene.dtype), by_gene[:, :-1], by_gene[:, -1], graph, relation,
+                zero_weight=self.zero_weight[relation], rows=rows.get(relation),
+            )  # fmt: skip
+        return losses
+
+    def regularization(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """The scalar sum of weight * loss: the one place where the weights (lambda) enter."""
+        return sum((weight * losses[name] for name, weight in self.weights.items()), self.out.bias.new_zeros(()))
+
+    def pretraining_loss(
+        self,
+        graph: MultiGraph,
+        *,
+        features: Tensor | None = None,
+        gene_ids: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The scalar that pre-training minimises: the weighted reconstruction, no set read; arguments as of `forward`."""
+        z = self.encode(graph, features=features, gene_ids=gene_ids)
+        losses = self.reconstruction(z, graph, features=features, gene_ids=gene_ids, generator=generator)
+        return self.regularization(losses)
+
+    def forward(
+        self,
+        graph: MultiGraph,
+        seeds: Tensor,
+        ptr: Tensor,
+        types: Tensor,
+        *,
+        features: Tensor | None = None,
+        gene_ids: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> CellOutput:
+        """Predict a batch of mutants.
+
+        Args:
+            graph: the networks of N genes.
+            seeds: int64 [nnz], the perturbed genes of all sets one after another, no gene twice in a set.
+            ptr: int64 [B+1], where each set begins and ends in seeds.
+            types: int64 [nnz], perturbation types; DANGO knows a set of genes alone, and does not read them.
+            features: [N, feature_dim], floating; expected if and only if the model has `feature_dim`.
+            gene_ids: int64 [N], the row of each gene in the embedding tables; 0 to N - 1 by default.
+            generator: draws the sampled rows.
+
+        Returns:
+            `CellOutput`; an empty set is predicted as the bias of the last layer.
+
+        Raises:
+            ValueError: a shape, dtype, index or relation that does not fit (values are read on the CPU alone).
+        """
+        require_graph(graph)
+        require_perturbations(seeds, ptr, types, graph.num_nodes, None)
+        z = self.encode(graph, features=features, gene_ids=gene_ids)
+        losses = self.reconstruction(z, graph, features=features, gene_ids=gene_ids, generator=generator)
+        # the genes of the sets alone; embedding: the backward of x[seeds] adds in an order that varies from run to run
+        e = self._fuse(torch.stack([F.embedding(seeds, of_network) for of_network in z.values()]))
+        return CellOutput(self.out(self.sets(e, ptr)), losses, self.regularization(losses))
+
+    def _fuse(self, z: Tensor) -> Tensor:
+        """z [K, n, dim] of all networks to one embedding a gene, [n, dim]."""
+        return (self.score(z).softmax(0) * z).sum(0)
+
+
+def _weights(relations: Mapping[str, float] | Sequence[str]) -> dict[str, float]:
+    """The weight of each network."""
+    if isinstance(relations, str) or not isinstance(relations, Mapping | Sequence):
+        raise TypeError(f"relations: expected names of relations, or a dict to their weights, got {describe(relations)}")
+    weights = dict(relations) if isinstance(relations, Mapping) else dict.fromkeys(relations, 1.0)
+    require(len(weights) > 0, "relations: expected at least one, got none")
+    require(len(weights) == len(relations), f"relations: expected each once, got {list(relations)}")
+    for relation, weight in weights.items():
+        if not isinstance(relation, str):
+            raise TypeError(f"relations: expected names, got {describe(relation)}")
+        require_weight(f"relations[{relation!r}]", weight)
+    return weights
+
+
+def _zero_weights(zero_weight: float | Mapping[str, float], relations: Sequence[str]) -> dict[str, float]:
+    """The weight of the zeros of each network."""
+    if not isinstance(zero_weight, Mapping):
+        require_weight("zero_weight", zero_weight)
+        return dict.fromkeys(relations, zero_weight)
+    for relation, weight in zero_weight.items():
+        if relation not in relations:
+            unknown("zero_weight relation", relation, relations)
+        require_weight(f"zero_weight[{relation!r}]", weight)
+    missing = [relation for relation in relations if relation not in zero_weight]
+    require(not missing, f"zero_weight: expected one a relation, got none for {missing}")
+    return dict(zero_weight)

@@ -1,0 +1,210 @@
+"""Weighted squared error between a low-rank reconstruction of a network and the network itself, over all pairs, in O(E + N D).
+
+With the reconstruction d_ij = z_i . w_j + b_j of A, and pairs without an edge weighted lambda, the loss of row i is
+
+    L_i = sum_{j in E_i} (d_ij - A_ij)^2 + lambda sum_{j not in E_i} d_ij^2
+
+The zeros are all pairs but the edges, and all pairs are a quadratic form: with y_i = [z_i ‖ 1] and u_j = [w_j ‖ b_j],
+
+    sum_j d_ij^2 = y_i' G y_i ,  G = sum_j u_j u_j'
+    L_i = lambda y_i' G y_i + sum_{j in E_i} [(d_ij - A_ij)^2 - lambda d_ij^2]
+
+O(N D^2) and O(E D) instead of O(N^2 D). With g_i the gradient of L_i and c_ij = 2 g_i [(1 - lambda) d_ij - A_ij] on the edges,
+
+    dy_i = 2 lambda g_i G y_i + sum_j c_ij u_j
+    du_j = 2 lambda H u_j + sum_i c_ij y_i ,  H = sum_i g_i y_i y_i'
+
+where the sums over edges are gathers along the rows of A and of its transpose.
+
+Rounding. The two terms cancel where the fit is good, so G, H, both quadratic forms and the sum over a row's edges are taken in
+float64: of D^2 numbers or one an edge, that costs next to nothing. What is left is the rounding of d_ij on the edges, which are
+products in the accumulation dtype; an error e_ij there is one of 2 [(1 - lambda) d_ij - A_ij] e_ij in the loss. So the error is
+relative to the edges' own size, however many zeros there are: at most about eps sqrt(D) sum_E |A_ij| |d_ij|.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .._check import FLOAT_DTYPES, require, require_choice, require_number, require_same, require_tensor
+from ..graph import MultiGraph
+from ._operator import keep_missing_grads, operator, refuse_double_backward
+from ._rows import REDUCTIONS, check_rows
+from ._sets import check_graph
+from .attention import accumulation_dtype
+from .masked_spmm import _both_ways
+
+
+def network_mse(
+    z: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    graph: MultiGraph,
+    relation: str,
+    *,
+    zero_weight: float = 0.1,
+    rows: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Weighted squared error of z_i . weight_j + bias_j as a reconstruction of a network, over all pairs, with nothing N x N.
+
+    Args:
+        z: [N, D], one embedding a gene; float64, float32, bfloat16 or float16.
+        weight, bias: [N, D] and [N], the decoder: that of `torch.nn.Linear(D, N)`.
+        graph: N genes; the target of a pair is the weight of its edge, 0 where there is none.
+        relation: its name.
+        zero_weight: lambda, at least 0: what a pair without an edge counts, where one with an edge counts 1.
+        rows: int64 [R], the genes whose rows are compared (default: all).
+        reduction: "mean" over the valid pairs of the rows, "sum" over them, "none" for the sum of each row, [R].
+
+    Returns:
+        The loss in float32 (float64 for float64 inputs). Pairs with a gene that is unknown in the relation are not valid: they
+        contribute 0 and are not counted. Differentiable in z, weight and bias; equal from run to run.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what came and what was expected.
+        RuntimeError: on double backward.
+        ImportError, NotImplementedError: the extension was not built, or not for the graph's device.
+
+    The decoder and the weighting are those of DANGO (Zhang et al. 2020).
+    """
+    check_graph(graph)
+    r = graph.relation_id(relation)
+    n = graph.num_nodes
+    require_tensor("z", z, ndim=2, dtypes=FLOAT_DTYPES)
+    require(z.shape[0] == n and z.shape[1] >= 1, lambda: f"z: expected shape [{n}, D], got {list(z.shape)}")
+    for name, x, shape in (("weight", weight, z.shape), ("bias", bias, z.shape[:1])):
+        require_tensor(name, x, dtypes=FLOAT_DTYPES)
+        require_same("dtype", z=z.dtype, **{name: x.dtype})
+        require(x.shape == shape, lambda: f"{name}: expected shape {list(shape)}, got {list(x.shape)}")
+    require_same("device", graph=graph.device, z=z.device, weight=weight.device, bias=bias.device)
+    _check_zero_weight(zero_weight)
+    genes = check_rows("rows", rows, graph)
+    require_choice("reduction", reduction, REDUCTIONS)
+
+    known = graph.known(relation)
+    chosen = None if genes is None else torch.zeros_like(known).index_fill(0, genes, True)
+    target = graph.weight(relation).to(accumulation_dtype(z.dtype))
+    loss, _ = _network_mse(z, weight, bias, target, known, chosen, *_both_ways(graph, r), float(zero_weight))
+    if genes is not None:
+        # embedding: its backward adds the gradients of a gene that stands twice in a fixed order
+        loss, known_row = F.embedding(genes, loss[:, None])[:, 0], known[genes]
+    else:
+        known_row = known
+    if reduction == "none":
+        return loss
+    total = loss.sum()
+    return total if reduction == "sum" else total / (known_row.sum() * known.sum()).clamp_min(1)
+
+
+def _check_zero_weight(value: Any) -> None:
+    require_number("zero_weight", value)
+    require(torch.compiler.is_compiling() or value >= 0, lambda: f"zero_weight: expected at least 0, got {value}")
+
+
+# ------------------------------------------------------------------------------------------------------- operators
+
+
+# z, weight [N, D]; bias [N]; target [E], in the accumulation dtype; known and chosen bool [N], chosen None for all; the
+# relation by rows and by columns, entry p by columns being CSR entry edge[p] - first.
+_PROBLEM = (
+    "Tensor z, Tensor weight, Tensor bias, Tensor target, Tensor known, Tensor? chosen, "
+    "Tensor rowptr, Tensor col, Tensor colptr, Tensor row, Tensor edge, int first, float zero_weight"
+)
+
+
+@operator("network_mse", schema=f"({_PROBLEM}) -> (Tensor, Tensor)", device=None)
+def _network_mse(z: Tensor, weight: Tensor, bias: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """(L [N], 0 where not chosen or not known; d [E] on the edges of the chosen rows, 0 elsewhere)"""
+    known, chosen, rowptr, col, _, _, _, _, zero_weight = rest
+    wide = target.dtype
+    n = z.shape[0]
+    counted = known if chosen is None else known & chosen
+    y, u = _augmented(z, None, counted), _augmented(weight, bias, known)
+    keep = None if chosen is None else chosen.repeat_interleave(rowptr.diff(), output_size=col.shape[0])
+    ptr, index = _kept(rowptr, col, keep)
+    d = torch.ops.cellattn.masked_sddmm(ptr, index, z[None].contiguous(), weight.contiguous(), _all(n, z), 1)
+    d = d + bias.to(wide).index_select(0, index)
+    a = target if keep is None else target[keep]
+    error = (d.double() - a).square() - zero_weight * d.double().square()
+    loss = zero_weight * ((y @ (u.T @ u)) * y).sum(1) + torch.segment_reduce(error, "sum", offsets=ptr, initial=0)
+    every = d if keep is None else torch.zeros_like(target).masked_scatter(keep, d)
+    return loss.to(wide), every
+
+
+@_network_mse.register_fake
+def _(z: Tensor, weight: Tensor, bias: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return target.new_empty(z.shape[0]), target.new_empty(target.shape)
+
+
+@operator("network_mse_backward", schema=f"(Tensor g, Tensor d, {_PROBLEM}) -> (Tensor, Tensor, Tensor)", device=None)
+def _network_mse_backward(
+    g: Tensor, d: Tensor, z: Tensor, weight: Tensor, bias: Tensor, target: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    known, chosen, rowptr, col, colptr, row, edge, first, zero_weight = rest
+    wide = target.dtype
+    words = _all(z.shape[0], z)
+    counted = known if chosen is None else known & chosen
+    g = torch.where(counted, g, 0)
+    g_edge = g.repeat_interleave(rowptr.diff(), output_size=col.shape[0])
+    c = 2 * g_edge * ((1 - zero_weight) * d - target)
+    c_t = c.index_select(0, edge - first)  # as the columns have them
+    keep = None if chosen is None else chosen.repeat_interleave(rowptr.diff(), output_size=col.shape[0])
+    keep_t = None if chosen is None else chosen.index_select(0, row)
+    c, c_t = (x if kept is None else x[kept] for x, kept in ((c, keep), (c_t, keep_t)))
+    by_row, by_column = _kept(rowptr, col, keep), _kept(colptr, row, keep_t)
+    edges_z = torch.ops.cellattn.masked_spmm(*by_row, c, weight.to(wide).contiguous(), words, 1, False)[0]
+    edges_w = torch.ops.cellattn.masked_spmm(*by_column, c_t, z.to(wide).contiguous(), words, 1, False)[0]
+    edges_b = torch.segment_reduce(c_t.double(), "sum", offsets=by_column[0], initial=0)
+    y, u = _augmented(z, None, counted), _augmented(weight, bias, known)
+    gy = 2 * zero_weight * g.double()[:, None] * y
+    dz = (gy @ (u.T @ u))[:, :-1] + edges_z
+    du = u @ (gy.T @ y)
+    dw, db = du[:, :-1] + edges_w, du[:, -1] + edges_b
+    return dz.to(z.dtype), dw.to(z.dtype), db.to(z.dtype)
+
+
+@_network_mse_backward.register_fake
+def _(g: Tensor, d: Tensor, z: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(z), torch.empty_like(weight), torch.empty_like(bias)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, first, zero_weight = inputs
+    keep_missing_grads(ctx)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1], *tensors)
+    ctx.options = first, zero_weight
+
+
+def _backward(ctx: Any, g: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if g is None:
+        return (None,) * 13
+    return *_network_mse_backward(g, *ctx.saved_tensors, *ctx.options), *(None,) * 10
+
+
+_network_mse.register_autograd(_backward, setup_context=_setup_context)
+refuse_double_backward(_network_mse_backward, "network_mse")
+
+
+def _augmented(x: Tensor, last: Tensor | None, counted: Tensor) -> Tensor:
+    """float64 [N, D + 1]: x with `last` (None: ones) as one more column, zeros in the rows that are not counted."""
+    column = torch.ones_like(x[:, :1]) if last is None else last[:, None]
+    return torch.cat([x, column], 1).double().masked_fill(~counted[:, None], 0)
+
+
+def _kept(ptr: Tensor, index: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Pointers and indices of the kept entries (bool [E], None for all): as many rows, some of them empty."""
+    if keep is None:
+        return ptr, index
+    before = F.pad(keep.cumsum(0), (1, 0))  # kept entries before each
+    return before.index_select(0, ptr), index[keep]
+
+
+def _all(num_nodes: int, like: Tensor) -> Tensor:
+    """int64 [N, 1], the mask of one sample that keeps every gene."""
+    return torch.ones(num_nodes, 1, dtype=torch.int64, device=like.device)
