@@ -18,6 +18,8 @@ from .ops import (
     network_mse,
     perturbation_attention,
     perturbation_mask,
+    relational_degree,
+    relational_spmm,
     sample_rows,
 )
 from .subgraph import SubgraphBatch
@@ -42,5 +44,7 @@ __all__ = [
     "network_mse",
     "perturbation_attention",
     "perturbation_mask",
+    "relational_degree",
+    "relational_spmm",
     "sample_rows",
 ]

@@ -12,6 +12,7 @@ from .masked_spmm import masked_spmm
 from .network_mse import network_mse
 from .perturbation_attention import perturbation_attention
 from .perturbation_mask import perturbation_mask
+from .relational_spmm import relational_degree, relational_spmm
 from .sample_rows import sample_rows
 
 __all__ = [
@@ -26,5 +27,7 @@ __all__ = [
     "network_mse",
     "perturbation_attention",
     "perturbation_mask",
+    "relational_degree",
+    "relational_spmm",
     "sample_rows",
 ]

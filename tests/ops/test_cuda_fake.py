@@ -131,6 +131,8 @@ IN_THE_EXTENSION = {
     "masked_spmm",
     "network_mse",
     "perturbation_mask",
+    "relational_degree",
+    "relational_spmm",
 }  # no Triton; it may be built for CPUs alone
 
 
