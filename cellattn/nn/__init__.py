@@ -6,6 +6,7 @@ from .hypersagnn import HyperSAGNN
 from .perturbation import PerturbationHead
 from .tokens import CellOutput, GeneTokens
 from .transformer import CellTransformer
+from .wildtype import WildtypeDifference
 
 __all__ = [
     "CellEncoder",
@@ -17,4 +18,5 @@ __all__ = [
     "HyperSAGNN",
     "PerturbationHead",
     "Tie",
+    "WildtypeDifference",
 ]
