@@ -17,6 +17,8 @@ from .ops import (
     masked_spmm,
     perturbation_attention,
     perturbation_mask,
+    relational_degree,
+    relational_spmm,
     sample_rows,
 )
 from .subgraph import SubgraphBatch
@@ -40,5 +42,7 @@ __all__ = [
     "masked_spmm",
     "perturbation_attention",
     "perturbation_mask",
+    "relational_degree",
+    "relational_spmm",
     "sample_rows",
 ]

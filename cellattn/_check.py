@@ -83,28 +83,41 @@ def require_indices(name: str, index: Tensor, size: int, what: str = "genes") ->
     raise ValueError(f"{name}: position {position} holds {int(flat[position])}, expected an index in [0, {size}) ({what})")
 
 
-def require_ragged(name: str, index: Tensor, ptr: Tensor, *, num_sets: int | None = None) -> None:
+def require_ragged(name: str, index: Tensor, ptr: Tensor, *, num_sets: int | None = None, ptr_name: str = "ptr") -> None:
     """Check a ragged batch: int64 `index` [nnz] and `ptr` [B + 1] that rises from 0 to nnz."""
     require_tensor(name, index, ndim=1, dtypes=(torch.int64,))
-    require_tensor("ptr", ptr, ndim=1, dtypes=(torch.int64,))
+    require_tensor(ptr_name, ptr, ndim=1, dtypes=(torch.int64,))
     if num_sets is None:
-        require(ptr.numel() >= 1, "ptr: expected at least one entry, got none")
+        require(ptr.numel() >= 1, lambda: f"{ptr_name}: expected at least one entry, got none")
     else:
         require(
             ptr.numel() == num_sets + 1,
-            lambda: f"ptr: expected {num_sets + 1} entries for {num_sets} sets, got {ptr.numel()}",
+            lambda: f"{ptr_name}: expected {num_sets + 1} entries for {num_sets} sets, got {ptr.numel()}",
         )
     if not values_visible(ptr):
         return
-    require(int(ptr[0]) == 0, lambda: f"ptr: expected to start with 0, got {int(ptr[0])}")
+    require(int(ptr[0]) == 0, lambda: f"{ptr_name}: expected to start with 0, got {int(ptr[0])}")
     require(
         int(ptr[-1]) == index.numel(),
-        lambda: f"ptr: expected to end with {index.numel()}, the length of {name}, got {int(ptr[-1])}",
+        lambda: f"{ptr_name}: expected to end with {index.numel()}, the length of {name}, got {int(ptr[-1])}",
     )
     falls = (ptr.diff() < 0).nonzero()
     if falls.numel():
         at = int(falls[0])
-        raise ValueError(f"ptr: expected to rise, got {int(ptr[at + 1])} after {int(ptr[at])} at position {at + 1}")
+        raise ValueError(f"{ptr_name}: expected to rise, got {int(ptr[at + 1])} after {int(ptr[at])} at position {at + 1}")
+
+
+def require_ascending(name: str, index: Tensor, ptr: Tensor) -> None:
+    """Check that each set of a ragged batch ascends, every entry once, where values may be looked at."""
+    if index.numel() < 2 or not values_visible(index):
+        return
+    begins = torch.zeros(index.numel() + 1, dtype=torch.bool, device=index.device).index_fill(0, ptr, True)[1:-1]
+    falls = ((index.diff() <= 0) & ~begins).nonzero()
+    if falls.numel():
+        at = int(falls[0])
+        raise ValueError(
+            f"{name}: expected to ascend within a set, got {int(index[at + 1])} after {int(index[at])} at position {at + 1}"
+        )
 
 
 def require_distinct(name: str, index: Tensor, ptr: Tensor) -> None:

@@ -228,6 +228,56 @@ def masked_spmm(
     return out
 
 
+def relational_spmm(
+    graph: MultiGraph,
+    x: Tensor,
+    source: Tensor,
+    source_ptr: Tensor,
+    target: Tensor,
+    target_ptr: Tensor,
+    *,
+    relations: Sequence[str] | None = None,
+    scale: Tensor | None = None,
+    sum_relations: bool = True,
+    shared: bool = False,
+) -> Tensor:
+    """Each sample's block of each dense adjacency matrix, times what its genes send."""
+    names = graph.relations if relations is None else relations
+    matrices = [adjacency(graph, name).to(x.dtype) for name in names]
+    out = x.new_zeros(target.numel(), len(names), x.shape[-1])
+    for b in range(source_ptr.numel() - 1):
+        sends = slice(int(source_ptr[b]), int(source_ptr[b + 1]))
+        receives = slice(int(target_ptr[b]), int(target_ptr[b + 1]))
+        sent = x[source[sends]] if shared else x[sends]
+        for r, a in enumerate(matrices):
+            block = a[target[receives]][:, source[sends]]
+            out[receives, r] = block @ (sent if sent.ndim == 2 else sent[:, r])
+    if scale is not None:
+        out = out * scale.unsqueeze(-1).to(x.dtype)
+    return out.sum(1) if sum_relations else out
+
+
+def relational_degree(
+    graph: MultiGraph,
+    source: Tensor,
+    source_ptr: Tensor,
+    target: Tensor,
+    target_ptr: Tensor,
+    *,
+    relations: Sequence[str] | None = None,
+) -> Tensor:
+    """The same product of ones and zeros."""
+    names = graph.relations if relations is None else relations
+    edges = [adjacency(graph, name) > 0 for name in names]
+    degree = torch.zeros(target.numel(), len(names), dtype=torch.int32, device=graph.device)
+    for b in range(source_ptr.numel() - 1):
+        genes = source[source_ptr[b] : source_ptr[b + 1]]
+        receives = slice(int(target_ptr[b]), int(target_ptr[b + 1]))
+        for r, a in enumerate(edges):
+            degree[receives, r] = a[target[receives]][:, genes].sum(1, dtype=torch.int32)
+    return degree
+
+
 def adjacency(graph: MultiGraph, relation: str, weight: Tensor | None = None) -> Tensor:
     """[N, N], the weights of the edges: the graph's, in float64, or others [E]."""
     weight = graph.weight(relation).double() if weight is None else weight

@@ -20,6 +20,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(cellattn, m) {
       "masked_spmm(Tensor rowptr, Tensor col, Tensor? value, Tensor x, Tensor words, int num_sets, bool mean) -> Tensor");
   m.def("masked_sddmm(Tensor rowptr, Tensor col, Tensor g, Tensor x, Tensor words, int num_sets) -> Tensor");
   m.def("masked_degree(Tensor rowptr, Tensor col, Tensor words, int num_sets) -> Tensor");
+  m.def(
+      "relational_spmm(Tensor rowptr, Tensor col, Tensor value, Tensor x, Tensor source, Tensor source_ptr, Tensor target, "
+      "Tensor target_ptr, Tensor? source_scale, Tensor? target_scale, int[] relations, int num_nodes, bool shared, "
+      "bool sum_relations, bool sum_samples) -> Tensor");
+  m.def(
+      "relational_degree(Tensor rowptr, Tensor col, Tensor source, Tensor source_ptr, Tensor target, Tensor target_ptr, "
+      "int[] relations, int num_nodes) -> Tensor");
 }
 
 // Importing the module loads the library, which registers the operators.

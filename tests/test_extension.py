@@ -20,6 +20,8 @@ OPERATORS = (
     "masked_spmm",
     "masked_sddmm",
     "pack_words",
+    "relational_degree",
+    "relational_spmm",
     "set_words",
     "unpack_words",
 )

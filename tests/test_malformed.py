@@ -25,6 +25,8 @@ from cellattn import (
     masked_spmm,
     perturbation_attention,
     perturbation_mask,
+    relational_degree,
+    relational_spmm,
     sample_rows,
 )
 from cellattn.data import GeneList, PerturbationDataset, read_edge_table, read_string_links, synthetic_cell
@@ -121,6 +123,25 @@ def messages(**options: Any) -> Call:
     return lambda: masked_spmm(**{**right, **options})
 
 
+def between(**options: Any) -> dict[str, Any]:
+    """{0, 3} and {1} send to {2} and {0, 1, 4} of N genes."""
+    subsets = {
+        "source": ids([0, 3, 1]),
+        "source_ptr": ids([0, 2, 3]),
+        "target": ids([2, 0, 1, 4]),
+        "target_ptr": ids([0, 1, 4]),
+    }
+    return {"graph": GRAPH, **subsets, **options}
+
+
+def relational(**options: Any) -> Call:
+    return lambda: relational_spmm(**between(**{"x": rand(3, D), **options}))
+
+
+def degrees(**options: Any) -> Call:
+    return lambda: relational_degree(**between(**options))
+
+
 def weighted_edge(weight: Any) -> nx.Graph:
     graph = nx.Graph()
     graph.add_edge(0, 1, weight=weight)
@@ -167,6 +188,34 @@ def of_every_batch_of_sets(call: Callable[..., Call]) -> list[Case]:
         ("ptr-short", call(ptr=ids([0, 2])), ValueError, ("ptr", "3", "2")),
         ("ptr-falls", call(ptr=ids([0, 2, 1, 3])), ValueError, ("ptr", "1 after 2")),
         ("ptr-huge", call(ptr=ids([0, 10**18, 3])), ValueError, ("ptr", "3 after 1000000000000000000")),
+    ]
+
+
+def of_every_product_between_subsets(call: Callable[..., Call]) -> list[Case]:
+    return [
+        ("graph-none", call(graph=None), TypeError, ("graph", "None")),
+        ("source-list", call(source=[0, 3, 1]), TypeError, ("source", "list [0, 3, 1]")),
+        ("source-int32", call(source=ids([0, 3, 1]).int()), ValueError, ("source", "int32")),
+        ("source-mask", call(source=torch.ones(2, N).bool()), ValueError, ("source", "[2, 5]")),
+        ("source-large", call(source=ids([0, 5, 1])), ValueError, ("source", "position 1 holds 5", "[0, 5)")),
+        ("source-negative", call(source=ids([-1, 3, 1])), ValueError, ("source", "position 0 holds -1")),
+        ("source-falls", call(source=ids([3, 0, 1])), ValueError, ("source", "ascend", "0 after 3 at position 1")),
+        ("source-twice", call(source=ids([3, 3, 1])), ValueError, ("source", "ascend", "3 after 3 at position 1")),
+        ("source-meta", call(source=ids([0, 3, 1]).to("meta")), ValueError, ("source", "meta")),
+        ("source_ptr-none", call(source_ptr=None), TypeError, ("source_ptr", "None")),
+        ("source_ptr-empty", call(source_ptr=ids([]).long()), ValueError, ("source_ptr", "at least one entry")),
+        ("source_ptr-start", call(source_ptr=ids([1, 2, 3])), ValueError, ("source_ptr", "start with 0", "1")),
+        ("source_ptr-end", call(source_ptr=ids([0, 2, 4])), ValueError, ("source_ptr", "4", "source")),
+        ("target-float", call(target=rand(4)), ValueError, ("target", "float32")),
+        ("target-falls", call(target=ids([2, 0, 4, 1])), ValueError, ("target", "ascend", "1 after 4 at position 3")),
+        ("target-large", call(target=ids([2, 0, 1, 7])), ValueError, ("target", "position 3 holds 7")),
+        ("target_ptr-falls", call(target_ptr=ids([0, 5, 4])), ValueError, ("target_ptr", "4 after 5")),
+        ("target_ptr-samples", call(target_ptr=ids([0, 4])), ValueError, ("target_ptr", "3 entries", "2")),
+        ("target_ptr-meta", call(target_ptr=ids([0, 1, 4]).to("meta")), ValueError, ("target_ptr", "meta")),
+        ("relations-word", call(relations="physical"), TypeError, ("relations", "str 'physical'")),
+        ("relations-int", call(relations=1), TypeError, ("relations", "int 1")),
+        ("relations-unknown", call(relations=["physic"]), ValueError, ("relation", "'physic'", "'physical'?")),
+        ("relations-none", call(relations=[None]), ValueError, ("relation", "None")),
     ]
 
 
@@ -687,6 +736,27 @@ MASKED_SPMM: list[Case] = [
     ("weight-meta", messages(edge_weight=rand(3).to("meta")), ValueError, ("edge_weight", "meta")),
 ]
 
+RELATIONAL_SPMM: list[Case] = [
+    ("x-list", relational(x=[1.0]), TypeError, ("x", "list [1.0]")),
+    ("x-int", relational(x=torch.ones(3, D).long()), ValueError, ("x", "int64")),
+    ("x-1d", relational(x=rand(3)), ValueError, ("x", "[3, 2, F] or [3, F]", "[3]")),
+    ("x-genes", relational(x=rand(N, D)), ValueError, ("x", "[3, 2, F] or [3, F]", "[5, 4]")),
+    ("x-places", relational(shared=True), ValueError, ("x", "[5, 2, F] or [5, F]", "[3, 4]")),
+    ("x-relations", relational(x=rand(3, 3, D)), ValueError, ("x", "[3, 2, F]", "[3, 3, 4]")),
+    ("x-some-relations", relational(x=rand(3, 2, D), relations=["tflink"]), ValueError, ("x", "[3, 1, F]", "[3, 2, 4]")),
+    ("x-4d", relational(x=rand(3, 2, D, 1)), ValueError, ("x", "[3, 2, 4, 1]")),
+    ("x-meta", relational(x=rand(3, D).to("meta")), ValueError, ("x", "meta")),
+    ("scale-number", relational(scale=2.0), TypeError, ("scale", "float 2.0")),
+    ("scale-degree", relational(scale=torch.ones(4, 2).int()), ValueError, ("scale", "int32")),
+    ("scale-1d", relational(scale=rand(4)), ValueError, ("scale", "[4]")),
+    ("scale-source", relational(scale=rand(3, 2)), ValueError, ("scale", "[4, 2]", "[3, 2]")),
+    ("scale-relations", relational(scale=rand(4, 2), relations=["tflink"]), ValueError, ("scale", "[4, 1]", "[4, 2]")),
+    ("scale-gradient", relational(scale=rand(4, 2).requires_grad_()), ValueError, ("scale", "constant", "detach")),
+    ("scale-meta", relational(scale=rand(4, 2).to("meta")), ValueError, ("scale", "meta")),
+    ("sum_relations-int", relational(sum_relations=1), TypeError, ("sum_relations", "int 1")),
+    ("shared-none", relational(shared=None), TypeError, ("shared", "None")),
+]
+
 DATA: list[Case] = [
     ("names-str", lambda: GeneList("YAL001C"), TypeError, ("names", "'YAL001C'")),
     ("names-twice", lambda: GeneList(["a", "b", "a"]), ValueError, ("names", "'a'", "0 and 2")),
@@ -734,6 +804,8 @@ CASES = {
     "khop_subgraph": KHOP_SUBGRAPH,
     "perturbation_mask": of_every_batch_of_sets(perturbed),
     "masked_spmm": MASKED_SPMM,
+    "relational_spmm": [*of_every_product_between_subsets(relational), *RELATIONAL_SPMM],
+    "relational_degree": of_every_product_between_subsets(degrees),
     "data": DATA,
     "nn": MODULES,
 }

@@ -11,6 +11,7 @@ from .khop_subgraph import khop_subgraph
 from .masked_spmm import masked_spmm
 from .perturbation_attention import perturbation_attention
 from .perturbation_mask import perturbation_mask
+from .relational_spmm import relational_degree, relational_spmm
 from .sample_rows import sample_rows
 
 __all__ = [
@@ -24,5 +25,7 @@ __all__ = [
     "masked_spmm",
     "perturbation_attention",
     "perturbation_mask",
+    "relational_degree",
+    "relational_spmm",
     "sample_rows",
 ]

@@ -59,8 +59,6 @@ struct Product {
   int64_t stride(const Tensor& x) const { return x.dim() == 3 ? num_nodes * num_features : 0; }
 };
 
-Tensor widened(const Tensor& x, ScalarType dtype) { return x.scalar_type() == dtype ? x : torch::stable::to(x, dtype); }
-
 std::vector<uint8_t> keep_bytes(const Tensor& words, int64_t num_sets) {
   const Word* in = const_words_of(words);
   const int64_t n = words.size(0), w = words.size(1);

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "../bits.h"
+#include "kept_row.h"
 
 namespace cellattn {
 
@@ -37,13 +38,6 @@ struct Sddmm {
   T* out;  // [E]
 };
 
-// Each has room of its own for the longest row: columns and values of the neighbours that are kept.
-template <class T>
-struct KeptRow {
-  int32_t* col;
-  T* value;
-};
-
 #define CELLATTN_SPMM_FUNCTIONS(T)                                                                            \
   /* rows [begin, end) of every sample, which share x */                                                      \
   void spmm_shared(const Spmm<T>& task, const KeptRow<T>& kept, int64_t begin, int64_t end);                  \
@@ -51,8 +45,6 @@ struct KeptRow {
   void spmm_sample(                                                                                           \
       const Spmm<T>& task, const KeptRow<T>& kept, int64_t b, int64_t begin, int64_t end, int64_t first);     \
   void sddmm_rows(const Sddmm<T>& task, int64_t begin, int64_t end);
-
-constexpr int64_t kTileBytes = 256;  // of a row of x: a pass over 6,607 rows of it stays in the second-level cache
 
 namespace portable {
 CELLATTN_SPMM_FUNCTIONS(float)

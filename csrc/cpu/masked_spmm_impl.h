@@ -1,5 +1,7 @@
 // The body of masked_spmm_portable.cpp and masked_spmm_avx512.cpp: the same text, compiled for each instruction set.
 
+#include "row_sum_impl.h"
+
 // A row's kept neighbours, in order; how many.
 template <class T>
 inline int64_t list_kept(const Spmm<T>& task, const KeptRow<T>& kept, const uint8_t* keep, int64_t begin, int64_t end) {
@@ -12,66 +14,20 @@ inline int64_t list_kept(const Spmm<T>& task, const KeptRow<T>& kept, const uint
   return n;
 }
 
-// 64 bytes of features; memory they are read from is aligned to an element only.
-template <class T>
-struct Vector {
-  typedef T Aligned __attribute__((vector_size(64)));
-  typedef T Type __attribute__((vector_size(64), aligned(sizeof(T)), may_alias));
-  static constexpr int kLanes = 64 / sizeof(T);
-};
-
-// out[0 .. Vectors * lanes) = scale * sum_n value_n x[col_n], the sums in registers.
-template <int Vectors, class T, bool HasValue>
-inline void sum_tile(const int32_t* col, const T* value, int64_t n, const T* x, int64_t stride, T scale, T* out) {
-  using V = typename Vector<T>::Type;
-  typename Vector<T>::Aligned sum[Vectors] = {};
-  for (int64_t k = 0; k < n; ++k) {
-    const V* from = reinterpret_cast<const V*>(x + static_cast<int64_t>(col[k]) * stride);
-#pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) sum[v] += HasValue ? value[k] * from[v] : from[v];
-  }
-#pragma GCC unroll 4
-  for (int v = 0; v < Vectors; ++v) reinterpret_cast<V*>(out)[v] = scale * sum[v];
-}
-
-template <class T, bool HasValue>
-inline void sum_one(const int32_t* col, const T* value, int64_t n, const T* x, int64_t stride, T scale, T* out) {
-  T sum = 0;
-  for (int64_t k = 0; k < n; ++k) {
-    const T from = x[static_cast<int64_t>(col[k]) * stride];
-    sum += HasValue ? value[k] * from : from;
-  }
-  *out = scale * sum;
-}
-
-template <class T, bool HasValue>
-void sum_features(const int32_t* col, const T* value, int64_t n, const T* x, int64_t stride, int64_t width, T scale, T* out) {
-  constexpr int kLanes = Vector<T>::kLanes;
-  int64_t f = 0;
-  for (; f + 4 * kLanes <= width; f += 4 * kLanes) sum_tile<4, T, HasValue>(col, value, n, x + f, stride, scale, out + f);
-  for (; f + kLanes <= width; f += kLanes) sum_tile<1, T, HasValue>(col, value, n, x + f, stride, scale, out + f);
-  for (; f < width; ++f) sum_one<T, HasValue>(col, value, n, x + f, stride, scale, out + f);
-}
-
 template <class T>
 inline void sum_row(
     const Spmm<T>& task, const int32_t* col, const T* value, int64_t n, const T* x, int64_t width, T* out) {
   const T scale = task.mean && n > 0 ? T{1} / static_cast<T>(n) : T{1};
   if (task.value != nullptr) {
-    sum_features<T, true>(col, value, n, x, task.num_features, width, scale, out);
+    sum_features<T, true, false>(col, value, n, x, task.num_features, width, scale, out);
   } else {
-    sum_features<T, false>(col, nullptr, n, x, task.num_features, width, scale, out);
+    sum_features<T, false, false>(col, nullptr, n, x, task.num_features, width, scale, out);
   }
 }
 
 template <class T>
 inline void copy_row(const T* in, int64_t n, T* out) {
   for (int64_t f = 0; f < n; ++f) out[f] = in[f];
-}
-
-template <class T>
-inline void zero_row(int64_t n, T* out) {
-  for (int64_t f = 0; f < n; ++f) out[f] = T{0};
 }
 
 // Samples that keep all of a row's neighbours have the same sum. A perturbation removes a few genes, so for most rows that is

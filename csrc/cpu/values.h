@@ -1,4 +1,4 @@
-// What only the CPU can ask of its arguments without waiting: the values of index tensors.
+// What only the CPU can ask of its arguments without waiting, the values of index tensors; and features in the dtype it sums in.
 
 #pragma once
 
@@ -36,6 +36,11 @@ inline void check_ragged_values(const Tensor& seeds, const Tensor& ptr, int64_t 
     STD_TORCH_CHECK(
         s[p] >= 0 && s[p] < num_nodes, "seeds: position ", p, " holds ", s[p], ", expected a gene in [0, ", num_nodes, ")");
   }
+}
+
+// x in the dtype of the arithmetic, or a result in that of x.
+inline Tensor widened(const Tensor& x, ScalarType dtype) {
+  return x.scalar_type() == dtype ? x : torch::stable::to(x, dtype);
 }
 
 }  // namespace cellattn

@@ -18,7 +18,8 @@ def test_autocast_does_not_reach_into_operators() -> None:
         out, kl = cellattn.graph_attention(q, k, v, graph, [("a", 0), ("b", 1)])
         _, bce = cellattn.graph_attention(q, k, v, graph, [("a", 0)], loss="bce")
         z = cellattn.perturbation_attention(q[:, :2], k, v, index, ptr, v[:, :3])
-        return out, *kl, *bce, z
+        sent = cellattn.relational_spmm(graph, k[0, 1:], index, ptr, index, ptr, scale=torch.ones(3, 2), shared=True)
+        return out, *kl, *bce, z, sent
 
     def cast(*x):
         with torch.autocast("cpu", dtype=torch.bfloat16):

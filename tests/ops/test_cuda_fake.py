@@ -130,6 +130,8 @@ IN_THE_EXTENSION = {
     "khop_subgraph",
     "masked_spmm",
     "perturbation_mask",
+    "relational_degree",
+    "relational_spmm",
 }  # no Triton; it may be built for CPUs alone
 
 

@@ -153,6 +153,8 @@ for call in (
     lambda: cellattn.khop_subgraph(graph, *sets, 1),
     lambda: cellattn.perturbation_mask(graph, *sets),
     lambda: cellattn.masked_spmm(graph, "r", q, torch.ones(1, 3).bool()),
+    lambda: cellattn.relational_spmm(graph, q[:1], *sets, *sets),
+    lambda: cellattn.relational_degree(graph, *sets, *sets),
 ):
     try:
         call()

@@ -69,6 +69,10 @@ def right_arguments(draw: Draw) -> dict[str, Arguments]:
     sets = {"seeds": p.seeds.clone(), "ptr": p.ptr.clone()}
     features = torch.randn(num_sets, n, 3)
     value = draw.of([None, torch.rand(one["col"].numel())])
+    relations = [draw.int(0, len(graph.relations)) for _ in range(draw.int(0, 4))] if graph.relations else []
+    between, shared = right_subsets(num_sets, n, draw), draw.of([False, True])
+    sent = torch.randn(*[n if shared else between["source"].numel(), *draw.of([[], [len(relations)]])], 20)
+    scale = torch.rand(between["target"].numel(), len(relations))
     return {
         "set_words": {**sets, "num_nodes": n, "complement": False},
         "khop_words": {
@@ -94,7 +98,24 @@ def right_arguments(draw: Draw) -> dict[str, Arguments]:
             **one, "g": features, "x": draw.of([features, torch.randn(n, 3)]), "words": words, "num_sets": num_sets,
         },
         "masked_degree": {**one, "words": words, "num_sets": num_sets},
+        "relational_spmm": {
+            **stack, "value": torch.rand(col.numel()), "x": sent, **between,
+            "source_scale": draw.of([None, torch.rand(sent.shape[0], len(relations))]), "target_scale": draw.of([None, scale]),
+            "relations": relations, "num_nodes": n, "shared": shared, "sum_relations": draw.of([False, True]),
+            "sum_samples": draw.of([False, True]),
+        },
+        "relational_degree": {**stack, **between, "relations": relations, "num_nodes": n},
     }  # fmt: skip
+
+
+def right_subsets(num_sets: int, num_nodes: int, draw: Draw) -> Arguments:
+    """Genes that send and that receive in each sample, ascending."""
+    subsets = {}
+    for name in ("source", "target"):
+        member = torch.rand(num_sets, num_nodes, generator=draw.g) < 0.5
+        subsets[name] = member.nonzero()[:, 1].contiguous()
+        subsets[f"{name}_ptr"] = torch.cat([torch.zeros(1, dtype=torch.int64), member.sum(1).cumsum(0)])
+    return subsets
 
 
 def one_relation(graph: MultiGraph) -> Arguments:
@@ -199,6 +220,13 @@ def check_result(operator: str, arguments: Arguments, result: Any) -> None:
         for pointers in (result[0][None], result[1]):
             assert (pointers[:, 0] == 0).all()
             assert (pointers.diff(dim=1) >= 0).all()
+    if operator == "relational_degree":
+        assert result.shape == (arguments["target"].numel(), len(arguments["relations"]))
+        assert ((result >= 0) & (result <= arguments["num_nodes"])).all()
+    if operator == "relational_spmm":
+        places = arguments["num_nodes"] if arguments["sum_samples"] else arguments["target"].numel()
+        assert result.shape[0] == places
+        assert result.ndim == (2 if arguments["sum_relations"] else 3)
     if operator in ("masked_degree", "masked_spmm"):
         assert result.shape[:2] == (arguments["num_sets"], arguments["words"].shape[0])
 

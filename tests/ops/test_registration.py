@@ -15,7 +15,7 @@ import cellattn.nn
 from cellattn import MultiGraph
 
 from ..compare import leaves, random_graph
-from .sets import random_sets
+from .sets import ragged, random_sets
 
 N = 20
 OPS = torch.ops.cellattn
@@ -51,6 +51,16 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     by_column = (colptr[: N + 1], row[: one[1].numel()], edge[: one[1].numel()])
     message, weight = leaves((70, N, 3), (one[1].numel(),))
     message_args = (words, *one, *by_column, 0, 70, True, False)
+    source, source_ptr, target, target_ptr = (
+        torch.tensor([1, 5, 3]),
+        ptr,
+        torch.tensor([0, 1, 2, 9]),
+        torch.tensor([0, 1, 1, 4]),
+    )
+    between = (source, source_ptr, target, target_ptr)
+    scale = torch.rand(4, 2).double()
+    sent, received = leaves((3, 2, 5), (4, 5))
+    relational = (*between, g.stacked[2].double(), rowptr, col, colptr, row, edge, [1, 0], N)
     return {
         "attention": (OPS.attention, (q, k, v, None, 0.3)),
         "attention masked": (OPS.attention, (q, k, v, mask, 0.3)),
@@ -97,6 +107,26 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "masked_sum_backward": (
             OPS.masked_sum_backward,
             (torch.ones(70, N, 3).double(), message.detach(), weight.detach(), *message_args, True, False),
+        ),
+        "relational_spmm": (
+            OPS.relational_spmm,
+            (rowptr, col, g.stacked[2].double(), sent.detach(), *between, None, scale, [1, 0], N, False, False, False),
+        ),
+        "relational_spmm samples": (
+            OPS.relational_spmm,
+            (rowptr, col, g.stacked[2].double(), sent.detach()[:, 0].contiguous(), *between, scale[:3], None, [1, 0], N, False,
+             True, True),
+        ),
+        "relational_degree": (OPS.relational_degree, (rowptr, col, *between, [1, 0], N)),
+        "relational_sum": (OPS.relational_sum, (sent, scale, *relational, True, False)),
+        "relational_sum shared": (OPS.relational_sum, (leaves((N, 5))[0], None, *relational, False, True)),
+        "relational_sum_backward": (
+            OPS.relational_sum_backward,
+            (received.detach(), scale, *relational, True, False, True),
+        ),
+        "relational_sum_backward shared": (
+            OPS.relational_sum_backward,
+            (received.detach(), scale, *relational, True, True, False),
         ),
     }  # fmt: skip
 
@@ -206,6 +236,30 @@ def test_compiled_messages_equal_eager(dynamic: bool) -> None:
         for run in (messages, compiled):
             out = run(x, w, g, *random_sets(n, num_sets))
             results.append([out, *torch.autograd.grad((out * out).sum(), (x, w))])
+        for eager, other in zip(*results, strict=True):
+            torch.testing.assert_close(other, eager)
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compiled_messages_between_subsets_equal_eager(dynamic: bool) -> None:
+    def messages(x: Tensor, g: MultiGraph, seeds: Tensor, ptr: Tensor, node: Tensor, node_ptr: Tensor) -> Tensor:
+        degree = cellattn.relational_degree(g, seeds, ptr, node, node_ptr)
+        scale = 1 / degree.clamp(min=1)
+        y = cellattn.relational_spmm(g, x, seeds, ptr, node, node_ptr, scale=scale, shared=True)
+        z = cellattn.relational_spmm(g, y, node, node_ptr, node, node_ptr, sum_relations=False)
+        return cellattn.relational_spmm(g, z, node, node_ptr, seeds, ptr, relations=("b", "a"))
+
+    torch._dynamo.reset()
+    compiled = torch.compile(messages, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for n, sets in ((20, [[0, 3], [7]]), (20, [[1], [], [2, 9, 11]]), (31, [[30], [4]])):
+        g = random_graph(n, {"a": 60, "b": 40}, weighted=True)
+        (x,) = leaves((n, 4))
+        seeds, ptr = ragged(sets)
+        node, node_ptr = torch.arange(n).repeat(len(sets)), torch.arange(len(sets) + 1) * n
+        results = []
+        for run in (messages, compiled):
+            out = run(x, g, seeds, ptr, node, node_ptr)
+            results.append([out, *torch.autograd.grad((out * out).sum(), x)])
         for eager, other in zip(*results, strict=True):
             torch.testing.assert_close(other, eager)
 
