@@ -7,6 +7,7 @@ from .hypersagnn import HyperSAGNN
 from .perturbation import PerturbationHead
 from .tokens import CellOutput, GeneTokens
 from .transformer import CellTransformer
+from .wildtype import WildtypeDifference
 
 __all__ = [
     "CellEncoder",
@@ -19,4 +20,5 @@ __all__ = [
     "HyperSAGNN",
     "PerturbationHead",
     "Tie",
+    "WildtypeDifference",
 ]

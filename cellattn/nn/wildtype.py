@@ -1,0 +1,414 @@
+"""What a deletion changes in the encoded cell: h(F(G) - F(G \\ S)) with F a graph network over all relations.
+
+Every layer of F has one form. Gene j sends m_rj along relation r, and gene i adds up what arrives to what it keeps of its own:
+
+    t_i  = own(x_i) + sum_r c_ri sum_j A^r_ij w^r_ij m_rj          x'_i = update(t_i)
+
+Sums run over the genes that are there: all, all but S, or a neighbourhood. So the modes of `WildtypeDifference` are one
+product, `relational_spmm`, between different lists of genes.
+
+The difference alone. Let V_l be the genes within l hops of S over any relation, against the edges: V_0 = S, and after l layers
+only genes of V_l can differ between G and G \\ S. With d_rj = (message of j in G \\ S, none if j is in S) - m_rj,
+
+    t'_i = t_i + (own(x'_i) - own(x_i)) + sum_r c'_ri sum_{j in V_(l-1)} A^r_ij w^r_ij d_rj
+               + sum_r (c'_ri - c_ri) sum_j A^r_ij w^r_ij m_rj                                     for i in V_l
+
+where the second line is there for means alone, at the genes of V_1, which lose neighbours; sums without a prime are those of G.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .._check import describe, require, require_choice, require_count, unknown
+from ..graph import MultiGraph
+from ..ops import khop_mask
+from ..ops.relational_spmm import relational_degree, relational_spmm
+from ..ops.set_sum import set_sum
+from ._check import require_perturbations, require_probability
+from .tokens import CellOutput, GeneTokens
+
+MODES = ("lazy", "khop", "delta")
+READOUTS = ("sum", "mean")
+SCORE_CAP = 5.0  # an edge weighs at most e^10 = 22,026 times another of equal weight
+
+
+class RelationalConv(nn.Module):
+    """One layer of F: what a gene keeps, what it sends along each of K relations, and what it makes of the total.
+
+    `own` maps x [V, dim] to [V, C], `send` to [V, K, C], `update` totals [V, C] to [V, dim].
+    """
+
+    averages = False  # whether c_ri is 1 / (number of neighbours there), or 1
+
+    def own(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def send(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def update(self, total: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def sent_change(self, new: Tensor, old: Tensor, keep: Tensor) -> Tensor:
+        """What is sent for new [V, dim] less what is sent for old, nothing being sent for new where keep, bool [V], is False.
+
+        There new is 0; a linear `send` has nothing more to ask.
+        """
+        return self.send(new - old)
+
+
+class SAGEConv(RelationalConv):
+    """x'_i = relu(norm(W_0 x_i + b + sum_r mean_j w^r_ij W_r x_j)), as GraphSAGE (Hamilton et al. 2017) on each relation.
+
+    The mean divides by the number of neighbours there; a gene without any adds nothing.
+    """
+
+    averages = True
+
+    def __init__(self, dim: int, num_relations: int) -> None:
+        super().__init__()
+        self.own_weight = nn.Linear(dim, dim)
+        self.message = nn.Linear(dim, num_relations * dim, bias=False)
+        self.norm = nn.LayerNorm(dim)
+
+    def own(self, x: Tensor) -> Tensor:
+        return self.own_weight(x)
+
+    def send(self, x: Tensor) -> Tensor:
+        return self.message(x).unflatten(-1, (-1, x.shape[-1]))
+
+    def update(self, total: Tensor) -> Tensor:
+        return F.relu(self.norm(total))
+
+
+class GINConv(RelationalConv):
+    """x'_i = W relu(norm(b + sum_r W_r ((1 + eps_r) x_i + sum_j w^r_ij x_j))) + b', as GIN (Xu et al. 2019) by relation."""
+
+    def __init__(self, dim: int, num_relations: int) -> None:
+        super().__init__()
+        self.message = nn.Linear(dim, num_relations * dim, bias=False)
+        self.eps = nn.Parameter(torch.zeros(num_relations))
+        self.bias = nn.Parameter(torch.zeros(dim))
+        self.norm = nn.LayerNorm(dim)
+        self.out = nn.Linear(dim, dim)
+
+    def own(self, x: Tensor) -> Tensor:
+        by_relation = self.message.weight.unflatten(0, (len(self.eps), -1))
+        return F.linear(x, torch.einsum("r,roi->oi", 1 + self.eps, by_relation), self.bias)
+
+    def send(self, x: Tensor) -> Tensor:
+        return self.message(x).unflatten(-1, (len(self.eps), -1))
+
+    def update(self, total: Tensor) -> Tensor:
+        return self.out(F.relu(self.norm(total)))
+
+
+class GATConv(RelationalConv):
+    """x'_i = relu(norm(b + sum_rj alpha_rij W_r x_j)), each head by itself, over all relations' neighbours and the gene itself.
+
+        alpha_rij = w^r_ij exp(e_rj) / (exp(e_0i) + sum_sk w^s_ik exp(e_sk)),    e_rj = cap(a_r . W_r x_j)
+
+    with r = 0 for the gene itself (w = 1), and one softmax across relations (Busbridge et al. 2019), so that attention weighs
+    relations too. A score knows the sender alone: *static* attention, which ranks all receivers' neighbours alike, as that of
+    GAT (Velickovic et al. 2018) does as well (Brody et al. 2022). So numerator and denominator are one product, of messages
+    [exp(e) W_r x, exp(e)], and no edge has a score of its own.
+
+    cap(s) = 5 tanh(s / 5) in the place of the shift by each row's largest score: no exponential overflows, no denominator
+    vanishes, and what a difference cancels is at most e^10 of what is left.
+    """
+
+    def __init__(self, dim: int, num_relations: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.own_weight = nn.Linear(dim, dim, bias=False)
+        self.message = nn.Linear(dim, num_relations * dim, bias=False)
+        self.own_score = nn.Parameter(torch.empty(num_heads, dim // num_heads))
+        self.score = nn.Parameter(torch.empty(num_relations, num_heads, dim // num_heads))
+        self.bias = nn.Parameter(torch.zeros(dim))
+        self.norm = nn.LayerNorm(dim)
+        for score in (self.own_score, self.score):
+            nn.init.normal_(score, std=score.shape[-1] ** -0.5)
+
+    def own(self, x: Tensor) -> Tensor:
+        return self._weighted(self.own_weight(x), self.own_score)
+
+    def send(self, x: Tensor) -> Tensor:
+        return self._weighted(self.message(x), self.score)
+
+    def update(self, total: Tensor) -> Tensor:
+        total = total.unflatten(-1, (self.num_heads, -1))
+        return F.relu(self.norm((total[..., :-1] / total[..., -1:]).flatten(-2) + self.bias))
+
+    def sent_change(self, new: Tensor, old: Tensor, keep: Tensor) -> Tensor:
+        return self.send(new) * keep[:, None, None] - self.send(old)
+
+    def _weighted(self, y: Tensor, score: Tensor) -> Tensor:
+        """Every head's [exp(e) y, exp(e)], for y of V genes and score [..., num_heads, D]: [V, ..., num_heads * (D + 1)]."""
+        y = y.unflatten(-1, score.shape)
+        e = (y * score).sum(-1, keepdim=True)
+        weight = (SCORE_CAP * torch.tanh(e / SCORE_CAP)).exp()
+        return torch.cat([weight * y, weight], dim=-1).flatten(-2)
+
+
+CONVS = ("sage", "gin", "gat")
+
+
+class Genes(NamedTuple):
+    """A list of genes a sample, ascending: sample b has gene[ptr[b] : ptr[b + 1]]."""
+
+    gene: Tensor  # int64 [V]
+    ptr: Tensor  # int64 [B + 1]
+
+    @classmethod
+    def of(cls, mask: Tensor) -> Genes:
+        """The genes of mask, bool [B, N]."""
+        return cls(mask.nonzero()[:, 1], F.pad(mask.sum(1).cumsum(0), (1, 0)))
+
+
+class WildtypeDifference(nn.Module):
+    """Predict the phenotype of each deletion from what it changes in the encoded cell.
+
+        z_S = sum_i (F(G)_i - [i not in S] F(G \\ S)_i)
+        y_S = MLP([z_S ‖ sum_{i in S} t_(type of i)])
+
+    F has `num_layers` layers over all relations, and no dropout inside, so that the modes agree in training too. G \\ S is the
+    cell without the genes of S and their edges: every perturbation is a deletion to F, whatever its type. The type enters by
+    its embedding t alone, which says what else is known. An empty set has z = 0.
+
+    Modes, of one set of weights:
+        "lazy": F on all genes but S of each sample. G is encoded once a call.
+        "khop": F on the genes within `num_hops` of S and the edges between them, as `khop_subgraph` (direction "in", traversal
+            "per_relation", over all relations of the graph), with S and without it; i runs over these genes. Both are encoded
+            on the neighbourhood, so that nothing but the deletion makes a difference; less F(G), encoded once, z would be ruled
+            by the edges that the cut removes at the rim, in both. What is left out, compared with "lazy": messages into the
+            neighbourhood from outside, so that a gene at its rim is averaged over fewer neighbours, and changes that leave it.
+            Equal to "lazy" where the neighbourhood is everything.
+        "delta": equal to "lazy", of which it computes what can differ alone (see the module's docstring): the fastest.
+
+    Args:
+        dim: width of the genes' vectors.
+        num_layers: layers of F, at least 1.
+        relations: names of the relations that F reads.
+        num_types: number of perturbation types (`len(cellattn.data.PERTURBATION_TYPES)`).
+        conv: "sage", "gin" or "gat", see `SAGEConv`, `GINConv` and `GATConv`.
+        mode: see above.
+        num_hops: of mode "khop", at least 1; `num_layers` by default. Of no other mode.
+        num_genes, feature_dim: see `GeneTokens`.
+        num_heads: heads of "gat", a divisor of dim.
+        hidden_dim: hidden width of the MLP; `2 * dim` by default.
+        out_dim: phenotypes predicted.
+        readout: "sum", or "mean": z divided by N, in every mode.
+        dropout: probability in the hidden layer of the MLP.
+
+    Raises:
+        ValueError: a size, name or choice out of range. TypeError: one of a wrong type.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_layers: int,
+        *,
+        relations: Sequence[str],
+        num_types: int,
+        conv: str = "sage",
+        mode: str = "lazy",
+        num_hops: int | None = None,
+        num_genes: int | None = None,
+        feature_dim: int | None = None,
+        num_heads: int = 4,
+        hidden_dim: int | None = None,
+        out_dim: int = 1,
+        readout: str = "sum",
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        hidden_dim = 2 * dim if hidden_dim is None else hidden_dim
+        sizes = {
+            "dim": dim,
+            "num_layers": num_layers,
+            "num_types": num_types,
+            "num_heads": num_heads,
+            "hidden_dim": hidden_dim,
+            "out_dim": out_dim,
+        }
+        for name, value in sizes.items():
+            require_count(name, value, minimum=1)
+        require_choice("conv", conv, CONVS)
+        require_choice("mode", mode, MODES)
+        require_choice("readout", readout, READOUTS)
+        require_probability("dropout", dropout)
+        if conv == "gat":
+            require(dim % num_heads == 0, f"num_heads: expected a divisor of dim, {dim}, got {num_heads}")
+        if num_hops is not None:
+            require(mode == "khop", f"num_hops: expected None in mode {mode!r}, which has no neighbourhood, got {num_hops}")
+            require_count("num_hops", num_hops, minimum=1)
+        if isinstance(relations, str) or not isinstance(relations, Sequence):
+            raise TypeError(f"relations: expected a sequence of names, got {describe(relations)}")
+        require(len(relations) > 0, "relations: expected at least one, got none")
+        require(len(set(relations)) == len(relations), f"relations: expected each once, got {tuple(relations)}")
+        self.relations = tuple(relations)
+        self.mode, self.readout, self.num_types = mode, readout, num_types
+        self.num_hops = num_layers if num_hops is None else num_hops
+        self.tokens = GeneTokens(dim, num_genes=num_genes, feature_dim=feature_dim)
+        self.convs = nn.ModuleList(_conv(conv, dim, len(self.relations), num_heads) for _ in range(num_layers))
+        self.by_type = nn.Embedding(num_types, dim)
+        nn.init.normal_(self.by_type.weight, std=dim**-0.5)
+        self.mlp = nn.Sequential(nn.Linear(2 * dim, hidden_dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden_dim, out_dim))
+
+    def forward(
+        self,
+        graph: MultiGraph,
+        seeds: Tensor,
+        ptr: Tensor,
+        types: Tensor,
+        *,
+        features: Tensor | None = None,
+        gene_ids: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> CellOutput:
+        """Predict a batch of mutants.
+
+        Args:
+            graph: the gene graphs of N genes, the model's relations among them.
+            seeds: int64 [nnz], the perturbed genes of all sets one after another, no gene twice in a set.
+            ptr: int64 [B+1], where each set begins and ends in seeds.
+            types: int64 [nnz], perturbation types.
+            features: [N, feature_dim], floating; expected if and only if the model has `feature_dim`.
+            gene_ids: int64 [N], the row of each gene in the embedding table; 0 to N - 1 by default.
+            generator: not used, nothing is sampled.
+
+        Returns:
+            `CellOutput` with no losses.
+
+        Raises:
+            ValueError: a shape, dtype, index or relation that does not fit (values are read on the CPU alone).
+            TypeError: an argument of a wrong type.
+            ImportError, NotImplementedError: the extension was not built, or not for the graph's device.
+        """
+        if not isinstance(graph, MultiGraph):
+            raise TypeError(f"graph: expected a MultiGraph, got {describe(graph)}")
+        for name in self.relations:
+            if name not in graph.relations:
+                unknown("graph: relation of the model", name, graph.relations)
+        require_perturbations(seeds, ptr, types, graph.num_nodes, self.num_types)
+        x = self.tokens(graph.num_nodes, features, gene_ids)
+        z = (self._delta if self.mode == "delta" else self._both)(graph, x, seeds, ptr)
+        if self.readout == "mean":
+            z = z / graph.num_nodes
+        # embedding: the backward of an index adds in an order that varies from run to run on several CPU threads
+        by_type = set_sum(self.by_type(types), ptr)
+        return CellOutput(self.mlp(torch.cat([z, by_type], dim=-1)), {}, x.new_zeros(()))
+
+    # ------------------------------------------------------------------------------------------------ lazy and khop
+
+    def _both(self, graph: MultiGraph, x: Tensor, seeds: Tensor, ptr: Tensor) -> Tensor:
+        """z [B, dim] from F with S and without, of tokens x [N, dim]."""
+        deleted = khop_mask(graph, seeds, ptr, 0)
+        if self.mode == "lazy":
+            there = torch.ones_like(deleted)
+            wildtype = self._encode(graph, x, Genes.of(there[:1]))
+            place = Genes.of(there).gene
+        else:
+            there = khop_mask(graph, seeds, ptr, self.num_hops)
+            wildtype = self._encode(graph, x, Genes.of(there))
+            place = torch.arange(len(wildtype), device=x.device)
+        gone = deleted[there]
+        kept, lost = Genes.of(there & ~deleted), Genes.of(deleted)
+        change = F.embedding(place[~gone], wildtype) - self._encode(graph, x, kept)
+        return set_sum(change, kept.ptr) + set_sum(F.embedding(place[gone], wildtype), lost.ptr)
+
+    def _encode(self, graph: MultiGraph, x: Tensor, genes: Genes) -> Tensor:
+        """F [V, dim] of a cell of these genes a sample, each of which starts as its token x [N, dim]."""
+        scale = _inverse(self._degree(graph, genes, genes), x.dtype) if self.averages else None
+        for layer, conv in enumerate(self.convs):
+            assert isinstance(conv, RelationalConv)
+            shared = layer == 0  # what a gene sends and keeps is still the same in all samples
+            own = F.embedding(genes.gene, conv.own(x)) if shared else conv.own(x)
+            x = conv.update(own + self._product(graph, conv.send(x), genes, genes, scale=scale, shared=shared))
+        return x
+
+    # ------------------------------------------------------------------------------------------------ delta
+
+    def _delta(self, graph: MultiGraph, x: Tensor, seeds: Tensor, ptr: Tensor) -> Tensor:
+        """z [B, dim] from the propagated difference, of tokens x [N, dim]; V_l, t and c as in the module's docstring."""
+        within = [khop_mask(graph, seeds, ptr, hops, traversal="mixed") for hops in range(len(self.convs) + 1)]
+        genes, kept = [Genes.of(mask) for mask in within], ~within[0]  # V_0 to V_L, and the genes of G \ S
+        everyone = Genes(torch.arange(graph.num_nodes, device=x.device), ptr.new_tensor([0, graph.num_nodes]))
+        if self.averages:
+            degree, first = self._degree(graph, everyone, everyone), genes[1]
+            scale = _inverse(degree, x.dtype)
+            scale_first = _inverse(degree[first.gene] - self._degree(graph, genes[0], first), x.dtype)  # c' [V_1, K]
+        old = F.embedding(genes[0].gene, x)
+        new = torch.zeros_like(old)  # of deleted genes in all V_l
+        for layer, conv in enumerate(self.convs):
+            assert isinstance(conv, RelationalConv)
+            source, target, there = genes[layer], genes[layer + 1], within[layer + 1]
+            sums = self._product(graph, conv.send(x), everyone, everyone, sum_relations=not self.averages, shared=True)
+            total = conv.own(x) + (torch.einsum("nk,nkc->nc", scale, sums) if self.averages else sums)
+            changed = F.embedding(target.gene, total)
+            own_change = conv.own(new) - conv.own(old)
+            changed = changed.index_add(0, _places(within[layer], there), own_change)  # each place once: no order to vary
+            scale_there = None
+            if self.averages:
+                in_first = _places(within[1], there)
+                scale_there = scale[target.gene].index_copy(0, in_first, scale_first)
+                sums_first = F.embedding(first.gene, sums.flatten(1)).unflatten(1, sums.shape[1:])
+                lost = torch.einsum("nk,nkc->nc", scale_first - scale[first.gene], sums_first)
+                changed = changed.index_add(0, in_first, lost)
+            sent_change = conv.sent_change(new, old, kept[within[layer]])
+            changed = changed + self._product(graph, sent_change, source, target, scale=scale_there)
+            x = conv.update(total)
+            old = F.embedding(target.gene, x)
+            new = conv.update(changed) * kept[there].unsqueeze(-1)
+        return set_sum(old - new, genes[-1].ptr)
+
+    # ------------------------------------------------------------------------------------------------ the two products
+
+    @property
+    def averages(self) -> bool:
+        """Whether F averages over neighbours."""
+        return any(conv.averages for conv in self.convs)
+
+    def _degree(self, graph: MultiGraph, source: Genes, target: Genes) -> Tensor:
+        """int32 [Vt, K]: the edges of each relation from targets to sources of their sample."""
+        return relational_degree(graph, *source, *target, relations=self.relations)
+
+    def _product(
+        self,
+        graph: MultiGraph,
+        messages: Tensor,
+        source: Genes,
+        target: Genes,
+        *,
+        scale: Tensor | None = None,
+        sum_relations: bool = True,
+        shared: bool = False,
+    ) -> Tensor:
+        """Messages [Vs, K, C] (shared by all samples: [N, K, C]), times scale [Vt, K], added up: [Vt, C], or [Vt, K, C]."""
+        return relational_spmm(
+            graph, messages, *source, *target,
+            relations=self.relations, scale=scale, sum_relations=sum_relations, shared=shared,
+        )  # fmt: skip
+
+
+def _conv(kind: str, dim: int, num_relations: int, num_heads: int) -> RelationalConv:
+    if kind == "gat":
+        return GATConv(dim, num_relations, num_heads)
+    return (SAGEConv if kind == "sage" else GINConv)(dim, num_relations)
+
+
+def _inverse(degree: Tensor, dtype: torch.dtype) -> Tensor:
+    """1 / degree, and 0 for 0."""
+    return torch.where(degree > 0, degree.to(dtype).reciprocal(), 0)
+
+
+def _places(small: Tensor, large: Tensor) -> Tensor:
+    """Where the genes of small, bool [B, N], stand in the list of those of large, of which they are a part."""
+    return small[large].nonzero()[:, 0]
