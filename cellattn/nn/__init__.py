@@ -4,6 +4,7 @@ from .attention import GraphLossOptions, GraphRegularizedAttention
 from .dango import Dango
 from .encoder import CellEncoder, Tie
 from .hypersagnn import HyperSAGNN
+from .pairwise import PairwiseInteraction
 from .perturbation import PerturbationHead
 from .tokens import CellOutput, GeneTokens
 from .transformer import CellTransformer
@@ -18,6 +19,7 @@ __all__ = [
     "GraphLossOptions",
     "GraphRegularizedAttention",
     "HyperSAGNN",
+    "PairwiseInteraction",
     "PerturbationHead",
     "Tie",
     "WildtypeDifference",

@@ -12,6 +12,7 @@ from .._check import (
     FLOAT_DTYPES,
     describe,
     require,
+    require_count,
     require_distinct,
     require_indices,
     require_ragged,
@@ -33,6 +34,12 @@ def require_weight(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name}: expected a number, got {describe(value)}")
     require(math.isfinite(value) and value >= 0, f"{name}: expected a finite number of at least 0, got {value}")
+
+
+def require_max_size(value: Any) -> None:
+    """Check a bound on the genes of a set: None, or at least 1."""
+    if value is not None:
+        require_count("max_size", value, minimum=1)
 
 
 def require_graph(value: Any) -> None:

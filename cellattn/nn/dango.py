@@ -82,7 +82,7 @@ class Dango(nn.Module):
         zero_weight: what a pair without an edge counts in the reconstruction, where one with an edge counts 1; one number or
             one a network. DANGO has 0.1 where a network gained edges between releases of STRING (neighborhood, coexpression,
             experimental), and 1 elsewhere.
-        num_heads, num_layers: of `HyperSAGNN`.
+        num_heads, num_layers, max_size: see `HyperSAGNN`.
         out_dim: phenotypes predicted.
         sampled_rows: rows of each network that enter its reconstruction in a training step, drawn anew in each among those with
             an edge: a number, or a fraction in (0, 1] of them. None, and always in evaluation: all rows.
@@ -105,6 +105,7 @@ class Dango(nn.Module):
         num_heads: int = 4,
         num_layers: int = 2,
         out_dim: int = 1,
+        max_size: int | None = None,
         sampled_rows: int | float | None = None,
     ) -> None:
         super().__init__()
@@ -120,7 +121,7 @@ class Dango(nn.Module):
         self.encoders = nn.ModuleList(NetworkEncoder(dim) for _ in self.relations)
         self.decoders = nn.ModuleList(Decoder(dim, num_genes=num_genes, feature_dim=feature_dim) for _ in self.relations)
         self.score = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 1))
-        self.sets = HyperSAGNN(dim, num_heads, num_layers)
+        self.sets = HyperSAGNN(dim, num_heads, num_layers, max_size=max_size)
         self.out = nn.Linear(dim, out_dim)
 
     def encode(self, graph: MultiGraph, *, features: Tensor | None = None, gene_ids: Tensor | None = None) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .._check import require, require_count, require_ragged
 from ..ops.set_attention import set_attention
 from ..ops.set_sum import set_mean
-from ._check import require_features
+from ._check import require_features, require_max_size
 
 
 class HyperSAGNN(nn.Module):
@@ -22,18 +22,21 @@ class HyperSAGNN(nn.Module):
         dim: width of the embeddings.
         num_heads: heads of the attention, a divisor of dim.
         num_layers: attention layers.
+        max_size: no set has more genes. Without, every call on a GPU waits until the longest set is known, and cannot be
+            captured in a CUDA graph.
 
     Raises:
         ValueError: a size out of range. TypeError: one of a wrong type.
     """
 
-    def __init__(self, dim: int, num_heads: int = 4, num_layers: int = 2) -> None:
+    def __init__(self, dim: int, num_heads: int = 4, num_layers: int = 2, *, max_size: int | None = None) -> None:
         super().__init__()
         require_count("dim", dim, minimum=1)
         require_count("num_heads", num_heads, minimum=1)
         require_count("num_layers", num_layers, minimum=1)
         require(dim % num_heads == 0, f"num_heads: expected a divisor of dim, {dim}, got {num_heads}")
-        self.dim, self.num_heads = dim, num_heads
+        require_max_size(max_size)
+        self.dim, self.num_heads, self.max_size = dim, num_heads, max_size
         self.static = nn.Linear(dim, dim)
         self.qkv = nn.ModuleList(nn.Linear(dim, 3 * dim) for _ in range(num_layers))
         self.out = nn.ModuleList(nn.Linear(dim, dim, bias=False) for _ in range(num_layers))
@@ -50,12 +53,12 @@ class HyperSAGNN(nn.Module):
             [B, dim], zeros for an empty set.
 
         Raises:
-            ValueError: a shape, dtype or `ptr` that does not fit.
+            ValueError: a shape, dtype or `ptr` that does not fit, or a set of more than `max_size` genes.
         """
         require_features("x", x, self.dim, self.rezero, ndim=2)
         require_ragged("x", torch.empty(len(x), dtype=torch.int64, device=x.device), ptr)  # as long as x
         d = x
         for qkv, out, a in zip(self.qkv, self.out, self.rezero, strict=True):
             q, k, v = qkv(d).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
-            d = d + a * out(set_attention(q, k, v, ptr).flatten(1))
+            d = d + a * out(set_attention(q, k, v, ptr, self.max_size).flatten(1))
         return set_mean((d - self.static(x)).square(), ptr)

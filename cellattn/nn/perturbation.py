@@ -12,7 +12,7 @@ from .._check import require, require_choice, require_count
 from .._profiling import spanned
 from ..ops import perturbation_attention
 from ..ops.set_sum import set_mean, set_sum
-from ._check import require_features, require_perturbations, require_probability
+from ._check import require_features, require_max_size, require_perturbations, require_probability
 from .hypersagnn import HyperSAGNN
 
 POOLS = ("mean", "sum", "hypersagnn", "pairwise")
@@ -56,10 +56,10 @@ class SetReduce(nn.Module):
         return set_mean(u, ptr) if self.mean else set_sum(u, ptr)
 
 
-def _pool(kind: str, dim: int) -> nn.Module:
+def _pool(kind: str, dim: int, max_size: int | None) -> nn.Module:
     require_choice("pool", kind, POOLS)
     if kind == "hypersagnn":
-        return HyperSAGNN(dim, num_heads=4 if dim % 4 == 0 else 1)
+        return HyperSAGNN(dim, num_heads=4 if dim % 4 == 0 else 1, max_size=max_size)
     return PairwiseSum() if kind == "pairwise" else SetReduce(kind)
 
 
@@ -83,6 +83,7 @@ class PerturbationHead(nn.Module):
         hidden_dim: hidden width of phi and of the MLP; `2 * dim` by default.
         out_dim: phenotypes predicted.
         dropout: probability in the hidden layer of the MLP.
+        max_size: see `HyperSAGNN`; other pools do not need it.
 
     Raises:
         ValueError: a size or pool out of range. TypeError: one of a wrong type.
@@ -98,8 +99,10 @@ class PerturbationHead(nn.Module):
         hidden_dim: int | None = None,
         out_dim: int = 1,
         dropout: float = 0.1,
+        max_size: int | None = None,
     ) -> None:
         super().__init__()
+        require_max_size(max_size)
         hidden_dim = 2 * dim if hidden_dim is None else hidden_dim
         sizes = {
             "dim": dim,
@@ -117,7 +120,7 @@ class PerturbationHead(nn.Module):
         require(len(set(kinds)) == len(kinds), f"pool: expected each once, got {kinds}")
         self.dim, self.num_types, self.num_heads, self.out_dim = dim, num_types, num_heads, out_dim
         self.phi = PerturbationFeatures(dim, num_types, hidden_dim)
-        self.pools = nn.ModuleList(_pool(kind, dim) for kind in kinds)
+        self.pools = nn.ModuleList(_pool(kind, dim, max_size) for kind in kinds)
         # no bias: an empty set stays zero
         self.mix = nn.Linear(len(kinds) * dim, dim, bias=False) if len(kinds) > 1 else nn.Identity()
         self.query, self.key = nn.Linear(dim, dim), nn.Linear(dim, dim)

@@ -25,7 +25,7 @@ class CellTransformer(nn.Module):
 
     Args:
         dim, num_layers, num_heads, ties, head_dim, norm, dropout, ffn_dim: see `CellEncoder`.
-        num_types, pool, hidden_dim, out_dim: see `PerturbationHead`, whose dropout is the same.
+        num_types, pool, hidden_dim, out_dim, max_size: see `PerturbationHead`, whose dropout is the same.
         cross_heads: heads of the head's cross-attention.
         num_genes, feature_dim: see `GeneTokens`.
         sampled_rows: rows of each graph that enter its loss in a training step, drawn anew in each: a number, or a
@@ -54,6 +54,7 @@ class CellTransformer(nn.Module):
         cross_heads: int = 1,
         hidden_dim: int | None = None,
         out_dim: int = 1,
+        max_size: int | None = None,
         sampled_rows: int | float | None = None,
         **loss_options: Unpack[GraphLossOptions],
     ) -> None:
@@ -78,6 +79,7 @@ class CellTransformer(nn.Module):
             hidden_dim=hidden_dim,
             out_dim=out_dim,
             dropout=dropout,
+            max_size=max_size,
         )
         self.tokens = GeneTokens(dim, num_genes=num_genes, feature_dim=feature_dim)
         self.sampled_rows = sampled_rows

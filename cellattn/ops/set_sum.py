@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._check import require_ragged
+from .._check import require, require_count, require_ragged, values_visible
 from ._operator import operator
 
 
@@ -48,3 +48,14 @@ set_sum.register_autograd(_backward, setup_context=_setup_context)
 def members(ptr: Tensor, num_entries: int) -> Tensor:
     """The set of each entry, int64 [nnz]."""
     return torch.searchsorted(ptr, torch.arange(num_entries, device=ptr.device), right=True) - 1
+
+
+def set_size(ptr: Tensor, max_size: int | None) -> int:
+    """The bound on the entries of a set that a caller gives, checked where values may be looked at; None: the longest set's."""
+    if max_size is None:
+        return int(ptr.diff().max()) if ptr.numel() > 1 else 0
+    require_count("max_size", max_size)
+    if ptr.numel() > 1 and values_visible(ptr):
+        longest, sample = (int(x) for x in ptr.diff().max(0))
+        require(longest <= max_size, f"max_size: expected at least {longest}, the entries of set {sample}, got {max_size}")
+    return max_size

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from cellattn import MultiGraph
 from cellattn.nn import CellEncoder, HyperSAGNN, PerturbationHead
 from cellattn.nn.encoder import EncoderLayer
-from cellattn.nn.perturbation import PairwiseSum, SetReduce
+from cellattn.nn.perturbation import PairwiseSum, PerturbationFeatures, SetReduce
 
 
 def random_graph(num_nodes: int, edges: dict[str, int], seed: int = 0) -> MultiGraph:
@@ -86,11 +86,11 @@ def encode(encoder: CellEncoder, x: Tensor, graph: MultiGraph) -> tuple[Tensor, 
     return h[0], h[1:], losses
 
 
-def _phi(head: PerturbationHead, h: Tensor, types: Tensor) -> Tensor:
-    phi = head.phi
-    one_hot = F.one_hot(types, head.num_types).to(h.dtype)
-    w_1 = torch.cat([phi.by_gene.weight, phi.by_type.weight.T], 1)
-    return phi.out(F.gelu(F.linear(torch.cat([h, one_hot], 1), w_1, phi.by_gene.bias)))
+def phi(module: PerturbationFeatures, h: Tensor, types: Tensor) -> Tensor:
+    """`PerturbationFeatures` by its equation, h [n, dim] -> [n, dim]."""
+    one_hot = F.one_hot(types, len(module.by_type.weight)).to(h.dtype)
+    w_1 = torch.cat([module.by_gene.weight, module.by_type.weight.T], 1)
+    return module.out(F.gelu(F.linear(torch.cat([h, one_hot], 1), w_1, module.by_gene.bias)))
 
 
 def hypersagnn(module: HyperSAGNN, x: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ def predict(head: PerturbationHead, h_cls: Tensor, h: Tensor, seeds: Tensor, ptr
         genes, kinds = seeds[begin:end], types[begin:end]
         m = torch.zeros(len(h), dtype=torch.int64)
         m[genes] = kinds
-        u, values = _phi(head, h[genes], kinds), _phi(head, h, m)
+        u, values = phi(head.phi, h[genes], kinds), phi(head.phi, h, m)
         p = head.mix(torch.cat([_pool(pool, u) for pool in head.pools]))
         query, key = head.query(p), head.key(h)
         parts = []

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cellattn import MultiGraph
-from cellattn.nn import Dango, GeneTokens
+from cellattn.nn import Dango, GeneTokens, PairwiseInteraction
 from cellattn.nn.dango import Decoder, NetworkEncoder, SAGELayer
 
-from .dense import adjacency, hypersagnn
+from .dense import adjacency, hypersagnn, phi
 
 
 def tokens(module: GeneTokens, ids: Tensor, features: Tensor | None) -> Tensor:
@@ -57,3 +57,25 @@ def dango(
     out = [model.out(hypersagnn(model.sets, torch.stack(e)[seeds[a:b]])) for a, b in itertools.pairwise(ptr.tolist())]
     total = torch.stack([model.weights[name] * loss for name, loss in losses.items()]).sum()
     return torch.stack(out) if out else x.new_zeros(0, model.out.out_features), losses, total
+
+
+def pairwise(
+    model: PairwiseInteraction,
+    graph: MultiGraph,
+    seeds: Tensor,
+    ptr: Tensor,
+    types: Tensor,
+    features: Tensor | None = None,
+    gene_ids: Tensor | None = None,
+) -> Tensor:
+    """Predictions of `PairwiseInteraction` in evaluation, one pair after another."""
+    ids = torch.arange(graph.num_nodes) if gene_ids is None else gene_ids
+    x = tokens(model.tokens, ids, features)
+    out = []
+    for begin, end in itertools.pairwise(ptr.tolist()):
+        u = phi(model.phi, x[seeds[begin:end]], types[begin:end])
+        y = model.bias + sum(model.single(one) for one in u)
+        for i, j in itertools.combinations(range(end - begin), 2):
+            y = y + model.pair.mlp(torch.cat([u[i] + u[j], u[i] * u[j]]))
+        out.append(y)
+    return torch.stack(out) if out else x.new_zeros(0, len(model.bias))

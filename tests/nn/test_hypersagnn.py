@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import itertools
 from typing import Any
 
@@ -9,14 +10,15 @@ import torch
 from cellattn.nn import HyperSAGNN
 from cellattn.ops.set_attention import set_attention
 
+from ..compare import assert_same, everything
 from . import dense
 
 SETS = {"mixed": [0, 2, 2, 3, 7, 10], "singles": [0, 1, 2, 3], "one": [0, 5], "empty": [0, 0, 0], "no sets": [0]}
 
 
-def module(dim: int = 8, num_heads: int = 2) -> HyperSAGNN:
+def module(dim: int = 8, num_heads: int = 2, max_size: int | None = None) -> HyperSAGNN:
     torch.manual_seed(0)
-    model = HyperSAGNN(dim, num_heads).double()
+    model = HyperSAGNN(dim, num_heads, max_size=max_size).double()
     torch.nn.init.constant_(model.rezero, 0.7)  # 0 at the start, where the attention has no say
     return model
 
@@ -53,16 +55,69 @@ def test_set_of_one_gets_no_attention() -> None:
     torch.testing.assert_close(out[2], q[1])
 
 
+@pytest.mark.parametrize("include_self", [False, True], ids=["others", "self too"])
 @pytest.mark.parametrize("ptr", SETS.values(), ids=SETS)
-def test_set_attention_gradcheck(ptr: list[int]) -> None:
+def test_set_attention_is_a_block_mask(ptr: list[int], include_self: bool) -> None:
+    """One [nnz, nnz] softmax a head, entries of other sets masked."""
     q, offsets = ragged(ptr, 2, 3)
     inputs = [(q * scale).requires_grad_() for scale in (1.0, 0.5, 2.0)]
-    assert torch.autograd.gradcheck(lambda q, k, v: set_attention(q, k, v, offsets), inputs)
+    member = torch.arange(len(ptr) - 1).repeat_interleave(offsets.diff())
+    sees = member[:, None] == member
+    if not include_self:
+        sees = sees & ~torch.eye(len(q), dtype=torch.bool)
+
+    def dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        s = torch.einsum("ihd,jhd->hij", q, k) / 3**0.5
+        s = torch.where(sees.any(1, keepdim=True), s.masked_fill(~sees, -torch.inf), 0)  # no softmax over nothing
+        return torch.einsum("hij,jhd->ihd", s.softmax(-1) * sees, v)
+
+    assert_same(lambda *x: set_attention(*x, offsets, include_self=include_self), dense, *inputs)
 
 
-def test_set_attention_opcheck() -> None:
+@pytest.mark.parametrize("include_self", [False, True], ids=["others", "self too"])
+@pytest.mark.parametrize("ptr", SETS.values(), ids=SETS)
+def test_set_attention_gradcheck(ptr: list[int], include_self: bool) -> None:
+    q, offsets = ragged(ptr, 2, 3)
+    inputs = [(q * scale).requires_grad_() for scale in (1.0, 0.5, 2.0)]
+    assert torch.autograd.gradcheck(lambda *x: set_attention(*x, offsets, None, include_self), inputs)
+
+
+@pytest.mark.parametrize("max_size", [None, 4, 5])
+def test_set_attention_opcheck(max_size: int | None) -> None:
     q, ptr = ragged(SETS["mixed"], 2, 3)
-    torch.library.opcheck(set_attention, (q.requires_grad_(), q, q, ptr))
+    torch.library.opcheck(set_attention, (q.requires_grad_(), q, q, ptr, max_size, True))
+
+
+@pytest.mark.parametrize("ptr", SETS.values(), ids=SETS)
+def test_a_bound_on_the_sets_changes_nothing(ptr: list[int]) -> None:
+    q, offsets = ragged(ptr, 2, 3)
+    inputs = [q, 0.5 * q, 2 * q]
+    want = everything(lambda *x: set_attention(*x, offsets), *inputs)
+    for max_size in (5, 8):
+        got = everything(lambda *x, size=max_size: set_attention(*x, offsets, size), *inputs)
+        # a padded softmax sums in another order
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+def test_a_bound_leaves_nothing_to_wait_for() -> None:
+    """No value of ptr is read on the host: on "meta" there is none. Without a bound the longest set has to be known."""
+    q, ptr = torch.empty(10, 2, 3, device="meta"), torch.empty(6, dtype=torch.int64, device="meta")
+    body = inspect.unwrap(set_attention._init_fn)
+    assert body(q, q, q, ptr, 3).shape == (10, 2, 3)
+    with pytest.raises(RuntimeError, match="meta"):
+        body(q, q, q, ptr)
+
+
+def test_sets_beyond_the_bound() -> None:
+    q, ptr = ragged(SETS["mixed"], 2, 3)
+    with pytest.raises(ValueError, match="max_size: expected at least 4, the entries of set 3, got 3"):
+        set_attention(q, q, q, ptr, 3)
+    x, ptr = ragged(SETS["mixed"], 8)
+    with pytest.raises(ValueError, match="max_size: expected at least 4"):
+        HyperSAGNN(8, max_size=3).double()(x, ptr)
+    torch.testing.assert_close(module(max_size=4)(x, ptr), module()(x, ptr))
+    with pytest.raises(ValueError, match="max_size: expected at least 1, got 0"):
+        HyperSAGNN(8, max_size=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)

@@ -84,9 +84,10 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         ),
         "set_sum": (OPS.set_sum, (sets[0].detach().flatten(1).requires_grad_(), ptr)),
         "set_attention": (OPS.set_attention, (*sets, ptr)),
+        "set_attention bound": (OPS.set_attention, (*sets, ptr, 4, True)),
         "set_attention_backward": (
             OPS.set_attention_backward,
-            (torch.ones(3, 2, 4).double(), *(x.detach() for x in sets), ptr),
+            (torch.ones(3, 2, 4).double(), *(x.detach() for x in sets), ptr, None, False),
         ),
         "perturbation_correction": (OPS.perturbation_correction, (*head[:4], index, ptr, head[4], 0.3)),
         "perturbation_correction_backward": (
