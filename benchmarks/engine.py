@@ -415,7 +415,7 @@ def largest_batch(
 def _try_elsewhere(work: Workload, batch_size: int, budget: int | None, timeout: float) -> Try:
     # forked from a process that has imported everything and touched no GPU
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.engine"])
+    context.set_forkserver_preload(["benchmarks.engine", "torch._dynamo"])  # which an optimizer's first step imports
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_try_here, args=(work, batch_size, budget, sender))
     process.start()
