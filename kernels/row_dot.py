@@ -11,18 +11,26 @@ and backward, with g_i the sum of dy over the places where row i was chosen (0 w
 the second along the rows of the transposed graph. Both sums over ties run inside the program that owns the output row, so
 that dq and dk are written once, in a fixed order, without atomics.
 
-Hub rows. A grid must not depend on the degrees, which only the device knows, so one program takes one row, four warps wide,
-and splits it over its threads: it gathers EDGES rows of k at once, keeps EDGES partial sums [EDGES, D] and adds them up once
-after its loop, so that nothing inside the loop waits for another lane. At D = 32 that is 64 entries a step: an ordinary row
-(42 entries in the mean of the yeast graphs) is a single step, and the fullest, of 3,800, takes 60. The loop is a pipeline:
-while a step gathers, the entries of the next are on their way (in dk, where entries lead to g and g to rows, those of the next
-two as well), so that a step waits for one load, not for two (three) one after the other.
+One program takes one row, four warps wide, and splits it over its threads: it gathers EDGES rows of k at once, keeps EDGES
+partial sums [EDGES, D] and adds them up once after its loop, so that nothing inside the loop waits for another lane. At D = 32
+that is 64 entries a step: an ordinary row (42 entries in the mean of the yeast graphs) is a single step. The loop is a
+pipeline: while a step gathers, the entries of the next are on their way (in dk, where entries lead to g and g to rows, those of
+the next two as well), so that a step waits for one load, not for two (three) one after the other.
 
-By count, not measured: at 0.7 us a load, 60 steps are 40 us. The 2.5 million entries of nine ties are 64 bytes each out of L2,
-40 us at best, and 60,000 programs of four dependent loads, some 1,000 at a time, 170 us: a hub is hidden unless it starts
-last, and then adds a quarter. With one tie of a small graph, or at D = 128 (16 entries a step, 160 us), it can be the longest
-part. CELLATTN_AUTOTUNE=1 tries EDGES and the warps. A row is never split between programs: the partial rows would be written
-and read again, and which rows are hubs would have to be a constant of the graph.
+Hub rows. A row (in dk, a column) of more than SEGMENT = 1,024 entries is cut into segments, alike to within one entry. A launch
+before sums each segment in a program of its own, and the program that owns the row adds these partial sums, EDGES at once,
+where it would have walked the entries. Which rows are cut, and how many segments a relation has, are constants of the graph
+(`MultiGraph.segments`), the second known to the host: no grid and no size depends on anything that only the device knows, and
+where no tie has a hub there is no such launch.
+
+By count, not measured, at 0.7 us a load: whole, the fullest row, of 3,800 entries, would be 60 steps, or 40 us. The longest loop
+is the 16 steps of 1,024 entries, 11 us, once in either launch (at D = 128, with 16 entries a step, 64 steps and 45 us instead
+of 240 and 170; in dk once for each tie of the head). The 60,000 rows of nine ties, programs of four dependent loads, some 1,000
+at a time, take 170 us, and their 2.5 million entries of 64 bytes each out of L2 40 us at best: a row that starts last adds
+a fifteenth to that, not a quarter. Of these rows 215 are cut, into 462 segments with an eighth of all entries: fewer
+programs than an A100 holds at once (864, at 64 registers a thread), so that their launch is as long as one of them. With half
+the length 2,207 segments would take three rounds of half the steps; with twice the length 52 segments would take twice as long
+and leave the chip idle. CELLATTN_AUTOTUNE=1 tries EDGES and the warps.
 """
 
 from __future__ import annotations
@@ -149,7 +157,7 @@ def row_dot_fwd_kernel_segments(
     D_PAD: tl.constexpr,
     EDGES: tl.constexpr,
 ):
-    """kbar of one segment of a chosen row."""
+    """kbar of one segment of a row, if it was chosen."""
     pid = tl.program_id(0)
     i_t = (pid // max_segments) % num_ties
     i_l = (pid // max_segments // num_ties).to(tl.int64)
@@ -158,10 +166,9 @@ def row_dot_fwd_kernel_segments(
         return
     i_s = tl.load(p_t + 1) + pid % max_segments
     stacked = tl.load(segrow_ptr + i_s)
-    if HAS_ROWS:
-        if tl.load(chosen_ptr + i_t * num_genes + stacked % num_genes) == 0:
-            return
     start, end = _segment(rowptr_ptr, segptr_ptr, stacked, i_s)
+    if HAS_ROWS:  # of a row that was not chosen nothing is read
+        end = tl.where(tl.load(chosen_ptr + i_t * num_genes + stacked % num_genes), end, start)
     p_k = k_ptr + i_l * (stride_kl // ALIGN * ALIGN) + tl.load(p_t) * (stride_kh // ALIGN * ALIGN) + num_prefix * STRIDE_KT
     # [EDGES, D_PAD]
     b_sum = tl.zeros([EDGES, D_PAD], dtype=tl.float32)

@@ -13,7 +13,7 @@ N, TIES, LEAD = 6607, 9, 2
 
 
 def launch(dtype: torch.dtype, d: int, rows: bool) -> None:
-    """Forward and backward of nine ties of a layer of the yeast cell: all rows, or 660 of each tie; as it is, and without hubs."""
+    """Forward and backward of nine ties of a layer of the yeast cell, all rows or 660 of each tie, and were it without hubs."""
     entries, length = 2_482_833, 660 if rows else N
 
     def on_meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
