@@ -31,6 +31,7 @@ from torch import Tensor
 
 import cellattn
 from cellattn import MultiGraph, SubgraphBatch, reference
+from cellattn.graph import SEGMENT
 
 from .measure import environment, results_dir
 
@@ -67,7 +68,10 @@ class Result:
 
 
 def cell(num_nodes: int, *, device: torch.device, seed: int = 0) -> MultiGraph:
-    """Two relations whose degrees are heavy-tailed, each with rows that have no edge: 60 and 2 edges a gene in the mean."""
+    """Two relations whose degrees are heavy-tailed, each with rows that have no edge: 60 and 2 edges a gene in the mean.
+
+    Of 6,607 genes the "dense" one has 27 rows and 26 columns that `row_dot` cuts.
+    """
     g = torch.Generator().manual_seed(seed)
     popularity = torch.rand(num_nodes, generator=g).add(1e-3).reciprocal()
     popularity[torch.randperm(num_nodes, generator=g)[: num_nodes // 10]] = 0
@@ -78,22 +82,25 @@ def cell(num_nodes: int, *, device: torch.device, seed: int = 0) -> MultiGraph:
     return MultiGraph.from_edge_index(edges, num_nodes).to(device)
 
 
+def both(name: str, *inputs: tuple[int, ...], f: Callable[..., Any]) -> Case:
+    """f(module, *inputs) of `cellattn` and of `cellattn.reference`."""
+
+    def of(module: Any) -> Callable[..., tuple[Tensor, ...]]:
+        def run(*x: Tensor) -> tuple[Tensor, ...]:
+            y = f(module, *x)
+            return y if isinstance(y, tuple) else (y,)
+
+        return run
+
+    return Case(name, inputs, of(cellattn), of(reference))
+
+
 def cases(graph: MultiGraph) -> Iterator[Case]:
     """Every op, at the graph's size."""
     n, device = graph.num_nodes, graph.device
     t = n + 1
     rows = torch.arange(0, n, 10, device=device)
     ties = [("dense", 0), ("sparse", 1), ("dense", 1)]
-
-    def both(name: str, *inputs: tuple[int, ...], f: Callable[..., Any]) -> Case:
-        def of(module: Any) -> Callable[..., tuple[Tensor, ...]]:
-            def run(*x: Tensor) -> tuple[Tensor, ...]:
-                y = f(module, *x)
-                return y if isinstance(y, tuple) else (y,)
-
-            return run
-
-        return Case(name, inputs, of(cellattn), of(reference))
 
     for d in (20, 64):
         head = ((2, t, d),) * 2
@@ -103,6 +110,11 @@ def cases(graph: MultiGraph) -> Iterator[Case]:
     yield both("attention D100 Dv30", (1, t, 100), (1, t, 100), (1, t, 30), f=lambda m, q, k, v: m.attention(q, k, v))
     yield both("attention_kl", *pair, f=lambda m, q, k: m.attention_kl(q, k, graph, "dense", num_prefix=1))
     yield both("attention_kl rows", *pair, f=lambda m, q, k: m.attention_kl(q, k, graph, "sparse", num_prefix=1, rows=rows))
+    hubs = torch.cat([graph.degree("dense").argsort(descending=True, stable=True)[:40], rows])
+    yield both(
+        "attention_kl rows, hubs first", *pair,
+        f=lambda m, q, k: m.attention_kl(q, k, graph, "dense", num_prefix=1, rows=hubs),
+    )  # fmt: skip
     yield both("attention_kl valid", *pair, f=lambda m, q, k: m.attention_kl(q, k, graph, "dense", num_prefix=1, over="valid"))
     for link, target in (("softmax", "normalized"), ("softmax", "binary"), ("sigmoid", "binary")):
         yield both(
@@ -136,6 +148,20 @@ def cases(graph: MultiGraph) -> Iterator[Case]:
         yield both(
             f"masked_spmm {reduce}", shape,
             f=lambda m, x, reduce=reduce: m.masked_spmm(graph, "dense", x, keep, reduce=reduce),
+        )  # fmt: skip
+
+
+def hub_cases(device: torch.device) -> Iterator[Case]:
+    """A row and a column just long enough to be cut, in a small graph: the row chosen, left out, and with all others."""
+    everyone = torch.arange(SEGMENT + 1)
+    hub = torch.stack([torch.zeros_like(everyone), everyone])
+    graph = MultiGraph.from_edge_index({"hub": hub}, everyone.numel(), undirected=True).to(device)
+    pair = ((everyone.numel() + 1, 20),) * 2
+    for name, chosen in (("chosen", torch.tensor([3, 0, 0])), ("left out", torch.tensor([3, 4])), ("with all", None)):
+        rows = None if chosen is None else chosen.to(device)
+        yield both(
+            f"attention_kl, a hub {name}", *pair,
+            f=lambda m, q, k, rows=rows: m.attention_kl(q, k, graph, "hub", num_prefix=1, rows=rows),
         )  # fmt: skip
 
 
@@ -353,7 +379,7 @@ def guarded(check: Callable[..., Iterator[Result]], name: str, case: Case, devic
 def run_small(device: torch.device) -> None:
     """Each op once, forward and backward, for the sanitizer."""
     graph = cell(70, device=device)
-    for case in cases(graph):
+    for case in (*cases(graph), *hub_cases(device)):
         step(case.ours, inputs_of(case, torch.float16, device))
     for result in khop(graph):
         print(result)
@@ -378,7 +404,7 @@ def run(out: Path, *, device: torch.device) -> list[Result]:
 
         report(", ".join(f"{key} {value}" for key, value in about.items()))
         graph = cell(6607, device=device)
-        for case in cases(graph):
+        for case in (*cases(graph), *hub_cases(device)):
             for name, check in (("accuracy", accuracy), ("repeats", repeats), ("cuda graph", capture)):
                 for result in guarded(check, name, case, device):
                     add(result)

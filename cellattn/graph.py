@@ -30,6 +30,8 @@ _MASS_RANGE = (1e-30, 1e30)  # of a row's weights: the losses divide by their su
 _SPARSE_LAYOUTS = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 _FORMAT = "cellattn.MultiGraph/1"
 
+SEGMENT = 1024  # entries of a row or column that one GPU program walks at most; why so many stands in kernels/row_dot.py
+
 
 class Transpose(NamedTuple):
     """The stacked graph by columns: entry p of stacked column r * N + j is relation r's edge (row[p], j), CSR entry edge[p]."""
@@ -37,6 +39,17 @@ class Transpose(NamedTuple):
     colptr: Tensor  # int64 [K * N + 1]
     row: Tensor  # int32 [E]
     edge: Tensor  # int64 [E]
+
+
+class Segments(NamedTuple):
+    """Where long rows of the stacked graph are cut: row i into ptr[i + 1] - ptr[i] segments, none if it is left whole.
+
+    They are as even as can be: the s-th of n segments of a row with d entries holds its entries s * d // n to (s + 1) * d // n.
+    """
+
+    ptr: Tensor  # int64 [K * N + 1]
+    row: Tensor  # int64 [S], the stacked row of each segment
+    offset: tuple[int, ...]  # [K + 1], on the host: relation r has the segments offset[r] to offset[r + 1]
 
 
 class MultiGraph:
@@ -63,6 +76,13 @@ class MultiGraph:
         self._max_degree: list[int] = [int(self.degree(name).max()) for name in relations]
         self._rows_with_edges: list[int] = [int((self.degree(name) > 0).sum()) for name in relations]
         self._inv_mass, self._entropy = _row_targets(rowptr, weight)
+        # Not made when first needed, as the transpose is: how many segments there are depends on values, which a compiled
+        # region cannot look at.
+        in_degree = [self.col(name).bincount(minlength=self.num_nodes) for name in relations]
+        self._segments = (
+            cut_rows(rowptr.diff(), self.num_nodes),
+            cut_rows(torch.cat([rowptr.new_empty(0), *in_degree]), self.num_nodes),
+        )
         self._transpose: Transpose | None = None
 
     # ------------------------------------------------------------------------------------------------ constructors
@@ -338,6 +358,11 @@ class MultiGraph:
             self._transpose = _transpose(self._rowptr, self._col, self.num_nodes)
         return self._transpose
 
+    @property
+    def segments(self) -> tuple[Segments, Segments]:
+        """Where rows, and columns, of more than `SEGMENT` entries are cut."""
+        return self._segments
+
     # ------------------------------------------------------------------------------------------------ new from old
 
     def extend(
@@ -512,6 +537,15 @@ class MultiGraph:
             counts = f"{genes:>7} {self.num_edges(name):>9} {mean:>9.1f} {self.max_degree(name):>8} {unmeasured:>8}"
             lines.append(f"  {name:<{max(width, 8)}} {counts}")
         return "\n".join(lines)
+
+
+def cut_rows(degree: Tensor, num_nodes: int, longest: int = SEGMENT) -> Segments:
+    """Cut each row of more than `longest` entries into the fewest segments of no more; degree int64 [K * N]."""
+    count = torch.where(degree > longest, (degree + longest - 1).div(longest, rounding_mode="floor"), 0)
+    ptr = count.new_zeros(count.numel() + 1)
+    torch.cumsum(count, 0, out=ptr[1:])
+    row = torch.arange(count.numel(), device=count.device).repeat_interleave(count)
+    return Segments(ptr, row, tuple(ptr[::num_nodes].tolist()))
 
 
 def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:

@@ -20,7 +20,7 @@ them, which L2 holds (0.85 MB a sample at N = 6,607 and 64 features of 16 bits).
   L1. Both parts are sums, with nothing taken away again, so no digits cancel; but which samples share a program can change a
   result in its last bits.
 
-Hub rows are looped over, as in `row_dot`, whose docstring counts the steps: at 64 features 3,800 entries of one sample are 120
+Hub rows are looped over, and not cut as in `row_dot`: at 64 features 3,800 entries of one sample are 120
 steps of 32, hidden behind the other samples unless the last one starts them last. Steps are EDGES long where rows are short in
 the mean, and where x is shared and samples drop much of a row. By count, not measured.
 

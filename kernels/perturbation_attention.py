@@ -15,7 +15,7 @@ rows as well, so that nothing is scattered and every result is written once, in 
 
 Sets hold one to three genes: a program takes a block of sets and walks through all of them at once, entry by entry, as many
 steps as the fullest holds. A gene may be in every set of a batch (one partner of a whole screen): a program takes one gene, and
-gathers EDGES of its entries at once, as `row_dot` does with a hub row.
+gathers EDGES of its entries at once, as `row_dot` does.
 """
 
 from __future__ import annotations

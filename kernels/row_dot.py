@@ -11,24 +11,33 @@ and backward, with g_i the sum of dy over the places where row i was chosen (0 w
 the second along the rows of the transposed graph. Both sums over ties run inside the program that owns the output row, so
 that dq and dk are written once, in a fixed order, without atomics.
 
-Hub rows. A grid must not depend on the degrees, which only the device knows, so one program takes one row, four warps wide,
-and splits it over its threads: it gathers EDGES rows of k at once, keeps EDGES partial sums [EDGES, D] and adds them up once
-after its loop, so that nothing inside the loop waits for another lane. At D = 32 that is 64 entries a step: an ordinary row
-(42 entries in the mean of the yeast graphs) is a single step, and the fullest, of 3,800, takes 60. The loop is a pipeline:
-while a step gathers, the entries of the next are on their way (in dk, where entries lead to g and g to rows, those of the next
-two as well), so that a step waits for one load, not for two (three) one after the other.
+One program takes one row, four warps wide, and splits it over its threads: it gathers EDGES rows of k at once, keeps EDGES
+partial sums [EDGES, D] and adds them up once after its loop, so that nothing inside the loop waits for another lane. At D = 32
+that is 64 entries a step: an ordinary row (42 entries in the mean of the yeast graphs) is a single step. The loop is a
+pipeline: while a step gathers, the entries of the next are on their way (in dk, where entries lead to g and g to rows, those of
+the next two as well), so that a step waits for one load, not for two (three) one after the other.
 
-By count, not measured: at 0.7 us a load, 60 steps are 40 us. The 2.5 million entries of nine ties are 64 bytes each out of L2,
-40 us at best, and 60,000 programs of four dependent loads, some 1,000 at a time, 170 us: a hub is hidden unless it starts
-last, and then adds a quarter. With one tie of a small graph, or at D = 128 (16 entries a step, 160 us), it can be the longest
-part. CELLATTN_AUTOTUNE=1 tries EDGES and the warps. A row is never split between programs: the partial rows would be written
-and read again, and which rows are hubs would have to be a constant of the graph.
+Hub rows. A row (in dk, a column) of more than SEGMENT = 1,024 entries is cut into segments, alike to within one entry. A launch
+before sums each segment in a program of its own, and the program that owns the row adds these partial sums, EDGES at once,
+where it would have walked the entries. Which rows are cut, and how many segments a relation has, are constants of the graph
+(`MultiGraph.segments`), the second known to the host: no grid and no size depends on anything that only the device knows, and
+where no tie has a hub there is no such launch.
+
+By count, not measured, at 0.7 us a load: whole, the fullest row, of 3,800 entries, would be 60 steps, or 40 us. The longest loop
+is the 16 steps of 1,024 entries, 11 us, once in either launch (at D = 128, with 16 entries a step, 64 steps and 45 us instead
+of 240 and 170; in dk once for each tie of the head). The 60,000 rows of nine ties, programs of four dependent loads, some 1,000
+at a time, take 170 us, and their 2.5 million entries of 64 bytes each out of L2 40 us at best: a row that starts last adds
+a fifteenth to that, not a quarter. Of these rows 215 are cut, into 462 segments with an eighth of all entries: fewer
+programs than an A100 holds at once (864, at 64 registers a thread), so that their launch is as long as one of them. With half
+the length 2,207 segments would take three rounds of half the steps; with twice the length 52 segments would take twice as long
+and leave the chip idle. CELLATTN_AUTOTUNE=1 tries EDGES and the warps.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from math import gcd
 
 import torch
@@ -45,14 +54,141 @@ from .tensors import check_devices, check_floats, padded
 # does the compiler load a row of 20 or 24 numbers in wide pieces.
 
 
-@triton.jit(do_not_specialize=["num_genes", "num_ties", "max_length", "num_rows", "num_prefix"])
+@triton.jit
+def _add_row(
+    b_sum, p_k, col_ptr, weight_ptr, start, end, STRIDE_KT: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
+    EDGES: tl.constexpr,
+):  # fmt: skip
+    """b_sum + w_ij k_j over the entries from start to end of a row, lane by lane [EDGES, D_PAD]."""
+    # [D_PAD]
+    o_d = tl.arange(0, D_PAD)
+    m_d = o_d < D
+    # [EDGES]
+    o_e = tl.arange(0, EDGES)
+    b_col = tl.load(col_ptr + start + o_e, mask=start + o_e < end, other=0)
+    for e in range(start, end, EDGES):
+        m_e = e + o_e < end
+        b_w = tl.load(weight_ptr + e + o_e, mask=m_e, other=0.0).to(tl.float32)
+        p_b = p_k + b_col.to(tl.int64)[:, None] * STRIDE_KT + o_d[None, :]
+        b_k = tl.load(p_b, mask=m_e[:, None] & m_d[None, :], other=0.0).to(tl.float32)
+        o_next = e + EDGES + o_e
+        b_col = tl.load(col_ptr + o_next, mask=o_next < end, other=0)
+        b_sum += b_w[:, None] * b_k
+    return b_sum
+
+
+@triton.jit
+def _add_column(
+    b_sum, p_q, p_g, weight_ptr, row_ptr, edge_ptr, start, end, STRIDE_QT: tl.constexpr, D: tl.constexpr,
+    D_PAD: tl.constexpr, EDGES: tl.constexpr,
+):  # fmt: skip
+    """b_sum + w_ij g_i q_i over the entries from start to end of a column, lane by lane [EDGES, D_PAD]."""
+    # [D_PAD]
+    o_d = tl.arange(0, D_PAD)
+    m_d = o_d < D
+    # [EDGES]
+    o_e = tl.arange(0, EDGES)
+    o_next = start + EDGES + o_e
+    b_row = tl.load(row_ptr + start + o_e, mask=start + o_e < end, other=0)
+    b_edge = tl.load(edge_ptr + start + o_e, mask=start + o_e < end, other=0)
+    b_next = tl.load(row_ptr + o_next, mask=o_next < end, other=0)
+    b_g = tl.load(p_g + b_row, mask=start + o_e < end, other=0.0)
+    for e in range(start, end, EDGES):
+        m_g = b_g != 0  # rows that were not chosen are not read
+        b_g *= tl.load(weight_ptr + b_edge, mask=m_g, other=0.0).to(tl.float32)
+        p_b = p_q + b_row.to(tl.int64)[:, None] * STRIDE_QT + o_d[None, :]
+        b_q = tl.load(p_b, mask=m_g[:, None] & m_d[None, :], other=0.0).to(tl.float32)
+        o_next = e + EDGES + o_e
+        b_row = b_next
+        b_edge = tl.load(edge_ptr + o_next, mask=o_next < end, other=0)
+        b_next_g = tl.load(p_g + b_row, mask=o_next < end, other=0.0)
+        b_next = tl.load(row_ptr + o_next + EDGES, mask=o_next + EDGES < end, other=0)
+        b_sum += b_g[:, None] * b_q
+        b_g = b_next_g
+    return b_sum
+
+
+@triton.jit
+def _add_segments(b_sum, p_partial, first, last, D: tl.constexpr, D_PAD: tl.constexpr, EDGES: tl.constexpr):
+    """b_sum + the partial sums of the segments from first to last, lane by lane [EDGES, D_PAD]."""
+    # [D_PAD]
+    o_d = tl.arange(0, D_PAD)
+    # [EDGES]
+    o_e = tl.arange(0, EDGES)
+    for s in range(first, last, EDGES):
+        m_b = (s + o_e < last)[:, None] & (o_d < D)[None, :]
+        b_sum += tl.load(p_partial + (s + o_e)[:, None] * D + o_d[None, :], mask=m_b, other=0.0)
+    return b_sum
+
+
+@triton.jit
+def _segment(ptr_ptr, segptr_ptr, stacked, i_s):
+    """(start, end): the entries of segment i_s, which is of the stacked row (or column)."""
+    first = tl.load(segptr_ptr + stacked)
+    num_segments = tl.load(segptr_ptr + stacked + 1) - first
+    start = tl.load(ptr_ptr + stacked)
+    degree = tl.load(ptr_ptr + stacked + 1) - start
+    rank = i_s - first
+    return start + degree * rank // num_segments, start + degree * (rank + 1) // num_segments
+
+
+@triton.jit(do_not_specialize=["num_genes", "num_ties", "max_segments", "num_segments", "num_prefix"])
+def row_dot_fwd_kernel_segments(
+    k_ptr,  # [L, H, T, D]
+    rowptr_ptr,  # int64 [K * N + 1]
+    col_ptr,  # int32 [E]
+    weight_ptr,  # float32 or float64 [E]
+    segptr_ptr,  # int64 [K * N + 1]: the first segment of each stacked row
+    segrow_ptr,  # int64 [S]: the stacked row of each segment
+    ties_ptr,  # int64 [num_ties, 4]: head, first segment of the relation, how many, what leads from them to their partial sums
+    chosen_ptr,  # bool [num_ties * N]; not read unless HAS_ROWS
+    partial_ptr,  # float32 [L, num_segments, D]
+    num_genes,
+    num_ties,
+    max_segments,  # of the tie that has most
+    num_segments,  # of all ties
+    num_prefix,
+    stride_kl,
+    stride_kh,
+    HAS_ROWS: tl.constexpr,
+    STRIDE_KT: tl.constexpr,
+    ALIGN: tl.constexpr,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    EDGES: tl.constexpr,
+):
+    """kbar of one segment of a row, if it was chosen."""
+    pid = tl.program_id(0)
+    i_t = (pid // max_segments) % num_ties
+    i_l = (pid // max_segments // num_ties).to(tl.int64)
+    p_t = ties_ptr + i_t * 4
+    if pid % max_segments >= tl.load(p_t + 2):
+        return
+    i_s = tl.load(p_t + 1) + pid % max_segments
+    stacked = tl.load(segrow_ptr + i_s)
+    start, end = _segment(rowptr_ptr, segptr_ptr, stacked, i_s)
+    if HAS_ROWS:  # of a row that was not chosen nothing is read
+        end = tl.where(tl.load(chosen_ptr + i_t * num_genes + stacked % num_genes), end, start)
+    p_k = k_ptr + i_l * (stride_kl // ALIGN * ALIGN) + tl.load(p_t) * (stride_kh // ALIGN * ALIGN) + num_prefix * STRIDE_KT
+    # [EDGES, D_PAD]
+    b_sum = tl.zeros([EDGES, D_PAD], dtype=tl.float32)
+    b_sum = _add_row(b_sum, p_k, col_ptr, weight_ptr, start, end, STRIDE_KT, D, D_PAD, EDGES)
+    # [D_PAD]
+    o_d = tl.arange(0, D_PAD)
+    o_s = i_l * num_segments + i_s + tl.load(p_t + 3)
+    tl.store(partial_ptr + o_s * D + o_d, tl.sum(b_sum, 0), mask=o_d < D)
+
+
+@triton.jit(do_not_specialize=["num_genes", "num_ties", "max_length", "num_rows", "num_segments", "num_prefix"])
 def row_dot_fwd_kernel(
     q_ptr,  # [L, H, T, D]
     k_ptr,  # [L, H, T, D]
     rowptr_ptr,  # int64 [K * N + 1]
     col_ptr,  # int32 [E]
     weight_ptr,  # float32 or float64 [E]
-    ties_ptr,  # int64 [num_ties, 4]: relation, head, where its rows begin among the M, how many they are
+    segptr_ptr,  # int64 [K * N + 1]
+    partial_ptr,  # float32 [L, num_segments, D]; not read unless HAS_SEGMENTS, nor is segptr
+    ties_ptr,  # int64 [num_ties, 5]: relation, head, first row among the M, how many, from segments to their partial sums
     rows_ptr,  # int64 [M]: genes; not read unless HAS_ROWS
     y_ptr,  # float32 [L, M]
     kbar_ptr,  # float32 [L, M, D]
@@ -60,12 +196,14 @@ def row_dot_fwd_kernel(
     num_ties,
     max_length,  # rows of the tie that has most
     num_rows,  # M
+    num_segments,
     num_prefix,
     stride_ql,
     stride_qh,
     stride_kl,
     stride_kh,
     HAS_ROWS: tl.constexpr,  # False: every tie has all N rows
+    HAS_SEGMENTS: tl.constexpr,  # False: no tie has a hub
     STRIDE_QT: tl.constexpr,
     STRIDE_KT: tl.constexpr,
     ALIGN: tl.constexpr,
@@ -77,35 +215,30 @@ def row_dot_fwd_kernel(
     i_r = pid % max_length
     i_t = (pid // max_length) % num_ties
     i_l = (pid // max_length // num_ties).to(tl.int64)
-    p_t = ties_ptr + i_t * 4
+    p_t = ties_ptr + i_t * 5
     if i_r >= tl.load(p_t + 3):
         return
-    relation = tl.load(p_t)
     head = tl.load(p_t + 1)
     i_m = tl.load(p_t + 2) + i_r
     gene = i_r.to(tl.int64)
     if HAS_ROWS:
         gene = tl.load(rows_ptr + i_m)
-    start = tl.load(rowptr_ptr + relation * num_genes + gene)
-    end = tl.load(rowptr_ptr + relation * num_genes + gene + 1)
-    # [D_PAD]
-    o_d = tl.arange(0, D_PAD)
-    m_d = o_d < D
-    # [EDGES]
-    o_e = tl.arange(0, EDGES)
+    stacked = tl.load(p_t) * num_genes + gene
+    start = tl.load(rowptr_ptr + stacked)
+    end = tl.load(rowptr_ptr + stacked + 1)
     p_k = k_ptr + i_l * (stride_kl // ALIGN * ALIGN) + head * (stride_kh // ALIGN * ALIGN) + num_prefix * STRIDE_KT
     # [EDGES, D_PAD]
     b_sum = tl.zeros([EDGES, D_PAD], dtype=tl.float32)
-    b_col = tl.load(col_ptr + start + o_e, mask=start + o_e < end, other=0)
-    for e in range(start, end, EDGES):
-        m_e = e + o_e < end
-        b_w = tl.load(weight_ptr + e + o_e, mask=m_e, other=0.0).to(tl.float32)
-        p_b = p_k + b_col.to(tl.int64)[:, None] * STRIDE_KT + o_d[None, :]
-        b_k = tl.load(p_b, mask=m_e[:, None] & m_d[None, :], other=0.0).to(tl.float32)
-        o_next = e + EDGES + o_e
-        b_col = tl.load(col_ptr + o_next, mask=o_next < end, other=0)
-        b_sum += b_w[:, None] * b_k
+    if HAS_SEGMENTS:
+        first = tl.load(segptr_ptr + stacked)
+        last = tl.load(segptr_ptr + stacked + 1)
+        p_partial = partial_ptr + (i_l * num_segments + tl.load(p_t + 4)) * D
+        b_sum = _add_segments(b_sum, p_partial, first, last, D, D_PAD, EDGES)
+        end = tl.where(first < last, start, end)
+    b_sum = _add_row(b_sum, p_k, col_ptr, weight_ptr, start, end, STRIDE_KT, D, D_PAD, EDGES)
     # [D_PAD]
+    o_d = tl.arange(0, D_PAD)
+    m_d = o_d < D
     b_kbar = tl.sum(b_sum, 0)
     p_q = q_ptr + i_l * stride_ql + head * stride_qh + (num_prefix + gene) * STRIDE_QT
     b_q = tl.load(p_q + o_d, mask=m_d, other=0.0).to(tl.float32)
@@ -146,7 +279,7 @@ def row_dot_bwd_kernel_dq(
     kbar_ptr,  # float32 [L, M, D]
     slot_ptr,  # int64 [num_ties * N]: where among the M a row was chosen; not read unless HAS_ROWS
     headptr_ptr,  # int64 [H + 1]: where the ties of each head begin
-    ties_ptr,  # int64 [num_ties, 2]: tie and relation, by head
+    ties_ptr,  # int64 [num_ties, 3]: tie and relation, by head; the third is for dk
     dq_ptr,  # [L, H, T, D]
     num_genes,
     num_ties,
@@ -173,7 +306,7 @@ def row_dot_bwd_kernel_dq(
     # [BT, D_PAD]
     b_dq = tl.zeros([BT, D_PAD], dtype=tl.float32)
     for i in range(tl.load(headptr_ptr + head), tl.load(headptr_ptr + head + 1)):
-        o_n = tl.load(ties_ptr + i * 2) * num_genes + o_t - num_prefix
+        o_n = tl.load(ties_ptr + i * 3) * num_genes + o_t - num_prefix
         b_g = tl.load(g_ptr + i_l * num_ties * num_genes + o_n, mask=m_n, other=0.0)
         m_g = m_n & (b_g != 0)
         b_m = o_n
@@ -185,7 +318,52 @@ def row_dot_bwd_kernel_dq(
     tl.store(p_b, b_dq.to(dq_ptr.dtype.element_ty), mask=m_t[:, None] & m_d[None, :])
 
 
-@triton.jit(do_not_specialize=["num_genes", "num_ties", "num_prefix", "num_heads"])
+@triton.jit(do_not_specialize=["num_genes", "num_ties", "max_segments", "num_segments", "num_prefix"])
+def row_dot_bwd_kernel_dk_segments(
+    g_ptr,  # float32 [L, num_ties * N]
+    q_ptr,  # [L, H, T, D]
+    weight_ptr,  # float32 or float64 [E], by row
+    colptr_ptr,  # int64 [K * N + 1]
+    row_ptr,  # int32 [E], by column
+    edge_ptr,  # int64 [E], by column: where the entry's weight is
+    segptr_ptr,  # int64 [K * N + 1]: the first segment of each stacked column
+    segcol_ptr,  # int64 [S]: the stacked column of each segment
+    ties_ptr,  # int64 [num_ties, 4]: as in the forward
+    partial_ptr,  # float32 [L, num_segments, D]
+    num_genes,
+    num_ties,
+    max_segments,
+    num_segments,
+    num_prefix,
+    stride_ql,
+    stride_qh,
+    STRIDE_QT: tl.constexpr,
+    ALIGN: tl.constexpr,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    EDGES: tl.constexpr,
+):
+    """dk of one segment of a column."""
+    pid = tl.program_id(0)
+    i_t = (pid // max_segments) % num_ties
+    i_l = (pid // max_segments // num_ties).to(tl.int64)
+    p_t = ties_ptr + i_t * 4
+    if pid % max_segments >= tl.load(p_t + 2):
+        return
+    i_s = tl.load(p_t + 1) + pid % max_segments
+    start, end = _segment(colptr_ptr, segptr_ptr, tl.load(segcol_ptr + i_s), i_s)
+    p_q = q_ptr + i_l * (stride_ql // ALIGN * ALIGN) + tl.load(p_t) * (stride_qh // ALIGN * ALIGN) + num_prefix * STRIDE_QT
+    p_g = g_ptr + (i_l * num_ties + i_t) * num_genes
+    # [EDGES, D_PAD]
+    b_sum = tl.zeros([EDGES, D_PAD], dtype=tl.float32)
+    b_sum = _add_column(b_sum, p_q, p_g, weight_ptr, row_ptr, edge_ptr, start, end, STRIDE_QT, D, D_PAD, EDGES)
+    # [D_PAD]
+    o_d = tl.arange(0, D_PAD)
+    o_s = i_l * num_segments + i_s + tl.load(p_t + 3)
+    tl.store(partial_ptr + o_s * D + o_d, tl.sum(b_sum, 0), mask=o_d < D)
+
+
+@triton.jit(do_not_specialize=["num_genes", "num_ties", "num_segments", "num_prefix", "num_heads"])
 def row_dot_bwd_kernel_dk(
     g_ptr,  # float32 [L, num_ties * N]
     q_ptr,  # [L, H, T, D]
@@ -193,15 +371,19 @@ def row_dot_bwd_kernel_dk(
     colptr_ptr,  # int64 [K * N + 1]
     row_ptr,  # int32 [E], by column
     edge_ptr,  # int64 [E], by column: where the entry's weight is
+    segptr_ptr,  # int64 [K * N + 1]
+    partial_ptr,  # float32 [L, num_segments, D]; not read unless HAS_SEGMENTS, nor is segptr
     headptr_ptr,  # int64 [H + 1]
-    ties_ptr,  # int64 [num_ties, 2]: tie and relation, by head
+    ties_ptr,  # int64 [num_ties, 3]: tie, relation, and what leads from segments to their partial sums; by head
     dk_ptr,  # [L, H, T, D]
     num_genes,
     num_ties,
+    num_segments,
     num_prefix,
     num_heads,
     stride_ql,
     stride_qh,
+    HAS_SEGMENTS: tl.constexpr,
     STRIDE_QT: tl.constexpr,
     ALIGN: tl.constexpr,
     D: tl.constexpr,
@@ -216,37 +398,25 @@ def row_dot_bwd_kernel_dk(
     gene = o_t % num_tokens - num_prefix
     first = tl.load(headptr_ptr + head)
     last = tl.where(gene >= 0, tl.load(headptr_ptr + head + 1), first)  # a prefix token has no edges
-    # [D_PAD]
-    o_d = tl.arange(0, D_PAD)
-    m_d = o_d < D
-    # [EDGES]
-    o_e = tl.arange(0, EDGES)
     p_q = q_ptr + i_l * (stride_ql // ALIGN * ALIGN) + head * (stride_qh // ALIGN * ALIGN) + num_prefix * STRIDE_QT
     # [EDGES, D_PAD]
     b_sum = tl.zeros([EDGES, D_PAD], dtype=tl.float32)
     for i in range(first, last):
-        p_g = g_ptr + (i_l * num_ties + tl.load(ties_ptr + i * 2)) * num_genes
-        p_c = colptr_ptr + tl.load(ties_ptr + i * 2 + 1) * num_genes + gene
-        start = tl.load(p_c)
-        end = tl.load(p_c + 1)
-        o_next = start + EDGES + o_e
-        b_row = tl.load(row_ptr + start + o_e, mask=start + o_e < end, other=0)
-        b_edge = tl.load(edge_ptr + start + o_e, mask=start + o_e < end, other=0)
-        b_next = tl.load(row_ptr + o_next, mask=o_next < end, other=0)
-        b_g = tl.load(p_g + b_row, mask=start + o_e < end, other=0.0)
-        for e in range(start, end, EDGES):
-            m_g = b_g != 0  # rows that were not chosen are not read
-            b_g *= tl.load(weight_ptr + b_edge, mask=m_g, other=0.0).to(tl.float32)
-            p_b = p_q + b_row.to(tl.int64)[:, None] * STRIDE_QT + o_d[None, :]
-            b_q = tl.load(p_b, mask=m_g[:, None] & m_d[None, :], other=0.0).to(tl.float32)
-            o_next = e + EDGES + o_e
-            b_row = b_next
-            b_edge = tl.load(edge_ptr + o_next, mask=o_next < end, other=0)
-            b_next_g = tl.load(p_g + b_row, mask=o_next < end, other=0.0)
-            b_next = tl.load(row_ptr + o_next + EDGES, mask=o_next + EDGES < end, other=0)
-            b_sum += b_g[:, None] * b_q
-            b_g = b_next_g
-    tl.store(dk_ptr + o_t * D + o_d, tl.sum(b_sum, 0).to(dk_ptr.dtype.element_ty), mask=m_d)
+        p_t = ties_ptr + i * 3
+        p_g = g_ptr + (i_l * num_ties + tl.load(p_t)) * num_genes
+        stacked = tl.load(p_t + 1) * num_genes + gene
+        start = tl.load(colptr_ptr + stacked)
+        end = tl.load(colptr_ptr + stacked + 1)
+        if HAS_SEGMENTS:
+            first_segment = tl.load(segptr_ptr + stacked)
+            last_segment = tl.load(segptr_ptr + stacked + 1)
+            p_partial = partial_ptr + (i_l * num_segments + tl.load(p_t + 2)) * D
+            b_sum = _add_segments(b_sum, p_partial, first_segment, last_segment, D, D_PAD, EDGES)
+            end = tl.where(first_segment < last_segment, start, end)
+        b_sum = _add_column(b_sum, p_q, p_g, weight_ptr, row_ptr, edge_ptr, start, end, STRIDE_QT, D, D_PAD, EDGES)
+    # [D_PAD]
+    o_d = tl.arange(0, D_PAD)
+    tl.store(dk_ptr + o_t * D + o_d, tl.sum(b_sum, 0).to(dk_ptr.dtype.element_ty), mask=o_d < D)
 
 
 # ----------------------------------------------------------------------------------------------------------- launchers
@@ -261,6 +431,12 @@ def row_dot(
     colptr: Tensor,
     row: Tensor,
     edge: Tensor,
+    row_segptr: Tensor,
+    segment_row: Tensor,
+    row_segments: Sequence[int],
+    col_segptr: Tensor,
+    segment_col: Tensor,
+    col_segments: Sequence[int],
     relations: Sequence[int],
     heads: Sequence[int],
     rows: Tensor | None,
@@ -269,30 +445,44 @@ def row_dot(
 ) -> tuple[Tensor, Tensor]:
     """(y [..., M], kbar [..., M, D]), float32; the operator `cellattn::row_dot`."""
     check_floats(q=q, k=k)
-    check_devices(q=q, k=k, rowptr=rowptr, col=col, weight=weight, rows=rows)
+    check_devices(
+        q=q, k=k, rowptr=rowptr, col=col, weight=weight, row_segptr=row_segptr, segment_row=segment_row, rows=rows
+    )  # fmt: skip
     *lead, _, num_tokens, d = q.shape
-    num_rows = sum(lengths)
+    num_genes, num_ties, num_rows = num_tokens - num_prefix, len(lengths), sum(lengths)
     y = torch.empty(*lead, num_rows, dtype=torch.float32, device=q.device)
     kbar = torch.empty(*lead, num_rows, d, dtype=torch.float32, device=q.device)
     if y.numel() == 0:
         return y, kbar
-    first = [sum(lengths[:i]) for i in range(len(lengths))]
-    ties = device_ints(tuple(x for tie in zip(relations, heads, first, lengths, strict=True) for x in tie), q.device)
+    cut = _Segments.of_ties(relations, row_segments)
+    first = [sum(lengths[:i]) for i in range(num_ties)]
+    ties = rows_of_ints(zip(relations, heads, first, lengths, cut.shifts, strict=True), q.device)
     q4, k4 = flat_heads(q), flat_heads(k)
     (stride_ql, stride_qh), (stride_kl, stride_kh) = lead_strides(q4), lead_strides(k4)
     genes = None if rows is None else rows.contiguous()
+    partial, d_pad = cut.partial_sums(q4), padded(d)
+    chosen = _chosen(rows, lengths, num_genes) if rows is not None and cut.total > 0 else None
+    shape = {"STRIDE_KT": k4.stride(2), "ALIGN": gcd(stride_kl, stride_kh, 8), "D": d, "D_PAD": d_pad}
+
+    def launch_segments(tile: Gather) -> None:
+        row_dot_fwd_kernel_segments[(q4.shape[0] * num_ties * cut.most,)](
+            k4, rowptr, col, weight, row_segptr, segment_row, cut.table(heads, q.device), chosen, partial,
+            num_genes, num_ties, cut.most, cut.total, num_prefix, stride_kl, stride_kh,
+            HAS_ROWS=rows is not None, **shape, EDGES=tile.rows, **tile.options,
+        )  # fmt: skip
 
     def launch(tile: Gather) -> None:
-        row_dot_fwd_kernel[(q4.shape[0] * len(lengths) * max(lengths),)](
-            q4, k4, rowptr, col, weight, ties, genes, y, kbar,
-            num_tokens - num_prefix, len(lengths), max(lengths), num_rows, num_prefix,
-            stride_ql, stride_qh, stride_kl, stride_kh, HAS_ROWS=rows is not None,
-            STRIDE_QT=q4.stride(2), STRIDE_KT=k4.stride(2), ALIGN=gcd(stride_kl, stride_kh, 8),
-            D=d, D_PAD=padded(d), EDGES=tile.rows, **tile.options,
+        row_dot_fwd_kernel[(q4.shape[0] * num_ties * max(lengths),)](
+            q4, k4, rowptr, col, weight, row_segptr, partial, ties, genes, y, kbar,
+            num_genes, num_ties, max(lengths), num_rows, cut.total, num_prefix, stride_ql, stride_qh, stride_kl, stride_kh,
+            HAS_ROWS=rows is not None, HAS_SEGMENTS=cut.total > 0, STRIDE_QT=q4.stride(2), **shape, EDGES=tile.rows,
+            **tile.options,
         )  # fmt: skip
 
     with on_device(q):
-        choose_gather("row_dot_fwd", q, padded(d), launch)
+        if cut.total > 0:
+            choose_gather("row_dot_fwd_segments", q, d_pad, launch_segments)
+        choose_gather("row_dot_fwd", q, d_pad, launch)
     return y, kbar
 
 
@@ -304,6 +494,9 @@ def row_dot_backward(
     colptr: Tensor,
     row: Tensor,
     edge: Tensor,
+    segptr: Tensor,
+    segment_col: Tensor,
+    segments: Sequence[int],
     relations: Sequence[int],
     heads: Sequence[int],
     rows: Tensor | None,
@@ -312,22 +505,36 @@ def row_dot_backward(
 ) -> tuple[Tensor, Tensor]:
     """(dq, dk) [..., H, T, D] in the dtype of q; the operator `cellattn::row_dot_backward`."""
     check_floats(q=q)
-    check_devices(q=q, dy=dy, kbar=kbar, weight=weight, colptr=colptr, row=row, edge=edge, rows=rows)
+    check_devices(
+        q=q,
+        dy=dy,
+        kbar=kbar,
+        weight=weight,
+        colptr=colptr,
+        row=row,
+        edge=edge,
+        segptr=segptr,
+        segment_col=segment_col,
+        rows=rows,
+    )
     num_heads, num_tokens, d = q.shape[-3:]
     num_genes, num_ties, num_rows = num_tokens - num_prefix, len(lengths), sum(lengths)
     if dy.numel() == 0 or q.numel() == 0:
         return q.new_zeros(q.shape), q.new_zeros(q.shape)
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     dk = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    cut = _Segments.of_ties(relations, segments)
     by_head = sorted(range(num_ties), key=lambda tie: heads[tie])
     headptr = device_ints(tuple(sum(head < h for head in heads) for h in range(num_heads + 1)), q.device)
-    ties = device_ints(tuple(x for tie in by_head for x in (tie, relations[tie])), q.device)
+    ties = rows_of_ints(((tie, relations[tie], cut.shifts[tie]) for tie in by_head), q.device)
     q4 = flat_heads(q)
     g, slot = dy.contiguous(), None
     if rows is not None:
         g, slot = _by_gene(g, rows, lengths, num_genes)
     kbar, d_pad = kbar.contiguous(), padded(d)
     stride_ql, stride_qh = lead_strides(q4)
+    partial = cut.partial_sums(q4)
+    shape = {"STRIDE_QT": q4.stride(2), "ALIGN": gcd(stride_ql, stride_qh, 8), "D": d, "D_PAD": d_pad}
 
     def launch_dq(tile: Gather) -> None:
         row_dot_bwd_kernel_dq[(q4.shape[0] * num_heads * triton.cdiv(num_tokens, tile.rows),)](
@@ -335,25 +542,77 @@ def row_dot_backward(
             HAS_ROWS=rows is not None, D=d, D_PAD=d_pad, BT=tile.rows, **tile.options,
         )  # fmt: skip
 
+    def launch_dk_segments(tile: Gather) -> None:
+        row_dot_bwd_kernel_dk_segments[(q4.shape[0] * num_ties * cut.most,)](
+            g, q4, weight, colptr, row, edge, segptr, segment_col, cut.table(heads, q.device), partial,
+            num_genes, num_ties, cut.most, cut.total, num_prefix, stride_ql, stride_qh,
+            **shape, EDGES=tile.rows, **tile.options,
+        )  # fmt: skip
+
     def launch_dk(tile: Gather) -> None:
         row_dot_bwd_kernel_dk[(q4.shape[0] * num_heads * num_tokens,)](
-            g, q4, weight, colptr, row, edge, headptr, ties, dk, num_genes, num_ties, num_prefix, num_heads,
-            stride_ql, stride_qh, STRIDE_QT=q4.stride(2), ALIGN=gcd(stride_ql, stride_qh, 8),
-            D=d, D_PAD=d_pad, EDGES=tile.rows, **tile.options,
+            g, q4, weight, colptr, row, edge, segptr, partial, headptr, ties, dk,
+            num_genes, num_ties, cut.total, num_prefix, num_heads, stride_ql, stride_qh,
+            HAS_SEGMENTS=cut.total > 0, **shape, EDGES=tile.rows, **tile.options,
         )  # fmt: skip
 
     with on_device(q):
         choose_gather("row_dot_bwd_dq", q, d_pad, launch_dq)
+        if cut.total > 0:
+            choose_gather("row_dot_bwd_dk_segments", q, d_pad, launch_dk_segments)
         choose_gather("row_dot_bwd_dk", q, d_pad, launch_dk)
     return dq, dk
+
+
+@dataclass(frozen=True)
+class _Segments:
+    """The segments of the relation of each tie. Their partial sums stand tie after tie, segment s of tie t at s + shifts[t]."""
+
+    first: tuple[int, ...]
+    count: tuple[int, ...]
+
+    @classmethod
+    def of_ties(cls, relations: Sequence[int], offset: Sequence[int]) -> _Segments:
+        return cls(tuple(offset[r] for r in relations), tuple(offset[r + 1] - offset[r] for r in relations))
+
+    @property
+    def total(self) -> int:
+        return sum(self.count)
+
+    @property
+    def most(self) -> int:
+        return max(self.count)
+
+    @property
+    def shifts(self) -> list[int]:
+        return [sum(self.count[:tie]) - first for tie, first in enumerate(self.first)]
+
+    def table(self, heads: Sequence[int], device: torch.device) -> Tensor:
+        """int64 [ties, 4]: head, first segment, how many, shift."""
+        return rows_of_ints(zip(heads, self.first, self.count, self.shifts, strict=True), device)
+
+    def partial_sums(self, x: Tensor) -> Tensor | None:
+        """float32 [L, total, D] beside x [L, H, T, D], None if there are none."""
+        return torch.empty(x.shape[0], self.total, x.shape[-1], dtype=torch.float32, device=x.device) if self.total else None
+
+
+def _keys(rows: Tensor, lengths: Sequence[int], num_genes: int) -> Tensor:
+    """int64 [M]: tie * N + gene of each chosen row."""
+    first = device_ints(tuple(sum(lengths[:i]) for i in range(1, len(lengths))), rows.device)
+    tie = torch.bucketize(torch.arange(rows.numel(), device=rows.device), first, right=True)
+    return tie * num_genes + rows
+
+
+def _chosen(rows: Tensor, lengths: Sequence[int], num_genes: int) -> Tensor:
+    """bool [ties * N]: whether a row was chosen."""
+    chosen = torch.zeros(len(lengths) * num_genes, dtype=torch.bool, device=rows.device)
+    return chosen.index_fill_(0, _keys(rows, lengths, num_genes), True)
 
 
 def _by_gene(dy: Tensor, rows: Tensor, lengths: Sequence[int], num_genes: int) -> tuple[Tensor, Tensor]:
     """(g [L, ties * N], slot [ties * N]) of dy [..., M]; a row chosen twice has one kbar, so that any of its slots will do."""
     num_rows, num_keys, device = rows.numel(), len(lengths) * num_genes, dy.device
-    first = device_ints(tuple(sum(lengths[:i]) for i in range(1, len(lengths))), device)
-    tie = torch.bucketize(torch.arange(num_rows, device=device), first, right=True)
-    keys, order = torch.sort(tie * num_genes + rows, stable=True)
+    keys, order = torch.sort(_keys(rows, lengths, num_genes), stable=True)
     ptr = torch.searchsorted(keys, torch.arange(num_keys + 1, device=device))
     g = torch.empty(dy.numel() // num_rows, num_keys, dtype=torch.float32, device=device)
     block = 128
@@ -379,3 +638,8 @@ def lead_strides(x: Tensor) -> tuple[int, int]:
 def device_ints(values: tuple[int, ...], device: torch.device) -> Tensor:
     """A short list of numbers as int64 on the device, made once: a copy from the host would force a sync at every launch."""
     return torch.tensor(values, dtype=torch.int64, device=device)
+
+
+def rows_of_ints(rows: Iterable[tuple[int, ...]], device: torch.device) -> Tensor:
+    """A small table, row after row, likewise."""
+    return device_ints(tuple(x for row in rows for x in row), device)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cellattn import MultiGraph
+from cellattn.graph import SEGMENT, cut_rows
 
 N = 7
 
@@ -306,6 +307,47 @@ def test_transpose_agrees_with_dense() -> None:
     assert graph.transpose() is graph.transpose()
 
 
+def test_rows_longer_than_a_segment_are_cut() -> None:
+    """Two relations of four rows, the lengths beside the longest among them."""
+    degree = [0, 8, 9, 1, 16, 17, 0, 60]
+    segments = cut_rows(torch.tensor(degree), 4, longest=8)
+    counts = [0, 0, 2, 0, 2, 3, 0, 8]
+    assert segments.ptr.tolist() == [sum(counts[:i]) for i in range(9)]
+    assert segments.row.tolist() == [2, 2, 4, 4, 5, 5, 5, *[7] * 8]
+    assert segments.offset == (0, 2, 15)
+
+
+@pytest.mark.parametrize("longest", [1, 7, 8])
+def test_segments_are_even_and_no_longer_than_asked(longest: int) -> None:
+    degree = torch.arange(70)
+    count = cut_rows(degree, 70, longest).ptr.diff().tolist()
+    for d, n in enumerate(count):
+        lengths = [d * (s + 1) // n - d * s // n for s in range(n)]
+        assert (n == 0) == (d <= longest)
+        assert sum(lengths) == (d if n else 0)
+        assert all(longest / 2 <= length <= longest for length in lengths)
+
+
+def test_segments_of_rows_and_of_columns() -> None:
+    """A row of exactly SEGMENT + 1 entries in one relation, a column of it in another, one entry fewer in the last."""
+    n = SEGMENT + 1
+    hub = torch.stack([torch.full((n,), 5), torch.arange(n)])
+    graph = MultiGraph.from_edge_index({"rows": hub, "columns": hub.flip(0), "whole": hub[:, 1:]}, n)
+    by_row, by_column = graph.segments
+    assert (by_row.row.tolist(), by_row.offset) == ([5, 5], (0, 2, 2, 2))
+    assert (by_column.row.tolist(), by_column.offset) == ([n + 5, n + 5], (0, 0, 2, 2))
+    for segments, first in ((by_row, 5), (by_column, n + 5)):
+        assert torch.equal(segments.ptr, 2 * (torch.arange(3 * n + 1) > first))
+
+
+@pytest.mark.parametrize("edges", [{}, {"a": torch.empty(2, 0, dtype=torch.int64)}], ids=["no relations", "no edges"])
+def test_no_segments(edges: dict[str, Tensor]) -> None:
+    for segments in MultiGraph.from_edge_index(edges, 3).segments:
+        assert segments.ptr.tolist() == [0] * (3 * len(edges) + 1)
+        assert segments.row.numel() == 0
+        assert segments.offset == (0,) * (len(edges) + 1)
+
+
 # ----------------------------------------------------------------------------------------------------- known, extend
 
 
@@ -399,7 +441,7 @@ def test_to_another_device_and_back() -> None:
     graph = weighted()
     graph.transpose()
     moved = graph.to("cuda")
-    assert moved.device.type == moved.transpose().row.device.type == "cuda"
+    assert moved.device.type == moved.transpose().row.device.type == moved.segments[1].ptr.device.type == "cuda"
     assert moved.to("cpu") == graph
 
 

@@ -49,20 +49,30 @@ def row_dot(
     if any(index is not None for index in rows):
         everyone = torch.arange(graph.num_nodes, device=graph.device)
         genes = torch.cat([everyone if index is None else index for index in rows])
-    y, _ = _row_dot(q, k, *graph.stacked, *graph.transpose(), relations, heads, genes, lengths, num_prefix)
+    by_row, by_column = graph.segments
+    y, _ = _row_dot(
+        q, k, *graph.stacked, *graph.transpose(), *by_row, *by_column, relations, heads, genes, lengths, num_prefix
+    )  # fmt: skip
     return list(y.split(lengths, -1))
 
 
 # ------------------------------------------------------------------------------------------------------- operators
 
 
-# q, k [..., H, T, D]; the stacked graph by rows and by columns; relation and head of every tie; rows int64 [M], the genes of
-# tie after tie, None for all N of every tie; lengths, the rows of every tie.
+# q, k [..., H, T, D]; the stacked graph by rows and by columns, and where its long rows and columns are cut, which the CPU does
+# not read; relation and head of every tie; rows int64 [M], the genes of tie after tie, None for all N of every tie; lengths, the
+# rows of every tie.
 _TIES = "int[] relations, int[] heads, Tensor? rows, int[] lengths, int num_prefix"
 _BY_COLUMN = "Tensor weight, Tensor colptr, Tensor row, Tensor edge"
+_ROW_SEGMENTS = "Tensor row_segptr, Tensor segment_row, int[] row_segments"
+_COLUMN_SEGMENTS = "Tensor col_segptr, Tensor segment_col, int[] col_segments"
 
 
-@operator("row_dot", schema=f"(Tensor q, Tensor k, Tensor rowptr, Tensor col, {_BY_COLUMN}, {_TIES}) -> (Tensor, Tensor)")
+@operator(
+    "row_dot",
+    schema=f"(Tensor q, Tensor k, Tensor rowptr, Tensor col, {_BY_COLUMN}, {_ROW_SEGMENTS}, {_COLUMN_SEGMENTS}, {_TIES})"
+    " -> (Tensor, Tensor)",
+)
 def _row_dot(q: Tensor, k: Tensor, rowptr: Tensor, col: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """(y [..., M], kbar [..., M, D])"""
     *_, relations, heads, rows, lengths, num_prefix = rest
@@ -87,11 +97,14 @@ def _(q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return y, y.new_empty(*y.shape, q.shape[-1])
 
 
-@operator("row_dot_backward", schema=f"(Tensor dy, Tensor q, Tensor kbar, {_BY_COLUMN}, {_TIES}) -> (Tensor, Tensor)")
+@operator(
+    "row_dot_backward",
+    schema=f"(Tensor dy, Tensor q, Tensor kbar, {_BY_COLUMN}, {_COLUMN_SEGMENTS}, {_TIES}) -> (Tensor, Tensor)",
+)
 def _row_dot_backward(
     dy: Tensor, q: Tensor, kbar: Tensor, weight: Tensor, colptr: Tensor, row: Tensor, edge: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
-    relations, heads, rows, lengths, num_prefix = rest
+    *_, relations, heads, rows, lengths, num_prefix = rest
     n = q.shape[-2] - num_prefix
     dq, dk = (torch.zeros(q.shape, dtype=kbar.dtype) for _ in range(2))
     for relation, head, here in _each_tie(relations, heads, lengths):
@@ -117,20 +130,19 @@ def _(dy: Tensor, q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, _, _, _, *by_column, relations, heads, rows, lengths, num_prefix = inputs
+    q, _, _, _, weight, colptr, row, edge, _, _, _, segptr, segment_col, segments, relations, heads, rows, *rest = inputs
     keep_missing_grads(ctx)
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(q, output[1], *by_column, rows)
-    ctx.ties = relations, heads
-    ctx.lengths, ctx.num_prefix = lengths, num_prefix
+    ctx.save_for_backward(q, output[1], weight, colptr, row, edge, segptr, segment_col, rows)
+    ctx.segments, ctx.ties, ctx.rest = segments, (relations, heads), rest
 
 
 def _backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if dy is None:
-        return (None,) * 13
+        return (None,) * 19
     *tensors, rows = ctx.saved_tensors
-    dq, dk = _row_dot_backward(dy, *tensors, *ctx.ties, rows, ctx.lengths, ctx.num_prefix)
-    return dq, dk, *(None,) * 11
+    dq, dk = _row_dot_backward(dy, *tensors, ctx.segments, *ctx.ties, rows, *ctx.rest)
+    return dq, dk, *(None,) * 17
 
 
 _row_dot.register_autograd(_backward, setup_context=_setup_context)

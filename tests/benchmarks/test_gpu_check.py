@@ -26,7 +26,7 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-CASES = {case.name: case for case in gpu_check.cases(gpu_check.cell(70, device=CPU))}
+CASES = {case.name: case for case in (*gpu_check.cases(gpu_check.cell(70, device=CPU)), *gpu_check.hub_cases(CPU))}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -47,6 +47,12 @@ def test_a_wrong_result_fails() -> None:
     exact = case.exact
     wrong = gpu_check.Case("wrong", case.inputs, lambda *x: tuple(1.01 * y for y in exact(*x)), exact)
     assert not any(result.passed for result in gpu_check.accuracy(wrong, CPU))
+
+
+def test_the_cell_has_rows_and_columns_that_are_cut() -> None:
+    by_row, by_column = gpu_check.cell(6607, device=CPU).segments
+    assert by_row.row.unique().numel() == 27
+    assert by_column.row.unique().numel() == 26
 
 
 def test_khop_checks_hold_on_the_cpu() -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from cellattn import MultiGraph
+from cellattn.graph import SEGMENT, cut_rows
 from cellattn.kernels import config
 from cellattn.kernels import row_dot as kernels
 
@@ -49,8 +51,21 @@ def reference(
     return torch.cat(parts, -1)
 
 
+def cut(graph: MultiGraph, longest: int) -> tuple[Any, ...]:
+    """What the launchers take of a graph whose rows and columns of more than `longest` entries are cut."""
+    by_column = graph.transpose()
+    cuts = (cut_rows(ptr.diff(), graph.num_nodes, longest) for ptr in (graph.stacked[0], by_column.colptr))
+    return (*graph.stacked, *by_column, *(x for segments in cuts for x in segments))
+
+
 def check(
-    q: Tensor, k: Tensor, graph: MultiGraph, ties: Sequence[tuple[str, int]], rows: Sequence[Tensor | None], p: int
+    q: Tensor,
+    k: Tensor,
+    graph: MultiGraph,
+    ties: Sequence[tuple[str, int]],
+    rows: Sequence[Tensor | None],
+    p: int,
+    longest: int = SEGMENT,
 ) -> None:
     """y, dq and dk of the launchers against autograd in float64, each relative to its largest entry."""
     lengths = [graph.num_nodes if index is None else index.numel() for index in rows]
@@ -63,8 +78,9 @@ def check(
     dy = torch.randn(want.shape, generator=torch.Generator().manual_seed(3))
     wanted = [want.detach(), *torch.autograd.grad(want, exact, dy.double())]
 
-    y, kbar = kernels.row_dot(q, k, *graph.stacked, *graph.transpose(), *of_ties)
-    got = [y, *kernels.row_dot_backward(dy, q, kbar, graph.stacked[2], *graph.transpose(), *of_ties)]
+    of_graph = cut(graph, longest)
+    y, kbar = kernels.row_dot(q, k, *of_graph, *of_ties)
+    got = [y, *kernels.row_dot_backward(dy, q, kbar, *of_graph[2:6], *of_graph[9:], *of_ties)]
     assert [x.dtype for x in got] == [torch.float32, q.dtype, q.dtype]
     for name, a, b in zip(("y", "dq", "dk"), got, wanted, strict=True):
         assert a.shape == b.shape, name
@@ -110,13 +126,102 @@ def test_rows(rows: list[list[int] | None]) -> None:
     )
 
 
-def test_hub_rows_take_several_steps() -> None:
-    """Degree 180 both ways: at D = 128 the loop over entries runs twelve times, 16 at once."""
+@pytest.mark.parametrize("longest", [180, 100, 10], ids=["whole", "two segments", "18 segments"])
+def test_hub_rows_take_several_steps(longest: int) -> None:
+    """Degree 180 both ways: at D = 128 a loop takes 16 entries at once, or 16 segments."""
     n = 180
     everyone, hub = torch.arange(n), torch.zeros(n, dtype=torch.int64)
     graph = MultiGraph.from_edge_index({"a": torch.stack([hub, everyone])}, n, undirected=True)
     q, k = (x.detach() for x in leaves((1, n, 128), (1, n, 128), dtype=torch.float32))
-    check(q, k, graph, [("a", 0)], [None], 0)
+    check(q, k, graph, [("a", 0)], [None], 0, longest)
+
+
+# Segments of at most 8 entries. Relation a has rows and columns of 8 (whole), 9 and 60; b of 8 at most; c of 17 and 33.
+LONGEST, HUB_GENES = 8, 61
+HUB_TIES = [("a", 0), ("b", 2), ("c", 0), ("c", 1), ("a", 1)]  # heads of two hub relations, and of none
+
+
+def hubs_graph() -> MultiGraph:
+    """Rows and columns of given degrees, the neighbours drawn without replacement, each with a weight."""
+    g = torch.Generator().manual_seed(5)
+
+    def star(gene: int, degree: int) -> Tensor:
+        return torch.stack([torch.full((degree,), gene), torch.randperm(HUB_GENES, generator=g)[:degree]])
+
+    index = {
+        "a": [star(3, 8), star(7, 9), star(20, 60), star(5, 8).flip(0), star(9, 9).flip(0), star(30, 60).flip(0)],
+        "b": [star(gene, gene % 9) for gene in range(0, HUB_GENES, 4)],
+        "c": [star(1, 17), star(60, 33).flip(0)],
+    }
+    edges = {name: torch.cat(parts, 1) for name, parts in index.items()}
+    weight = {name: torch.rand(e.shape[1], generator=g) + 0.1 for name, e in edges.items()}
+    return MultiGraph.from_edge_index(edges, HUB_GENES, edge_weight=weight)
+
+
+HUB_ROWS: dict[str, list[list[int] | None]] = {
+    "all": [None] * 5,
+    "hubs": [[20, 3, 7], [4], [1], [1, 0], [20]],
+    "no hub": [[0, 3, 2], [4, 8], [2, 60], [5], [4]],
+    "repeated": [[20, 20, 7, 0, 20], [8, 8], [1, 1], [0], [3, 3]],
+    "a tie with none, and one with all": [[], None, [1, 2], None, [20, 19]],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("rows", HUB_ROWS.values(), ids=HUB_ROWS)
+def test_rows_and_columns_cut_into_segments(rows: list[list[int] | None], dtype: torch.dtype) -> None:
+    q, k = (x.detach() for x in leaves((3, HUB_GENES + 1, 20), (3, HUB_GENES + 1, 20), dtype=dtype))
+    chosen = [None if index is None else torch.tensor(index, dtype=torch.int64) for index in rows]
+    check(q, k, hubs_graph(), HUB_TIES, chosen, 1, LONGEST)
+
+
+def test_segments_of_leading_dimensions() -> None:
+    q, k = (x.detach() for x in leaves((2, 2, HUB_GENES, 8), (2, 2, HUB_GENES, 8), dtype=torch.float32))
+    check(q, k, hubs_graph(), [("c", 1), ("a", 0)], [torch.tensor([1, 0]), torch.tensor([20, 7])], 0, LONGEST)
+
+
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the kernels, as they are launched."""
+    names: list[str] = []
+
+    def choose(kernel: str, *rest: Any) -> None:
+        names.append(kernel)
+        config.choose_gather(kernel, *rest)
+
+    monkeypatch.setattr(kernels, "choose_gather", choose)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("ties", "longest", "cut_ways"),
+    [(HUB_TIES, LONGEST, True), ([("b", 0)], LONGEST, False), (HUB_TIES, 60, False)],
+    ids=["hubs", "hubs in other relations", "a hub of exactly the length"],
+)
+def test_segments_are_launched_where_a_tie_has_some(
+    ties: list[tuple[str, int]], longest: int, cut_ways: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    q, k = (x.detach() for x in leaves((3, HUB_GENES, 8), (3, HUB_GENES, 8), dtype=torch.float32))
+    names = launched(monkeypatch)
+    check(q, k, hubs_graph(), ties, [None] * len(ties), 0, longest)
+    assert ("row_dot_fwd_segments" in names, "row_dot_bwd_dk_segments" in names) == (cut_ways, cut_ways)
+    assert {"row_dot_fwd", "row_dot_bwd_dq", "row_dot_bwd_dk"} <= set(names)
+
+
+def test_segments_of_rows_left_out_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    allocated = []
+    partial_sums = kernels._Segments.partial_sums
+
+    def kept(self: Any, x: Tensor) -> Tensor | None:
+        allocated.append(partial_sums(self, x))
+        return allocated[-1]
+
+    monkeypatch.setattr(kernels._Segments, "partial_sums", kept)
+    graph = hubs_graph()
+    q, k = (x.detach() for x in leaves((1, HUB_GENES, 8), (1, HUB_GENES, 8), dtype=torch.float32))
+    check(q, k, graph, [("a", 0)], [torch.tensor([7, 4])], 0, LONGEST)
+    computed = allocated[0][0].any(-1)
+    segments = cut_rows(graph.stacked[0].diff(), HUB_GENES, LONGEST)
+    assert torch.equal(computed, segments.row[: segments.offset[1]] == 7)
 
 
 def test_autotuned_tiles_give_the_same(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,9 +230,10 @@ def test_autotuned_tiles_give_the_same(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(config, "_tuned", {})
     monkeypatch.setattr(config, "milliseconds", lambda launch, tile: float(tile.rows))
     q, k = (x.detach() for x in leaves((3, 80, 20), (3, 80, 20), dtype=torch.float32))
-    check(q, k, shapes_graph(79), TIES, [None] * 3, 1)
+    check(q, k, shapes_graph(79), TIES, [None] * 3, 1, 30)
     won = {kernel: tile for (kernel, *_), tile in config._tuned.items()}
-    assert won == dict.fromkeys(("row_dot_fwd", "row_dot_bwd_dq", "row_dot_bwd_dk"), config.Gather(32, 1))
+    names = ("row_dot_fwd_segments", "row_dot_fwd", "row_dot_bwd_dq", "row_dot_bwd_dk_segments", "row_dot_bwd_dk")
+    assert won == dict.fromkeys(names, config.Gather(32, 1))
     assert f"cellattn: row_dot_fwd, sm_80, torch.float32: 32: {config.Gather(32, 1)}," in capsys.readouterr().out
 
 
@@ -150,7 +256,7 @@ def test_bad_input_raises_before_any_launch(q: Tensor, k: Tensor, message: str, 
     graph = random_graph(5, {"a": 4})
     monkeypatch.setattr(kernels, "choose_gather", lambda *_: pytest.fail("a kernel was launched"))
     with pytest.raises(ValueError, match=message):
-        kernels.row_dot(q, k, *graph.stacked, *graph.transpose(), [0], [0], None, [5], 0)
+        kernels.row_dot(q, k, *cut(graph, SEGMENT), [0], [0], None, [5], 0)
 
 
 def test_mixed_devices_raise_before_any_launch_of_the_backward(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,4 +264,4 @@ def test_mixed_devices_raise_before_any_launch_of_the_backward(monkeypatch: pyte
     q, dy, kbar = torch.ones(1, 5, 8), torch.ones(5), torch.ones(5, 8, device="meta")
     monkeypatch.setattr(kernels, "choose_gather", lambda *_: pytest.fail("a kernel was launched"))
     with pytest.raises(ValueError, match="kbar: expected the device of q"):
-        kernels.row_dot_backward(dy, q, kbar, graph.stacked[2], *graph.transpose(), [0], [0], None, [5], 0)
+        kernels.row_dot_backward(dy, q, kbar, *cut(graph, SEGMENT)[2:6], *cut(graph, SEGMENT)[9:], [0], [0], None, [5], 0)

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 import cellattn
 from cellattn import MultiGraph
-from cellattn.graph import Transpose
+from cellattn.graph import Segments, Transpose
 
 from ..compare import random_graph
 
@@ -59,6 +59,8 @@ def graph_on(device: str) -> MultiGraph:
     graph = object.__new__(MultiGraph)
     graph.__dict__.update({name: _like(x, device) if isinstance(x, Tensor) else x for name, x in vars(CPU).items()})
     graph._transpose = Transpose(*(_like(x, device) for x in CPU.transpose()))
+    by_row, by_column = (Segments(_like(ptr, device), _like(row, device), offset) for ptr, row, offset in CPU.segments)
+    graph._segments = by_row, by_column
     return graph
 
 

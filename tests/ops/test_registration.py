@@ -32,6 +32,8 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     mask = torch.arange(N + 1) % 3 > 0
     q1, k1, lse1, dloss = leaves((N + 1, 8), (N + 1, 8), (N,), (N,))
     rows, negatives = torch.arange(N), torch.arange(3 * N).reshape(N, 3) % N
+    cut_rows, cut_columns = g.segments
+    dot = (*g.stacked, *g.transpose(), *cut_rows, *cut_columns)
     problem = (*g.stacked, *g.transpose(), g.inv_mass[:N], g.known("a"), rows)
     index, ptr = torch.tensor([1, 5, 3]), torch.tensor([0, 2, 2, 3])
     head = leaves((3, 8), (N, 8), (N, 5), (3,), (3, 5))
@@ -68,12 +70,12 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "attention": (OPS.attention, (q, k, v, None, 0.3)),
         "attention masked": (OPS.attention, (q, k, v, mask, 0.3)),
         "attention_backward": (OPS.attention_backward, (dout, dlse, *detached, None, dout, lse, 0.3)),
-        "row_dot": (OPS.row_dot, (q, k, *g.stacked, *g.transpose(), [0, 1], [2, 0], None, [N, N], 1)),
-        "row_dot rows": (OPS.row_dot, (q, k, *g.stacked, *g.transpose(), [0, 1], [2, 0], torch.tensor([1, 2, 0]), [2, 1], 1)),
+        "row_dot": (OPS.row_dot, (q, k, *dot, [0, 1], [2, 0], None, [N, N], 1)),
+        "row_dot rows": (OPS.row_dot, (q, k, *dot, [0, 1], [2, 0], torch.tensor([1, 2, 0]), [2, 1], 1)),
         "row_dot_backward": (
             OPS.row_dot_backward,
             (torch.ones(2, 2 * N).double(), q.detach(), torch.ones(2, 2 * N, 8).double(), g.stacked[2], *g.transpose(),
-             [0, 1], [2, 0], None, [N, N], 1),
+             *cut_columns, [0, 1], [2, 0], None, [N, N], 1),
         ),
         "bce_rows": (OPS.bce_rows, (q1, k1, lse1, *problem, None, 0, 1, 0.3, True)),
         "bce_rows sampled": (OPS.bce_rows, (q1, k1, lse1, *problem, negatives, 0, 1, 0.3, True)),
