@@ -52,9 +52,9 @@ SANITIZERS := address,undefined
 sanitize: $(STAMP)
 	CELLATTN_CUDA=0 CELLATTN_SANITIZE=$(SANITIZERS) $(BIN)/python setup.py -q build --build-base build/sanitizing --build-lib $(SANITIZED)
 	cp -r tests pyproject.toml $(SANITIZED)/
-	cd $(SANITIZED) && ASAN_OPTIONS=detect_leaks=0:protect_shadow_gap=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	cd $(SANITIZED) && ASAN_OPTIONS=detect_leaks=0:protect_shadow_gap=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
-	$(CURDIR)/$(BIN)/python -m pytest -p no:cacheprovider $(or $(TEST_ARGS),$(SANITIZE_TESTS))
+	$(abspath $(BIN))/python -m pytest -p no:cacheprovider $(or $(TEST_ARGS),$(SANITIZE_TESTS))
 SANITIZE_TESTS := tests/ops/test_khop_mask.py tests/ops/test_khop_subgraph.py tests/ops/test_perturbation_mask.py \
 	tests/ops/test_masked_spmm.py tests/ops/test_raw_operators.py tests/test_subgraph.py
 

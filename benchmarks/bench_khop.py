@@ -677,7 +677,7 @@ def run(plan: Plan | None = None, *, out: Path | None = None, name: str = "khop"
         "name": name,
         "environment": environment(),
         "graph": f"synthetic cell of {graph.num_nodes:,} genes, {graph.num_edges():,} entries",
-        "avx512": _has_avx512(),
+        "avx512": torch.ops.cellattn.induced_avx512(graph.num_nodes),
         "plan": asdict(plan),
         "rows": rows,
     }
@@ -696,13 +696,6 @@ def run(plan: Plan | None = None, *, out: Path | None = None, name: str = "khop"
     draw(rows, folder / f"{name}.png")
     write_atomic(folder / f"{name}.md", page(result).encode())
     return result
-
-
-def _has_avx512() -> bool:
-    """Whether the CPU's own loops are those with AVX-512."""
-    info = Path("/proc/cpuinfo")
-    flags = set(info.read_text().split()) if info.is_file() else set()
-    return {"avx512f", "avx512vl", "avx512bw", "avx512dq", "fma", "bmi2"} <= flags
 
 
 # ---------------------------------------------------------------------------------------------------------------- targets

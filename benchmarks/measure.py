@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cellattn._memory import available_memory
+
 _MIN_REPEATS = 3  # the fewest that have quantiles
 
 
@@ -131,20 +133,16 @@ def synchronize(device: torch.device) -> None:
 
 
 def memory_limit(device: torch.device) -> int:
-    """Bytes that a computation may hope for: nine tenths of a GPU, or of what the machine has left."""
-    total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else _available()
+    """Bytes that a computation may hope for: nine tenths of a GPU, or of what the machine has left for this process."""
+    total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else available_memory(device)
+    if total is None:
+        raise RuntimeError("this system does not tell how much memory is left")
     return total * 9 // 10
 
 
 def cache_bytes(device: torch.device) -> int:
     """Of a GPU's last-level cache; 0 elsewhere."""
     return int(torch.cuda.get_device_properties(device).L2_cache_size) if device.type == "cuda" else 0
-
-
-def _available() -> int:
-    info = Path("/proc/meminfo").read_text()
-    (kilobytes,) = re.findall(r"^MemAvailable:\s+(\d+) kB", info, flags=re.M)
-    return int(kilobytes) * 1024
 
 
 def _trim_heap() -> None:

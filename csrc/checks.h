@@ -71,6 +71,19 @@ inline void check_ragged(const Tensor& seeds, const Tensor& ptr) {
   STD_TORCH_CHECK(ptr.numel() >= 1, "ptr: expected at least one entry, got none");
 }
 
+// Arguments of khop_words, checked for shapes on either device; the number of relations.
+inline int64_t check_khop_words(
+    const Tensor& rowptr, const Tensor& col, const Tensor& colptr, const Tensor& row, const Tensor& seeds,
+    const Tensor& ptr, int64_t num_nodes, int64_t num_hops, bool incoming, bool outgoing) {
+  const int64_t num_relations = check_stack(rowptr, col, num_nodes);
+  check_size("colptr", check_stack(colptr, row, num_nodes), num_relations);
+  check_ragged(seeds, ptr);
+  for (const Tensor* x : {&colptr, &row, &seeds, &ptr}) check_same_device("khop_words", *x, rowptr);
+  STD_TORCH_CHECK(num_hops >= 0, "num_hops: expected at least 0, got ", num_hops);
+  STD_TORCH_CHECK(incoming || outgoing, "incoming, outgoing: expected one of them at least");
+  return num_relations;
+}
+
 inline void check_words(const char* name, const Tensor& words) { check_tensor(name, words, 2, {ScalarType::Long}); }
 
 inline Word* words_of(const Tensor& words) { return static_cast<Word*>(words.mutable_data_ptr()); }
@@ -107,8 +120,8 @@ inline Induced check_induced_write(
   check_tensor("edge_ptr", edge_ptr, 2, {ScalarType::Long});
   check_size("edge_ptr", edge_ptr.size(0), about.num_relations);
   check_size("edge_ptr", edge_ptr.size(1), about.num_sets + 1);
-  STD_TORCH_CHECK(offsets.scalar_type() == ScalarType::Long, "offsets: expected int64");
-  STD_TORCH_CHECK(offsets.is_contiguous(), "offsets: expected a contiguous tensor");
+  check_tensor("offsets", offsets, 2, {ScalarType::Long});  // how many rows, each backend decides
+  check_size("offsets", offsets.size(1), about.num_sets);
   check_tensor("node", node, 1, {ScalarType::Long, ScalarType::Int});
   const ScalarType index = node.scalar_type();
   about.wide = index == ScalarType::Long;

@@ -252,8 +252,15 @@ GATHERS: dict[tuple[str, int], dict[int, Gather]] = {
     ("perturbation_fwd", 80): _SETS,
     ("perturbation_bwd_sets", 80): _SETS,
     ("perturbation_bwd_genes", 80): _ROWS,
+    ("masked_spmm", 80): _ROWS,
+    # samples that share x divide a program among them, which is larger for it
+    ("masked_spmm_shared", 80): {16: Gather(128, 4), 32: Gather(64, 4), 64: Gather(64, 8), 128: Gather(32, 8)},
+    ("masked_sddmm", 80): _EDGES,
 }
-GATHERS_FLOAT32: dict[str, dict[int, Gather]] = {"bce_edges_fwd": {**_EDGES, 128: Gather(8, 4)}}
+GATHERS_FLOAT32: dict[str, dict[int, Gather]] = {
+    "bce_edges_fwd": {**_EDGES, 128: Gather(8, 4)},
+    "masked_sddmm": {**_EDGES, 64: Gather(16, 4), 128: Gather(8, 4)},
+}
 
 # At most 32 queries (a small batch of the perturbation head): a tall tile would work on rows that are not there.
 TILES_FEW: dict[int, Tile] = {
@@ -365,12 +372,3 @@ def milliseconds(launch: Callable[[Shape], None], tile: Shape) -> float:
         return float(triton.testing.do_bench(functools.partial(launch, tile), return_mode="median"))
     except (OutOfResources, CompilationError, RuntimeError):
         return float("inf")
-
-
-# Products with masked graphs. Samples that share x divide a program among them, which is larger for it.
-GATHERS |= {
-    ("masked_spmm", 80): _ROWS,
-    ("masked_spmm_shared", 80): {16: Gather(128, 4), 32: Gather(64, 4), 64: Gather(64, 8), 128: Gather(32, 8)},
-    ("masked_sddmm", 80): _EDGES,
-}
-GATHERS_FLOAT32 |= {"masked_sddmm": {**_EDGES, 64: Gather(16, 4), 128: Gather(8, 4)}}

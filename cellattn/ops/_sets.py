@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -12,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from .._check import describe, require, require_indices, require_ragged, require_same
 from .._extension import require_extension
+from .._memory import available_memory
 from ..graph import MultiGraph
 
 T = TypeVar("T")
@@ -59,20 +59,6 @@ def allocating(make: Callable[[], T], num_bytes: int, like: Tensor, what: Callab
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "memory" in str(error):
             raise _out_of_memory(num_bytes, device, what(), lower) from error
         raise
-
-
-def available_memory(device: torch.device) -> int | None:
-    """Bytes that can still be allocated on a device; None where the system does not tell."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    if not sys.platform.startswith("linux"):
-        return None
-    with open("/proc/meminfo") as file:
-        for line in file:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None
 
 
 def _out_of_memory(num_bytes: int, device: torch.device, what: str, lower: str) -> Exception:

@@ -18,6 +18,7 @@ namespace {
 
 using Rank = int16_t;
 constexpr int64_t kGroup = 32;
+constexpr int64_t kLineBytes = 64, kCarry = 16;
 
 typedef Word Word8 __attribute__((vector_size(64)));
 
@@ -64,9 +65,10 @@ struct Widened<int32_t> {
   static void put(int32_t* out, Mask m, __m512i x) { _mm512_mask_storeu_epi32(out, m, x); }
 };
 
-// Whole cache lines past the caches; the parts of a line at both ends, which others may share, through them.
+// Whole cache lines past the caches; the parts of a line at both ends, which others may share, through them. With
+// `whole_lines` the part at the end is left.
 template <class T, class In>
-inline void store(T* out, const In* in, int64_t n, int64_t base) {
+inline void store(T* out, const In* in, int64_t n, int64_t base, bool whole_lines) {
   using W = Widened<T>;
   constexpr int64_t kLanes = W::kLanes;
   const __m512i add = W::constant(base);
@@ -77,7 +79,7 @@ inline void store(T* out, const In* in, int64_t n, int64_t base) {
   for (; k + kLanes <= n; k += kLanes) {
     _mm512_stream_si512(reinterpret_cast<__m512i*>(out + k), W::sum(W::all(in + k), add));
   }
-  if (k < n) W::put(out + k, first(n - k), W::sum(W::some(first(n - k), in + k), add));
+  if (k < n && !whole_lines) W::put(out + k, first(n - k), W::sum(W::some(first(n - k), in + k), add));
 }
 
 // 16 rows of 32 numbers to 32 rows of 16: row s is then at out[row_of(s)].
@@ -117,12 +119,12 @@ template <class T, bool HasSource, bool HasId>
 inline void append_block(
     Stage<T, HasSource, HasId>& stage, const WriteTask& task, int s, Rank source, __m256i rank, __m512i edges) {
   const __mmask16 kept = static_cast<__mmask16>(~_mm256_movepi16_mask(rank));
-  const int64_t at = stage.fill[s];
+  const int64_t at = stage.end[s];
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(stage.target[s] + at), _mm256_maskz_compress_epi16(kept, rank));
   if (HasSource) _mm256_storeu_si256(reinterpret_cast<__m256i*>(stage.source[s] + at), _mm256_set1_epi16(source));
   if (HasId) _mm512_storeu_si512(stage.edge[s] + at, _mm512_maskz_compress_epi32(kept, edges));
-  stage.fill[s] = at + __builtin_popcount(kept);
-  if (stage.fill[s] >= kStaged) stage.flush(task, s);
+  stage.end[s] = at + __builtin_popcount(kept);
+  if (stage.end[s] >= kCarry + kStaged) stage.flush(task, s);
 }
 
 template <class T, bool HasSource, bool HasId>

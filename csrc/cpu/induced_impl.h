@@ -1,5 +1,6 @@
 // The body of induced_portable.cpp and induced_avx512.cpp, which say before it what a Rank is and how many samples a kGroup has,
-// and differ in `append_row` and `store`.
+// how long a kLineBytes is that is better written at once, kCarry entries of which wait for the rest; and differ in
+// `append_row` and `store`.
 // It is compiled once for each instruction set, so nothing in here may come from a header that others include too.
 
 // ------------------------------------------------------------------------------------------------------------- counts
@@ -45,28 +46,58 @@ inline void add_counts(const Word* planes, int stride, int64_t* counts) {
 
 // ------------------------------------------------------------------------------------------------------------ writing
 
-// The edges of a group's samples on their way out.
+// The edges of a group's samples on their way out. A line of the output that is not full yet waits here for its other edges:
+// writing it twice would read it in between. So the first kCarry entries are those before `position`.
 template <class T, bool HasSource, bool HasId>
 struct Stage {
   static constexpr bool kHasSource = HasSource, kHasId = HasId;
-  alignas(64) Rank source[HasSource ? kGroup : 1][kStaged + kSlack];
-  alignas(64) Rank target[kGroup][kStaged + kSlack];
-  alignas(64) int32_t edge[HasId ? kGroup : 1][kStaged + kSlack];
-  int64_t fill[kGroup];
-  int64_t position[kGroup];
+  static constexpr int64_t kSize = kCarry + kStaged + kSlack;
+  alignas(64) Rank source[HasSource ? kGroup : 1][kSize];
+  alignas(64) Rank target[kGroup][kSize];
+  alignas(64) int32_t edge[HasId ? kGroup : 1][kSize];
+  int64_t end[kGroup];       // of the entries
+  int64_t position[kGroup];  // where entry kCarry goes, within the relation
 
-  // Writes what sample s has staged, as far as there is room.
-  void flush(const WriteTask& task, int64_t s) {
-    const int64_t at = position[s], room = task.capacity - at;
-    const int64_t n = room < fill[s] ? (room < 0 ? 0 : room) : fill[s];
-    const int64_t base = task.node_base[s];
-    if (at >= 0 && n > 0) {
-      store(static_cast<T*>(task.target) + at, target[s], n, base);
-      if (HasSource) store(static_cast<T*>(task.source) + at, source[s], n, base);
-      if (HasId) store(static_cast<T*>(task.edge_id) + at, edge[s], n, 0);
+  explicit Stage(const WriteTask& task) {
+    for (int64_t s = 0; s < kGroup; ++s) {
+      end[s] = kCarry;
+      position[s] = task.position[s];
     }
-    position[s] += fill[s];
-    fill[s] = 0;
+  }
+
+  // Where the next edge of sample s goes.
+  int64_t next_position(int64_t s) const { return position[s] + end[s] - kCarry; }
+
+  // Makes room for more edges of sample s.
+  void flush(const WriteTask& task, int64_t s) {
+    write_all(task, s, false);
+    for (int64_t k = 0, from = end[s] - kCarry; k < kCarry; ++k, ++from) {
+      target[s][k] = target[s][from];
+      if (HasSource) source[s][k] = source[s][from];
+      if (HasId) edge[s][k] = edge[s][from];
+    }
+    position[s] = next_position(s);
+    end[s] = kCarry;
+  }
+
+  void write_all(const WriteTask& task, int64_t s, bool last) const {
+    const int64_t base = task.node_base[s];
+    write(task.target, target[s], base, task, s, last);
+    if (HasSource) write(task.source, source[s], base, task, s, last);
+    if (HasId) write(task.edge_id, edge[s], 0, task, s, last);
+  }
+
+  // What is not written yet, as far as there is room: whole lines, or if they are the `last` edges all of it.
+  template <class In>
+  void write(void* array, const In* staged, int64_t base, const WriteTask& task, int64_t s, bool last) const {
+    constexpr uintptr_t kLanes = kLineBytes > sizeof(T) ? kLineBytes / sizeof(T) : 1;
+    const int64_t at = position[s], next = next_position(s), to = next < task.capacity ? next : task.capacity;
+    const uintptr_t in_line = (reinterpret_cast<uintptr_t>(array) / sizeof(T) + static_cast<uintptr_t>(at)) % kLanes;
+    const int64_t first = task.position[s] < 0 ? 0 : task.position[s];
+    int64_t from = at - static_cast<int64_t>(in_line);  // the line's beginning was kept back
+    if (from < first) from = first;
+    if (from >= to) return;
+    store(static_cast<T*>(array) + from, staged + kCarry + (from - at), to - from, base, !last && to == next);
   }
 };
 
@@ -82,22 +113,18 @@ inline void append_one(
   const Rank* rank_j = ranks_of(task, task.col[e]);
   for (; samples != 0; samples &= samples - 1) {
     const int s = __builtin_ctz(samples);
-    const int64_t at = stage.fill[s];
+    const int64_t at = stage.end[s];
     stage.target[s][at] = rank_j[s];
     if (S::kHasSource) stage.source[s][at] = rank_i[s];
     if (S::kHasId) stage.edge[s][at] = edge;
-    stage.fill[s] = at + (rank_j[s] >= 0);
-    if (stage.fill[s] >= kStaged) stage.flush(task, s);
+    stage.end[s] = at + (rank_j[s] >= 0);
+    if (stage.end[s] >= kCarry + kStaged) stage.flush(task, s);
   }
 }
 
 template <class T, bool HasSource, bool HasId>
 void write_task(const WriteTask& task) {
-  Stage<T, HasSource, HasId> stage;
-  for (int64_t s = 0; s < kGroup; ++s) {
-    stage.fill[s] = 0;
-    stage.position[s] = task.position[s];
-  }
+  Stage<T, HasSource, HasId> stage(task);
   const int64_t relation_begin = task.rowptr[0];
   for (int64_t i = task.first_row; i < task.last_row; ++i) {
     const int64_t begin = task.rowptr[i], end = task.rowptr[i + 1];
@@ -110,12 +137,12 @@ void write_task(const WriteTask& task) {
       for (unsigned left = samples; left != 0; left &= left - 1) {
         const int s = __builtin_ctz(left);
         const int64_t place = task.node_base[s] + rank_i[s];
-        if (place >= 0 && place < task.num_places) row_begins[place] = static_cast<T>(stage.position[s] + stage.fill[s]);
+        if (place >= 0 && place < task.num_places) row_begins[place] = static_cast<T>(stage.next_position(s));
       }
     }
     append_row(stage, task, rank_i, samples, begin, end, relation_begin);
   }
-  for (int64_t s = 0; s < task.group_size; ++s) stage.flush(task, s);
+  for (int64_t s = 0; s < task.group_size; ++s) stage.write_all(task, s, true);
   finish_stores();
 }
 

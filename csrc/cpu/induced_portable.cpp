@@ -7,6 +7,7 @@ namespace {
 
 using Rank = int32_t;
 constexpr int64_t kGroup = 16;
+constexpr int64_t kLineBytes = 1, kCarry = 0;  // stores of any length
 
 inline bool any(Word word) { return word != 0; }
 
@@ -18,7 +19,7 @@ inline unsigned members(const Rank* rank) {
 }
 
 template <class T>
-inline void store(T* out, const int32_t* in, int64_t n, int64_t base) {
+inline void store(T* out, const int32_t* in, int64_t n, int64_t base, bool) {
   for (int64_t k = 0; k < n; ++k) out[k] = static_cast<T>(in[k] + base);
 }
 

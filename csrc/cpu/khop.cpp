@@ -156,11 +156,8 @@ Tensor khop_words(
     const Tensor& ptr, int64_t num_nodes, int64_t num_hops, bool mixed, bool incoming, bool outgoing) {
   Traversal t;
   t.num_nodes = num_nodes;
-  t.num_relations = check_stack(rowptr, col, num_nodes);
-  check_size("colptr", check_stack(colptr, row, num_nodes), t.num_relations);
-  check_ragged(seeds, ptr);
-  STD_TORCH_CHECK(num_hops >= 0, "num_hops: expected at least 0, got ", num_hops);
-  STD_TORCH_CHECK(incoming || outgoing, "incoming, outgoing: expected one of them at least");
+  t.num_relations =
+      check_khop_words(rowptr, col, colptr, row, seeds, ptr, num_nodes, num_hops, incoming, outgoing);
   check_ragged_values(seeds, ptr, num_nodes);
   t.num_hops = num_hops;
   t.num_sets = ptr.numel() - 1;

@@ -455,9 +455,7 @@ void induced_write(
       rowptr, col, words, seed_words, node_ptr, edge_ptr, offsets, node, seed_mask, edge_index, edge_id, csr_rowptr,
       edge_capacity);
   const int64_t num_relations = about.num_relations;
-  STD_TORCH_CHECK(offsets.dim() == 2, "offsets: expected 2 dimensions, as induced_sizes gives them");
   check_size("offsets", offsets.size(0), offset_rows(max_tiles(col.numel(), num_relations)));
-  check_size("offsets", offsets.size(1), about.num_sets);
   const OnDevice on(rowptr);
 
   const Tensor first_tile = empty_on(words, {num_relations + 1}, ScalarType::Long);

@@ -152,13 +152,8 @@ void traverse(const OnDevice& on, Traversal t, int64_t num_hops, const Tensor& w
 Tensor khop_words(
     const Tensor& rowptr, const Tensor& col, const Tensor& colptr, const Tensor& row, const Tensor& seeds,
     const Tensor& ptr, int64_t num_nodes, int64_t num_hops, bool mixed, bool incoming, bool outgoing) {
-  const int64_t num_relations = check_stack(rowptr, col, num_nodes);
-  check_size("colptr", check_stack(colptr, row, num_nodes), num_relations);
-  check_ragged(seeds, ptr);
-  for (const Tensor* x : {&colptr, &row, &seeds, &ptr}) check_same_device("khop_words", *x, rowptr);
-  STD_TORCH_CHECK(num_hops >= 0, "num_hops: expected at least 0, got ", num_hops);
-  STD_TORCH_CHECK(incoming || outgoing, "incoming, outgoing: expected one of them at least");
-
+  const int64_t num_relations =
+      check_khop_words(rowptr, col, colptr, row, seeds, ptr, num_nodes, num_hops, incoming, outgoing);
   const OnDevice on(rowptr);
   Traversal t = {};
   t.num_nodes = num_nodes;

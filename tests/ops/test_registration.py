@@ -101,6 +101,7 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "unpack_words": (OPS.unpack_words, (words, 70)),
         "pack_words": (OPS.pack_words, (OPS.unpack_words(words, 70),)),
         "edge_words": (OPS.edge_words, (*one, words)),
+        "induced_avx512": (OPS.induced_avx512, (N,)),
         "induced_sizes": (OPS.induced_sizes, (rowptr, col, words, 70)),
         "induced_write": (OPS.induced_write, (*induced, *edges, None, room)),
         "induced_write csr": (OPS.induced_write, (*induced, edges[1], None, rowptrs, room)),
