@@ -263,18 +263,23 @@ class Workload:
     Attributes:
         method: see `method_of`.
         genes: of a synthetic cell; None for the cell of `benchmark_graph`.
+        file: of a graph that `MultiGraph.save` wrote, in the place of either.
         set_size: genes perturbed in a mutant.
         execution: how its steps are computed.
     """
 
     method: str
     genes: int | None = None
+    file: str | None = None
     set_size: int = 2
     execution: Execution = Execution()
 
     def make(self, num_samples: int) -> tuple[Trainer, PerturbationDataset]:
         """The untrained model under AdamW, and that many mutants."""
-        graph = benchmark_graph()[1] if self.genes is None else synthetic_cell(seed=0, num_genes=self.genes)
+        if self.file is not None:
+            graph = MultiGraph.load(self.file)
+        else:
+            graph = benchmark_graph()[1] if self.genes is None else synthetic_cell(seed=0, num_genes=self.genes)
         device = torch.device(self.execution.device)
         torch.manual_seed(0)
         model, forward = method_of(self.method).build(graph.to(device), device)
@@ -372,11 +377,12 @@ class LargestBatch:
 
 
 def largest_batch(
-    work: Workload, *, cap: int, budget: int | None = None, resolution: float = 0.05, timeout: float = 600.0
+    work: Workload, *, first: int = 1, cap: int, budget: int | None = None, resolution: float = 0.05, timeout: float = 600.0
 ) -> LargestBatch:
-    """Measure the largest batch of which two whole steps fit: doubling from 1, then bisection, each try a process of its own.
+    """Measure the largest batch of which two whole steps fit: doubling, then bisection, each try a process of its own.
 
     Args:
+        first: the size that is tried first.
         cap: where to stop: no size above it is tried.
         budget: bytes that may be used: of the process's resident set on the CPU (needed there), of the GPU's memory else
             (default: all of it).
@@ -388,15 +394,16 @@ def largest_batch(
     """
     if budget is None and work.execution.device == "cpu":
         raise ValueError("budget: expected bytes, since a CPU's memory is the machine's, got None")
-    if cap < 1:
-        raise ValueError(f"cap: expected at least 1, got {cap}")
+    for name, value in (("first", first), ("cap", cap)):
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
     tries: list[Try] = []
 
     def fits(batch_size: int) -> bool:
         tries.append(_try_elsewhere(work, batch_size, budget, timeout))
         return tries[-1].fits
 
-    low, high = 0, 1
+    low, high = 0, min(first, cap)
     while fits(high):
         low = high
         if low == cap:
@@ -480,7 +487,7 @@ def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
 def workload_of(given: argparse.Namespace) -> Workload:
     """What the options of `add_workload_arguments` ask for."""
     execution = Execution(given.device, given.autocast, compile=given.compile, cuda_graph=given.cuda_graph)
-    return Workload(given.method, given.genes, given.set_size, execution)
+    return Workload(given.method, given.genes, set_size=given.set_size, execution=execution)
 
 
 def main() -> None:

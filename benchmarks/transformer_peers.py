@@ -17,7 +17,9 @@ from cellattn.nn.encoder import EncoderLayer
 
 
 class DenseCellTransformer:
-    """Calls a `CellTransformer` densely: without dropout, sampled rows and losses other than KL over all tokens."""
+    """A `CellTransformer` without dropout, sampled rows and losses other than KL over all tokens (see `method_peers.Peer`)."""
+
+    copies_graph = False
 
     def __init__(self, model: CellTransformer, graph: MultiGraph) -> None:
         self._model, self._graph = model, graph
@@ -30,10 +32,14 @@ class DenseCellTransformer:
             self._targets[relation] = a / a.sum(1, keepdim=True).clamp_min(torch.finfo(a.dtype).tiny)
             self._counted[relation] = max(graph.num_rows_with_edges(relation), 1)
 
-    def __call__(self, batch: PerturbationBatch, features: Tensor | None = None) -> CellOutput:
-        """What `model(graph, batch.seeds, batch.ptr, batch.types, features=features)` returns, within rounding."""
+    def collate(self, batch: PerturbationBatch) -> PerturbationBatch:
+        """The batch as it is."""
+        return batch
+
+    def forward(self, batch: PerturbationBatch) -> CellOutput:
+        """What `model(graph, batch.seeds, batch.ptr, batch.types)` returns, within rounding."""
         encoder = self._model.encoder
-        tokens = self._model.tokens(self._graph.num_nodes, features)
+        tokens = self._model.tokens(self._graph.num_nodes)
         x = torch.cat([encoder.cls[None], tokens])
         losses = dict.fromkeys(encoder.weights, x.new_zeros(()))
         names = iter(encoder.weights)

@@ -27,7 +27,7 @@ def test_dense_equals_ours(graph: MultiGraph, norm: str, cross_heads: int) -> No
     ).double()  # fmt: skip
     seeds, ptr = torch.tensor([3, 8, 1, 0, 59]), torch.tensor([0, 2, 2, 5])
     batch = PerturbationBatch(seeds, ptr, torch.tensor([1, 3, 1, 1, 2]), torch.zeros(3))
-    ours, dense = model(graph, seeds, ptr, batch.types), DenseCellTransformer(model, graph)(batch)
+    ours, dense = model(graph, seeds, ptr, batch.types), DenseCellTransformer(model, graph).forward(batch)
     torch.testing.assert_close(dense.prediction, ours.prediction)
     torch.testing.assert_close(dense.losses, ours.losses)  # the dense targets are float32
     for out in (ours, dense):

@@ -1,0 +1,439 @@
+"""Every way to feed perturbations to a model, as a model of ours beside the same method written with PyG and dense PyTorch.
+
+    python -m benchmarks.bench_methods [--methods lazy delta ...] [--full] [--seconds 420] [--device cuda]
+
+Steps of training on random mutants of the synthetic cell (6,607 genes, nine relations, 2.48 million entries). Each row is a
+process of its own; a peer runs on the parameters of our model and is held to its predictions before it is timed. `--full`
+has the published setting, 10,000 samples, 100 steps and batches of 64 and 28, made for a GPU; without it, on a CPU, steps are
+few and batches of peers that copy the graph small, and the page says so. Writes `methods.json`, `.csv`, `.md` and `.png`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import multiprocessing
+import signal
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+from tqdm import tqdm
+
+from cellattn import MultiGraph
+from cellattn._profiling import span
+from cellattn.data import PerturbationBatch, PerturbationDataset, synthetic_cell
+from cellattn.graph import write_atomic
+
+from .distributed import Share
+from .engine import Execution, Trainer, Workload, largest_batch, time_steps
+from .measure import environment, results_dir
+from .method_peers import PEERS, Peer
+from .methods import METHODS, nodes_and_edges
+from .peers import first_line
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SET_SIZE = 3
+# Of predictions, as a share of the largest: float32 sums in another order through a model of several layers, and where a
+# prediction is a small difference of large sums; products of bfloat16 are rounded to 8 bits.
+MAX_ERROR, MAX_ERROR_AUTOCAST = 1e-3, 5e-2
+TITLES = {name: METHODS[name].name for name in METHODS}
+NOT_TIMED = ("pair-mlp",)  # takes sets of two alone: a baseline of what is learnt
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the authors of the methods measured on one GPU, on 10,000 samples in 100 steps."""
+
+    steps_per_second: float
+    samples_per_second: float
+    megabytes: float  # a batch, on the GPU
+    nodes: str  # a sample
+    edges: float
+
+
+PUBLISHED = {
+    "dango": Published(545.120, 34_887.7, 4.0, "(103.2)", 0),  # 6,607 over the batch of 64; a set has 1 to 3 genes
+    "lazy": Published(1.433, 40.1, 1_155.4, "6,607", 2_527_683),
+    "khop-1": Published(6.798, 190.3, 88.7, "697.0", 196_445.6),
+    "khop-2": Published(2.499, 70.0, 808.7, "3,758.9", 1_878_158.4),
+    "khop-3": Published(2.136, 59.8, 932.2, "4,508.1", 2_166_602.5),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run measures and for how long."""
+
+    device: str = DEVICE
+    autocast: str | None = None
+    genes: int = 6607
+    methods: tuple[str, ...] = tuple(name for name in METHODS if name not in NOT_TIMED)
+    samples: int = 10_000
+    steps: int = 100
+    copies: int = 28  # of the graph that a batch of a peer may hold: where a sample has its own, the samples of a batch
+    cap: int = 65_536  # of the search for the largest batch; 0: none
+    budget: int | None = None  # bytes that a batch may take; None: a GPU's memory
+    resolution: float = 0.1
+    seconds: float = 1500.0
+    seconds_each: float = 20.0  # of either measurement of a row
+
+    def batch_size(self, method: str) -> int:
+        """The published one."""
+        return 64 if method == "dango" else 28
+
+
+def short_plan(**given: Any) -> Plan:
+    """What a CPU has the time and the memory for."""
+    small = Plan(
+        methods=tuple(name for name in Plan.methods if not name.endswith("published")),
+        steps=5, copies=2, cap=512, budget=4 * 10**9, resolution=0.5, seconds=420.0, seconds_each=2.0,
+    )  # fmt: skip
+    return replace(small, **given)
+
+
+# ------------------------------------------------------------------------------------------------------- a row
+
+
+class PeerTrainer(Trainer):
+    """Steps of a peer, which makes an input of its own from each batch while it is loaded."""
+
+    def __init__(self, peer: Peer, of_ours: Trainer) -> None:
+        super().__init__(
+            of_ours.model,
+            lambda model, batch: peer.forward(self._input),
+            of_ours.optimizer,
+            execution=of_ours.execution,
+            clip=of_ours.clip,
+        )
+        self._peer, self._input = peer, None
+
+    def load(self, data: PerturbationDataset, parts: list[Share]) -> Iterator[tuple[float, PerturbationBatch]]:
+        """The same batches; the peer's input of each is made before it is yielded."""
+        for weight, batch in super().load(data, parts):
+            with span("loading"):
+                self._input = self._peer.collate(batch)
+            yield weight, batch
+
+
+def measure(plan: Plan, method: str, peer: str | None, file: str) -> Row:
+    """Check and time one implementation of a method in this process."""
+    work = Workload(method, file=file, set_size=SET_SIZE, execution=Execution(plan.device, plan.autocast))
+    trainer, data = work.make(plan.samples)
+    graph = MultiGraph.load(file).to(plan.device)
+    batch_size = plan.batch_size(method)
+    row: Row = {"method": method, "implementation": peer or "ours"}
+    if peer is None:
+        nodes, edges = nodes_and_edges(method, graph, data.__getitems__(range(batch_size)).to(plan.device))
+        row |= {"nodes": nodes, "edges": edges, "parameters": sum(p.numel() for p in trainer.model.parameters())}
+    else:
+        other = PEERS[method][peer](trainer.model, graph)
+        if other.copies_graph:
+            batch_size = min(batch_size, plan.copies)
+        row["error"] = error = difference(trainer, other, data.__getitems__(range(batch_size)).to(plan.device))
+        bound = MAX_ERROR if plan.autocast is None else MAX_ERROR_AUTOCAST
+        if not error <= bound:
+            raise ArithmeticError(f"predictions differ from ours by {error:.1e}, more than the {bound:.0e} of rounding")
+        trainer = PeerTrainer(other, trainer)
+    warmup = 3 if plan.steps >= 50 else 1
+    times = time_steps(trainer, data, batch_size, steps=plan.steps, warmup=warmup, seconds=plan.seconds_each)
+    return {**row, "batch_size": batch_size, **times}
+
+
+@torch.no_grad()
+def difference(trainer: Trainer, peer: Peer, batch: PerturbationBatch) -> float:
+    """The largest of a peer's predictions from ours, as a share of the largest prediction."""
+    model = trainer.model.eval()
+    ours = trainer.forward(model, batch).prediction.double()
+    theirs = peer.forward(peer.collate(batch)).prediction.double()
+    return float((theirs - ours).abs().max() / ours.abs().max())
+
+
+def _work(plan: Plan, method: str, peer: str | None, file: str, sender: Connection) -> None:
+    try:
+        sender.send(measure(plan, method, peer, file))
+    except Exception as error:
+        traceback.print_exc()
+        sender.send(first_line(error))
+
+
+def measure_elsewhere(plan: Plan, method: str, peer: str | None, file: str, seconds: float) -> Row:
+    """`measure` in a process of its own; one that is wrong, cannot run or dies is a row with the reason."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(plan, method, peer, file, sender))
+    process.start()
+    sender.close()
+    try:
+        answer: Row | str = receiver.recv() if receiver.poll(seconds) else f"not finished after {seconds:.0f} s"
+    except EOFError:  # it died without a word
+        process.join()
+        killed = process.exitcode == -signal.SIGKILL
+        answer = "killed, most likely for want of memory" if killed else f"ended with status {process.exitcode}"
+    process.kill()
+    process.join()
+    return {"method": method, "implementation": peer or "ours", "reason": answer} if isinstance(answer, str) else answer
+
+
+# ------------------------------------------------------------------------------------------------------- a run
+
+
+def run(plan: Plan | None = None, *, out: Path | None = None) -> dict[str, Any]:
+    """Measure every method and its peers, then the largest batch of each of ours, and write the results.
+
+    Args:
+        plan: see `Plan`; the short one on a CPU if None.
+        out: folder of the results; that of this device if None.
+    """
+    if plan is None:
+        plan = Plan() if DEVICE == "cuda" else short_plan()
+    start = time.perf_counter()
+    graph = synthetic_cell(seed=0, num_genes=plan.genes)
+    jobs = [(method, peer) for method in plan.methods for peer in (None, *PEERS.get(method, ()))]
+    rows: list[Row] = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        tqdm(total=len(jobs) + len(plan.methods), desc="methods", disable=None) as bar,
+    ):
+        file = str(Path(folder) / "cell.safetensors")
+        graph.save(file)
+
+        def left() -> float:
+            return plan.seconds - (time.perf_counter() - start)
+
+        for method, peer in jobs:
+            bar.set_postfix_str(f"{method}, {peer or 'ours'}")
+            rows.append(measure_elsewhere(plan, method, peer, file, max(left(), 30.0)))
+            bar.update()
+        for method in plan.methods:
+            bar.set_postfix_str(f"{method}, largest batch")
+            row = find(rows, method)
+            if "reason" not in row:
+                row["largest"] = search(plan, method, file) if left() > 0 else "the time for the run was over"
+            bar.update()
+    result = {
+        "environment": environment(),
+        "plan": asdict(plan),
+        "graph": f"synthetic cell: {graph.num_nodes:,} genes, {graph.num_edges():,} entries, {len(graph.relations)} relations",
+        "threads": torch.get_num_threads(),
+        "rows": rows,
+        "seconds": time.perf_counter() - start,
+    }
+    save(result, results_dir() if out is None else out)
+    return result
+
+
+def search(plan: Plan, method: str, file: str) -> dict[str, Any] | str | None:
+    """The largest batch of a method, or why it is not known; None where none was asked for."""
+    if plan.cap == 0:
+        return None
+    work = Workload(method, file=file, set_size=SET_SIZE, execution=Execution(plan.device, plan.autocast))
+    try:
+        found = largest_batch(
+            work, first=plan.batch_size(method), cap=plan.cap, budget=plan.budget, resolution=plan.resolution, timeout=120.0
+        )
+    except RuntimeError as error:
+        return first_line(error)
+    return {"batch_size": found.batch_size, "limit": found.limit, "peak_bytes": found.peak_bytes}
+
+
+def find(rows: Sequence[Row], method: str, implementation: str = "ours") -> Row:
+    """The row of an implementation; {} if there is none."""
+    return next((row for row in rows if (row["method"], row["implementation"]) == (method, implementation)), {})
+
+
+# ------------------------------------------------------------------------------------------------------- results
+
+
+COLUMNS = (
+    "method", "implementation", "batch_size", "steps_per_second", "samples_per_second", "batch_bytes", "peak_bytes", "nodes",
+    "edges", "parameters", "error", "reason",
+)  # fmt: skip
+
+
+def save(result: dict[str, Any], folder: Path) -> None:
+    """Write the result as JSON, CSV (one line a row), Markdown and a picture."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "methods.json", (json.dumps(result, indent=1) + "\n").encode())
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow([*COLUMNS, "loading_ms", "model_ms", "optimizer_ms", "largest_batch"])
+    for row in result["rows"]:
+        phases = [1e3 * row[name]["median"] if name in row else "" for name in ("loading", "model", "optimizer")]
+        largest = row.get("largest")
+        found = largest["batch_size"] if isinstance(largest, dict) else ""
+        lines.writerow([*(row.get(name, "") for name in COLUMNS), *phases, found])
+    write_atomic(folder / "methods.csv", text.getvalue().encode())
+    write_atomic(folder / "methods.md", page(result).encode())
+    draw(result["rows"], folder / "methods.png")
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines))
+
+
+def times_table(rows: Sequence[Row]) -> str:
+    """What a step of each implementation costs."""
+    head = [
+        "method", "implementation", "batch", "loading, ms", "forward + backward, ms", "optimizer, ms", "it/s", "samples/s",
+        "ours over it", "peak MB of a step", "error",
+    ]  # fmt: skip
+    lines = []
+    for row in rows:
+        ours = row["implementation"] == "ours"
+        start = [f"**{TITLES[row['method']]}**" if ours else "", row["implementation"]]
+        if "reason" in row:
+            lines.append([*start, f"no figure: {row['reason']}", *[""] * (len(head) - 3)])
+            continue
+        base = find(rows, row["method"])
+        ratio = "" if ours or "reason" in base else f"{base['samples_per_second'] / row['samples_per_second']:.3g} x"
+        phases = [f"{1e3 * row[name]['median']:,.3g}" for name in ("loading", "model", "optimizer")]
+        rates = [f"{row['steps_per_second']:.3g}", f"{row['samples_per_second']:,.3g}", ratio]
+        error = f"{row['error']:.0e}" if "error" in row else ""
+        lines.append([*start, str(row["batch_size"]), *phases, *rates, f"{row['peak_bytes'] / 1e6:,.0f}", error])
+    return table(head, lines)
+
+
+def methods_table(rows: Sequence[Row], scores: dict[str, tuple[str, str]] | None = None) -> str:
+    """Each method of ours beside what was published of it, and what it learns.
+
+    Args:
+        scores: (test Pearson, oversmoothing) of a method by its name, as the table shows them.
+    """
+    head = [
+        "method", "it/s", "published", "samples/s", "published", "MB a batch over the bus", "published", "genes a sample",
+        "published", "edges a sample", "published", "largest batch", "parameters", "test Pearson", "oversmoothing",
+    ]  # fmt: skip
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        row, theirs = find(rows, method), PUBLISHED.get(method)
+        if not row or "reason" in row:
+            continue
+
+        def beside(ours: str, published: str, theirs: Published | None = theirs) -> list[str]:
+            return [ours, published if theirs else ""]
+
+        lines.append(
+            [
+                TITLES[method],
+                *beside(f"{row['steps_per_second']:.3g}", f"{theirs.steps_per_second:g}" if theirs else ""),
+                *beside(f"{row['samples_per_second']:,.3g}", f"{theirs.samples_per_second:,.1f}" if theirs else ""),
+                *beside(f"{row['batch_bytes'] / 1e6:.3g}", f"{theirs.megabytes:,.1f}" if theirs else ""),
+                *beside(f"{row['nodes']:,.1f}", theirs.nodes if theirs else ""),
+                *beside(f"{row['edges']:,.0f}", f"{theirs.edges:,.0f}" if theirs else ""),
+                largest_text(row.get("largest")),
+                f"{row['parameters'] / 1e6:.2f} M",
+                *(scores or {}).get(method, ("", "")),
+            ]
+        )
+    return table(head, lines)
+
+
+def largest_text(largest: dict[str, Any] | str | None) -> str:
+    """The largest batch that was found to fit, with its peak, and whether the search stopped there."""
+    if not isinstance(largest, dict):
+        return largest or ""
+    peak = f", {largest['peak_bytes'] / 1e9:.1f} GB" if largest["peak_bytes"] else ""
+    end = " (the cap)" if largest["limit"] is None else f" ({largest['limit']:,} does not fit)"
+    return f"{largest['batch_size']:,}{peak}{end}"
+
+
+def page(result: dict[str, Any], scores: dict[str, tuple[str, str]] | None = None) -> str:
+    """The whole page of results."""
+    about = ", ".join(f"{key} {value}" for key, value in result["environment"].items())
+    return f"""# Methods
+
+{about}
+
+{sections(result, scores)}
+
+![methods](methods.png)
+"""
+
+
+def sections(result: dict[str, Any], scores: dict[str, tuple[str, str]] | None = None) -> str:
+    """Both tables, with how they were made."""
+    plan = result["plan"]
+    setting = f"{plan['samples']:,} random sets of {SET_SIZE} genes, at most {plan['steps']} steps a row"
+    scaled = (
+        " **A scaled setting, for a CPU**: fewer steps than the published 100. The published figures are from a GPU, so that "
+        "beside ours they compare sizes, not speeds."
+    )
+    scaled = scaled if plan["steps"] < 100 else ""
+    budget = f"{plan['budget'] / 1e9:.0f} GB of the process" if plan["budget"] else "the GPU's memory"
+    return f"""{result["graph"]}; {setting}, {plan["device"]}, {plan["autocast"] or "float32"}.{scaled}
+
+Published: what the authors of these methods reported, on one GPU; their nodes a sample of DANGO are an artefact of dividing
+all genes by the batch. Genes and edges a sample are those that a sample has to itself: DANGO, the pairwise model and the
+transformer encode one cell for the whole batch. The largest batch was measured: two training steps in a process of its own
+within {budget}, doubling and then bisection to {plan["resolution"]:.0%}, up to {plan["cap"]:,}. Only indices, types and
+phenotypes cross the bus.
+
+{methods_table(result["rows"], scores)}
+
+What a step costs, in medians, phase by phase; it/s are of steps in a row. A peer is the same method on the same parameters, as
+it is written with PyG and dense PyTorch, its graph processing and collation counted as loading; `error` is the largest
+difference of its predictions from ours, as a share of the largest. Where each of its samples holds a copy of the graph, its
+batch is smaller, and the ratio is of samples a second.
+
+{times_table(result["rows"])}"""
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Samples a second of every implementation, and the peak memory of a step, on logarithmic axes."""
+    timed = [row for row in rows if "reason" not in row]
+    figure, axes = plt.subplots(1, 2, figsize=(12, 1.0 + 0.36 * max(len(timed), 1)), sharey=True, layout="constrained")
+    names = [TITLES[row["method"]] + ("" if row["implementation"] == "ours" else f": {row['implementation']}") for row in timed]
+    colours = ["#1b6ca8" if row["implementation"] == "ours" else "#b0b0b0" for row in timed]
+    columns = (
+        ("samples_per_second", 1.0, "samples a second"),
+        ("peak_bytes", 1e-6, "peak memory of a step, MB"),
+    )
+    for axis, (key, unit, title) in zip(axes, columns, strict=True):
+        bars = axis.barh(range(len(timed)), [row[key] * unit for row in timed], height=0.7, color=colours)
+        axis.bar_label(bars, fmt=lambda x: f"{x:,.3g}" if x < 1000 else f"{x:,.0f}", padding=2, fontsize=7)
+        axis.set(xscale="log", xlabel=title)
+        axis.margins(x=0.14)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_yticks(range(len(timed)), names, fontsize=8)
+    axes[0].invert_yaxis()
+    image = io.BytesIO()
+    figure.savefig(image, dpi=150, format="png")
+    plt.close(figure)
+    write_atomic(path, image.getvalue())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="+", choices=Plan.methods, help="default: all")
+    parser.add_argument("--full", action="store_true", help="the published setting, whatever the device")
+    parser.add_argument("--device", default=DEVICE, choices=("cpu", "cuda"), help="%(default)s")
+    parser.add_argument("--autocast", choices=("bf16",), help="dtype of matrix products")
+    parser.add_argument("--seconds", type=float, help="after which nothing more is begun")
+    parser.add_argument("--out", type=Path, help="folder of the results (default: that of this device)")
+    given = parser.parse_args()
+    plan = Plan() if given.full or given.device == "cuda" else short_plan()
+    asked = {"methods": given.methods and tuple(given.methods), "seconds": given.seconds, "autocast": given.autocast}
+    plan = replace(plan, device=given.device, **{name: value for name, value in asked.items() if value is not None})
+    if given.device == "cpu" and plan.budget is None:
+        plan = replace(plan, budget=short_plan().budget)
+    print(page(run(plan, out=given.out)))
+
+
+if __name__ == "__main__":
+    main()
