@@ -19,7 +19,7 @@ import signal
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -130,12 +130,12 @@ class PeerTrainer(Trainer):
             yield weight, batch
 
 
-def measure(plan: Plan, method: str, peer: str | None, file: str) -> Row:
-    """Check and time one implementation of a method in this process."""
+def measure(plan: Plan, method: str, peer: str | None, file: str, batch_size: int | None = None) -> Row:
+    """Check and time one implementation of a method in this process, at the published batch size if none is given."""
     work = Workload(method, file=file, set_size=SET_SIZE, execution=Execution(plan.device, plan.autocast))
     trainer, data = work.make(plan.samples)
     graph = MultiGraph.load(file).to(plan.device)
-    batch_size = plan.batch_size(method)
+    batch_size = plan.batch_size(method) if batch_size is None else batch_size
     row: Row = {"method": method, "implementation": peer or "ours"}
     if peer is None:
         nodes, edges = nodes_and_edges(method, graph, data.__getitems__(range(batch_size)).to(plan.device))
@@ -163,19 +163,21 @@ def difference(trainer: Trainer, peer: Peer, batch: PerturbationBatch) -> float:
     return float((theirs - ours).abs().max() / ours.abs().max())
 
 
-def _work(plan: Plan, method: str, peer: str | None, file: str, sender: Connection) -> None:
+def _work(sender: Connection, *arguments: Any) -> None:
     try:
-        sender.send(measure(plan, method, peer, file))
+        sender.send(measure(*arguments))
     except Exception as error:
         traceback.print_exc()
         sender.send(first_line(error))
 
 
-def measure_elsewhere(plan: Plan, method: str, peer: str | None, file: str, seconds: float) -> Row:
+def measure_elsewhere(
+    plan: Plan, method: str, peer: str | None, file: str, seconds: float, batch_size: int | None = None
+) -> Row:
     """`measure` in a process of its own; one that is wrong, cannot run or dies is a row with the reason."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(plan, method, peer, file, sender))
+    process = context.Process(target=_work, args=(sender, plan, method, peer, file, batch_size))
     process.start()
     sender.close()
     try:
@@ -222,8 +224,8 @@ def run(plan: Plan | None = None, *, out: Path | None = None) -> dict[str, Any]:
         for method in plan.methods:
             bar.set_postfix_str(f"{method}, largest batch")
             row = find(rows, method)
-            if "reason" not in row:
-                row["largest"] = search(plan, method, file) if left() > 0 else "the time for the run was over"
+            if "reason" not in row and plan.cap > 0:
+                row["largest"] = search(plan, method, file, left)
             bar.update()
     result = {
         "environment": environment(),
@@ -237,10 +239,10 @@ def run(plan: Plan | None = None, *, out: Path | None = None) -> dict[str, Any]:
     return result
 
 
-def search(plan: Plan, method: str, file: str) -> dict[str, Any] | str | None:
-    """The largest batch of a method, or why it is not known; None where none was asked for."""
-    if plan.cap == 0:
-        return None
+def search(plan: Plan, method: str, file: str, left: Callable[[], float]) -> dict[str, Any] | str:
+    """The largest batch of a method, and what it trains there; or why it is not known."""
+    if left() <= 0:
+        return "the time for the run was over"
     work = Workload(method, file=file, set_size=SET_SIZE, execution=Execution(plan.device, plan.autocast))
     try:
         found = largest_batch(
@@ -248,7 +250,12 @@ def search(plan: Plan, method: str, file: str) -> dict[str, Any] | str | None:
         )
     except RuntimeError as error:
         return first_line(error)
-    return {"batch_size": found.batch_size, "limit": found.limit, "peak_bytes": found.peak_bytes}
+    there: Row = {}
+    if found.batch_size > 0:
+        few = replace(plan, steps=min(plan.steps, 10))
+        there = measure_elsewhere(few, method, None, file, max(left(), 30.0), batch_size=found.batch_size)
+    rate = there.get("samples_per_second")
+    return {"batch_size": found.batch_size, "limit": found.limit, "peak_bytes": found.peak_bytes, "samples_per_second": rate}
 
 
 def find(rows: Sequence[Row], method: str, implementation: str = "ours") -> Row:
@@ -271,12 +278,12 @@ def save(result: dict[str, Any], folder: Path) -> None:
     write_atomic(folder / "methods.json", (json.dumps(result, indent=1) + "\n").encode())
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
-    lines.writerow([*COLUMNS, "loading_ms", "model_ms", "optimizer_ms", "largest_batch"])
+    lines.writerow([*COLUMNS, "loading_ms", "model_ms", "optimizer_ms", "largest_batch", "samples_per_second_there"])
     for row in result["rows"]:
         phases = [1e3 * row[name]["median"] if name in row else "" for name in ("loading", "model", "optimizer")]
         largest = row.get("largest")
-        found = largest["batch_size"] if isinstance(largest, dict) else ""
-        lines.writerow([*(row.get(name, "") for name in COLUMNS), *phases, found])
+        found = [largest["batch_size"], largest["samples_per_second"]] if isinstance(largest, dict) else ["", ""]
+        lines.writerow([*(row.get(name, "") for name in COLUMNS), *phases, *found])
     write_atomic(folder / "methods.csv", text.getvalue().encode())
     write_atomic(folder / "methods.md", page(result).encode())
     draw(result["rows"], folder / "methods.png")
@@ -317,7 +324,8 @@ def methods_table(rows: Sequence[Row], scores: dict[str, tuple[str, str]] | None
     """
     head = [
         "method", "it/s", "published", "samples/s", "published", "MB a batch over the bus", "published", "genes a sample",
-        "published", "edges a sample", "published", "largest batch", "parameters", "test Pearson", "oversmoothing",
+        "published", "edges a sample", "published", "largest batch", "samples/s there", "parameters", "test Pearson",
+        "oversmoothing",
     ]  # fmt: skip
     lines = []
     for method in dict.fromkeys(row["method"] for row in rows):
@@ -336,7 +344,7 @@ def methods_table(rows: Sequence[Row], scores: dict[str, tuple[str, str]] | None
                 *beside(f"{row['batch_bytes'] / 1e6:.3g}", f"{theirs.megabytes:,.1f}" if theirs else ""),
                 *beside(f"{row['nodes']:,.1f}", theirs.nodes if theirs else ""),
                 *beside(f"{row['edges']:,.0f}", f"{theirs.edges:,.0f}" if theirs else ""),
-                largest_text(row.get("largest")),
+                *largest_text(row.get("largest")),
                 f"{row['parameters'] / 1e6:.2f} M",
                 *(scores or {}).get(method, ("", "")),
             ]
@@ -344,13 +352,14 @@ def methods_table(rows: Sequence[Row], scores: dict[str, tuple[str, str]] | None
     return table(head, lines)
 
 
-def largest_text(largest: dict[str, Any] | str | None) -> str:
-    """The largest batch that was found to fit, with its peak, and whether the search stopped there."""
+def largest_text(largest: dict[str, Any] | str | None) -> tuple[str, str]:
+    """The largest batch that was found to fit, with its peak and whether the search stopped there; samples a second there."""
     if not isinstance(largest, dict):
-        return largest or ""
+        return largest or "", ""
     peak = f", {largest['peak_bytes'] / 1e9:.1f} GB" if largest["peak_bytes"] else ""
     end = " (the cap)" if largest["limit"] is None else f" ({largest['limit']:,} does not fit)"
-    return f"{largest['batch_size']:,}{peak}{end}"
+    rate = largest["samples_per_second"]
+    return f"{largest['batch_size']:,}{peak}{end}", f"{rate:,.3g}" if rate else ""
 
 
 def page(result: dict[str, Any], scores: dict[str, tuple[str, str]] | None = None) -> str:

@@ -50,7 +50,7 @@ from cellattn.data import (
 )
 from cellattn.graph import write_atomic
 from cellattn.metrics import PearsonCorr, SpearmanCorr, edge_recovery, oversmoothing, record_layers
-from cellattn.nn import CellOutput, CellTransformer
+from cellattn.nn import CellOutput, CellTransformer, Dango, PairwiseInteraction, WildtypeDifference
 
 from .baselines import PENALTIES, PairMLP, fit_ridge
 from .cells import data_dir
@@ -90,20 +90,26 @@ class Variant:
     """One row of the table."""
 
     title: str
-    model: str  # "ridge", "pair MLP" or "cell transformer"
+    model: str  # "ridge", "pair MLP", "pairwise interaction", "DANGO", "wildtype difference" or "cell transformer"
     loss: str | None = None  # of the tied heads
-    weight: float = 0.0  # of the mean loss over the ties
+    weight: float = 0.0  # of the mean loss over the ties, or over the networks of DANGO
+    layers: int = NUM_LAYERS  # of a graph network or transformer
     features: bool = False
     sampled_rows: float | None = None
     optimization: Optimization = Optimization()
 
 
 _MLP = Optimization(epochs=40, batch_size=256, lr=3e-3, decay=3e-4, ema=0.0)
+_TUNED = replace(_MLP, lr=1e-2, decay=1e-2)
+_SETS = Optimization(epochs=20, lr=3e-3)
 _FEATURES = Optimization(epochs=25)
 VARIANTS = {
     "ridge": Variant("additive ridge", "ridge"),
     "mlp": Variant("pair MLP", "pair MLP", optimization=_MLP),
-    "mlp-tuned": Variant("pair MLP, tuned", "pair MLP", optimization=replace(_MLP, lr=1e-2, decay=1e-2)),
+    "mlp-tuned": Variant("pair MLP, tuned", "pair MLP", optimization=_TUNED),
+    "pairwise": Variant("pairwise interaction", "pairwise interaction", optimization=_TUNED),
+    "dango": Variant("DANGO, joint training", "DANGO", weight=0.1, optimization=_SETS),
+    "wildtype": Variant("wildtype difference, one layer", "wildtype difference", layers=1, optimization=_SETS),
     "none": Variant("cell transformer, no graph term", "cell transformer"),
     "kl": Variant("cell transformer, KL", "cell transformer", "kl", 3.0),
     "bce": Variant("cell transformer, BCE", "cell transformer", "bce", 3.0),
@@ -258,26 +264,36 @@ def ties(graph: MultiGraph) -> list[tuple[int, int, str]]:
 
 def build(variant: Variant, cell: Cell) -> tuple[nn.Module, Forward]:
     """The untrained model, and how it is called."""
+    graph, num_genes = cell.graph, cell.graph.num_nodes
     if variant.model == "pair MLP":
         nothing = torch.zeros((), device=cell.features.device)
-        return PairMLP(cell.graph.num_nodes), lambda model, batch: CellOutput(model(batch.seeds.view(-1, 2)), {}, nothing)
-    tied = ties(cell.graph) if variant.loss else []
-    model = CellTransformer(
-        DIM,
-        NUM_LAYERS,
-        NUM_HEADS,
-        num_types=len(PERTURBATION_TYPES),
-        num_genes=cell.graph.num_nodes,
-        feature_dim=cell.features.shape[1] if variant.features else None,
-        ties=[(*tie, variant.weight / len(tied)) for tie in tied],
-        ffn_dim=FFN_DIM,
-        pool=("sum", "pairwise"),
-        hidden_dim=DIM,
-        sampled_rows=variant.sampled_rows,
-        loss=variant.loss or "kl",  # without a tie there is none
-    )
+        return PairMLP(num_genes), lambda model, batch: CellOutput(model(batch.seeds.view(-1, 2)), {}, nothing)
     features = cell.features if variant.features else None
-    return model, lambda model, batch: model(cell.graph, batch.seeds, batch.ptr, batch.types, features=features)
+    genes: dict[str, Any] = {"num_genes": num_genes, "feature_dim": None if features is None else features.shape[1]}
+    num_types = len(PERTURBATION_TYPES)
+    model: nn.Module
+    if variant.model == "DANGO":
+        model = Dango(DIM, relations=dict.fromkeys(graph.relations, variant.weight / len(graph.relations)), **genes)
+    elif variant.model == "pairwise interaction":
+        model = PairwiseInteraction(DIM, num_types=num_types, **genes)
+    elif variant.model == "wildtype difference":
+        model = WildtypeDifference(DIM, variant.layers, relations=graph.relations, num_types=num_types, mode="delta", **genes)
+    else:
+        tied = ties(graph) if variant.loss else []
+        model = CellTransformer(
+            DIM,
+            variant.layers,
+            NUM_HEADS,
+            num_types=num_types,
+            ties=[(*tie, variant.weight / len(tied)) for tie in tied],
+            ffn_dim=FFN_DIM,
+            pool=("sum", "pairwise"),
+            hidden_dim=DIM,
+            sampled_rows=variant.sampled_rows,
+            loss=variant.loss or "kl",  # without a tie there is none
+            **genes,
+        )
+    return model, lambda model, batch: model(graph, batch.seeds, batch.ptr, batch.types, features=features)
 
 
 def optimizer_of(model: nn.Module, how: Optimization) -> torch.optim.Optimizer:
