@@ -101,9 +101,14 @@ def short_plan(**given: Any) -> Plan:
     """What a CPU has the time and the memory for."""
     small = Plan(
         methods=tuple(name for name in Plan.methods if not name.endswith("published")),
-        steps=5, copies=2, cap=512, budget=4 * 10**9, resolution=0.5, seconds=420.0, seconds_each=2.0,
+        steps=5, copies=2, cap=512, budget=budget("cpu"), resolution=0.5, seconds=420.0, seconds_each=2.0,
     )  # fmt: skip
     return replace(small, **given)
+
+
+def budget(device: str = DEVICE) -> int | None:
+    """Bytes that a batch may take: of a GPU all there are, and of a CPU's memory, which others use too, a part."""
+    return None if device == "cuda" else 4 * 10**9
 
 
 # ------------------------------------------------------------------------------------------------------- a row
@@ -439,8 +444,7 @@ def main() -> None:
     plan = Plan() if given.full or given.device == "cuda" else short_plan()
     asked = {"methods": given.methods and tuple(given.methods), "seconds": given.seconds, "autocast": given.autocast}
     plan = replace(plan, device=given.device, **{name: value for name, value in asked.items() if value is not None})
-    if given.device == "cpu" and plan.budget is None:
-        plan = replace(plan, budget=short_plan().budget)
+    plan = replace(plan, budget=budget(given.device))
     print(page(run(plan, out=given.out)))
 
 

@@ -18,8 +18,8 @@ import torch
 
 import cellattn
 from benchmarks import bench_khop as bench
+from benchmarks import bench_methods, report, train
 from benchmarks import khop_peers as peers
-from benchmarks import report, train
 from benchmarks.khop_peers import Collated, Definition, Ours
 from cellattn import MultiGraph, reference
 from cellattn.data import synthetic_cell
@@ -543,7 +543,9 @@ def test_the_report_holds_the_short_version(
     op = {"suite": "ops", "name": "an op, of a kind", "tokens": 5, "implementations": {"ours": measured}}
     monkeypatch.setattr(report, "results_dir", lambda: tmp_path)
     monkeypatch.setattr(train, "table", lambda training: "| trained |")
-    path = report.write({"rows": [op], "graph": "a graph", "dtype": "float32"}, {**whole[0], "name": "khop_short"}, {})
+    methods = {"rows": [], "graph": "a cell", "plan": asdict(bench_methods.short_plan())}
+    ops = {"rows": [op], "graph": "a graph", "dtype": "float32"}
+    path = report.write(methods, ops, {**whole[0], "name": "khop_short"}, {"runs": []})
     text = path.read_text()
     for part in ("[khop_short.md](khop_short.md)", "![k-hop](khop_short.png)", bench.target_table(whole[0]), "| trained |"):
         assert part in text
