@@ -6,6 +6,7 @@ from .encoder import CellEncoder, Tie
 from .hypersagnn import HyperSAGNN
 from .pairwise import PairwiseInteraction
 from .perturbation import PerturbationHead
+from .readout import PerturbedGeneReadout
 from .tokens import CellOutput, GeneTokens
 from .transformer import CellTransformer
 
@@ -20,5 +21,6 @@ __all__ = [
     "HyperSAGNN",
     "PairwiseInteraction",
     "PerturbationHead",
+    "PerturbedGeneReadout",
     "Tie",
 ]
