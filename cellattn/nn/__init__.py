@@ -7,7 +7,7 @@ from .hypersagnn import HyperSAGNN
 from .pairwise import PairwiseInteraction
 from .perturbation import PerturbationHead
 from .readout import PerturbedGeneReadout
-from .tokens import CellOutput, GeneTokens
+from .tokens import CellOutput, GeneTokens, extend_genes
 from .transformer import CellTransformer
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "PerturbationHead",
     "PerturbedGeneReadout",
     "Tie",
+    "extend_genes",
 ]
