@@ -6,7 +6,8 @@ from .encoder import CellEncoder, Tie
 from .hypersagnn import HyperSAGNN
 from .pairwise import PairwiseInteraction
 from .perturbation import PerturbationHead
-from .tokens import CellOutput, GeneTokens
+from .readout import PerturbedGeneReadout
+from .tokens import CellOutput, GeneTokens, extend_genes
 from .transformer import CellTransformer
 from .wildtype import WildtypeDifference
 
@@ -21,6 +22,8 @@ __all__ = [
     "HyperSAGNN",
     "PairwiseInteraction",
     "PerturbationHead",
+    "PerturbedGeneReadout",
     "Tie",
     "WildtypeDifference",
+    "extend_genes",
 ]

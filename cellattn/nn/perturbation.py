@@ -14,8 +14,9 @@ from ..ops import perturbation_attention
 from ..ops.set_sum import set_mean, set_sum
 from ._check import require_features, require_max_size, require_perturbations, require_probability
 from .hypersagnn import HyperSAGNN
+from .readout import PerturbedGeneReadout
 
-POOLS = ("mean", "sum", "hypersagnn", "pairwise")
+POOLS = ("mean", "sum", "hypersagnn", "pairwise", "readout")
 PRESENT = 0  # the perturbation type of every gene outside the set
 
 
@@ -56,10 +57,23 @@ class SetReduce(nn.Module):
         return set_mean(u, ptr) if self.mean else set_sum(u, ptr)
 
 
+class ReadoutMean(nn.Module):
+    """Mean over a set of the rows of `PerturbedGeneReadout`; zeros for an empty set."""
+
+    def __init__(self, dim: int, num_heads: int, *, max_size: int | None) -> None:
+        super().__init__()
+        self.readout = PerturbedGeneReadout(dim, num_heads, max_size=max_size)
+
+    def forward(self, u: Tensor, ptr: Tensor) -> Tensor:
+        """u [nnz, D], ptr int64 [B+1] -> [B, D]."""
+        return set_mean(self.readout(u, ptr), ptr)
+
+
 def _pool(kind: str, dim: int, max_size: int | None) -> nn.Module:
     require_choice("pool", kind, POOLS)
-    if kind == "hypersagnn":
-        return HyperSAGNN(dim, num_heads=4 if dim % 4 == 0 else 1, max_size=max_size)
+    if kind in ("hypersagnn", "readout"):
+        module = HyperSAGNN if kind == "hypersagnn" else ReadoutMean
+        return module(dim, 4 if dim % 4 == 0 else 1, max_size=max_size)
     return PairwiseSum() if kind == "pairwise" else SetReduce(kind)
 
 
@@ -76,9 +90,9 @@ class PerturbationHead(nn.Module):
         dim: width of the encoder's output.
         num_types: number of perturbation types; type 0 is "present", the type of every gene outside the set
             (`len(cellattn.data.PERTURBATION_TYPES)`).
-        pool: "mean", "sum", "hypersagnn" (4 heads where they divide dim, else 1) or "pairwise" (the sum over pairs of
-            u_i * u_j, so that interactions of two genes are expressible; a set of one has no pairs and gives zeros), or
-            several, concatenated and projected.
+        pool: "mean", "sum", "hypersagnn", "readout" (the mean of `PerturbedGeneReadout`; both with 4 heads where they divide
+            dim, else 1) or "pairwise" (the sum over pairs of u_i * u_j, so that interactions of two genes are expressible; a
+            set of one has no pairs and gives zeros), or several, concatenated and projected.
         num_heads: heads of the cross-attention, a divisor of dim.
         hidden_dim: hidden width of phi and of the MLP; `2 * dim` by default.
         out_dim: phenotypes predicted.

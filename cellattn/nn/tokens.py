@@ -85,3 +85,51 @@ class GeneTokens(nn.Module):
                 raise ValueError(f"features: expected {num_nodes} rows, one a gene, got {len(features)}")
             parts.append(self.project_features(features))
         return sum(parts[1:], parts[0])
+
+    @torch.no_grad()
+    def extend(self, num_new: int, *, init: Tensor | None = None) -> None:
+        """Append genes to the embedding table, in place; without a table there is nothing to append.
+
+        The rows of the old genes are kept to the bit. The table is a new parameter: an optimizer made before holds the old one,
+        so make another. Its state for the old genes, where that matters, is the first `num_genes` rows of the new one's (for
+        AdamW `exp_avg` and `exp_avg_sq`), zeros below.
+
+        Args:
+            num_new: number of new genes, >= 0.
+            init: [num_new, dim], their rows, such as those of homologues (`embedding.weight[homologues]`); by default the mean
+                of the table, a gene of which nothing is known.
+
+        Raises:
+            ValueError: a number or shape out of range, or an `init` without a table. TypeError: one of a wrong type.
+        """
+        require_count("num_new", num_new)
+        if self.embedding is None:
+            require(init is None, "init: the model has no embeddings (num_genes=None)")
+            return
+        old = self.embedding.weight
+        if init is None:
+            init = old.mean(0).expand(num_new, -1)
+        else:
+            require_features("init", init, old.shape[1], old, ndim=2)
+            require(len(init) == num_new, f"init: expected {num_new} rows, one a new gene, got {len(init)}")
+        self.num_genes = len(old) + num_new
+        self.embedding = nn.Embedding.from_pretrained(torch.cat([old, init]), freeze=not old.requires_grad)
+
+
+def extend_genes(model: nn.Module, num_new: int) -> None:
+    """Append genes to every embedding table of a trained model, in place, as `MultiGraph.extend` appends them to a graph.
+
+    A gene of which features are known needs none of this where the model has features alone: it is one more row of them. Nor
+    does one that may share the token of an old gene: `gene_ids` names the row.
+
+    Args:
+        model: any model with `GeneTokens`. Each table gets a row a gene, the mean of the table (`GeneTokens.extend`, which also
+            takes other rows and says what becomes of an optimizer).
+        num_new: number of new genes, >= 0.
+
+    Raises:
+        ValueError: a number out of range. TypeError: one of a wrong type.
+    """
+    for module in model.modules():
+        if isinstance(module, GeneTokens):
+            module.extend(num_new)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cellattn import MultiGraph
-from cellattn.nn import CellEncoder, HyperSAGNN, PerturbationHead
+from cellattn.nn import CellEncoder, HyperSAGNN, PerturbationHead, PerturbedGeneReadout
 from cellattn.nn.encoder import EncoderLayer
-from cellattn.nn.perturbation import PairwiseSum, PerturbationFeatures, SetReduce
+from cellattn.nn.perturbation import PairwiseSum, PerturbationFeatures, ReadoutMean, SetReduce
 
 
 def random_graph(num_nodes: int, edges: dict[str, int], seed: int = 0) -> MultiGraph:
@@ -112,11 +112,26 @@ def hypersagnn(module: HyperSAGNN, x: Tensor) -> Tensor:
     return (d - module.static(x)).square().mean(0)
 
 
+def readout(module: PerturbedGeneReadout, h: Tensor, members: Tensor) -> Tensor:
+    """All genes h [N, dim] attend to those of one set, members [n, dim], and go through the FFN: [N, dim]."""
+    w_q, w_k, w_v = module.qkv.weight.chunk(3)
+    b_q, b_k, b_v = module.qkv.bias.chunk(3)
+    q, k, v = F.linear(h, w_q, b_q), F.linear(members, w_k, b_k), F.linear(members, w_v, b_v)
+    attended = []
+    for part in torch.arange(module.dim).chunk(module.num_heads):
+        alpha = (q[:, part] @ k[:, part].T / len(part) ** 0.5).softmax(1) if len(members) else q.new_zeros(len(q), 0)
+        attended.append(alpha @ v[:, part])
+    y = module.norm1(h + module.out(torch.cat(attended, 1)))
+    return module.norm2(y + module.ffn(y))
+
+
 def _pool(module: nn.Module, u: Tensor) -> Tensor:
     if isinstance(module, HyperSAGNN):
         return hypersagnn(module, u)
     if isinstance(module, PairwiseSum):
         return sum((u[i] * u[j] for i, j in itertools.combinations(range(len(u)), 2)), torch.zeros_like(u[0:1].sum(0)))
+    if isinstance(module, ReadoutMean):
+        return readout(module.readout, u, u).sum(0) / max(len(u), 1)
     assert isinstance(module, SetReduce)
     is_mean = module(u.new_ones(2, 1), torch.tensor([0, 2])).item() == 1
     return u.sum(0) / (max(len(u), 1) if is_mean else 1)

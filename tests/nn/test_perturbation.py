@@ -17,7 +17,7 @@ N, DIM, TYPES = 11, 8, 3
 SEEDS = torch.tensor([4, 7, 1, 0, 10, 4, 2, 7])
 KINDS = torch.tensor([1, 2, 1, 1, 1, 0, 2, 1])
 PTR = torch.tensor([0, 2, 2, 3, 6, 8])  # sets of 2, 0, 1, 3 and 2
-POOLS = ["mean", "sum", "hypersagnn", "pairwise", ("sum", "pairwise"), ("mean", "hypersagnn", "pairwise")]
+POOLS = ["mean", "sum", "hypersagnn", "pairwise", "readout", ("sum", "pairwise"), ("mean", "hypersagnn", "pairwise")]
 
 
 def head(**options: Any) -> PerturbationHead:
@@ -56,6 +56,14 @@ def test_gradients_reach_every_parameter(pool: str | Sequence[str]) -> None:
             continue  # one number added to all scores of a query: softmax does not see it
         assert parameter.grad is not None, name
         assert parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("pool", ["hypersagnn", "readout", ("sum", "readout")], ids=str)
+def test_bounded_sets(pool: str | Sequence[str]) -> None:
+    expected = head(pool=pool)(*cell(), SEEDS, PTR, KINDS)
+    torch.testing.assert_close(head(pool=pool, max_size=3)(*cell(), SEEDS, PTR, KINDS), expected)
+    with pytest.raises(ValueError, match="max_size: expected at least 3, the entries of set 3, got 2"):
+        head(pool=pool, max_size=2)(*cell(), SEEDS, PTR, KINDS)
 
 
 @pytest.mark.parametrize("pool", POOLS, ids=str)
@@ -183,7 +191,7 @@ def test_bad_construction(options: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize("ptr", [[0, 5, 3], [0, 2, 9], [0, -4, 3], [1, 2, 3]], ids=str)
-@pytest.mark.parametrize("pool", ["mean", "sum", "pairwise", "hypersagnn"])
+@pytest.mark.parametrize("pool", ["mean", "sum", "pairwise", "hypersagnn", "readout"])
 def test_bad_ptr_in_a_compiled_head(pool: str, ptr: list[int]) -> None:
     """Regression test: values cannot be checked while compiling, and a falling ptr reached a segment sum that reads by it."""
     torch._dynamo.reset()
