@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ RANGES = ("step", "loading", "transfer", "losses", "backward", "optimizer")
 
 
 def test_command_line(tmp_path: Path) -> None:
-    arguments = "cell-transformer --device cpu --genes 60 --batch-size 8 --steps 2 --autocast bf16".split()
+    arguments = shlex.split("cell-transformer --device cpu --genes 60 --batch-size 8 --steps 2 --autocast bf16")
     command = [sys.executable, "-m", "benchmarks.profile", *arguments, "--torch", "--out", os.fspath(tmp_path)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
