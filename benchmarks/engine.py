@@ -165,7 +165,7 @@ class Trainer:
         def gathered() -> Iterator[PerturbationBatch]:
             for samples, _ in parts:
                 with span("loading"):
-                    batch = data.__getitems__(samples.tolist())
+                    batch = data.__getitems__(samples)
                 yield batch
 
         yield from zip((part.weight for part in parts), batches_on(self.device, gathered()), strict=True)
@@ -236,20 +236,25 @@ class _Captured:
     ) -> None:
         self.inputs, self.num_sets, self.num_genes = padded, num_sets, num_genes
         self.weight = torch.zeros((), device=padded.y.device)  # so that warming up adds nothing
+        self.losses, self.replay = self._capture(lambda: gradients(padded, self.weight))
+
+    def _capture(self, run: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+        """What run() returns, and how to compute it again in the same place."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(3):
-                gradients(padded, self.weight)
+                run()
         torch.cuda.current_stream().wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.losses = gradients(padded, self.weight)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            losses = run()
+        return losses, graph.replay
 
     def __call__(self, batch: PerturbationBatch, weight: float) -> Tensor:
         self.inputs.copy_(pad(batch, len(self.inputs.seeds), self.num_genes))
         self.weight.fill_(weight)
-        self.graph.replay()
+        self.replay()
         return self.losses.clone()
 
 
@@ -347,7 +352,7 @@ def time_steps(
         **times,
         "steps_per_second": rate,
         "samples_per_second": rate * batch_size,
-        "batch_bytes": data.__getitems__(batches[0].tolist()).num_bytes,
+        "batch_bytes": data.__getitems__(batches[0]).num_bytes,
         "peak_bytes": peak_memory(lambda: trainer.step(data, batches[0])),
     }
 
@@ -380,6 +385,8 @@ def largest_batch(
     work: Workload, *, first: int = 1, cap: int, budget: int | None = None, resolution: float = 0.05, timeout: float = 600.0
 ) -> LargestBatch:
     """Measure the largest batch of which two whole steps fit: doubling, then bisection, each try a process of its own.
+
+    What this process holds on a GPU is missing there: search before anything is on it.
 
     Args:
         first: the size that is tried first.
@@ -454,10 +461,18 @@ def _try_here(work: Workload, batch_size: int, budget: int | None, sender: Conne
             trainer.step(data, torch.arange(batch_size))
         synchronize(device)
         sender.send(torch.cuda.max_memory_reserved(device) if device.type == "cuda" else _peak_resident())
-    except (torch.OutOfMemoryError, MemoryError):
-        os._exit(OUT_OF_MEMORY)
-    except Exception:
+    except Exception as error:
+        if is_out_of_memory(error):
+            os._exit(OUT_OF_MEMORY)
         sender.send(traceback.format_exc()[-2000:])
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory was missing, for a tensor or for what a GPU's libraries take beside PyTorch."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    signs = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 def _watch(budget: int) -> None:

@@ -434,7 +434,7 @@ def evaluate(model: nn.Module, forward: Forward, data: PerturbationDataset) -> t
     """Correlations, MSE and the graph losses on all pairs, each rank's at once."""
     ((mine, weight),) = shares(torch.arange(len(data)))
     device = next(model.parameters()).device
-    batch = data.__getitems__(mine.tolist()).to(device)
+    batch = data.__getitems__(mine).to(device)
     output = forward(model, batch)
     prediction = output.prediction[:, 0]
     error = mean_squared_error(prediction, batch.y) * weight

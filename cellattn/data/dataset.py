@@ -122,7 +122,7 @@ class PerturbationBatch:
 def batches_on(device: torch.device | str, batches: Iterable[PerturbationBatch]) -> Iterator[PerturbationBatch]:
     """Batches of a loader on a device, where only their indices, types and phenotypes have to go.
 
-    A GPU gets each batch out of page-locked memory while it still works on the one before: nothing waits for the copy.
+    A GPU gets each batch out of page-locked memory, so that the host does not wait for the copy: it goes on to the next batch.
     """
     device = torch.device(device)
     for batch in batches:
@@ -349,9 +349,9 @@ class PerturbationDataset(Dataset[PerturbationSample]):
         begin, end = self.ptr[index % len(self)], self.ptr[index % len(self) + 1]
         return PerturbationSample(self.seeds[begin:end], self.types[begin:end], self.y[index])
 
-    def __getitems__(self, indices: Sequence[int]) -> PerturbationBatch:
+    def __getitems__(self, indices: Sequence[int] | Tensor) -> PerturbationBatch:
         """A whole batch in one gather; a `DataLoader` calls it in place of `__getitem__`."""
-        return self._gather(torch.tensor(indices, dtype=torch.int64))
+        return self._gather(torch.as_tensor(indices, dtype=torch.int64))
 
     def _gather(self, indices: Tensor) -> PerturbationBatch:
         require_indices("indices", indices, len(self), "samples")

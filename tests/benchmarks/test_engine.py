@@ -17,6 +17,8 @@ from benchmarks.engine import (
     Method,
     Trainer,
     Workload,
+    _Captured,
+    is_out_of_memory,
     largest_batch,
     mean_squared_error,
     method_of,
@@ -192,6 +194,33 @@ def test_padding_changes_nothing(num_entries: int) -> None:
         pad(batches[0], 9, GRAPH.num_nodes)
 
 
+@pytest.mark.parametrize("passes", [1, 2], ids="{}-passes".format)
+def test_replayed_passes_are_passes(passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a captured step but its capture, which needs a GPU: inputs, weights and gradients that stay where they are."""
+
+    def stand_in(self: Any, run: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+        run()
+        losses = run()
+        return losses, lambda: replays.append(losses.copy_(run()))
+
+    monkeypatch.setattr(_Captured, "_capture", stand_in)
+    replays: list[Tensor] = []
+    graphs, eager = (Execution(accumulate=passes) for _ in range(2))
+    object.__setattr__(graphs, "cuda_graph", True)  # which it refuses on a CPU
+    sizes = [6 * passes, 6 * passes, 5 * passes, 6 * passes]  # a pass of 5 is not replayed
+    sets = [[gene % 60 for gene in range(n, n + n % 4)] for n in range(len(SAMPLES) * 4)]
+    data = PerturbationDataset.from_sets(sets, torch.randn(len(sets)), num_genes=60)
+    results = []
+    for execution in (graphs, eager):
+        torch.manual_seed(0)
+        model, forward = transformer(GRAPH, torch.device("cpu"), sampled_rows=0.5)
+        trainer = Trainer(model, forward, torch.optim.SGD(model.parameters(), lr=0.1), execution=execution, clip=1.0)
+        losses = [trainer.step(data, torch.arange(size) + step, seed=step).tolist() for step, size in enumerate(sizes)]
+        results.append((losses, {name: value.detach() for name, value in model.named_parameters()}))
+    assert len(replays) == 3 * passes
+    assert_close(results[0], results[1])
+
+
 # ------------------------------------------------------------------------------------------------------- what it costs
 
 
@@ -251,6 +280,22 @@ def test_largest_batch() -> None:
     assert [one.batch_size for one in found.tries if one.fits] == list(range(1, found.batch_size + 1))
     assert found.peak_bytes is not None
     assert found.batch_size * 200 * 2**20 < found.peak_bytes <= 1_200_000_000  # watched every 2 ms
+
+
+@pytest.mark.parametrize(
+    ("error", "memory"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), True),
+        (MemoryError(), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (KeyError("out of memory"), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_is_out_of_memory(error: Exception, memory: bool) -> None:
+    assert is_out_of_memory(error) is memory
 
 
 def test_largest_batch_stops_at_the_cap() -> None:

@@ -54,6 +54,7 @@ def test_getitem_gives_one_set() -> None:
 def test_getitems_equals_collated_samples(indices: list[int]) -> None:
     data = dataset(types=[["deleted", "added"], [], ["mutated"] * 3, ["added"], ["deleted"] * 2])
     batch = data.__getitems__(indices)
+    assert parts(data.__getitems__(torch.tensor(indices, dtype=torch.int64))) == parts(batch)
     assert len(batch) == len(indices)
     assert batch.seeds.dtype == batch.ptr.dtype == batch.types.dtype == torch.int64
     assert batch.y.dtype == torch.float32
@@ -280,6 +281,15 @@ MALFORMED = [
 def test_refuses(make: Callable[[], Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=re.escape(message)):
         make()
+
+
+def test_copy_in_place() -> None:
+    data = dataset()
+    batch, other = data.__getitems__([0]), data.__getitems__([4])
+    seeds = batch.seeds
+    assert batch.copy_(other) is batch
+    assert parts(batch) == parts(other)
+    assert batch.seeds is seeds
 
 
 def test_batches_on_a_device() -> None:
