@@ -84,7 +84,7 @@ class SAGEConv(RelationalConv):
         return self.message(x).unflatten(-1, (-1, x.shape[-1]))
 
     def update(self, total: Tensor) -> Tensor:
-        return F.relu(self.norm(total))
+        return F.relu(self.norm(total), inplace=True)
 
 
 class GINConv(RelationalConv):
@@ -106,11 +106,11 @@ class GINConv(RelationalConv):
         return self.message(x).unflatten(-1, (len(self.eps), -1))
 
     def update(self, total: Tensor) -> Tensor:
-        return self.out(F.relu(self.norm(total)))
+        return self.out(F.relu(self.norm(total), inplace=True))
 
 
 class GATConv(RelationalConv):
-    """x'_i = relu(norm(b + sum_rj alpha_rij W_r x_j)), each head by itself, over all relations' neighbours and the gene itself.
+    """x'_i = relu(norm(sum_rj alpha_rij W_r x_j)), each head by itself, over all relations' neighbours and the gene itself.
 
         alpha_rij = w^r_ij exp(e_rj) / (exp(e_0i) + sum_sk w^s_ik exp(e_sk)),    e_rj = cap(a_r . W_r x_j)
 
@@ -128,32 +128,39 @@ class GATConv(RelationalConv):
         self.num_heads = num_heads
         self.own_weight = nn.Linear(dim, dim, bias=False)
         self.message = nn.Linear(dim, num_relations * dim, bias=False)
-        self.own_score = nn.Parameter(torch.empty(num_heads, dim // num_heads))
+        self.own_score = nn.Parameter(torch.empty(1, num_heads, dim // num_heads))
         self.score = nn.Parameter(torch.empty(num_relations, num_heads, dim // num_heads))
-        self.bias = nn.Parameter(torch.zeros(dim))
         self.norm = nn.LayerNorm(dim)
         for score in (self.own_score, self.score):
             nn.init.normal_(score, std=score.shape[-1] ** -0.5)
 
     def own(self, x: Tensor) -> Tensor:
-        return self._weighted(self.own_weight(x), self.own_score)
+        return self._weighted(x, self.own_weight.weight, self.own_score).squeeze(1)
 
     def send(self, x: Tensor) -> Tensor:
-        return self._weighted(self.message(x), self.score)
+        return self._weighted(x, self.message.weight, self.score)
 
     def update(self, total: Tensor) -> Tensor:
         total = total.unflatten(-1, (self.num_heads, -1))
-        return F.relu(self.norm((total[..., :-1] / total[..., -1:]).flatten(-2) + self.bias))
+        numerator, denominator = total.split([total.shape[-1] - 1, 1], dim=-1)
+        return F.relu(self.norm((numerator * denominator.reciprocal()).flatten(-2)), inplace=True)
 
     def sent_change(self, new: Tensor, old: Tensor, keep: Tensor) -> Tensor:
-        return self.send(new) * keep[:, None, None] - self.send(old)
+        return self._weighted(new, self.message.weight, self.score, keep) - self.send(old)
 
-    def _weighted(self, y: Tensor, score: Tensor) -> Tensor:
-        """Every head's [exp(e) y, exp(e)], for y of V genes and score [..., num_heads, D]: [V, ..., num_heads * (D + 1)]."""
-        y = y.unflatten(-1, score.shape)
-        e = (y * score).sum(-1, keepdim=True)
-        weight = (SCORE_CAP * torch.tanh(e / SCORE_CAP)).exp()
-        return torch.cat([weight * y, weight], dim=-1).flatten(-2)
+    def _weighted(self, x: Tensor, weight: Tensor, score: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Every head's [exp(e) W x, exp(e)] of x [V, dim], weight [K * dim, dim], score [K, H, D]: [V, K, H * (D + 1)].
+
+        Rows that keep, bool [V], does not keep are 0.
+        """
+        weight = weight.unflatten(0, score.shape)  # [K, H, D, dim]
+        s = F.linear(x, torch.einsum("khd,khdi->khi", score, weight).flatten(0, 1))
+        p = torch.exp(SCORE_CAP * torch.tanh(s / SCORE_CAP)).unflatten(-1, (*score.shape[:2], 1))
+        p = p if keep is None else p * keep[:, None, None, None]
+        # [W x, 1] in one product
+        one = F.pad(torch.zeros_like(score), (0, 1), value=1.0)
+        y = F.linear(x, F.pad(weight, (0, 0, 0, 1)).flatten(0, 2), one.flatten()).unflatten(-1, one.shape)
+        return (p * y).flatten(-2)
 
 
 CONVS = ("sage", "gin", "gat")
@@ -169,6 +176,29 @@ class Genes(NamedTuple):
     def of(cls, mask: Tensor) -> Genes:
         """The genes of mask, bool [B, N]."""
         return cls(mask.nonzero()[:, 1], F.pad(mask.sum(1).cumsum(0), (1, 0)))
+
+
+class _Means:
+    """1 / degree of every gene in G, c, and of those of V_1 in G \\ S, c', which lose neighbours there.
+
+    Made of degree int32 [N, K] in G and, for the genes `first` of V_1, the edges lost int32 [V_1, K].
+    """
+
+    def __init__(self, degree: Tensor, first: Tensor, lost: Tensor, dtype: torch.dtype) -> None:
+        self.scale = _inverse(degree, dtype)  # c [N, K]
+        self.scale_first = _inverse(degree[first] - lost, dtype)  # c' [V_1, K]
+        row, relation = lost.nonzero(as_tuple=True)  # few: a gene next to S is so in one relation or two
+        self._entry = first[row] * degree.shape[1] + relation
+        self._change = (self.scale_first - self.scale[first])[row, relation].unsqueeze(-1)  # c' - c
+        self._ptr = F.pad((lost > 0).sum(1).cumsum(0), (1, 0))
+
+    def of(self, sums: Tensor) -> Tensor:
+        """sum_r c_ri s_ri [N, C] of sums s [N, K, C]."""
+        return torch.einsum("nk,nkc->nc", self.scale, sums)
+
+    def lost(self, sums: Tensor) -> Tensor:
+        """sum_r (c'_ri - c_ri) s_ri [V_1, C]."""
+        return set_sum(F.embedding(self._entry, sums.flatten(0, 1)) * self._change, self._ptr).to(sums.dtype)
 
 
 class WildtypeDifference(nn.Module):
@@ -339,35 +369,35 @@ class WildtypeDifference(nn.Module):
     def _delta(self, graph: MultiGraph, x: Tensor, seeds: Tensor, ptr: Tensor) -> Tensor:
         """z [B, dim] from the propagated difference, of tokens x [N, dim]; V_l, t and c as in the module's docstring."""
         within = [khop_mask(graph, seeds, ptr, hops, traversal="mixed") for hops in range(len(self.convs) + 1)]
-        genes, kept = [Genes.of(mask) for mask in within], ~within[0]  # V_0 to V_L, and the genes of G \ S
+        left = [mask & ~within[0] for mask in within]  # the genes of V_l that are in G \ S
         everyone = Genes(torch.arange(graph.num_nodes, device=x.device), ptr.new_tensor([0, graph.num_nodes]))
+        means = None
         if self.averages:
-            degree, first = self._degree(graph, everyone, everyone), genes[1]
-            scale = _inverse(degree, x.dtype)
-            scale_first = _inverse(degree[first.gene] - self._degree(graph, genes[0], first), x.dtype)  # c' [V_1, K]
-        old = F.embedding(genes[0].gene, x)
-        new = torch.zeros_like(old)  # of deleted genes in all V_l
+            first = Genes.of(left[1])
+            lost = self._degree(graph, Genes.of(within[0]), first)
+            means = _Means(self._degree(graph, everyone, everyone), first.gene, lost, x.dtype)
+        old = new = x.new_zeros(0, x.shape[1])  # x and x' of the genes left in V_l: none in V_0
         for layer, conv in enumerate(self.convs):
             assert isinstance(conv, RelationalConv)
-            source, target, there = genes[layer], genes[layer + 1], within[layer + 1]
-            sums = self._product(graph, conv.send(x), everyone, everyone, sum_relations=not self.averages, shared=True)
-            total = conv.own(x) + (torch.einsum("nk,nkc->nc", scale, sums) if self.averages else sums)
-            changed = F.embedding(target.gene, total)
+            source, target = Genes.of(within[layer]), Genes.of(left[layer + 1])
             own_change = conv.own(new) - conv.own(old)
-            changed = changed.index_add(0, _places(within[layer], there), own_change)  # each place once: no order to vary
-            scale_there = None
-            if self.averages:
-                in_first = _places(within[1], there)
-                scale_there = scale[target.gene].index_copy(0, in_first, scale_first)
-                sums_first = F.embedding(first.gene, sums.flatten(1)).unflatten(1, sums.shape[1:])
-                lost = torch.einsum("nk,nkc->nc", scale_first - scale[first.gene], sums_first)
-                changed = changed.index_add(0, in_first, lost)
-            sent_change = conv.sent_change(new, old, kept[within[layer]])
-            changed = changed + self._product(graph, sent_change, source, target, scale=scale_there)
-            x = conv.update(total)
+            old = F.embedding(source.gene, x)
+            new = torch.zeros_like(old).index_copy(0, _places(left[layer], within[layer]), new)
+            sent_change = conv.sent_change(new, old, left[layer][within[layer]])
+
+            sums = self._product(graph, conv.send(x), everyone, everyone, sum_relations=means is None, shared=True)
+            total = conv.own(x) + (sums if means is None else means.of(sums))
+            in_first = _places(left[1], left[layer + 1])
+            scale = None if means is None else means.scale[target.gene].index_copy_(0, in_first, means.scale_first)
+            # from here on in place, and each place once: no order of additions to vary
+            changed = self._product(graph, sent_change, source, target, scale=scale).add_(F.embedding(target.gene, total))
+            changed.index_add_(0, _places(left[layer], left[layer + 1]), own_change)
+            if means is not None:
+                changed.index_add_(0, in_first, means.lost(sums))
+            x, new = conv.update(total), conv.update(changed)
             old = F.embedding(target.gene, x)
-            new = conv.update(changed) * kept[there].unsqueeze(-1)
-        return set_sum(old - new, genes[-1].ptr)
+        deleted = Genes.of(within[0])
+        return set_sum(old - new, Genes.of(left[-1]).ptr) + set_sum(F.embedding(deleted.gene, x), deleted.ptr)
 
     # ------------------------------------------------------------------------------------------------ the two products
 
