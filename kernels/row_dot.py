@@ -23,11 +23,11 @@ where it would have walked the entries. Which rows are cut, and how many segment
 (`MultiGraph.segments`), the second known to the host: no grid and no size depends on anything that only the device knows, and
 where no tie has a hub there is no such launch.
 
-By count, not measured, at 0.7 us a load: whole, the fullest row, of 3,800 entries, would be 60 steps, or 40 us. The longest loop
-is the 16 steps of 1,024 entries, 11 us, once in either launch (at D = 128, with 16 entries a step, 64 steps and 45 us instead
-of 240 and 170; in dk once for each tie of the head). The 60,000 rows of nine ties, programs of four dependent loads, some 1,000
-at a time, take 170 us, and their 2.5 million entries of 64 bytes each out of L2 40 us at best: a row that starts last adds
-a fifteenth to that, not a quarter. Of these rows 215 are cut, into 462 segments with an eighth of all entries: fewer
+By count, not measured, at 0.7 us a load: whole, the fullest row, of 3,800 entries, would be 60 steps, or 40 us. The longest
+loop is the 16 steps of 1,024 entries, 11 us, once in either launch (at D = 128, with 16 entries a step, 64 steps and 45 us
+instead of 240 and 170; in dk once for each tie of the head). The 60,000 rows of nine ties, programs of four dependent loads,
+some 1,000 at a time, take 170 us, and their 2.5 million entries of 64 bytes each out of L2 40 us at best: a row that starts
+last adds a fifteenth to that, not a quarter. Of these rows 215 are cut, into 462 segments with an eighth of all entries: fewer
 programs than an A100 holds at once (864, at 64 registers a thread), so that their launch is as long as one of them. With half
 the length 2,207 segments would take three rounds of half the steps; with twice the length 52 segments would take twice as long
 and leave the chip idle. CELLATTN_AUTOTUNE=1 tries EDGES and the warps.
@@ -49,9 +49,9 @@ from .config import Gather, choose_gather, on_device, options
 from .tensors import check_devices, check_floats, padded
 
 # --------------------------------------------------------------------------------------------------------- device code
-# Sizes: L leading dimensions as one, H heads, T = num_prefix + N tokens, N genes, K relations, E entries, M chosen rows of all
-# ties. Strides of rows are constants of the kernel, and those of heads are known to be multiples of ALIGN, because only then
-# does the compiler load a row of 20 or 24 numbers in wide pieces.
+# Sizes: L leading dimensions as one, H heads, T = num_prefix + N tokens, N genes, K relations, E entries, S segments, M chosen
+# rows of all ties. Strides of rows are constants of the kernel, and those of heads are known to be multiples of ALIGN, because
+# only then does the compiler load a row of 20 or 24 numbers in wide pieces.
 
 
 @triton.jit
@@ -506,17 +506,9 @@ def row_dot_backward(
     """(dq, dk) [..., H, T, D] in the dtype of q; the operator `cellattn::row_dot_backward`."""
     check_floats(q=q)
     check_devices(
-        q=q,
-        dy=dy,
-        kbar=kbar,
-        weight=weight,
-        colptr=colptr,
-        row=row,
-        edge=edge,
-        segptr=segptr,
-        segment_col=segment_col,
+        q=q, dy=dy, kbar=kbar, weight=weight, colptr=colptr, row=row, edge=edge, segptr=segptr, segment_col=segment_col,
         rows=rows,
-    )
+    )  # fmt: skip
     num_heads, num_tokens, d = q.shape[-3:]
     num_genes, num_ties, num_rows = num_tokens - num_prefix, len(lengths), sum(lengths)
     if dy.numel() == 0 or q.numel() == 0:

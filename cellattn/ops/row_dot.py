@@ -60,8 +60,8 @@ def row_dot(
 
 
 # q, k [..., H, T, D]; the stacked graph by rows and by columns, and where its long rows and columns are cut, which the CPU does
-# not read; relation and head of every tie; rows int64 [M], the genes of tie after tie, None for all N of every tie; lengths, the
-# rows of every tie.
+# not read; relation and head of every tie; rows int64 [M], the genes of tie after tie, None for all N of every tie; lengths,
+# the rows of every tie.
 _TIES = "int[] relations, int[] heads, Tensor? rows, int[] lengths, int num_prefix"
 _BY_COLUMN = "Tensor weight, Tensor colptr, Tensor row, Tensor edge"
 _ROW_SEGMENTS = "Tensor row_segptr, Tensor segment_row, int[] row_segments"
