@@ -371,4 +371,5 @@ GATHERS |= {
     ("masked_spmm_shared", 80): {16: Gather(128, 4), 32: Gather(64, 4), 64: Gather(64, 8), 128: Gather(32, 8)},
     ("masked_sddmm", 80): _EDGES,
 }
+GATHERS |= {("relational_spmm", 80): _ROWS | {64: Gather(32, 4, 128)}}
 GATHERS_FLOAT32 |= {"masked_sddmm": {**_EDGES, 64: Gather(16, 4), 128: Gather(8, 4)}}
