@@ -58,7 +58,7 @@ L2_BYTES = 16 << 20  # of x that may be gathered from at one time
 
 
 @triton.jit
-def _span(rowptr_ptr, row, num_entries, wanted):
+def span(rowptr_ptr, row, num_entries, wanted):
     """Where the entries of a row begin and end, within what there is; nowhere unless it is wanted."""
     start = tl.maximum(tl.load(rowptr_ptr + row), 0)
     end = tl.minimum(tl.load(rowptr_ptr + row + 1), num_entries)
@@ -66,7 +66,7 @@ def _span(rowptr_ptr, row, num_entries, wanted):
 
 
 @triton.jit
-def _entries(col_ptr, value_ptr, o_e, end, HAS_VALUE: tl.constexpr):
+def entries(col_ptr, value_ptr, o_e, end, HAS_VALUE: tl.constexpr):
     """Columns and values of the entries o_e [R]; column -1 from `end` on."""
     m_e = o_e < end
     b_col = tl.load(col_ptr + o_e, mask=m_e, other=-1)
@@ -95,11 +95,11 @@ def _sum_entries(
     b_count = tl.zeros([o_e.shape[0]], dtype=tl.int32)
     b_left = tl.zeros([o_e.shape[0]], dtype=tl.int32)
     # Entries lead to words and words to rows: the next two steps' are on their way, as in row_dot_bwd_kernel_dk.
-    b_col, b_value = _entries(col_ptr, value_ptr, start + o_e, end, HAS_VALUE)
+    b_col, b_value = entries(col_ptr, value_ptr, start + o_e, end, HAS_VALUE)
     b_w = _halves(p_w, b_col, num_genes, num_halves)
-    b_next, b_next_value = _entries(col_ptr, value_ptr, start + STEP + o_e, end, HAS_VALUE)
+    b_next, b_next_value = entries(col_ptr, value_ptr, start + STEP + o_e, end, HAS_VALUE)
     for e in range(start, end, STEP):
-        b_last, b_last_value = _entries(col_ptr, value_ptr, e + 2 * STEP + o_e, end, HAS_VALUE)
+        b_last, b_last_value = entries(col_ptr, value_ptr, e + 2 * STEP + o_e, end, HAS_VALUE)
         b_next_w = _halves(p_w, b_next, num_genes, num_halves)
         b_w = (b_w >> shift) & mine
         if ALL:
@@ -149,7 +149,7 @@ def masked_spmm_kernel(
     mine = (tl.load(p_w + row.to(tl.int64) * num_halves) >> shift) & (-1 if S == 32 else (1 << S) - 1)
     left = num_sets - first
     mine &= tl.where(left < S, (1 << tl.minimum(left, 31)) - 1, -1)
-    start, end = _span(rowptr_ptr, row, num_entries, mine != 0)
+    start, end = span(rowptr_ptr, row, num_entries, mine != 0)
     # [BF]
     o_f = i_f * BF + tl.arange(0, BF)
     m_f = o_f < F
@@ -274,7 +274,7 @@ def masked_degree_kernel(
     half = tl.program_id(0) // num_genes
     p_w = words_ptr + half
     mine = tl.load(p_w + row.to(tl.int64) * num_halves)
-    start, end = _span(rowptr_ptr, row, num_entries, mine != 0)
+    start, end = span(rowptr_ptr, row, num_entries, mine != 0)
     # [32], [EDGES]
     o_s = tl.arange(0, 32)
     o_e = tl.arange(0, EDGES)

@@ -32,7 +32,7 @@ from .._check import (
     require_same,
     require_tensor,
 )
-from .._extension import fake
+from .._extension import cuda_kernel, fake
 from ..graph import MultiGraph
 from ._operator import keep_missing_grads, operator, refuse_double_backward
 from ._sets import check_graph
@@ -240,3 +240,20 @@ def _(
     relations: Sequence[int], num_nodes: int,
 ) -> Tensor:  # fmt: skip
     return target.new_empty(target.shape[0], len(relations), dtype=torch.int32)
+
+
+# ------------------------------------------------------------------------------------------------------------ CUDA
+
+
+@cuda_kernel("relational_spmm")
+def _(*args: Any) -> Tensor:
+    from ..kernels import relational_spmm as kernels  # needs Triton
+
+    return kernels.relational_spmm(*args)
+
+
+@cuda_kernel("relational_degree")
+def _(*args: Any) -> Tensor:
+    from ..kernels import relational_spmm as kernels
+
+    return kernels.relational_degree(*args)
