@@ -1,4 +1,4 @@
-"""The methods as they are written without this library, on the parameters of our models."""
+"""The methods as they are written without this library, on the parameters of our models, under one interface."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 from cellattn import MultiGraph
 from cellattn.data import PerturbationBatch
-from cellattn.nn import CellOutput
+from cellattn.nn import CellOutput, Dango, PairwiseInteraction, WildtypeDifference
 
+from .set_peers import Predict, dango_peer, pairwise_peer
 from .transformer_peers import DenseCellTransformer
 
 
@@ -26,6 +27,51 @@ class Peer(Protocol):
         ...
 
 
+class _OfBatches:
+    """A peer that takes batches as ours does."""
+
+    copies_graph = False
+
+    def __init__(self, predict: Predict) -> None:
+        self.forward = predict
+
+    def collate(self, batch: PerturbationBatch) -> PerturbationBatch:
+        return batch
+
+
+class _PyGDifference:
+    """`wildtype_peers.PyG`: `HeteroData` a sample, one `Batch`."""
+
+    copies_graph = True
+
+    def __init__(self, model: WildtypeDifference, graph: MultiGraph) -> None:
+        from .wildtype_peers import PyG  # needs torch_geometric
+
+        self._peer = PyG(model, graph)
+
+    def collate(self, batch: PerturbationBatch) -> tuple[Any, PerturbationBatch]:
+        return self._peer.load(batch), batch
+
+    def forward(self, data: tuple[Any, PerturbationBatch]) -> CellOutput:
+        prediction = self._peer(*data)
+        return CellOutput(prediction, {}, prediction.new_zeros(()))
+
+
+def _dango(model: Dango, graph: MultiGraph) -> Peer:
+    return _OfBatches(dango_peer(model, graph))
+
+
+def _pairwise(model: PairwiseInteraction, graph: MultiGraph) -> Peer:
+    return _OfBatches(pairwise_peer(model, graph))
+
+
+# "delta" is exact, so that its peers are those of "lazy"
 PEERS: dict[str, dict[str, Callable[[Any, MultiGraph], Peer]]] = {
+    "dango": {"PyG and dense reconstructions": _dango},
+    "lazy": {"PyG": _PyGDifference},
+    "khop-1": {"PyG": _PyGDifference},
+    "khop-2": {"PyG": _PyGDifference},
+    "khop-3": {"PyG": _PyGDifference},
+    "pairwise": {"loop over sets": _pairwise},
     "cell-transformer": {"dense PyTorch": DenseCellTransformer},
 }
