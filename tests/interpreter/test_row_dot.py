@@ -32,6 +32,12 @@ def shapes_graph(n: int) -> MultiGraph:
     )
 
 
+def star_graph(n: int) -> MultiGraph:
+    """Row 0 has every gene, and so has column 0; the others have gene 0."""
+    everyone = torch.arange(n)
+    return MultiGraph.from_edge_index({"a": torch.stack([torch.zeros_like(everyone), everyone])}, n, undirected=True)
+
+
 def dense(graph: MultiGraph, relation: str) -> Tensor:
     n = graph.num_nodes
     matrix = torch.zeros(n, n, dtype=torch.float64)
@@ -129,11 +135,8 @@ def test_rows(rows: list[list[int] | None]) -> None:
 @pytest.mark.parametrize("longest", [180, 100, 10], ids=["whole", "two segments", "18 segments"])
 def test_hub_rows_take_several_steps(longest: int) -> None:
     """Degree 180 both ways: at D = 128 a loop takes 16 entries at once, or 16 segments."""
-    n = 180
-    everyone, hub = torch.arange(n), torch.zeros(n, dtype=torch.int64)
-    graph = MultiGraph.from_edge_index({"a": torch.stack([hub, everyone])}, n, undirected=True)
-    q, k = (x.detach() for x in leaves((1, n, 128), (1, n, 128), dtype=torch.float32))
-    check(q, k, graph, [("a", 0)], [None], 0, longest)
+    q, k = (x.detach() for x in leaves((1, 180, 128), (1, 180, 128), dtype=torch.float32))
+    check(q, k, star_graph(180), [("a", 0)], [None], 0, longest)
 
 
 # Segments of at most 8 entries. Relation a has rows and columns of 8 (whole), 9 and 60; b of 8 at most; c of 17 and 33.
@@ -229,8 +232,8 @@ def test_autotuned_tiles_give_the_same(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setenv("CELLATTN_AUTOTUNE", "1")
     monkeypatch.setattr(config, "_tuned", {})
     monkeypatch.setattr(config, "milliseconds", lambda launch, tile: float(tile.rows))
-    q, k = (x.detach() for x in leaves((3, 80, 20), (3, 80, 20), dtype=torch.float32))
-    check(q, k, shapes_graph(79), TIES, [None] * 3, 1, 30)
+    q, k = (x.detach() for x in leaves((3, 101, 20), (3, 101, 20), dtype=torch.float32))
+    check(q, k, star_graph(100), [("a", 0), ("a", 2)], [None] * 2, 1, 40)
     won = {kernel: tile for (kernel, *_), tile in config._tuned.items()}
     names = ("row_dot_fwd_segments", "row_dot_fwd", "row_dot_bwd_dq", "row_dot_bwd_dk_segments", "row_dot_bwd_dk")
     assert won == dict.fromkeys(names, config.Gather(32, 1))
