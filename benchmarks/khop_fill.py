@@ -55,8 +55,7 @@ def _threaded(fill: Callable[[int, int], Any], x: Tensor) -> Callable[[], None]:
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads)
     size = x.numel() * x.element_size() // threads // 64 * 64
-    places = [(x.data_ptr() + i * size, size) for i in range(threads)]
-    return lambda: [*pool.map(lambda place: fill(*place), places)].clear()
+    return lambda: [*pool.map(lambda i: fill(x.data_ptr() + i * size, size), range(threads))].clear()
 
 
 def _stream_fill() -> Callable[[int, int], Any]:
