@@ -20,7 +20,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from . import bench_attention, bench_khop, bench_methods, train
+from . import bench_attention, bench_khop, bench_methods, khop_plan, khop_tables, train
 from .measure import environment, results_dir
 
 # Methods of the table, and the variants of `train` that tell what they learn.
@@ -103,9 +103,9 @@ the synthetic cell.
 {khop["graph"]}, B = {batch}: medians of ms a batch, of implementations that each ran in a process of its own and returned equal
 genes and edges. The whole page is [{khop["name"]}.md]({khop["name"]}.md); `--only khop` measures larger batches and both heaps.
 
-{bench_khop.extract_table(khop["rows"], batch)}
+{khop_tables.extract_table(khop["rows"], batch)}
 
-{bench_khop.target_table(khop)}
+{khop_tables.target_table(khop)}
 
 ![k-hop]({khop["name"]}.png)
 
@@ -131,14 +131,14 @@ def main() -> None:
     given = parser.parse_args()
     full = given.full
     if given.only == "khop":
-        print(bench_khop.page(bench_khop.run()))
+        print(khop_tables.page(bench_khop.run()))
         return
     methods = bench_methods.run(bench_methods.Plan(budget=bench_methods.budget()) if full else None)
     if given.only == "methods":
         print(bench_methods.page(methods))
         return
     ops = bench_attention.run(bench_attention.plan_for(bench_attention.DEVICE, repeats=10 if full else 3))
-    khop = bench_khop.run() if full else bench_khop.run(bench_khop.short_plan(), name="khop_short")
+    khop = bench_khop.run() if full else bench_khop.run(khop_plan.short_plan(), name="khop_short")
     training = train.run(full=full)
     path = write(methods, ops, khop, training)
     print(f"\n{path.read_text()}\nwritten to {path}")

@@ -4,8 +4,8 @@
 // of each gene among a sample's genes, -1 where it is not one of them; it is a cache line a gene (int32 or int16) and is made
 // anew for each group, so that memory does not grow with the batch. A chunk of rows of one relation is then read once for
 // the group: an edge (i, j) belongs to the samples where neither rank is negative. Each sample's edges go through a staging
-// buffer that is widened to the index type, moved to its place in `node` and written past the caches when it is full: a batch
-// writes more bytes than anything else here, and every byte is written once.
+// buffer that is widened to the index type, moved to its place in `node` and written past the caches, a whole line at a time:
+// a batch writes more bytes than anything else here, and every byte is written once.
 
 #pragma once
 
@@ -16,7 +16,7 @@
 namespace cellattn {
 
 constexpr int64_t kMostSamples = 32;  // of a group
-constexpr int64_t kStaged = 512;      // edges of a sample that are staged
+constexpr int64_t kStaged = 256;      // edges of a sample that are staged
 constexpr int64_t kSlack = 16;        // a vector may be stored past them
 constexpr int64_t kChunkEdges = 1 << 15;
 

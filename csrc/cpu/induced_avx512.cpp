@@ -82,13 +82,12 @@ inline void store(T* out, const In* in, int64_t n, int64_t base, bool whole_line
   if (k < n && !whole_lines) W::put(out + k, first(n - k), W::sum(W::some(first(n - k), in + k), add));
 }
 
-// 16 rows of 32 numbers to 32 rows of 16: row s is then at out[row_of(s)].
-inline int row_of(int s) { return ((s & 7) * 2 + (s >> 4)) * 32 + ((s >> 3) & 1) * 16; }
-
-inline void transpose(const __m512i* r, Rank* out) {
+// f(s, the 16 ranks of sample s) for all 32 samples, of the ranks of 16 edges.
+template <class F>
+inline void for_each_sample(const __m512i* rank, const F& f) {
   __m512i half[2][8];  // [edges 0 to 7, 8 to 15][sample mod 8], a 128-bit lane for each of samples 0, 8, 16, 24 and on
   for (int h = 0; h < 2; ++h) {
-    const __m512i* e = r + 8 * h;
+    const __m512i* e = rank + 8 * h;
     __m512i a[8], b[8];
     for (int k = 0; k < 8; k += 2) {
       a[k] = _mm512_unpacklo_epi16(e[k], e[k + 1]);
@@ -106,9 +105,14 @@ inline void transpose(const __m512i* r, Rank* out) {
     }
   }
   const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), high = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+#pragma GCC unroll 8
   for (int m = 0; m < 8; ++m) {
-    _mm512_store_si512(out + m * 64, _mm512_permutex2var_epi64(half[0][m], low, half[1][m]));
-    _mm512_store_si512(out + m * 64 + 32, _mm512_permutex2var_epi64(half[0][m], high, half[1][m]));
+    const __m512i first = _mm512_permutex2var_epi64(half[0][m], low, half[1][m]);
+    const __m512i second = _mm512_permutex2var_epi64(half[0][m], high, half[1][m]);
+    f(m, _mm512_castsi512_si256(first));
+    f(m + 8, _mm512_extracti64x4_epi64(first, 1));
+    f(m + 16, _mm512_castsi512_si256(second));
+    f(m + 24, _mm512_extracti64x4_epi64(second, 1));
   }
 }
 
@@ -116,24 +120,24 @@ inline void transpose(const __m512i* r, Rank* out) {
 
 // Up to 16 edges of a row for one sample: `rank` holds their targets' ranks, -1 where the sample has no such gene.
 template <class T, bool HasSource, bool HasId>
-inline void append_block(
-    Stage<T, HasSource, HasId>& stage, const WriteTask& task, int s, Rank source, __m256i rank, __m512i edges) {
+inline void append_block(Stage<T, HasSource, HasId>& stage, int s, Rank source, __m256i rank, __m512i edges) {
   const __mmask16 kept = static_cast<__mmask16>(~_mm256_movepi16_mask(rank));
   const int64_t at = stage.end[s];
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(stage.target[s] + at), _mm256_maskz_compress_epi16(kept, rank));
   if (HasSource) _mm256_storeu_si256(reinterpret_cast<__m256i*>(stage.source[s] + at), _mm256_set1_epi16(source));
   if (HasId) _mm512_storeu_si512(stage.edge[s] + at, _mm512_maskz_compress_epi32(kept, edges));
   stage.end[s] = at + __builtin_popcount(kept);
-  if (stage.end[s] >= kCarry + kStaged) stage.flush(task, s);
 }
 
 template <class T, bool HasSource, bool HasId>
 inline void append_row(
     Stage<T, HasSource, HasId>& stage, const WriteTask& task, const Rank* rank_i, unsigned samples, int64_t begin,
     int64_t end, int64_t relation_begin) {
-  constexpr int kFewEdges = 3, kFewSamples = 3;  // below, a block would be mostly empty
+  constexpr int kFewEdges = 3, kFewSamples = 5;  // below, a block would be mostly empty
   const __m512i none = _mm512_set1_epi32(-1);
   const __m512i iota = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i absent = _mm512_srai_epi16(_mm512_load_si512(rank_i), 15);  // -1 in samples without the row's own gene
+  const int64_t last_edge = task.rowptr[task.last_row];
   const bool few_samples = __builtin_popcount(samples) <= kFewSamples;
   for (int64_t e = begin; e < end; e += 16) {
     const int64_t n = end - e < 16 ? end - e : 16;
@@ -143,6 +147,7 @@ inline void append_row(
       }
       return;
     }
+    stage.reserve(task, n);
     const __m512i edges = _mm512_add_epi32(iota, _mm512_set1_epi32(static_cast<int32_t>(e - relation_begin)));
     const int32_t* col = task.col + e;
     if (few_samples) {
@@ -152,22 +157,21 @@ inline void append_row(
         const int s = __builtin_ctz(left);
         // 32 bits a rank are read; the sign of the lower 16 is that of all after the conversion
         const __m512i wide = _mm512_mask_i32gather_epi32(none, there, place, ranks_of(task, 0) + s, sizeof(Rank));
-        append_block(stage, task, s, rank_i[s], _mm512_cvtepi32_epi16(wide), edges);
+        append_block(stage, s, rank_i[s], _mm512_cvtepi32_epi16(wide), edges);
       }
-      continue;
-    }
-    __m512i rank[16];
-    if (n == 16) {
-      for (int k = 0; k < 16; ++k) rank[k] = _mm512_load_si512(ranks_of(task, col[k]));
     } else {
-      for (int k = 0; k < 16; ++k) rank[k] = k < n ? _mm512_load_si512(ranks_of(task, col[k])) : none;
-    }
-    alignas(64) Rank by_sample[kGroup * 16];
-    transpose(rank, by_sample);
-    for (unsigned left = samples; left != 0; left &= left - 1) {
-      const int s = __builtin_ctz(left);
-      const __m256i mine = _mm256_load_si256(reinterpret_cast<const __m256i*>(by_sample + row_of(s)));
-      append_block(stage, task, s, rank_i[s], mine, edges);
+      if (e + 2 * 16 <= last_edge) {  // of this row or of those after it
+        for (int k = 16; k < 32; ++k) _mm_prefetch(reinterpret_cast<const char*>(ranks_of(task, col[k])), _MM_HINT_T0);
+      }
+      __m512i rank[16];
+      if (n == 16) {
+        for (int k = 0; k < 16; ++k) rank[k] = _mm512_or_si512(absent, _mm512_load_si512(ranks_of(task, col[k])));
+      } else {
+        for (int k = 0; k < 16; ++k) {
+          rank[k] = k < n ? _mm512_or_si512(absent, _mm512_load_si512(ranks_of(task, col[k]))) : none;
+        }
+      }
+      for_each_sample(rank, [&](int s, __m256i mine) { append_block(stage, s, rank_i[s], mine, edges); });
     }
   }
 }

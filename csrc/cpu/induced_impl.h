@@ -57,6 +57,7 @@ struct Stage {
   alignas(64) int32_t edge[HasId ? kGroup : 1][kSize];
   int64_t end[kGroup];       // of the entries
   int64_t position[kGroup];  // where entry kCarry goes, within the relation
+  int64_t room = kStaged;    // edges for which every sample has a place, whoever gets them
 
   explicit Stage(const WriteTask& task) {
     for (int64_t s = 0; s < kGroup; ++s) {
@@ -68,7 +69,22 @@ struct Stage {
   // Where the next edge of sample s goes.
   int64_t next_position(int64_t s) const { return position[s] + end[s] - kCarry; }
 
-  // Makes room for more edges of sample s.
+  // Takes the places of n edges more, n <= kStaged / 2, for every sample.
+  void reserve(const WriteTask& task, int64_t n) {
+    if (room < n) make_room(task);
+    room -= n;
+  }
+
+  void make_room(const WriteTask& task) {
+    constexpr int64_t kHalf = kCarry + kStaged / 2;
+    int64_t most = kCarry;
+    for (int64_t s = 0; s < kGroup; ++s) {
+      if (end[s] > kHalf) flush(task, s);
+      if (most < end[s]) most = end[s];
+    }
+    room = kCarry + kStaged - most;
+  }
+
   void flush(const WriteTask& task, int64_t s) {
     write_all(task, s, false);
     for (int64_t k = 0, from = end[s] - kCarry; k < kCarry; ++k, ++from) {
@@ -111,6 +127,7 @@ template <class S>
 inline void append_one(
     S& stage, const WriteTask& task, const Rank* rank_i, unsigned samples, int64_t e, int32_t edge) {
   const Rank* rank_j = ranks_of(task, task.col[e]);
+  stage.reserve(task, 1);
   for (; samples != 0; samples &= samples - 1) {
     const int s = __builtin_ctz(samples);
     const int64_t at = stage.end[s];
@@ -118,7 +135,6 @@ inline void append_one(
     if (S::kHasSource) stage.source[s][at] = rank_i[s];
     if (S::kHasId) stage.edge[s][at] = edge;
     stage.end[s] = at + (rank_j[s] >= 0);
-    if (stage.end[s] >= kCarry + kStaged) stage.flush(task, s);
   }
 }
 

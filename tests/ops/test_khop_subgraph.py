@@ -18,6 +18,7 @@ from cellattn.ops.khop_subgraph import check_index_range
 
 from .sets import Problem, problem, problems, random_sets, settings_of
 
+OPS = torch.ops.cellattn
 FORMATS = [
     pytest.param(dtype, layout, id=f"{str(dtype).removeprefix('torch.')}-{layout}")
     for dtype in (torch.int64, torch.int32)
@@ -157,6 +158,33 @@ def test_a_batch_without_edges(index_dtype: torch.dtype, layout: str, isa: str) 
     batch = cellattn.khop_subgraph(path, seeds, ptr, 0, index_dtype=index_dtype, layout=layout)
     assert_samples(batch, reference.khop_subgraph(path, seeds, ptr, 0))
     assert batch.num_edges() == 0
+
+
+@pytest.mark.parametrize("index_dtype", [torch.int64, torch.int32], ids=["int64", "int32"])
+def test_arrays_that_begin_anywhere_in_a_line(index_dtype: torch.dtype, isa: str) -> None:
+    """Lines that several flushes or two tasks share; a flush holds 256 edges of a sample."""
+    p = problem(5, 200, [20_000, 900], 34)
+    want = cellattn.khop_subgraph(*p, 1, index_dtype=index_dtype)
+    assert min(want.num_edges(name) for name in ("r0", "r1")) // 34 > 100
+    rowptr, col, _ = p.graph.stacked
+    words = cellattn.khop_mask(*p, 1, packed=True)
+    seed_words = OPS.set_words(p.seeds, p.ptr, 200, False)
+    node_ptr, edge_ptr, offsets = OPS.induced_sizes(rowptr, col, words, 34)
+    sizes = edge_ptr[:, -1].tolist()
+    for shift in range(17):
+        node, seed_mask = torch.empty_like(want.node), torch.empty_like(want.seed_mask)
+        index, ids = (torch.full((k * sum(sizes) + 40,), -5, dtype=index_dtype) for k in (2, 1))
+        inner = [x[shift : x.numel() - 40 + shift] for x in (index, ids)]
+        OPS.induced_write(rowptr, col, words, seed_words, node_ptr, edge_ptr, offsets, node, seed_mask, *inner, None, sizes)
+        assert torch.equal(inner[0], torch.cat([want.edge_index[name].reshape(-1) for name in p.graph.relations]))
+        assert want.edge_id is not None
+        assert torch.equal(inner[1], torch.cat([want.edge_id[name] for name in p.graph.relations]))
+        assert all((x[:shift] == -5).all() and (x[x.numel() - 40 + shift :] == -5).all() for x in (index, ids))
+
+
+def test_loops_of_16_bit_ranks_are_for_graphs_that_fit(isa: str) -> None:
+    assert not OPS.induced_avx512(2**15)
+    assert not (isa == "portable" and OPS.induced_avx512(100))
 
 
 def test_edge_id_gathers_the_weights() -> None:
