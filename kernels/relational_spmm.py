@@ -269,8 +269,8 @@ def _check_between(
         rowptr.shape[0] == stacked * num_nodes + 1,
         lambda: f"rowptr: expected a multiple of {num_nodes} entries and one more, got {rowptr.shape[0]}",
     )
-    for r in relations:
-        require(0 <= r < stacked, lambda r=r: f"relations: expected indices in [0, {stacked}), got {r}")
+    outside = [r for r in relations if not 0 <= r < stacked]
+    require(not outside, lambda: f"relations: expected indices in [0, {stacked}), got {outside[0]}")
     for name, genes, ptr in (("source", source, source_ptr), ("target", target, target_ptr)):
         require_tensor(name, genes, ndim=1, dtypes=(torch.int64,))
         require_tensor(f"{name}_ptr", ptr, ndim=1, dtypes=(torch.int64,))

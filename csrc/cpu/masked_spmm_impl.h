@@ -25,11 +25,6 @@ inline void sum_row(
   }
 }
 
-template <class T>
-inline void copy_row(const T* in, int64_t n, T* out) {
-  for (int64_t f = 0; f < n; ++f) out[f] = in[f];
-}
-
 // Samples that keep all of a row's neighbours have the same sum. A perturbation removes a few genes, so for most rows that is
 // the whole batch: the sum is made once and copied, bit for bit what each sample would have got.
 template <class T>

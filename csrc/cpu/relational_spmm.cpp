@@ -2,6 +2,8 @@
 
 #include "relational_spmm.h"
 
+#include <memory>
+
 #include "isa.h"
 #include "values.h"
 
@@ -174,16 +176,22 @@ void run_product(
   const RelationalLoops<T> loops;
   const T *features = static_cast<const T*>(x.const_data_ptr()), *factors = data_or_null<T>(source_scale);
   const int64_t per_place = (task.x_per_relation ? task.num_relations : 1) * task.num_features;
+  int64_t most_places = shared ? between.num_nodes : 0;
+  for (int64_t b = 0; b < between.source.num_sets && !shared; ++b) {
+    most_places = std::max(most_places, between.source.ptr[b + 1] - between.source.ptr[b]);
+  }
   const auto with_room = [&](const auto& f) {
     PlaceTable table(between.num_nodes);
     std::vector<int32_t> kept_place(between.longest + kListRoom);
     std::vector<T> kept_value(between.longest + kListRoom);
     const KeptRow<T> kept = {kept_place.data(), kept_value.data()};
+    const std::unique_ptr<T[]> packed(new T[most_places * kTileBytes / sizeof(T)]);  // not touched unless it is wanted
     f([&](int64_t b, int64_t begin, int64_t end) {
       table.enter(between.source, b, shared);
       const int64_t first = shared ? 0 : between.source.ptr[b];
       const T* factor = factors == nullptr ? nullptr : factors + first * task.num_relations;
-      loops.rows(task, {table.data(), features + first * per_place, factor}, kept, begin, end);
+      const int64_t places = shared ? between.num_nodes : between.source.ptr[b + 1] - first;
+      loops.rows(task, {table.data(), features + first * per_place, factor, places, packed.get()}, kept, begin, end);
     });
   };
   if (!sum_samples) {

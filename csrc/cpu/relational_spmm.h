@@ -31,8 +31,11 @@ struct Senders {
   const int32_t* place;   // [N]: -1 where a gene does not send
   const T* x;             // of place 0
   const T* source_scale;  // [., K] or null for ones, of place 0
+  int64_t num_places;
+  T* packed;  // room for kTileBytes of each place
 };
 
+constexpr int64_t kPackFrom = 4;   // entries for each place: fewer do not repay the copy
 constexpr int64_t kListRoom = 16;  // past the longest row: the list is written in whole vectors
 
 #define CELLATTN_RELATIONAL_FUNCTIONS                                                                                   \

@@ -48,3 +48,8 @@ template <class T>
 inline void zero_row(int64_t n, T* out) {
   for (int64_t f = 0; f < n; ++f) out[f] = T{0};
 }
+
+template <class T>
+inline void copy_row(const T* in, int64_t n, T* out) {
+  for (int64_t f = 0; f < n; ++f) out[f] = in[f];
+}
