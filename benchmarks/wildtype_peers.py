@@ -2,7 +2,7 @@
 
 The model is ours in its parameters and its meaning, so that predictions can be compared; what differs is how it is computed.
 "lazy" is the whole graph for every sample, without the edges of the deleted genes; "khop" is the neighbourhood that
-`khop_peers.PyG` extracts. A message is stored for every edge: at the published size, 2,482,833 a sample.
+`khop_peers.PyG` extracts. A message is stored for every edge: at the published size, 2,482,833 a sample. This module needs PyG.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class PyG(nn.Module):
 
     Args:
         model: ours; its tokens, type embeddings and MLP are shared, and its layers copied. "delta" is done as "lazy".
-        graph: the gene graphs, on the CPU; edges without weights, since PyG's SAGEConv and GINConv take none.
+        graph: the gene graphs, on the model's device; edges without weights, since PyG's SAGEConv and GINConv take none.
 
     Raises:
         ValueError: a weight that is not 1.
@@ -86,16 +86,16 @@ class PyG(nn.Module):
         z = global_add_pool(change, genes.batch, size=len(batch))
         if self.model.readout == "mean":
             z = z / self._num_nodes
-        sample = torch.arange(len(batch)).repeat_interleave(batch.ptr.diff())
+        sample = torch.arange(len(batch), device=z.device).repeat_interleave(batch.ptr.diff())
         by_type = scatter(self.model.by_type(batch.types), sample, dim_size=len(batch), reduce="sum")
         return self.model.mlp(torch.cat([z, by_type], dim=-1))
 
     def _masked(self, seeds: Tensor) -> HeteroData:
         """All genes, and the edges that stay when some are deleted."""
         sample = HeteroData()
-        gone = torch.zeros(self._num_nodes, dtype=torch.bool)
-        gone[seeds] = True
-        sample[_GENE].n_id, sample[_GENE].num_nodes, sample[_GENE].pert_mask = torch.arange(len(gone)), len(gone), gone
+        every = torch.arange(self._num_nodes, device=seeds.device)
+        gone = torch.isin(every, seeds)
+        sample[_GENE].n_id, sample[_GENE].num_nodes, sample[_GENE].pert_mask = every, len(every), gone
         for name, edges in self._edges.items():
             sample[_GENE, name, _GENE].edge_index = edges[:, ~gone[edges].any(0)]
         return sample
@@ -151,7 +151,7 @@ class _GAT(nn.Module):
         self.norm = copy.deepcopy(conv.norm)
 
     def forward(self, x: Tensor, edge_index: EdgeIndex) -> Tensor:
-        every = torch.arange(len(x))
+        every = torch.arange(len(x), device=x.device)
         edges = [torch.stack([every, every]), *(edge_index[_GENE, name, _GENE] for name in self.relations)]
         values, scores = [], []
         for (source, _), weight, score in zip(edges, self.linear, self.score, strict=True):
