@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks import engine
 from benchmarks.engine import (
     Execution,
     Forward,
     Method,
     Trainer,
+    Try,
     Workload,
     _Captured,
     is_out_of_memory,
@@ -298,10 +300,29 @@ def test_is_out_of_memory(error: Exception, memory: bool) -> None:
     assert is_out_of_memory(error) is memory
 
 
-def test_largest_batch_stops_at_the_cap() -> None:
-    found = largest_batch(Workload("pair-mlp", genes=60), cap=3, budget=2_000_000_000)
-    assert (found.batch_size, found.limit) == (3, None)
-    assert [one.batch_size for one in found.tries] == [1, 2, 3]
+@pytest.mark.parametrize(
+    ("room", "cap", "resolution", "found", "limit", "tried"),
+    [
+        (10**9, 1, 0.05, 1, None, [1]),
+        (10**9, 6, 0.05, 6, None, [1, 2, 4, 6]),
+        (0, 64, 0.05, 0, 1, [1]),
+        (11, 64, 0.05, 11, 12, [1, 2, 4, 8, 16, 12, 10, 11]),
+        (11, 64, 0.5, 8, 12, [1, 2, 4, 8, 16, 12]),
+        (11, 12, 0.05, 11, 12, [1, 2, 4, 8, 12, 10, 11]),
+    ],
+    ids=["cap 1", "cap 6", "nothing fits", "11", "11 roughly", "cap above"],
+)
+def test_search(
+    room: int, cap: int, resolution: float, found: int, limit: int | None, tried: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def attempt(work: Workload, batch_size: int, *rest: Any) -> Try:
+        return Try(batch_size, batch_size <= room, 100 * batch_size if batch_size <= room else None)
+
+    monkeypatch.setattr(engine, "_try_apart", attempt)
+    result = engine._search(Workload("pair-mlp"), cap=cap, budget=None, resolution=resolution, timeout=1)
+    assert (result.batch_size, result.limit) == (found, limit)
+    assert result.peak_bytes == (100 * found or None)
+    assert [one.batch_size for one in result.tries] == tried
 
 
 def test_other_failures_are_errors() -> None:
