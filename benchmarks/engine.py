@@ -11,14 +11,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +41,7 @@ from .measure import peak_memory, phase_times, resident, synchronize
 
 Forward = Callable[[nn.Module, PerturbationBatch], CellOutput]
 Loss = Callable[[Tensor, Tensor], Tensor]
+ROOT = Path(__file__).parents[1]
 AUTOCAST = {"bf16": torch.bfloat16}  # float16 would need its losses scaled
 
 
@@ -404,10 +408,33 @@ def largest_batch(
     for name, value in (("first", first), ("cap", cap)):
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
+    # One process for all tries, which imports everything, touches no GPU, and is forked for each.
+    question = {
+        "work": asdict(work), "first": first, "cap": cap, "budget": budget, "resolution": resolution, "timeout": timeout,
+    }  # fmt: skip
+    command = [sys.executable, "-c", "from benchmarks.engine import answer; answer()", json.dumps(question)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"largest batch of {work.method}: {done.stderr[-4000:]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    return LargestBatch(**{**found, "tries": tuple(Try(*one) for one in found["tries"])})
+
+
+def answer() -> None:
+    """What `largest_batch` starts: search as the command line asks, and print what was found."""
+    question = json.loads(sys.argv[1])
+    fields = question.pop("work")
+    work = Workload(**{**fields, "execution": Execution(**fields["execution"])})
+    importlib.import_module("torch._dynamo")  # as the first step of an optimizer would, in every try
+    method_of(work.method)
+    print(json.dumps(asdict(_search(work, **question))))
+
+
+def _search(work: Workload, *, first: int, cap: int, budget: int | None, resolution: float, timeout: float) -> LargestBatch:
     tries: list[Try] = []
 
     def fits(batch_size: int) -> bool:
-        tries.append(_try_elsewhere(work, batch_size, budget, timeout))
+        tries.append(_try_apart(work, batch_size, budget, timeout))
         return tries[-1].fits
 
     low, high = 0, min(first, cap)
@@ -426,10 +453,8 @@ def largest_batch(
     return LargestBatch(low, high, peak, tuple(tries))
 
 
-def _try_elsewhere(work: Workload, batch_size: int, budget: int | None, timeout: float) -> Try:
-    # forked from a process that has imported everything and touched no GPU
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.engine", "torch._dynamo"])  # which an optimizer's first step imports
+def _try_apart(work: Workload, batch_size: int, budget: int | None, timeout: float) -> Try:
+    context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_try_here, args=(work, batch_size, budget, sender))
     process.start()
@@ -442,10 +467,13 @@ def _try_elsewhere(work: Workload, batch_size: int, budget: int | None, timeout:
         raise RuntimeError(f"{about}: not finished after {timeout:g} s")
     if process.exitcode in (OUT_OF_MEMORY, -signal.SIGKILL):  # the latter by the system's own guard
         return Try(batch_size, False, None)
-    answer = receiver.recv() if receiver.poll() else f"exit status {process.exitcode}"
-    if isinstance(answer, str):
-        raise RuntimeError(f"{about}: {answer}")
-    return Try(batch_size, True, answer)
+    try:
+        said = receiver.recv()
+    except EOFError:
+        said = f"exit status {process.exitcode}"
+    if isinstance(said, str):
+        raise RuntimeError(f"{about}: {said}")
+    return Try(batch_size, True, said)
 
 
 def _try_here(work: Workload, batch_size: int, budget: int | None, sender: Connection) -> None:

@@ -4,10 +4,11 @@
 
 In this order: every op, its gradients included, against float64 at the size of a cell, with at most twice the error of eager
 PyTorch of the same dtype; bit-equal repeats; a CUDA graph that replays bit-equal to eager; the k-hop ops bit for bit against
-the CPU, captured too; compute-sanitizer on small shapes, where it is installed; then `benchmarks.bench_attention` and
-`benchmarks.bench_khop`. FOLDER gets `gpu_check.json`, `gpu_check.txt`, and what the benchmarks wrote. Exit status: 0 if every
-check passed, 1 if one failed, 2 without a GPU. The k-hop ops need the extension: `python setup.py build_ext --inplace`, here
-or, with nvcc, on a machine without a GPU.
+the CPU, captured too; every model of the report against float64; compute-sanitizer on small shapes, where it is installed;
+then `benchmarks.bench_attention`, `benchmarks.bench_methods` and `benchmarks.bench_khop`. FOLDER gets `gpu_check.json`,
+`gpu_check.txt`, and what the benchmarks wrote. Exit status: 0 if every check passed, 1 if one failed, 2 without a GPU. The
+k-hop ops and some models need the extension: `python setup.py build_ext --inplace`, here or, with nvcc, on a machine without a
+GPU.
 """
 
 from __future__ import annotations
@@ -28,20 +29,26 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 import cellattn
 from cellattn import MultiGraph, SubgraphBatch, reference
+from cellattn.data import synthetic_cell
 from cellattn.graph import SEGMENT
 
+from .engine import random_mutants
 from .measure import environment, results_dir
+from .methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 9 * 60
-SANITIZER_SECONDS = 90  # a tool
+SANITIZER_SECONDS = 60  # a tool
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # Ours may have twice the error of eager PyTorch of the same dtype, and this much of the largest entry where eager is exact.
 MAX_RATIO, SMALL = 2.0, {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
+
+MODEL_SMALL = 1e-4  # of a model's largest prediction, or a parameter's largest gradient, through several layers in float32
 
 
 @dataclass(frozen=True)
@@ -149,6 +156,28 @@ def cases(graph: MultiGraph) -> Iterator[Case]:
             f"masked_spmm {reduce}", shape,
             f=lambda m, x, reduce=reduce: m.masked_spmm(graph, "dense", x, keep, reduce=reduce),
         )  # fmt: skip
+    few = torch.zeros_like(keep[:4])
+    few[torch.arange(len(index), device=device) % len(few), index] = True
+    between = (*_lists(few), *_lists(keep[: len(few)]))
+    places = int(few.sum())
+    scale = torch.rand(int(keep[: len(few)].sum()), 2, generator=g).to(device)
+    yield both(
+        "relational_spmm", (places, 2, 20),
+        f=lambda m, x: m.relational_spmm(graph, x, *between, scale=scale),
+    )  # fmt: skip
+    yield both(
+        "relational_spmm, shared, by relation", (n, 64),
+        f=lambda m, x: m.relational_spmm(graph, x, *between, sum_relations=False, shared=True),
+    )  # fmt: skip
+    yield both(
+        "network_mse", (n, 64), (n, 64), (n,),
+        f=lambda m, z, weight, bias: m.network_mse(z, weight, bias, graph, "dense"),
+    )  # fmt: skip
+
+
+def _lists(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """(genes of each sample, ptr) of bool [B, N]."""
+    return mask.nonzero()[:, 1], F.pad(mask.sum(1).cumsum(0), (1, 0))
 
 
 def hub_cases(device: torch.device) -> Iterator[Case]:
@@ -331,10 +360,10 @@ def capture(case: Case, device: torch.device) -> Iterator[Result]:
 
 
 def sanitizer(small: list[str]) -> Iterator[Result]:
-    """Each op once at a small size, in a process of its own under memcheck and racecheck."""
+    """Each op once at a small size, in a process of its own under memcheck, racecheck and initcheck."""
     places = [shutil.which("compute-sanitizer"), "/usr/local/cuda/bin/compute-sanitizer"]
     tool = next((place for place in places if place and Path(place).is_file()), None)
-    for name in ("memcheck", "racecheck"):
+    for name in ("memcheck", "racecheck", "initcheck"):
         if tool is None:
             yield Result("sanitizer", name, None, "compute-sanitizer is not installed here")
             continue
@@ -365,6 +394,35 @@ def benchmark(name: str, out: Path, seconds: float) -> Result:
         if path.stat().st_mtime >= before:
             shutil.copy(path, out / path.name)
     return Result("benchmark", name, done.returncode == 0, f"exit status {done.returncode}")
+
+
+def models(device: torch.device, num_genes: int = 2000, num_sets: int = 6) -> Iterator[Result]:
+    """Every method of the report, predictions and gradients, against itself in float64 on the CPU; and once more, bit-equal."""
+    graph = synthetic_cell(seed=0, num_genes=num_genes)
+    data = random_mutants(num_genes, num_sets, 2)
+    batch = data.__getitems__(range(num_sets))
+
+    def step(name: str, place: torch.device, dtype: torch.dtype) -> list[Tensor]:
+        torch.manual_seed(0)
+        model, forward = METHODS[name].build(graph.to(place), place)
+        model = model.to(dtype).eval()
+        output = forward(model, batch.to(place))
+        (output.prediction.square().sum() + output.regularization).backward()
+        return [x.detach().cpu() for x in (output.prediction, *(p.grad for p in model.parameters() if p.grad is not None))]
+
+    for name in METHODS:
+        try:
+            want = step(name, torch.device("cpu"), torch.float64)
+            ours, again = (step(name, device, torch.float32) for _ in range(2))
+            eager = relative_errors(step(name, torch.device("cpu"), torch.float32), want)
+            # gradients of softmaxes that cancel to nearly nothing have no digits in float32 anywhere
+            errors = list(zip(relative_errors(ours, want), eager, strict=True))
+            passed = all(a <= max(10 * b, MODEL_SMALL) for a, b in errors)
+            worst, beside = max(errors)
+            yield Result("model", name, passed, f"{len(errors)} tensors, worst {worst:.1e} (float32 on the CPU {beside:.1e})")
+            yield Result("model repeats", name, equal(ours, again), "predictions and gradients")
+        except Exception:
+            yield Result("model", name, False, traceback.format_exc(limit=-3))
 
 
 def guarded(check: Callable[..., Iterator[Result]], name: str, case: Case, device: torch.device) -> Iterator[Result]:
@@ -411,9 +469,11 @@ def run(out: Path, *, device: torch.device) -> list[Result]:
         for name, several in (("k-hop", khop), ("cuda graph", khop_capture)):
             for result in guarded(lambda *_, several=several: several(graph), name, KHOP, device):
                 add(result)
+        for result in models(device):
+            add(result)
         for result in sanitizer([sys.executable, "-m", "benchmarks.gpu_check", "--small"]):
             add(result)
-        for name, share in (("bench_attention", 0.6), ("bench_khop", 1.0)):
+        for name, share in (("bench_attention", 0.45), ("bench_methods", 0.6), ("bench_khop", 1.0)):
             add(benchmark(name, out, share * (SECONDS - (time.monotonic() - started))))
         failed = sum(result.passed is False for result in results)
         skipped = sum(result.passed is None for result in results)

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from benchmarks import train
+from benchmarks.checkpoint import save_checkpoint
 from benchmarks.distributed import distributed, from_main, is_main, shares, sum_over_ranks
 from benchmarks.engine import Execution, Forward
 from cellattn import MultiGraph
@@ -138,31 +139,42 @@ def test_one_process_is_one_rank() -> None:
 # ------------------------------------------------------------------------------------------------------- a lost rank
 
 
-def train_each(*outs: Path, epochs: int) -> None:
+def train_each(*outs: Path) -> None:
     for out in outs:
-        train_tiny(tiny_cell(), out, epochs)
+        train_tiny(tiny_cell(), out)
 
 
-def wait_for(path: Path, pattern: str, ranks: list[ForkServerProcess]) -> None:
-    while not list(path.glob(pattern)):
-        assert all(rank.is_alive() for rank in ranks), "ended too early"
-        time.sleep(0.01)
+def train_and_kill(out: Path) -> None:
+    """As `train_each`, but rank 0 kills rank 1 once it has written three checkpoints."""
+    pids = [0, 0]
+    dist.all_gather_object(pids, os.getpid())
+    written = 0
+
+    def save_and_kill(path: Path, state: dict[str, Any]) -> None:
+        nonlocal written
+        save_checkpoint(path, state)
+        written += 1
+        if written == 3:
+            os.kill(pids[1], signal.SIGKILL)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "save_checkpoint", save_and_kill)
+        train_each(out)
 
 
 def test_kill(tmp_path: Path) -> None:
     """kill -9 of one rank: the other says so and ends; started again, both end as if nothing had happened."""
     killed, expected = tmp_path / "killed", tmp_path / "expected"
-    run = functools.partial(train_each, epochs=EPOCHS)
-    ranks = launch(run, killed, folder=tmp_path / "errors")
-    wait_for(killed, "*/checkpoint.pt", ranks)
-    ranks[1].kill()
+    ranks = launch(train_and_kill, killed, folder=tmp_path / "errors")
+    ranks[1].join(120)
+    assert ranks[1].exitcode == -signal.SIGKILL
     ranks[0].join(LOSS_SECONDS)
     assert ranks[0].exitcode == 1, "still waiting for a rank that is gone"
     error = (tmp_path / "errors" / "error0").read_text()
     assert "rank 0 of 2: another rank has ended or did not answer in time" in error
     assert "the run goes on from its last checkpoint" in error
     assert not (folder_of(killed) / "result.json").exists()
-    run_two(run, killed, expected, folder=tmp_path / "again")
+    run_two(train_each, killed, expected, folder=tmp_path / "again")
     assert_same_runs(killed, expected)
     assert len((folder_of(killed) / "metrics.jsonl").read_text().splitlines()) == EPOCHS
 
@@ -176,7 +188,9 @@ def add_up(folder: Path) -> None:
 
 def test_a_rank_that_hangs_is_noticed(tmp_path: Path) -> None:
     ranks = launch(add_up, tmp_path, folder=tmp_path, timeout=2)
-    wait_for(tmp_path, "going", ranks)
+    while not (tmp_path / "going").exists():
+        assert all(rank.is_alive() for rank in ranks), "ended too early"
+        time.sleep(0.01)
     assert ranks[1].pid is not None
     os.kill(ranks[1].pid, signal.SIGSTOP)
     ranks[0].join(LOSS_SECONDS)

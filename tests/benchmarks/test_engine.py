@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks import engine
 from benchmarks.engine import (
     Execution,
     Forward,
     Method,
     Trainer,
+    Try,
     Workload,
     _Captured,
     is_out_of_memory,
@@ -228,7 +230,7 @@ def test_methods() -> None:
     for name, method in METHODS.items():
         assert method_of(name) is method
     assert method_of("tests.benchmarks.test_engine:HUNGRY") is not None
-    with pytest.raises(ValueError, match=r"method: expected one of cell-transformer, .*, or module:attribute, got 'no such'"):
+    with pytest.raises(ValueError, match=r"method: expected one of .*, cell-transformer, .*, got 'no such'"):
         method_of("no such")
 
 
@@ -298,10 +300,39 @@ def test_is_out_of_memory(error: Exception, memory: bool) -> None:
     assert is_out_of_memory(error) is memory
 
 
-def test_largest_batch_stops_at_the_cap() -> None:
-    found = largest_batch(Workload("pair-mlp", genes=60), cap=3, budget=2_000_000_000)
-    assert (found.batch_size, found.limit) == (3, None)
-    assert [one.batch_size for one in found.tries] == [1, 2, 3]
+@pytest.mark.parametrize(
+    ("room", "first", "cap", "resolution", "found", "limit", "tried"),
+    [
+        (10**9, 1, 1, 0.05, 1, None, [1]),
+        (10**9, 1, 6, 0.05, 6, None, [1, 2, 4, 6]),
+        (0, 1, 64, 0.05, 0, 1, [1]),
+        (11, 1, 64, 0.05, 11, 12, [1, 2, 4, 8, 16, 12, 10, 11]),
+        (11, 1, 64, 0.5, 8, 12, [1, 2, 4, 8, 16, 12]),
+        (11, 1, 12, 0.05, 11, 12, [1, 2, 4, 8, 12, 10, 11]),
+        (11, 5, 64, 0.05, 11, 12, [5, 10, 20, 15, 12, 11]),
+        (11, 28, 64, 0.05, 11, 12, [28, 14, 7, 10, 12, 11]),
+        (11, 28, 8, 0.05, 8, None, [8]),
+    ],
+    ids=["cap 1", "cap 6", "nothing fits", "11", "11 roughly", "cap above", "from 5", "from above", "cap below first"],
+)
+def test_search(
+    room: int,
+    first: int,
+    cap: int,
+    resolution: float,
+    found: int,
+    limit: int | None,
+    tried: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def attempt(work: Workload, batch_size: int, *rest: Any) -> Try:
+        return Try(batch_size, batch_size <= room, 100 * batch_size if batch_size <= room else None)
+
+    monkeypatch.setattr(engine, "_try_apart", attempt)
+    result = engine._search(Workload("pair-mlp"), first=first, cap=cap, budget=None, resolution=resolution, timeout=1)
+    assert (result.batch_size, result.limit) == (found, limit)
+    assert result.peak_bytes == (100 * found or None)
+    assert [one.batch_size for one in result.tries] == tried
 
 
 def test_other_failures_are_errors() -> None:

@@ -12,6 +12,8 @@ import torch
 
 import cellattn
 from benchmarks import gpu_check
+from benchmarks.engine import Method
+from benchmarks.methods import METHODS
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
@@ -76,3 +78,19 @@ def test_kernels_resolve_in_a_bare_checkout() -> None:
     done = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()) == ROOT / "kernels" / "__init__.py"
+
+
+def test_models_hold_on_the_cpu() -> None:
+    results = list(gpu_check.models(CPU, num_genes=64, num_sets=3))
+    assert len(results) == 2 * len(METHODS)
+    assert all(result.passed for result in results), [result for result in results if not result.passed]
+
+
+def test_a_model_that_fails_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(graph: object, device: torch.device) -> None:
+        raise ArithmeticError("no such model")
+
+    monkeypatch.setattr(gpu_check, "METHODS", {"broken": Method("broken", broken)})  # type: ignore[arg-type]
+    (result,) = gpu_check.models(CPU, num_genes=64)
+    assert result.passed is False
+    assert "no such model" in result.detail
