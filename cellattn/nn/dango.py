@@ -85,7 +85,8 @@ class Dango(nn.Module):
         num_heads, num_layers, max_size: see `HyperSAGNN`.
         out_dim: phenotypes predicted.
         sampled_rows: rows of each network that enter its reconstruction in a training step, drawn anew in each among those with
-            an edge: a number, or a fraction in (0, 1] of them. None, and always in evaluation: all rows.
+            an edge: a number, or a fraction in (0, 1] of them. None, and always in evaluation: all rows, which cost about the
+            same (`cellattn.network_mse`).
 
     Attributes:
         weights: dict from a loss's name, "reconstruction/{relation}", to its weight.

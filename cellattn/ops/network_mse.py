@@ -17,9 +17,9 @@ O(N D^2) and O(E D) instead of O(N^2 D). With g_i the gradient of L_i and c_ij =
 where the sums over edges are gathers along the rows of A and of its transpose.
 
 Rounding. The two terms cancel where the fit is good, so G, H, both quadratic forms and the sum over a row's edges are taken in
-float64: of D^2 numbers or one an edge, that costs next to nothing. What is left is the rounding of d_ij on the edges, which are
-products in the accumulation dtype; an error e_ij there is one of 2 [(1 - lambda) d_ij - A_ij] e_ij in the loss. So the error is
-relative to the edges' own size, however many zeros there are: at most about eps sqrt(D) sum_E |A_ij| |d_ij|.
+float64, on copies of z and w and one number an edge. What is left is the rounding of d_ij on the edges, which are products in
+the accumulation dtype: an error e_ij there is one of 2 [(1 - lambda) d_ij - A_ij] e_ij in the loss. So the error is relative to
+the size of the edges, however many zeros there are: about eps sqrt(D) sum_E |(1 - lambda) d_ij - A_ij| |d_ij| at most.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def network_mse(
         graph: N genes; the target of a pair is the weight of its edge, 0 where there is none.
         relation: its name.
         zero_weight: lambda, at least 0: what a pair without an edge counts, where one with an edge counts 1.
-        rows: int64 [R], the genes whose rows are compared (default: all).
+        rows: int64 [R], the genes whose rows are compared (default: all). A few cost about what all do, since no row costs
+            more than its edges.
         reduction: "mean" over the valid pairs of the rows, "sum" over them, "none" for the sum of each row, [R].
 
     Returns:
@@ -86,19 +87,16 @@ def network_mse(
     genes = check_rows("rows", rows, graph)
     require_choice("reduction", reduction, REDUCTIONS)
 
-    known = graph.known(relation)
-    chosen = None if genes is None else torch.zeros_like(known).index_fill(0, genes, True)
+    known = counted = graph.known(relation)
     target = graph.weight(relation).to(accumulation_dtype(z.dtype))
-    loss, _ = _network_mse(z, weight, bias, target, known, chosen, *_both_ways(graph, r), float(zero_weight))
+    loss, _ = _network_mse(z, weight, bias, target, known, *_both_ways(graph, r), float(zero_weight))
     if genes is not None:
         # embedding: its backward adds the gradients of a gene that stands twice in a fixed order
-        loss, known_row = F.embedding(genes, loss[:, None])[:, 0], known[genes]
-    else:
-        known_row = known
+        loss, counted = F.embedding(genes, loss[:, None])[:, 0], known[genes]
     if reduction == "none":
         return loss
     total = loss.sum()
-    return total if reduction == "sum" else total / (known_row.sum() * known.sum()).clamp_min(1)
+    return total if reduction == "sum" else total / (counted.sum() * known.sum()).clamp_min(1)
 
 
 def _check_zero_weight(value: Any) -> None:
@@ -109,68 +107,57 @@ def _check_zero_weight(value: Any) -> None:
 # ------------------------------------------------------------------------------------------------------- operators
 
 
-# z, weight [N, D]; bias [N]; target [E], in the accumulation dtype; known and chosen bool [N], chosen None for all; the
-# relation by rows and by columns, entry p by columns being CSR entry edge[p] - first.
+# z, weight [N, D]; bias [N]; target [E], in the accumulation dtype; known bool [N]; the relation by rows and by columns, entry
+# p by columns being CSR entry edge[p] - first.
 _PROBLEM = (
-    "Tensor z, Tensor weight, Tensor bias, Tensor target, Tensor known, Tensor? chosen, "
+    "Tensor z, Tensor weight, Tensor bias, Tensor target, Tensor known, "
     "Tensor rowptr, Tensor col, Tensor colptr, Tensor row, Tensor edge, int first, float zero_weight"
 )
 
 
 @operator("network_mse", schema=f"({_PROBLEM}) -> (Tensor, Tensor)", device=None)
 def _network_mse(z: Tensor, weight: Tensor, bias: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    """(L [N], 0 where not chosen or not known; d [E] on the edges of the chosen rows, 0 elsewhere)"""
-    known, chosen, rowptr, col, _, _, _, _, zero_weight = rest
-    wide = target.dtype
-    n = z.shape[0]
-    counted = known if chosen is None else known & chosen
-    y, u = _augmented(z, None, counted), _augmented(weight, bias, known)
-    keep = None if chosen is None else chosen.repeat_interleave(rowptr.diff(), output_size=col.shape[0])
-    ptr, index = _kept(rowptr, col, keep)
-    d = torch.ops.cellattn.masked_sddmm(ptr, index, z[None].contiguous(), weight.contiguous(), _all(n, z), 1)
-    d = d + bias.to(wide).index_select(0, index)
-    a = target if keep is None else target[keep]
-    error = (d.double() - a).square() - zero_weight * d.double().square()
-    loss = zero_weight * ((y @ (u.T @ u)) * y).sum(1) + torch.segment_reduce(error, "sum", offsets=ptr, initial=0)
-    every = d if keep is None else torch.zeros_like(target).masked_scatter(keep, d)
-    return loss.to(wide), every
+    """(L [N], 0 for unknown genes; d on the edges, [E])"""
+    known, rowptr, col, _, _, _, _, zero_weight = rest
+    d = torch.ops.cellattn.masked_sddmm(rowptr, col, z[None].contiguous(), weight.contiguous(), _all(z), 1)
+    d += bias.index_select(0, col)
+    y, u = _augmented(z, None, known), _augmented(weight, bias, known)
+    every_pair = (y @ (u.T @ u)).mul_(y).sum(1)
+    # (d - a)^2 - lambda d^2 = d ((1 - lambda) d - 2 a) + a^2
+    d_64, a_64 = d.double(), target.double()
+    edges = d_64.mul(1 - zero_weight).sub_(a_64, alpha=2).mul_(d_64).addcmul_(a_64, a_64)
+    loss = zero_weight * every_pair + torch.segment_reduce(edges, "sum", offsets=rowptr, initial=0)
+    return loss.to(target.dtype), d
 
 
 @_network_mse.register_fake
 def _(z: Tensor, weight: Tensor, bias: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return target.new_empty(z.shape[0]), target.new_empty(target.shape)
+    return target.new_empty(z.shape[0]), torch.empty_like(target)
 
 
 @operator("network_mse_backward", schema=f"(Tensor g, Tensor d, {_PROBLEM}) -> (Tensor, Tensor, Tensor)", device=None)
 def _network_mse_backward(
     g: Tensor, d: Tensor, z: Tensor, weight: Tensor, bias: Tensor, target: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    known, chosen, rowptr, col, colptr, row, edge, first, zero_weight = rest
-    wide = target.dtype
-    words = _all(z.shape[0], z)
-    counted = known if chosen is None else known & chosen
-    g = torch.where(counted, g, 0)
-    g_edge = g.repeat_interleave(rowptr.diff(), output_size=col.shape[0])
-    c = 2 * g_edge * ((1 - zero_weight) * d - target)
+    known, rowptr, col, colptr, row, edge, first, zero_weight = rest
+    g = torch.where(known, 2 * g, 0)
+    c = d.mul(1 - zero_weight).sub_(target).mul_(g.repeat_interleave(rowptr.diff(), output_size=col.shape[0]))
     c_t = c.index_select(0, edge - first)  # as the columns have them
-    keep = None if chosen is None else chosen.repeat_interleave(rowptr.diff(), output_size=col.shape[0])
-    keep_t = None if chosen is None else chosen.index_select(0, row)
-    c, c_t = (x if kept is None else x[kept] for x, kept in ((c, keep), (c_t, keep_t)))
-    by_row, by_column = _kept(rowptr, col, keep), _kept(colptr, row, keep_t)
-    edges_z = torch.ops.cellattn.masked_spmm(*by_row, c, weight.to(wide).contiguous(), words, 1, False)[0]
-    edges_w = torch.ops.cellattn.masked_spmm(*by_column, c_t, z.to(wide).contiguous(), words, 1, False)[0]
-    edges_b = torch.segment_reduce(c_t.double(), "sum", offsets=by_column[0], initial=0)
-    y, u = _augmented(z, None, counted), _augmented(weight, bias, known)
-    gy = 2 * zero_weight * g.double()[:, None] * y
-    dz = (gy @ (u.T @ u))[:, :-1] + edges_z
+    dz = torch.ops.cellattn.masked_spmm(rowptr, col, c, weight.to(c.dtype).contiguous(), _all(z), 1, False)[0]
+    dw = torch.ops.cellattn.masked_spmm(colptr, row, c_t, z.to(c.dtype).contiguous(), _all(z), 1, False)[0]
+    db = torch.segment_reduce(c_t.double(), "sum", offsets=colptr, initial=0)
+    y, u = _augmented(z, None, known), _augmented(weight, bias, known)
+    gy = zero_weight * g.double()[:, None] * y
     du = u @ (gy.T @ y)
-    dw, db = du[:, :-1] + edges_w, du[:, -1] + edges_b
+    dz += (gy @ (u.T @ u))[:, :-1]
+    dw += du[:, :-1]
+    db += du[:, -1]
     return dz.to(z.dtype), dw.to(z.dtype), db.to(z.dtype)
 
 
 @_network_mse_backward.register_fake
 def _(g: Tensor, d: Tensor, z: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(z), torch.empty_like(weight), torch.empty_like(bias)
+    return z.new_empty(z.shape), z.new_empty(weight.shape), z.new_empty(bias.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -183,28 +170,23 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, g: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if g is None:
-        return (None,) * 13
-    return *_network_mse_backward(g, *ctx.saved_tensors, *ctx.options), *(None,) * 10
+        return (None,) * 12
+    return *_network_mse_backward(g, *ctx.saved_tensors, *ctx.options), *(None,) * 9
 
 
 _network_mse.register_autograd(_backward, setup_context=_setup_context)
 refuse_double_backward(_network_mse_backward, "network_mse")
 
 
-def _augmented(x: Tensor, last: Tensor | None, counted: Tensor) -> Tensor:
-    """float64 [N, D + 1]: x with `last` (None: ones) as one more column, zeros in the rows that are not counted."""
-    column = torch.ones_like(x[:, :1]) if last is None else last[:, None]
-    return torch.cat([x, column], 1).double().masked_fill(~counted[:, None], 0)
+def _augmented(x: Tensor, last: Tensor | None, known: Tensor) -> Tensor:
+    """float64 [N, D + 1]: x with `last` (None: ones) as one more column, zeros for unknown genes."""
+    out = torch.ones(x.shape[0], x.shape[1] + 1, dtype=torch.float64, device=x.device)
+    out[:, :-1] = x
+    if last is not None:
+        out[:, -1] = last
+    return out.masked_fill_(~known[:, None], 0)
 
 
-def _kept(ptr: Tensor, index: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Pointers and indices of the kept entries (bool [E], None for all): as many rows, some of them empty."""
-    if keep is None:
-        return ptr, index
-    before = F.pad(keep.cumsum(0), (1, 0))  # kept entries before each
-    return before.index_select(0, ptr), index[keep]
-
-
-def _all(num_nodes: int, like: Tensor) -> Tensor:
+def _all(like: Tensor) -> Tensor:
     """int64 [N, 1], the mask of one sample that keeps every gene."""
-    return torch.ones(num_nodes, 1, dtype=torch.int64, device=like.device)
+    return torch.ones(like.shape[0], 1, dtype=torch.int64, device=like.device)
