@@ -56,9 +56,9 @@ class RelationalConv(nn.Module):
         raise NotImplementedError
 
     def sent_change(self, new: Tensor, old: Tensor, keep: Tensor) -> Tensor:
-        """What is sent for new [V, dim] less what is sent for old, nothing being sent for new where keep, bool [V], is False.
+        """send(new) - send(old), [V, K, C], where genes with keep, bool [V], False send nothing for new, in which they are 0.
 
-        There new is 0; a linear `send` has nothing more to ask.
+        This is for a linear `send`.
         """
         return self.send(new - old)
 
@@ -213,12 +213,12 @@ class WildtypeDifference(nn.Module):
 
     Modes, of one set of weights:
         "lazy": F on all genes but S of each sample. G is encoded once a call.
-        "khop": F on the genes within `num_hops` of S and the edges between them, as `khop_subgraph` (direction "in", traversal
-            "per_relation", over all relations of the graph), with S and without it; i runs over these genes. Both are encoded
-            on the neighbourhood, so that nothing but the deletion makes a difference; less F(G), encoded once, z would be ruled
-            by the edges that the cut removes at the rim, in both. What is left out, compared with "lazy": messages into the
-            neighbourhood from outside, so that a gene at its rim is averaged over fewer neighbours, and changes that leave it.
-            Equal to "lazy" where the neighbourhood is everything.
+        "khop": F on the genes within `num_hops` of S and the edges between them, with S and without it, and i runs over these
+            genes. They are those of `khop_subgraph`: direction "in", traversal "per_relation", over all the graph's relations.
+            Other than in "lazy", no message comes in from outside, so that genes at the rim add up fewer neighbours, in both
+            terms; and changes that leave the neighbourhood are not seen. Where it is everything, the modes are equal.
+            F(G) is encoded on the neighbourhood too: against F(G) of the whole cell, encoded once, z would hold the edges cut
+            off at the rim, which the deletion has no part in and which outnumber those it removes.
         "delta": equal to "lazy", of which it computes what can differ alone (see the module's docstring): the fastest.
 
     Args:
@@ -352,7 +352,7 @@ class WildtypeDifference(nn.Module):
         gone = deleted[there]
         kept, lost = Genes.of(there & ~deleted), Genes.of(deleted)
         change = F.embedding(place[~gone], wildtype) - self._encode(graph, x, kept)
-        return set_sum(change, kept.ptr) + set_sum(F.embedding(place[gone], wildtype), lost.ptr)
+        return _total(change, kept) + _total(F.embedding(place[gone], wildtype), lost)
 
     def _encode(self, graph: MultiGraph, x: Tensor, genes: Genes) -> Tensor:
         """F [V, dim] of a cell of these genes a sample, each of which starts as its token x [N, dim]."""
@@ -397,7 +397,7 @@ class WildtypeDifference(nn.Module):
             x, new = conv.update(total), conv.update(changed)
             old = F.embedding(target.gene, x)
         deleted = Genes.of(within[0])
-        return set_sum(old - new, Genes.of(left[-1]).ptr) + set_sum(F.embedding(deleted.gene, x), deleted.ptr)
+        return _total(old - new, target) + _total(F.embedding(deleted.gene, x), deleted)
 
     # ------------------------------------------------------------------------------------------------ the two products
 
@@ -432,6 +432,11 @@ def _conv(kind: str, dim: int, num_relations: int, num_heads: int) -> Relational
     if kind == "gat":
         return GATConv(dim, num_relations, num_heads)
     return (SAGEConv if kind == "sage" else GINConv)(dim, num_relations)
+
+
+def _total(x: Tensor, genes: Genes) -> Tensor:
+    """The sum [B, C] over the genes of each sample of x [V, C], in at least float32: it may run over thousands of genes."""
+    return set_sum(x.to(torch.promote_types(x.dtype, torch.float32)), genes.ptr)
 
 
 def _inverse(degree: Tensor, dtype: torch.dtype) -> Tensor:

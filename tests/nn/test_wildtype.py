@@ -320,6 +320,19 @@ def test_autocast(conv: str, mode: str) -> None:
         assert parameter.grad.isfinite().all(), name
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("conv", CONVS)
+def test_bit_equal_from_run_to_run(conv: str, mode: str) -> None:
+    """On several threads too, over genes that many samples share."""
+    graph = synthetic_cell(seed=0, num_genes=200)
+    seeds, ptr = ragged([[gene, gene + 1] for gene in range(0, 60, 2)])
+    cell = model(conv=conv, mode=mode, relations=graph.relations, num_genes=200).float()
+    torch.set_num_threads(4)  # `one_thread` sets it back
+    runs = [outcome(cell, cell(graph, seeds, ptr, torch.ones_like(seeds)).prediction) for _ in range(5)]
+    for run in runs[1:]:
+        torch.testing.assert_close(run, runs[0], rtol=0, atol=0)
+
+
 def test_copies() -> None:
     cell = model()
     assert torch.equal(copy.deepcopy(cell)(GRAPH, *BATCH).prediction, cell(GRAPH, *BATCH).prediction)
