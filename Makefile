@@ -46,6 +46,7 @@ $(VENV)/triton-%: | $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ triton==$*
 
 # The extension and the tests that call it, in a tree of their own under AddressSanitizer and UndefinedBehaviorSanitizer.
+# An allocation that is too large fails, as it does without them, where AddressSanitizer would end the process.
 # Not ThreadSanitizer: threads come from the OpenMP runtime that torch brings, whose barriers it cannot see.
 SANITIZED := build/sanitized
 SANITIZERS := address,undefined

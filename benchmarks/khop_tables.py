@@ -142,7 +142,7 @@ def _described(implementations: Mapping[str, Callable[..., Any]]) -> str:
 def page(result: dict[str, Any]) -> str:
     """Everything as Markdown."""
     rows, about = result["rows"], ", ".join(f"{key} {value}" for key, value in result["environment"].items())
-    loops = "AVX-512" if result["avx512"] else "themselves: this processor has no AVX-512"
+    loops = "AVX-512" if result["avx512"] else "themselves: this processor lacks AVX-512 with VBMI2"
     fill = best_fill(rows)
     fastest = "" if fill is None else f" The fastest was {fill['implementation']}: {fill['rate'] / 1e9:.1f} GB/s."
     sets = sorted({row["sets"] for row in rows if row["kind"] == "extract"})

@@ -128,6 +128,7 @@ def _product_targets(
 
 
 def reason(parts: Sequence[Row | None]) -> str:
+    """Why a value is missing, from the rows that it is made of."""
     reasons = [
         "its row was not run" if row is None else f"{row['implementation']}: {row['reason']}"
         for row in parts if row is None or row["status"] != "measured"
