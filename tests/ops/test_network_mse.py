@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +10,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import cellattn
 from cellattn import MultiGraph, reference
 from cellattn.data import load_yeast
 from cellattn.ops._rows import REDUCTIONS
+from cellattn.ops.masked_spmm import _both_ways
+from cellattn.ops.network_mse import _network_mse, _network_mse_backward
 
 from ..compare import assert_same, everything, leaves, random_graph, values_and_grads
 
@@ -189,26 +194,28 @@ def test_compiled_equals_eager(dynamic: bool) -> None:
             torch.testing.assert_close(other, eager)
 
 
+class Largest(TorchDispatchMode):
+    """The number of entries of the largest tensor that an operation returns."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.numel = max([self.numel, *(x.numel() for x in tree_leaves(out) if isinstance(x, Tensor))])
+        return out
+
+
 def test_no_dense_matrix() -> None:
-    """The largest tensor that is made, forward and backward, is no N x N one."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_leaves
-
-    class Largest(TorchDispatchMode):
-        numel = 0
-
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            out = func(*args, **(kwargs or {}))
-            self.numel = max([self.numel, *(x.numel() for x in tree_leaves(out) if isinstance(x, Tensor))])
-            return out
-
+    """What the operators make on their way, forward and backward, is as long as the edges or as z, and never N x N."""
     n, d = 2000, 8
     graph = random_graph(n, {"a": 5000})
-    graph.transpose()
-    inputs = decoder(n, d, dtype=torch.float32)
+    target = graph.weight("a")
+    args = (*(x.detach().float() for x in decoder(n, d)), target, graph.known("a"), *_both_ways(graph, 0), 0.1)
+    forward, backward = (inspect.unwrap(op._init_fn) for op in (_network_mse, _network_mse_backward))
     with Largest() as seen:
-        loss(cellattn, graph, "a")(*inputs).backward()
-    assert 0 < seen.numel <= max(n * (d + 1), graph.num_edges("a"))
+        loss, on_edges = forward(*args)
+        backward(torch.ones_like(loss), on_edges, *args)
+    assert seen.numel == max(n * (d + 1), graph.num_edges("a"))
 
 
 @pytest.mark.filterwarnings("ignore:.*unknown gene")
