@@ -138,6 +138,19 @@ def cases(graph: MultiGraph) -> Iterator[Case]:
             f=lambda m, x, reduce=reduce: m.masked_spmm(graph, "dense", x, keep, reduce=reduce),
         )  # fmt: skip
 
+    gene, gene_ptr = keep.nonzero()[:, 1].contiguous(), torch.cat([ptr[:1], keep.sum(1).cumsum(0)])
+    few = index.view(sets, size).sort().values.flatten()
+    k = len(graph.relations)
+    scale = torch.rand(gene.numel(), k, generator=g).to(device)
+    yield both(
+        "relational_spmm", (gene.numel(), k, 20),
+        f=lambda m, x: m.relational_spmm(graph, x, gene, gene_ptr, gene, gene_ptr, scale=scale),
+    )  # fmt: skip
+    yield both(
+        "relational_spmm shared, per relation", (n, 64),
+        f=lambda m, x: m.relational_spmm(graph, x, few, ptr, gene, gene_ptr, shared=True, sum_relations=False),
+    )  # fmt: skip
+
 
 def random_sets(num_sets: int, num_nodes: int, *, device: torch.device | str, seed: int = 3) -> tuple[Tensor, Tensor]:
     """(seeds, ptr) of sets of 0 to 4 genes, some twice in a set."""
