@@ -272,6 +272,8 @@ def build(variant: Variant, cell: Cell) -> tuple[nn.Module, Forward]:
     genes: dict[str, Any] = {"num_genes": num_genes, "feature_dim": None if features is None else features.shape[1]}
     num_types = len(PERTURBATION_TYPES)
     model: nn.Module
+    if variant.model in ("DANGO", "wildtype difference"):  # as published: edges are there or not
+        graph = MultiGraph.from_edge_index({name: graph.edge_index(name) for name in graph.relations}, num_genes)
     if variant.model == "DANGO":
         model = Dango(DIM, relations=dict.fromkeys(graph.relations, variant.weight / len(graph.relations)), **genes)
     elif variant.model == "pairwise interaction":

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._check import describe, require, require_count, unknown
+from .._profiling import spanned
 from ..graph import MultiGraph
 from ..ops import masked_spmm, network_mse
 from ._check import require_graph, require_perturbations, require_weight
@@ -125,6 +126,7 @@ class Dango(nn.Module):
         self.sets = HyperSAGNN(dim, num_heads, num_layers, max_size=max_size)
         self.out = nn.Linear(dim, out_dim)
 
+    @spanned("encoder")
     def encode(self, graph: MultiGraph, *, features: Tensor | None = None, gene_ids: Tensor | None = None) -> dict[str, Tensor]:
         """z^r by network, each [N, dim]; arguments as of `forward`."""
         require_graph(graph)
@@ -203,9 +205,14 @@ class Dango(nn.Module):
         require_perturbations(seeds, ptr, types, graph.num_nodes, None)
         z = self.encode(graph, features=features, gene_ids=gene_ids)
         losses = self.reconstruction(z, graph, features=features, gene_ids=gene_ids, generator=generator)
+        return CellOutput(self._read(z, seeds, ptr), losses, self.regularization(losses))
+
+    @spanned("head")
+    def _read(self, z: Mapping[str, Tensor], seeds: Tensor, ptr: Tensor) -> Tensor:
+        """Predictions [B, out_dim] out of z^r of all networks."""
         # the genes of the sets alone; embedding: the backward of x[seeds] adds in an order that varies from run to run
         e = self._fuse(torch.stack([F.embedding(seeds, of_network) for of_network in z.values()]))
-        return CellOutput(self.out(self.sets(e, ptr)), losses, self.regularization(losses))
+        return self.out(self.sets(e, ptr))
 
     def _fuse(self, z: Tensor) -> Tensor:
         """z [K, n, dim] of all networks to one embedding a gene, [n, dim]."""
