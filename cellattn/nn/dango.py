@@ -71,6 +71,7 @@ class Dango(nn.Module):
         y_S          W HyperSAGNN(e_i, i in S) + b
 
     Pre-training minimises `pretraining_loss` alone. In joint training R_r enters the regularization times its network's weight.
+    A_ij is the weight of an edge as the graph has it, so scores of up to 1000 are better scaled, or left out, beforehand.
 
     With the published size, 64 wide on six networks of 6,607 genes, there are 3.14 million parameters: six decoders of
     65 x 6,607 (2.58 million), the table of 64 x 6,607 (0.42 million), and 0.14 million in all layers together.
