@@ -262,6 +262,11 @@ def ties(graph: MultiGraph) -> list[tuple[int, int, str]]:
     return [(*divmod(position, NUM_HEADS), relation) for position, relation in enumerate(relations)]
 
 
+def edges_alone(graph: MultiGraph) -> MultiGraph:
+    """The graph without weights, as DANGO and the graph networks have it: an edge is there or not."""
+    return MultiGraph.from_edge_index({name: graph.edge_index(name) for name in graph.relations}, graph.num_nodes)
+
+
 def build(variant: Variant, cell: Cell) -> tuple[nn.Module, Forward]:
     """The untrained model, and how it is called."""
     graph, num_genes = cell.graph, cell.graph.num_nodes
@@ -272,8 +277,8 @@ def build(variant: Variant, cell: Cell) -> tuple[nn.Module, Forward]:
     genes: dict[str, Any] = {"num_genes": num_genes, "feature_dim": None if features is None else features.shape[1]}
     num_types = len(PERTURBATION_TYPES)
     model: nn.Module
-    if variant.model in ("DANGO", "wildtype difference"):  # as published: edges are there or not
-        graph = MultiGraph.from_edge_index({name: graph.edge_index(name) for name in graph.relations}, num_genes)
+    if variant.model in ("DANGO", "wildtype difference"):
+        graph = edges_alone(graph)
     if variant.model == "DANGO":
         model = Dango(DIM, relations=dict.fromkeys(graph.relations, variant.weight / len(graph.relations)), **genes)
     elif variant.model == "pairwise interaction":
@@ -518,6 +523,11 @@ def train_one(
         result |= {"seconds": state["seconds"], "steps_per_second": state["step"] / state["seconds"]}
         if isinstance(model, CellTransformer):
             result |= measure_heads(model, forward, cell, data.test)
+        elif isinstance(model, Dango | WildtypeDifference):
+            with torch.no_grad():
+                encoded = model.encode(edges_alone(cell.graph))
+            by_network = torch.stack(list(encoded.values())) if isinstance(encoded, dict) else encoded
+            result |= {"oversmoothing": [oversmoothing(by_network)]}  # of the last layer
         result |= {"history": state["history"]}
     if is_main():
         write_atomic(folder / "result.json", json.dumps(result).encode())

@@ -19,13 +19,14 @@ where the second line is there for means alone, at the genes of V_1, which lose 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._check import describe, require, require_choice, require_count, unknown
+from .._profiling import spanned
 from ..graph import MultiGraph
 from ..ops import khop_mask
 from ..ops.relational_spmm import relational_degree, relational_spmm
@@ -322,19 +323,36 @@ class WildtypeDifference(nn.Module):
             TypeError: an argument of a wrong type.
             ImportError, NotImplementedError: the extension was not built, or not for the graph's device.
         """
+        self._require_relations(graph)
+        require_perturbations(seeds, ptr, types, graph.num_nodes, self.num_types)
+        x = self.tokens(graph.num_nodes, features, gene_ids)
+        z = self._difference(graph, x, seeds, ptr)
+        if self.readout == "mean":
+            z = z / graph.num_nodes
+        return CellOutput(self._read(z, ptr, types), {}, x.new_zeros(()))
+
+    def encode(self, graph: MultiGraph, *, features: Tensor | None = None, gene_ids: Tensor | None = None) -> Tensor:
+        """F(G), [N, dim], of the cell as it is; arguments as of `forward`."""
+        self._require_relations(graph)
+        x = self.tokens(graph.num_nodes, features, gene_ids)
+        return self._encode(graph, x, Genes.of(torch.ones(1, graph.num_nodes, dtype=torch.bool, device=x.device)))
+
+    def _require_relations(self, graph: Any) -> None:
         if not isinstance(graph, MultiGraph):
             raise TypeError(f"graph: expected a MultiGraph, got {describe(graph)}")
         for name in self.relations:
             if name not in graph.relations:
                 unknown("graph: relation of the model", name, graph.relations)
-        require_perturbations(seeds, ptr, types, graph.num_nodes, self.num_types)
-        x = self.tokens(graph.num_nodes, features, gene_ids)
-        z = (self._delta if self.mode == "delta" else self._both)(graph, x, seeds, ptr)
-        if self.readout == "mean":
-            z = z / graph.num_nodes
+
+    @spanned("encoder")
+    def _difference(self, graph: MultiGraph, x: Tensor, seeds: Tensor, ptr: Tensor) -> Tensor:
+        return (self._delta if self.mode == "delta" else self._both)(graph, x, seeds, ptr)
+
+    @spanned("head")
+    def _read(self, z: Tensor, ptr: Tensor, types: Tensor) -> Tensor:
         # embedding: the backward of an index adds in an order that varies from run to run on several CPU threads
         by_type = set_sum(self.by_type(types), ptr)
-        return CellOutput(self.mlp(torch.cat([z, by_type], dim=-1)), {}, x.new_zeros(()))
+        return self.mlp(torch.cat([z, by_type], dim=-1))
 
     # ------------------------------------------------------------------------------------------------ lazy and khop
 

@@ -36,7 +36,7 @@ class OnDevice {
     CELLATTN_CUDA_CHECK(cudaSetDevice(x.get_device_index()));
     STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "CUDA: this PyTorch was built without it");
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
     stream_ = static_cast<cudaStream_t>(stream);
   }
 

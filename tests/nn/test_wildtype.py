@@ -432,3 +432,10 @@ def test_bad_input(change: dict[str, Any], message: str) -> None:
 def test_wrong_graph() -> None:
     with pytest.raises(TypeError, match="graph: expected a MultiGraph, got dict"):
         model()({}, *BATCH)
+
+
+@pytest.mark.parametrize("conv", CONVS)
+def test_encode_is_the_cell_as_it_is(conv: str) -> None:
+    cell = model(conv=conv)
+    tokens = cell.tokens(N)
+    assert_equal(cell.encode(GRAPH), dense_encode(cell, GRAPH, tokens, torch.arange(N)))
