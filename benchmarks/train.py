@@ -263,7 +263,7 @@ def ties(graph: MultiGraph) -> list[tuple[int, int, str]]:
 
 
 def edges_alone(graph: MultiGraph) -> MultiGraph:
-    """The graph without weights, as DANGO and the graph networks have it: an edge is there or not."""
+    """The graph without weights, as DANGO reconstructs it: an edge is there or not."""
     return MultiGraph.from_edge_index({name: graph.edge_index(name) for name in graph.relations}, graph.num_nodes)
 
 
@@ -277,9 +277,8 @@ def build(variant: Variant, cell: Cell) -> tuple[nn.Module, Forward]:
     genes: dict[str, Any] = {"num_genes": num_genes, "feature_dim": None if features is None else features.shape[1]}
     num_types = len(PERTURBATION_TYPES)
     model: nn.Module
-    if variant.model in ("DANGO", "wildtype difference"):
-        graph = edges_alone(graph)
     if variant.model == "DANGO":
+        graph = edges_alone(graph)
         model = Dango(DIM, relations=dict.fromkeys(graph.relations, variant.weight / len(graph.relations)), **genes)
     elif variant.model == "pairwise interaction":
         model = PairwiseInteraction(DIM, num_types=num_types, **genes)
@@ -525,7 +524,7 @@ def train_one(
             result |= measure_heads(model, forward, cell, data.test)
         elif isinstance(model, Dango | WildtypeDifference):
             with torch.no_grad():
-                encoded = model.encode(edges_alone(cell.graph))
+                encoded = model.encode(edges_alone(cell.graph) if isinstance(model, Dango) else cell.graph)
             by_network = torch.stack(list(encoded.values())) if isinstance(encoded, dict) else encoded
             result |= {"oversmoothing": [oversmoothing(by_network)]}  # of the last layer
         result |= {"history": state["history"]}
