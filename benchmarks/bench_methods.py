@@ -328,9 +328,9 @@ def methods_table(rows: Sequence[Row], scores: dict[str, tuple[str, str]] | None
         scores: (test Pearson, oversmoothing) of a method by its name, as the table shows them.
     """
     head = [
-        "method", "it/s", "published", "samples/s", "published", "MB a batch over the bus", "published", "genes a sample",
-        "published", "edges a sample", "published", "largest batch", "samples/s there", "parameters", "test Pearson",
-        "oversmoothing",
+        "method", "it/s", "published", "samples/s", "published", "times its peer", "MB a batch over the bus", "published",
+        "genes a sample", "published", "edges a sample", "published", "largest batch", "samples/s there", "parameters",
+        "test Pearson", "oversmoothing",
     ]  # fmt: skip
     lines = []
     for method in dict.fromkeys(row["method"] for row in rows):
@@ -346,6 +346,7 @@ def methods_table(rows: Sequence[Row], scores: dict[str, tuple[str, str]] | None
                 TITLES[method],
                 *beside(f"{row['steps_per_second']:.3g}", f"{theirs.steps_per_second:g}" if theirs else ""),
                 *beside(f"{row['samples_per_second']:,.3g}", f"{theirs.samples_per_second:,.1f}" if theirs else ""),
+                over_peer(rows, method),
                 *beside(f"{row['batch_bytes'] / 1e6:.3g}", f"{theirs.megabytes:,.1f}" if theirs else ""),
                 *beside(f"{row['nodes']:,.1f}", theirs.nodes if theirs else ""),
                 *beside(f"{row['edges']:,.0f}", f"{theirs.edges:,.0f}" if theirs else ""),
@@ -355,6 +356,15 @@ def methods_table(rows: Sequence[Row], scores: dict[str, tuple[str, str]] | None
             ]
         )
     return table(head, lines)
+
+
+def over_peer(rows: Sequence[Row], method: str) -> str:
+    """Samples a second over those of the method's peer; "delta" is exact, so that the peers of "lazy" are its own."""
+    peers = {
+        name: find(rows, of, name) for of in (method, "lazy" if method == "delta" else method) for name in PEERS.get(of, ())
+    }
+    ours = find(rows, method)["samples_per_second"]
+    return ", ".join(f"{ours / row['samples_per_second']:.3g}" for row in peers.values() if "samples_per_second" in row)
 
 
 def largest_text(largest: dict[str, Any] | str | None) -> tuple[str, str]:
