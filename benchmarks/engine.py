@@ -408,12 +408,15 @@ def largest_batch(
     for name, value in (("first", first), ("cap", cap)):
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
-    # One process for all tries, which imports everything, touches no GPU, and is forked for each.
+    # One process for all tries, which imports everything, touches no GPU, and is forked for each. It computes with one thread,
+    # because a forked process waits in vain for a pool of threads that OpenMP made before.
     question = {
         "work": asdict(work), "first": first, "cap": cap, "budget": budget, "resolution": resolution, "timeout": timeout,
+        "threads": torch.get_num_threads(),
     }  # fmt: skip
     command = [sys.executable, "-c", "from benchmarks.engine import answer; answer()", json.dumps(question)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"largest batch of {work.method}: {done.stderr[-4000:]}")
     found = json.loads(done.stdout.splitlines()[-1])
@@ -430,11 +433,13 @@ def answer() -> None:
     print(json.dumps(asdict(_search(work, **question))))
 
 
-def _search(work: Workload, *, first: int, cap: int, budget: int | None, resolution: float, timeout: float) -> LargestBatch:
+def _search(
+    work: Workload, *, first: int, cap: int, budget: int | None, resolution: float, timeout: float, threads: int
+) -> LargestBatch:
     tries: list[Try] = []
 
     def fits(batch_size: int) -> bool:
-        tries.append(_try_apart(work, batch_size, budget, timeout))
+        tries.append(_try_apart(work, batch_size, budget, timeout, threads))
         return tries[-1].fits
 
     low, high = 0, min(first, cap)
@@ -453,10 +458,10 @@ def _search(work: Workload, *, first: int, cap: int, budget: int | None, resolut
     return LargestBatch(low, high, peak, tuple(tries))
 
 
-def _try_apart(work: Workload, batch_size: int, budget: int | None, timeout: float) -> Try:
+def _try_apart(work: Workload, batch_size: int, budget: int | None, timeout: float, threads: int) -> Try:
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_try_here, args=(work, batch_size, budget, sender))
+    process = context.Process(target=_try_here, args=(work, batch_size, budget, threads, sender))
     process.start()
     sender.close()
     process.join(timeout)
@@ -476,9 +481,10 @@ def _try_apart(work: Workload, batch_size: int, budget: int | None, timeout: flo
     return Try(batch_size, True, said)
 
 
-def _try_here(work: Workload, batch_size: int, budget: int | None, sender: Connection) -> None:
+def _try_here(work: Workload, batch_size: int, budget: int | None, threads: int, sender: Connection) -> None:
     """Take two steps on a batch and send the bytes at the peak, or the error; or end this process for want of memory."""
     try:
+        torch.set_num_threads(threads)
         device = torch.device(work.execution.device)
         if device.type == "cuda" and budget is not None:
             torch.cuda.set_per_process_memory_fraction(min(1.0, budget / torch.cuda.mem_get_info(device)[1]), device)

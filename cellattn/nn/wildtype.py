@@ -31,7 +31,7 @@ from ..graph import MultiGraph
 from ..ops import khop_mask
 from ..ops.relational_spmm import relational_degree, relational_spmm
 from ..ops.set_sum import set_sum
-from ._check import require_perturbations, require_probability
+from ._check import require_graph, require_perturbations, require_probability
 from .tokens import CellOutput, GeneTokens
 
 MODES = ("lazy", "khop", "delta")
@@ -338,8 +338,7 @@ class WildtypeDifference(nn.Module):
         return self._encode(graph, x, Genes.of(torch.ones(1, graph.num_nodes, dtype=torch.bool, device=x.device)))
 
     def _require_relations(self, graph: Any) -> None:
-        if not isinstance(graph, MultiGraph):
-            raise TypeError(f"graph: expected a MultiGraph, got {describe(graph)}")
+        require_graph(graph)
         for name in self.relations:
             if name not in graph.relations:
                 unknown("graph: relation of the model", name, graph.relations)

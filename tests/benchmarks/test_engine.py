@@ -329,7 +329,9 @@ def test_search(
         return Try(batch_size, batch_size <= room, 100 * batch_size if batch_size <= room else None)
 
     monkeypatch.setattr(engine, "_try_apart", attempt)
-    result = engine._search(Workload("pair-mlp"), first=first, cap=cap, budget=None, resolution=resolution, timeout=1)
+    result = engine._search(
+        Workload("pair-mlp"), first=first, cap=cap, budget=None, resolution=resolution, timeout=1, threads=1
+    )
     assert (result.batch_size, result.limit) == (found, limit)
     assert result.peak_bytes == (100 * found or None)
     assert [one.batch_size for one in result.tries] == tried
