@@ -108,7 +108,7 @@ VARIANTS = {
     "mlp": Variant("pair MLP", "pair MLP", optimization=_MLP),
     "mlp-tuned": Variant("pair MLP, tuned", "pair MLP", optimization=_TUNED),
     "pairwise": Variant("pairwise interaction", "pairwise interaction", optimization=_TUNED),
-    "dango": Variant("DANGO, joint training", "DANGO", weight=0.1, optimization=_SETS),
+    "dango": Variant("DANGO, joint training", "DANGO", weight=0.1, optimization=replace(_SETS, epochs=12)),
     "wildtype": Variant("wildtype difference, one layer", "wildtype difference", layers=1, optimization=_SETS),
     "none": Variant("cell transformer, no graph term", "cell transformer"),
     "kl": Variant("cell transformer, KL", "cell transformer", "kl", 3.0),
