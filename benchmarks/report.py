@@ -11,6 +11,7 @@ for a GPU: 10,000 samples, 100 steps, batches of 64 and 28. Uses the real yeast 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,7 @@ def main() -> None:
         return
     ops = bench_attention.run(bench_attention.plan_for(bench_attention.DEVICE, repeats=10 if full else 3))
     khop = bench_khop.run() if full else bench_khop.run(khop_plan.short_plan(), name="khop_short")
-    training = train.run(full=full)
+    training = train.run(full=full, workers=os.cpu_count() or 1)
     path = write(methods, ops, khop, training)
     print(f"\n{path.read_text()}\nwritten to {path}")
 

@@ -19,12 +19,14 @@ import csv
 import io
 import json
 import math
+import multiprocessing
 import statistics
 import tempfile
 import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -549,6 +551,10 @@ def use_threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _say_nothing(record: dict[str, Any]) -> None:
+    """What a run in another process calls after each epoch."""
+
+
 def fingerprint(cell: Cell, data: Splits) -> int:
     """A checksum of all that a run reads."""
     crc = zlib.crc32(f"{cell.source} {cell.graph.num_nodes}".encode())
@@ -571,6 +577,7 @@ def run(
     epochs: int | None = None,
     checkpoint_steps: int = 100,
     execution: Execution = _PLAIN,
+    workers: int = 1,
 ) -> dict[str, Any]:
     """Train every variant with every seed, and write `training.json`, `training.csv` and `training.png`.
 
@@ -583,6 +590,7 @@ def run(
         epochs: of each run, in place of the variant's own.
         checkpoint_steps: steps between two checkpoints.
         execution: how steps are computed; several ranks share each batch.
+        workers: runs at a time, each in a process and thread of its own; more than one for a small cell alone.
     """
     if unknown := set(variants) - set(VARIANTS):
         raise ValueError(f"variants: expected some of {', '.join(VARIANTS)}, got {', '.join(sorted(unknown))}")
@@ -601,23 +609,33 @@ def run(
     # a small cell gains nothing from threads, and on a busy machine loses tenfold to waiting for them
     threads = 1 if cell.graph.num_nodes < 1_000 else torch.get_num_threads()
     with tempfile.TemporaryDirectory() as temporary, keep_rng(), use_threads(threads):
-        num_epochs = sum(variant.optimization.epochs for variant in chosen.values() if variant.model != "ridge")
-        with tqdm(total=num_epochs * len(seeds), unit="epoch", desc="training", disable=None if is_main() else True) as bar:
-            for name, variant in chosen.items():
-                for seed in seeds:
+        epochs_of = {name: 0 if variant.model == "ridge" else variant.optimization.epochs for name, variant in chosen.items()}
+        total, folder = sum(epochs_of.values()) * len(seeds), out or Path(temporary)
+        jobs = [(name, variant, cell, seed, folder, checkpoint_steps) for name, variant in chosen.items() for seed in seeds]
+        with tqdm(total=total, unit="epoch", desc="training", disable=None if is_main() else True) as bar:
+            if threads == 1 and workers > 1:
+                spawn = multiprocessing.get_context("spawn")
+                with ProcessPoolExecutor(workers, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                    for job, run in zip(
+                        jobs, [pool.submit(train_one, *job, _say_nothing, execution) for job in jobs], strict=True
+                    ):
+                        runs.append(run.result())
+                        bar.update(epochs_of[job[0]])
+            else:
+                for job in jobs:
 
-                    def on_epoch(record: dict[str, Any]) -> None:
+                    def on_epoch(record: dict[str, Any], name: str = job[0], seed: int = job[3]) -> None:
                         bar.set_postfix_str(f"{name}, seed {seed}, validation {record['validation_pearson']:.3f}")
                         bar.update()
 
-                    folder = out or Path(temporary)
-                    runs.append(train_one(name, variant, cell, seed, folder, checkpoint_steps, on_epoch, execution))
+                    runs.append(train_one(*job, on_epoch, execution))
     example = split(cell, seeds[0])
     result = {
         "environment": environment(),
         "source": cell.source,
         "tokens": cell.graph.num_nodes,
         "threads": threads,
+        "workers": workers if threads == 1 else 1,
         "pairs": {name: len(part) for name, part in example._asdict().items()},
         "notes": cell.notes,
         "variants": {name: asdict(variant) for name, variant in chosen.items()},
@@ -712,7 +730,9 @@ def table(result: dict[str, Any]) -> str:
     )
     heads = graph_table({name: runs for name, runs in by_variant.items() if "kl" in runs[0]}, result["variants"])
     scope = f"{result['source']}, {result['tokens']:,} gene tokens; {pairs} ({notes})."
-    time_taken = f"{result['seconds']:.0f} s in all, CPU threads: {result['threads']}."
+    time_taken = (
+        f"{result['seconds']:.0f} s in all, {result['workers']} run(s) at a time, of {result['threads']} CPU thread(s)."
+    )
     return "\n".join([f"{scope} {time_taken}", "", *lines, "", how, *heads])
 
 

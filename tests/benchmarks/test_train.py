@@ -380,3 +380,11 @@ def test_real_tables(yeast_dir: Path, tmp_path: Path) -> None:
     assert 0.22 < ridge["test"]["pearson"] < 0.26  # 0.240 with all training pairs
     assert transformer["test"]["pearson"] > 0  # after one epoch
     assert set(transformer["kl"]) == set(train.TIED_RELATIONS)
+
+
+def test_several_runs_at_a_time_are_the_same(cell: train.Cell, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"variants": ["ridge", "pairwise", NAME], "seeds": [0, 1], "epochs": 2}
+    one = train_tiny(cell, tmp_path / "one", **options)
+    two = train_tiny(cell, tmp_path / "two", workers=2, **options)
+    assert (one["workers"], two["workers"]) == (1, 2)
+    assert_same(timeless(one["runs"]), timeless(two["runs"]))
