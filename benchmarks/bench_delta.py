@@ -48,7 +48,7 @@ def difference(graph: MultiGraph, data: PerturbationDataset, conv: str, num_laye
         model = network(graph, conv, num_layers, mode).double()
         prediction = model(graph, batch.seeds, batch.ptr, batch.types).prediction
         grads = torch.autograd.grad(prediction.square().sum(), list(model.parameters()), allow_unused=True)
-        return [prediction, *(grad for grad in grads if grad is not None)]
+        return [prediction.detach(), *(grad for grad in grads if grad is not None)]
 
     pairs = zip(outcome("lazy"), outcome("delta"), strict=True)
     return max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-30)) for a, b in pairs)

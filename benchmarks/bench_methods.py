@@ -257,7 +257,7 @@ def search(plan: Plan, method: str, file: str, left: Callable[[], float]) -> dic
     except RuntimeError as error:
         return first_line(error)
     there: Row = {}
-    if found.batch_size > 0:
+    if found.batch_size >= 2 * plan.batch_size(method):  # else there is little to see
         few = replace(plan, steps=min(plan.steps, 10))
         there = measure_elsewhere(few, method, None, file, max(left(), 60.0), batch_size=found.batch_size)
     rate = there.get("samples_per_second")
