@@ -75,6 +75,10 @@ def targets(rows: Sequence[Row], *, on_gpu: bool = False) -> list[dict[str, Any]
                 f"write rate over {of}, {form}, reused, {h} hops", ratio(rate, fill["rate"] if fill else None), ours, fill,
                 least=0.5 if on_gpu else 0.7,
             )  # fmt: skip
+            alone = find(rows, "part", f"writing, {form}", heap=peers_heap, sets=batch, hops=h)
+            if alone is not None and alone["status"] == "measured":  # the call without traversal and counting
+                name = f"the same, without finding out what to write, {form}, {h} hops"
+                add(name, ratio(alone["rate"], fill["rate"] if fill else None), alone, fill, least=0.5 if on_gpu else 0.7)
     at = {"heap": peers_heap, "sets": batch, "hops": 3}
     mask, pyg = find(rows, "part", "khop_mask", **at), find(rows, "extract", "PyG", **at)
     seconds, slowest = median(mask), median(pyg)
