@@ -423,7 +423,10 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     """Samples a second of every implementation, and the peak memory of a step, on logarithmic axes."""
     timed = [row for row in rows if "reason" not in row]
     figure, axes = plt.subplots(1, 2, figsize=(12, 1.0 + 0.36 * max(len(timed), 1)), sharey=True, layout="constrained")
-    names = [TITLES[row["method"]] + ("" if row["implementation"] == "ours" else f": {row['implementation']}") for row in timed]
+    names = []
+    for row in timed:
+        who = "" if row["implementation"] == "ours" else f": {row['implementation']}"
+        names.append(f"{TITLES[row['method']]}{who}, batch of {row['batch_size']}")
     colours = ["#1b6ca8" if row["implementation"] == "ours" else "#b0b0b0" for row in timed]
     columns = (
         ("samples_per_second", 1.0, "samples a second"),
