@@ -96,6 +96,11 @@ class Plan:
         """The published one."""
         return 64 if method == "dango" else 28
 
+    def execution(self, method: str) -> Execution:
+        """Where and in which precision; the transformer of the published size is trained in bfloat16 on a GPU, as published."""
+        as_published = "bf16" if self.device == "cuda" and method.endswith("published") else None
+        return Execution(self.device, self.autocast or as_published)
+
 
 def short_plan(**given: Any) -> Plan:
     """What a CPU has the time and the memory for."""
@@ -137,7 +142,7 @@ class PeerTrainer(Trainer):
 
 def measure(plan: Plan, method: str, peer: str | None, file: str, batch_size: int | None = None) -> Row:
     """Check and time one implementation of a method in this process, at the published batch size if none is given."""
-    work = Workload(method, file=file, set_size=SET_SIZE, execution=Execution(plan.device, plan.autocast))
+    work = Workload(method, file=file, set_size=SET_SIZE, execution=plan.execution(method))
     trainer, data = work.make(plan.samples)
     graph = MultiGraph.load(file).to(plan.device)
     batch_size = plan.batch_size(method) if batch_size is None else batch_size
@@ -150,7 +155,7 @@ def measure(plan: Plan, method: str, peer: str | None, file: str, batch_size: in
         if other.copies_graph:
             batch_size = min(batch_size, plan.copies)
         row["error"] = error = difference(trainer, other, data.__getitems__(range(batch_size)).to(plan.device))
-        bound = MAX_ERROR if plan.autocast is None else MAX_ERROR_AUTOCAST
+        bound = MAX_ERROR if work.execution.autocast is None else MAX_ERROR_AUTOCAST
         if not error <= bound:
             raise ArithmeticError(f"predictions differ from ours by {error:.1e}, more than the {bound:.0e} of rounding")
         trainer = PeerTrainer(other, trainer)
@@ -249,7 +254,7 @@ def search(plan: Plan, method: str, file: str, left: Callable[[], float]) -> dic
     """The largest batch of a method, and what it trains there; or why it is not known."""
     if left() <= 0:
         return "the time for the run was over"
-    work = Workload(method, file=file, set_size=SET_SIZE, execution=Execution(plan.device, plan.autocast))
+    work = Workload(method, file=file, set_size=SET_SIZE, execution=plan.execution(method))
     try:
         found = largest_batch(
             work, first=plan.batch_size(method), cap=plan.cap, budget=plan.budget, resolution=plan.resolution, timeout=120.0
@@ -400,8 +405,11 @@ def sections(result: dict[str, Any], scores: dict[str, tuple[str, str]] | None =
         "beside ours they compare sizes, not speeds."
     )
     scaled = scaled if plan["steps"] < 100 else ""
+    precision = plan["autocast"] or "float32"
+    if plan["device"] == "cuda":
+        precision += ", the transformer of the published size in bfloat16"
     budget = f"{plan['budget'] / 1e9:.1f} GB of the process" if plan["budget"] else "the GPU's memory"
-    return f"""{result["graph"]}; {setting}, {plan["device"]}, {plan["autocast"] or "float32"}.{scaled}
+    return f"""{result["graph"]}; {setting}, {plan["device"]}, {precision}.{scaled}
 
 Published: what the authors of these methods reported, on one GPU; their nodes a sample of DANGO are an artefact of dividing
 all genes by the batch. Genes and edges a sample are those that a sample has to itself: DANGO, the pairwise model and the

@@ -125,3 +125,12 @@ def test_every_method_predicts(graph: MultiGraph, method: str) -> None:
     assert output.prediction.shape == (2, 1)
     (output.prediction.sum() + output.regularization).backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("device", "method", "autocast"),
+    [("cpu", "cell-transformer-published", None), ("cuda", "cell-transformer-published", "bf16"), ("cuda", "lazy", None)],
+)
+def test_precision(device: str, method: str, autocast: str | None) -> None:
+    assert plan(device=device).execution(method).autocast == autocast
+    assert plan(device=device, autocast="bf16").execution(method).autocast == "bf16"
