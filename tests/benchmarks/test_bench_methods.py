@@ -42,14 +42,14 @@ def plan(**given: Any) -> bench_methods.Plan:
 
 
 def test_run(tmp_path: Path) -> None:
-    result = bench_methods.run(plan(methods=("pairwise", "cell-transformer"), cap=32, budget=4 * 10**9), out=tmp_path)
+    result = bench_methods.run(plan(methods=("pairwise", "cell-transformer"), cap=64, budget=4 * 10**9), out=tmp_path)
     rows = {(row["method"], row["implementation"]): row for row in result["rows"]}
     assert [row for row in rows.values() if "reason" in row] == []
     ours, dense = rows["cell-transformer", "ours"], rows["cell-transformer", "dense PyTorch"]
     assert dense["error"] < 1e-5  # both in float32
     assert ours["batch_size"] == 28
     assert ours["batch_bytes"] == 28 * (8 + 4 + 3 * 16) + 8  # ptr, y, and seeds and types of three genes
-    assert ours["largest"]["batch_size"] == 32
+    assert ours["largest"]["batch_size"] == 64
     assert ours["largest"]["limit"] is None
     assert ours["largest"]["samples_per_second"] > 0
     written = json.loads((tmp_path / "methods.json").read_text())
@@ -59,7 +59,7 @@ def test_run(tmp_path: Path) -> None:
     assert all(float(line["model_ms"]) > 0 for line in lines)
     page = (tmp_path / "methods.md").read_text()
     assert "A scaled setting" in page
-    assert "32" in page
+    assert "64" in page
     assert (tmp_path / "methods.png").stat().st_size > 1000
 
 
