@@ -148,7 +148,8 @@ def measure(plan: Plan, method: str, peer: str | None, file: str, batch_size: in
     batch_size = plan.batch_size(method) if batch_size is None else batch_size
     row: Row = {"method": method, "implementation": peer or "ours"}
     if peer is None:
-        nodes, edges = nodes_and_edges(method, graph, data.__getitems__(range(batch_size)).to(plan.device))
+        few = data.__getitems__(range(min(plan.batch_size(method), len(data)))).to(plan.device)
+        nodes, edges = nodes_and_edges(method, graph, few)
         row |= {"nodes": nodes, "edges": edges, "parameters": sum(p.numel() for p in trainer.model.parameters())}
     else:
         other = PEERS[method][peer](trainer.model, graph)
