@@ -22,8 +22,9 @@ from cellattn.graph import write_atomic
 from cellattn.nn import WildtypeDifference
 from cellattn.nn.wildtype import CONVS
 
-from .bench_methods import SET_SIZE, table
+from .bench_methods import SET_SIZE
 from .engine import Execution, Trainer, random_mutants, time_steps
+from .khop_tables import table
 from .measure import environment, results_dir
 from .methods import DIM, on_cell
 

@@ -39,6 +39,7 @@ from cellattn.graph import write_atomic
 
 from .distributed import Share
 from .engine import Execution, Trainer, Workload, largest_batch, time_steps
+from .khop_tables import table
 from .measure import environment, results_dir
 from .method_peers import PEERS, Peer
 from .methods import METHODS, nodes_and_edges
@@ -299,11 +300,6 @@ def save(result: dict[str, Any], folder: Path) -> None:
     write_atomic(folder / "methods.csv", text.getvalue().encode())
     write_atomic(folder / "methods.md", page(result).encode())
     draw(result["rows"], folder / "methods.png")
-
-
-def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines))
 
 
 def times_table(rows: Sequence[Row]) -> str:

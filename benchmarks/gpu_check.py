@@ -29,12 +29,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 import cellattn
 from cellattn import MultiGraph, SubgraphBatch, reference
 from cellattn.data import synthetic_cell
 from cellattn.graph import SEGMENT
+from cellattn.nn.wildtype import Genes
 
 from .engine import random_mutants
 from .measure import environment, results_dir
@@ -158,7 +158,7 @@ def cases(graph: MultiGraph) -> Iterator[Case]:
         )  # fmt: skip
     few = torch.zeros_like(keep[:4])
     few[torch.arange(len(index), device=device) % len(few), index] = True
-    between = (*_lists(few), *_lists(keep[: len(few)]))
+    between = (*Genes.of(few), *Genes.of(keep[: len(few)]))
     places = int(few.sum())
     scale = torch.rand(int(keep[: len(few)].sum()), 2, generator=g).to(device)
     yield both(
@@ -173,11 +173,6 @@ def cases(graph: MultiGraph) -> Iterator[Case]:
         "network_mse", (n, 64), (n, 64), (n,),
         f=lambda m, z, weight, bias: m.network_mse(z, weight, bias, graph, "dense"),
     )  # fmt: skip
-
-
-def _lists(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """(genes of each sample, ptr) of bool [B, N]."""
-    return mask.nonzero()[:, 1], F.pad(mask.sum(1).cumsum(0), (1, 0))
 
 
 def hub_cases(device: torch.device) -> Iterator[Case]:

@@ -52,14 +52,15 @@ from cellattn.data import (
 )
 from cellattn.graph import write_atomic
 from cellattn.metrics import PearsonCorr, SpearmanCorr, edge_recovery, oversmoothing, record_layers
-from cellattn.nn import CellOutput, CellTransformer, Dango, PairwiseInteraction, WildtypeDifference
+from cellattn.nn import CellTransformer, Dango, PairwiseInteraction, WildtypeDifference
 
-from .baselines import PENALTIES, PairMLP, fit_ridge
+from .baselines import PENALTIES, fit_ridge
 from .cells import data_dir
 from .checkpoint import keep_rng, load_checkpoint, rng_state, save_checkpoint, seed_everything, set_rng_state
 from .distributed import distributed, from_main, is_main, shares, sum_over_ranks, world_size
 from .engine import AUTOCAST, Execution, Forward, Trainer, mean_squared_error
 from .measure import environment, results_dir
+from .methods import pair_mlp
 
 # The relations with the most edges among the labelled genes come first; a layer has as many ties as heads.
 TIED_RELATIONS = ("physical", "database", "complex", "neighborhood", "coexpression", "cooccurence", "regulatory", "motif")
@@ -273,8 +274,7 @@ def build(variant: Variant, cell: Cell) -> tuple[nn.Module, Forward]:
     """The untrained model, and how it is called."""
     graph, num_genes = cell.graph, cell.graph.num_nodes
     if variant.model == "pair MLP":
-        nothing = torch.zeros((), device=cell.features.device)
-        return PairMLP(num_genes), lambda model, batch: CellOutput(model(batch.seeds.view(-1, 2)), {}, nothing)
+        return pair_mlp(graph, cell.features.device)
     features = cell.features if variant.features else None
     genes: dict[str, Any] = {"num_genes": num_genes, "feature_dim": None if features is None else features.shape[1]}
     num_types = len(PERTURBATION_TYPES)
