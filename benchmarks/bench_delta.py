@@ -24,8 +24,7 @@ from cellattn.nn.wildtype import CONVS
 
 from .bench_methods import SET_SIZE
 from .engine import Execution, Trainer, random_mutants, time_steps
-from .khop_tables import table
-from .measure import environment, results_dir
+from .measure import environment, results_dir, table
 from .methods import DIM, on_cell
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -39,8 +39,7 @@ from cellattn.graph import write_atomic
 
 from .distributed import Share
 from .engine import Execution, Trainer, Workload, largest_batch, time_steps
-from .khop_tables import table
-from .measure import environment, results_dir
+from .measure import environment, results_dir, table
 from .method_peers import PEERS, Peer
 from .methods import METHODS, nodes_and_edges
 from .peers import first_line
@@ -91,7 +90,7 @@ class Plan:
     budget: int | None = None  # bytes that a batch may take; None: a GPU's memory
     resolution: float = 0.1
     seconds: float = 1500.0
-    seconds_each: float = 20.0  # of either measurement of a row
+    seconds_each: float = 20.0  # of a measurement of a row
 
     def batch_size(self, method: str) -> int:
         """The published one."""
@@ -405,6 +404,7 @@ def sections(result: dict[str, Any], scores: dict[str, tuple[str, str]] | None =
     precision = plan["autocast"] or "float32"
     if plan["device"] == "cuda":
         precision += ", the transformer of the published size in bfloat16"
+    rate = "steps in a row" if plan["device"] == "cuda" else "the median step"
     budget = f"{plan['budget'] / 1e9:.1f} GB of the process" if plan["budget"] else "the GPU's memory"
     return f"""{result["graph"]}; {setting}, {plan["device"]}, {precision}.{scaled}
 
@@ -416,10 +416,10 @@ phenotypes cross the bus.
 
 {methods_table(result["rows"], scores)}
 
-What a step costs, in medians, phase by phase; it/s are of steps in a row. A peer is the same method on the same parameters, as
-it is written with PyG and dense PyTorch, its graph processing and collation counted as loading; `error` is the largest
-difference of its predictions from ours, as a share of the largest. Where each of its samples holds a copy of the graph, its
-batch is smaller, and the ratio is of samples a second.
+What a step costs, in medians, phase by phase; it/s are of {rate}.
+A peer is the same method on the same parameters, as it is written with PyG and dense PyTorch, its graph processing and
+collation counted as loading; `error` is the largest difference of its predictions from ours, as a share of the largest. Where
+each of its samples holds a copy of the graph, its batch is smaller, and the ratio is of samples a second.
 
 {times_table(result["rows"])}"""
 

@@ -315,8 +315,8 @@ def time_steps(
 ) -> dict[str, Any]:
     """What steps cost on this process, each on the next `batch_size` samples in a random order.
 
-    Two measurements: each phase alone, the device idle before it, and all steps in a row, where loading and a GPU's work
-    overlap. Warm-up comes first.
+    Each phase alone, the device idle before it; on a GPU, whose work overlaps with loading, then as many steps in a row.
+    Warm-up comes first.
 
     Args:
         steps: in each measurement, at most; at least three phase by phase, and one in a row.
@@ -324,8 +324,8 @@ def time_steps(
 
     Returns:
         "loading" (gathering a batch and sending it to the device), "model" (forward and backward), "optimizer" and "step"
-        (all three): median, q20 and q80 in seconds; "steps_per_second" and "samples_per_second" in a row; "batch_bytes" that
-        cross the bus; "peak_bytes" of a step above what was there before.
+        (all three): median, q20 and q80 in seconds; "steps_per_second" and "samples_per_second", in a row on a GPU and of the
+        median step elsewhere; "batch_bytes" that cross the bus; "peak_bytes" of a step above what was there before.
     """
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
     batches = order.repeat(-(-batch_size * (steps + 1) // len(data))).split(batch_size)
@@ -345,13 +345,15 @@ def time_steps(
         trainer.step(data, batches[step % steps])
     times = phase_times(phases, ("loading", "model", "optimizer"), trainer.device, seconds=seconds, repeats=steps)
     times["step"] = times.pop("both")
-    synchronize(trainer.device)
-    start, done = time.perf_counter(), 0
-    while done == 0 or (done < steps and time.perf_counter() - start < seconds):
-        trainer.step(data, batches[done % steps])
-        done += 1
-    synchronize(trainer.device)
-    rate = done / (time.perf_counter() - start)
+    rate = 1 / times["step"]["median"]
+    if trainer.device.type == "cuda":
+        synchronize(trainer.device)
+        start, done = time.perf_counter(), 0
+        while done == 0 or (done < steps and time.perf_counter() - start < seconds):
+            trainer.step(data, batches[done % steps])
+            done += 1
+        synchronize(trainer.device)
+        rate = done / (time.perf_counter() - start)
     return {
         **times,
         "steps_per_second": rate,

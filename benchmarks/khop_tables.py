@@ -15,15 +15,10 @@ import matplotlib.pyplot as plt
 from .khop_peers import PEERS, PRODUCTS
 from .khop_plan import HEAPS, SET_SIZE, Row, hops_label
 from .khop_targets import best_fill, find, reason
+from .measure import table
 
 # What the group counted and measured: hops -> (nodes a sample, edges a sample).
 GROUP = {1: (697.0, 196_445.6), 2: (3_758.9, 1_878_158.4), 3: (4_508.1, 2_166_602.5)}
-
-
-def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Markdown."""
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows)
 
 
 def target_table(result: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Measuring time and memory, and saying on what."""
+"""Measuring time and memory, saying on what, and showing it."""
 
 from __future__ import annotations
 
@@ -124,6 +124,12 @@ def environment() -> dict[str, str]:
         "commit": commit or "unknown",
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Results as Markdown."""
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows)
 
 
 def synchronize(device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""CSR on the CPU: row subsets, and products through PyTorch's sparse kernels."""
+"""CSR: a relation by rows and by columns; on the CPU, row subsets and products through PyTorch's sparse kernels."""
 
 from __future__ import annotations
 
@@ -7,9 +7,20 @@ import warnings
 import torch
 from torch import Tensor
 
+from ..graph import MultiGraph
+
 with warnings.catch_warnings():  # PyTorch says once that its CSR support is in beta
     warnings.simplefilter("ignore")
     torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.empty(0, dtype=torch.int64), torch.empty(0), (1, 1))
+
+
+def both_ways(graph: MultiGraph, r: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, int]:
+    """(rowptr, col, colptr, row, edge, first) of one relation: pointers start with 0, entries of the stack with `first`."""
+    name, n = graph.relations[r], graph.num_nodes
+    first = sum(graph.num_edges(other) for other in graph.relations[:r])
+    here = slice(first, first + graph.num_edges(name))
+    colptr, row, edge = graph.transpose()
+    return graph.rowptr(name), graph.col(name), colptr[r * n : (r + 1) * n + 1] - first, row[here], edge[here], first
 
 
 def take_rows(rowptr: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from .._check import FLOAT_DTYPES, describe, require, require_choice, require_count, require_same, require_tensor
 from .._extension import cuda_kernel, fake
 from ..graph import MultiGraph
+from ._csr import both_ways
 from ._operator import keep_missing_grads, operator, refuse_double_backward
 from ._sets import check_graph
 from .attention import accumulation_dtype
@@ -86,7 +87,7 @@ def masked_spmm(
             lambda: f"edge_weight: expected {count} weights, one an edge, got {edge_weight.shape[0]}",
         )
     value = weight.to(accumulation_dtype(x.dtype))
-    return _masked_sum(x, value, words, *_both_ways(graph, r), num_sets, reduce == "mean", transpose)
+    return _masked_sum(x, value, words, *both_ways(graph, r), num_sets, reduce == "mean", transpose)
 
 
 def _packed(keep: Any, num_sets: Any, graph: MultiGraph) -> tuple[Tensor, int]:
@@ -110,15 +111,6 @@ def _packed(keep: Any, num_sets: Any, graph: MultiGraph) -> tuple[Tensor, int]:
         lambda: f"keep: expected shape {expected} for {num_sets} packed samples, got {list(keep.shape)}",
     )
     return keep.contiguous(), num_sets
-
-
-def _both_ways(graph: MultiGraph, r: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, int]:
-    """(rowptr, col, colptr, row, edge, first) of one relation: pointers start with 0, entries of the stack with `first`."""
-    name, n = graph.relations[r], graph.num_nodes
-    first = sum(graph.num_edges(other) for other in graph.relations[:r])
-    here = slice(first, first + graph.num_edges(name))
-    colptr, row, edge = graph.transpose()
-    return graph.rowptr(name), graph.col(name), colptr[r * n : (r + 1) * n + 1] - first, row[here], edge[here], first
 
 
 # ------------------------------------------------------------------------------------------------------- operators

@@ -32,11 +32,11 @@ from torch import Tensor
 
 from .._check import FLOAT_DTYPES, require, require_choice, require_number, require_same, require_tensor
 from ..graph import MultiGraph
+from ._csr import both_ways
 from ._operator import keep_missing_grads, operator, refuse_double_backward
 from ._rows import REDUCTIONS, check_rows
 from ._sets import check_graph
 from .attention import accumulation_dtype
-from .masked_spmm import _both_ways
 
 
 def network_mse(
@@ -89,7 +89,7 @@ def network_mse(
 
     known = counted = graph.known(relation)
     target = graph.weight(relation).to(accumulation_dtype(z.dtype))
-    loss, _ = _network_mse(z, weight, bias, target, known, *_both_ways(graph, r), float(zero_weight))
+    loss, _ = _network_mse(z, weight, bias, target, known, *both_ways(graph, r), float(zero_weight))
     if genes is not None:
         # embedding: its backward adds the gradients of a gene that stands twice in a fixed order
         loss, counted = F.embedding(genes, loss[:, None])[:, 0], known[genes]

@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_leaves
 import cellattn
 from cellattn import MultiGraph, reference
 from cellattn.data import load_yeast
+from cellattn.ops._csr import both_ways
 from cellattn.ops._rows import REDUCTIONS
-from cellattn.ops.masked_spmm import _both_ways
 from cellattn.ops.network_mse import _network_mse, _network_mse_backward
 
 from ..compare import assert_same, everything, leaves, random_graph, values_and_grads
@@ -210,7 +210,7 @@ def test_no_dense_matrix() -> None:
     n, d = 2000, 8
     graph = random_graph(n, {"a": 5000})
     target = graph.weight("a")
-    args = (*(x.detach().float() for x in decoder(n, d)), target, graph.known("a"), *_both_ways(graph, 0), 0.1)
+    args = (*(x.detach().float() for x in decoder(n, d)), target, graph.known("a"), *both_ways(graph, 0), 0.1)
     forward, backward = (inspect.unwrap(op._init_fn) for op in (_network_mse, _network_mse_backward))
     with Largest() as seen:
         loss, on_edges = forward(*args)
