@@ -84,6 +84,7 @@ class MultiGraph:
             cut_rows(torch.cat([rowptr.new_empty(0), *in_degree]), self.num_nodes),
         )
         self._transpose: Transpose | None = None
+        self._weight_by_column: Tensor | None = None
 
     # ------------------------------------------------------------------------------------------------ constructors
 
@@ -358,6 +359,12 @@ class MultiGraph:
             self._transpose = _transpose(self._rowptr, self._col, self.num_nodes)
         return self._transpose
 
+    def weight_by_column(self) -> Tensor:
+        """float [E]: the weights in the order of `transpose()`. Gathered when first needed, then kept."""
+        if self._weight_by_column is None:
+            self._weight_by_column = self._weight.index_select(0, self.transpose().edge)
+        return self._weight_by_column
+
     @property
     def segments(self) -> tuple[Segments, Segments]:
         """Where rows, and columns, of more than `SEGMENT` entries are cut."""
@@ -446,6 +453,8 @@ class MultiGraph:
         graph = MultiGraph(self.relations, *moved)
         if self._transpose is not None:
             graph._transpose = Transpose(*(x.to(device) for x in self._transpose))
+        if self._weight_by_column is not None:
+            graph._weight_by_column = self._weight_by_column.to(device)
         return graph
 
     # ------------------------------------------------------------------------------------------------ files

@@ -292,11 +292,11 @@ def dense_of_transpose(graph: MultiGraph, relation: str) -> Tensor:
     """A read column by column."""
     transpose, n = graph.transpose(), graph.num_nodes
     first = graph.relation_id(relation) * n
-    _, _, weight = graph.stacked
+    weight = graph.weight_by_column()
     a = torch.zeros(n, n, dtype=torch.float64)
     for j in range(n):
         for p in range(int(transpose.colptr[first + j]), int(transpose.colptr[first + j + 1])):
-            a[int(transpose.row[p]), j] += float(weight[transpose.edge[p]])
+            a[int(transpose.row[p]), j] += float(weight[p])
     return a
 
 
@@ -305,6 +305,8 @@ def test_transpose_agrees_with_dense() -> None:
     for name in EDGES:
         assert torch.equal(dense_of_transpose(graph, name), DENSE[name])
     assert graph.transpose() is graph.transpose()
+    assert graph.weight_by_column() is graph.weight_by_column()
+    assert torch.equal(graph.weight_by_column(), graph.stacked[2][graph.transpose().edge])
 
 
 def test_rows_longer_than_a_segment_are_cut() -> None:
@@ -439,9 +441,10 @@ def test_to_the_same_device_is_the_same_graph() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_to_another_device_and_back() -> None:
     graph = weighted()
-    graph.transpose()
+    graph.weight_by_column()  # and with it the transpose
     moved = graph.to("cuda")
-    assert moved.device.type == moved.transpose().row.device.type == moved.segments[1].ptr.device.type == "cuda"
+    kept = (moved.known("physical"), moved.transpose().row, moved.weight_by_column(), moved.segments[1].ptr)
+    assert {x.device.type for x in kept} == {moved.device.type} == {"cuda"}
     assert moved.to("cpu") == graph
 
 

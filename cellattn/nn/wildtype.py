@@ -368,7 +368,7 @@ class WildtypeDifference(nn.Module):
             place = torch.arange(len(wildtype), device=x.device)
         gone = deleted[there]
         kept, lost = Genes.of(there & ~deleted), Genes.of(deleted)
-        change = F.embedding(place[~gone], wildtype) - self._encode(graph, x, kept)
+        change = F.embedding(place[~gone], wildtype).sub_(self._encode(graph, x, kept))
         return _total(change, kept) + _total(F.embedding(place[gone], wildtype), lost)
 
     def _encode(self, graph: MultiGraph, x: Tensor, genes: Genes) -> Tensor:
@@ -414,7 +414,7 @@ class WildtypeDifference(nn.Module):
             x, new = conv.update(total), conv.update(changed)
             old = F.embedding(target.gene, x)
         deleted = Genes.of(within[0])
-        return _total(old - new, target) + _total(F.embedding(deleted.gene, x), deleted)
+        return _total(old.sub_(new), target) + _total(F.embedding(deleted.gene, x), deleted)
 
     # ------------------------------------------------------------------------------------------------ the two products
 

@@ -94,8 +94,9 @@ def relational_spmm(
         scale = scale.to(wide).contiguous()
     batch = source.contiguous(), source_ptr.contiguous(), target.contiguous(), target_ptr.contiguous()
     rowptr, col, weight = graph.stacked
-    by = rowptr, col, *graph.transpose()
-    return _relational_sum(x, scale, *batch, weight.to(wide), *by, ids, graph.num_nodes, sum_relations, shared)
+    colptr, row, _ = graph.transpose()
+    stack = rowptr, col, weight.to(wide), colptr, row, graph.weight_by_column().to(wide)
+    return _relational_sum(x, scale, *batch, *stack, ids, graph.num_nodes, sum_relations, shared)
 
 
 def relational_degree(
@@ -160,20 +161,20 @@ def _check_scale(scale: Any, graph: MultiGraph, num_targets: int, num_relations:
 # ------------------------------------------------------------------------------------------------------- operators
 
 
-# scale and value of one dtype, float32 or float64; the stack by rows and by columns.
+# scale and values of one dtype, float32 or float64; the stack by rows and by columns.
 _BETWEEN = (
-    "Tensor? scale, Tensor source, Tensor source_ptr, Tensor target, Tensor target_ptr, Tensor value, Tensor rowptr, "
-    "Tensor col, Tensor colptr, Tensor row, Tensor edge, int[] relations, int num_nodes, bool sum_relations, bool shared"
+    "Tensor? scale, Tensor source, Tensor source_ptr, Tensor target, Tensor target_ptr, "
+    "Tensor rowptr, Tensor col, Tensor value, Tensor colptr, Tensor row, Tensor value_by_column, "
+    "int[] relations, int num_nodes, bool sum_relations, bool shared"
 )
 
 
 @operator("relational_sum", schema=f"(Tensor x, {_BETWEEN}) -> Tensor", device=None)
 def _relational_sum(
-    x: Tensor, scale: Tensor | None, source: Tensor, source_ptr: Tensor, target: Tensor, target_ptr: Tensor, value: Tensor,
-    *graph: Any,
-) -> Tensor:  # fmt: skip
+    x: Tensor, scale: Tensor | None, source: Tensor, source_ptr: Tensor, target: Tensor, target_ptr: Tensor, *graph: Any
+) -> Tensor:
     """out [Vt, (K,) F]"""
-    rowptr, col, _, _, _, relations, num_nodes, sum_relations, shared = graph
+    rowptr, col, value, _, _, _, relations, num_nodes, sum_relations, shared = graph
     batch = source, source_ptr, target, target_ptr
     options = relations, num_nodes, shared, sum_relations, False
     return torch.ops.cellattn.relational_spmm(rowptr, col, value, x.contiguous(), *batch, None, scale, *options)
@@ -188,15 +189,13 @@ def _(x: Tensor, scale: Tensor | None, source: Tensor, source_ptr: Tensor, targe
 # g is of the dtype of x; what else was x's is told by flags, so that it need not be kept.
 @operator("relational_sum_backward", schema=f"(Tensor g, {_BETWEEN}, bool per_relation) -> Tensor", device=None)
 def _relational_sum_backward(
-    g: Tensor, scale: Tensor | None, source: Tensor, source_ptr: Tensor, target: Tensor, target_ptr: Tensor, value: Tensor,
-    *graph: Any,
-) -> Tensor:  # fmt: skip
+    g: Tensor, scale: Tensor | None, source: Tensor, source_ptr: Tensor, target: Tensor, target_ptr: Tensor, *graph: Any
+) -> Tensor:
     """dx [Vs, (K,) F], or [N, (K,) F] of shared features"""
-    _, _, colptr, row, edge, relations, num_nodes, _, shared, per_relation = graph
+    _, _, _, colptr, row, value, relations, num_nodes, _, shared, per_relation = graph
     exchanged = target, target_ptr, source, source_ptr
     options = relations, num_nodes, False, not per_relation, shared
-    by_column = colptr, row, value.index_select(0, edge)
-    return torch.ops.cellattn.relational_spmm(*by_column, g.contiguous(), *exchanged, scale, None, *options)
+    return torch.ops.cellattn.relational_spmm(colptr, row, value, g.contiguous(), *exchanged, scale, None, *options)
 
 
 @_relational_sum_backward.register_fake

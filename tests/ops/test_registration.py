@@ -64,7 +64,7 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     between = (source, source_ptr, target, target_ptr)
     scale = torch.rand(4, 2).double()
     sent, received = leaves((3, 2, 5), (4, 5))
-    relational = (*between, g.stacked[2].double(), rowptr, col, colptr, row, edge, [1, 0], N)
+    relational = (*between, rowptr, col, g.stacked[2].double(), colptr, row, g.weight_by_column().double(), [1, 0], N)
     return {
         "attention": (OPS.attention, (q, k, v, None, 0.3)),
         "attention masked": (OPS.attention, (q, k, v, mask, 0.3)),
