@@ -359,11 +359,12 @@ class MultiGraph:
             self._transpose = _transpose(self._rowptr, self._col, self.num_nodes)
         return self._transpose
 
-    def weight_by_column(self) -> Tensor:
-        """float [E]: the weights in the order of `transpose()`. Gathered when first needed, then kept."""
+    def stacked_by_column(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`stacked` by columns: (colptr int64 [K * N + 1], row int32 [E], weight float [E]). Built when needed, then kept."""
+        colptr, row, edge = self.transpose()
         if self._weight_by_column is None:
-            self._weight_by_column = self._weight.index_select(0, self.transpose().edge)
-        return self._weight_by_column
+            self._weight_by_column = self._weight.index_select(0, edge)
+        return colptr, row, self._weight_by_column
 
     @property
     def segments(self) -> tuple[Segments, Segments]:

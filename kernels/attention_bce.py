@@ -542,10 +542,9 @@ def bce_rows_bwd_kernel_edges_dk(
     k_ptr,  # [L, T, D]
     lse_ptr,  # fp32 [L, R], None for the sigmoid link
     rowptr_ptr,  # int64 [K * N + 1]
-    weight_ptr,  # [E]
     colptr_ptr,  # int64 [K * N + 1]
     row_ptr,  # int32 [E], by columns
-    edge_ptr,  # int64 [E], by columns: where the edge stands by rows
+    weight_ptr,  # [E], by columns
     inv_mass_ptr,  # fp32 [R]
     num_known_ptr,  # int64 []
     rows_ptr,  # int64 [R]
@@ -595,7 +594,6 @@ def bce_rows_bwd_kernel_edges_dk(
             o_e = e + tl.arange(0, BE)
             m_e = o_e < last
             b_row = tl.load(row_ptr + o_e, mask=m_e, other=0)
-            b_edge = tl.load(edge_ptr + o_e, mask=m_e, other=0)
             b_copy = tl.load(copyptr_ptr + b_row, mask=m_e, other=0)
             b_copies = tl.load(copyptr_ptr + b_row + 1, mask=m_e, other=0) - b_copy
             # [BE, BD]; rows that were not chosen are not read
@@ -609,7 +607,7 @@ def bce_rows_bwd_kernel_edges_dk(
                 if not SIGMOID:
                     b_total2 = tl.load(lse_ptr + i_l * num_rows + b_r, mask=m_c, other=0.0) * LOG2E
                 b_x2 = _log2_entry(b_s2, b_total2, SIGMOID)
-                b_t = _targets(weight_ptr, b_edge, m_c, tl.load(inv_mass_ptr + b_r, mask=m_c, other=0.0), NORMALIZED)
+                b_t = _targets(weight_ptr, o_e, m_c, tl.load(inv_mass_ptr + b_r, mask=m_c, other=0.0), NORMALIZED)
                 b_c = -b_t
                 if not (SIGMOID and DENSE):
                     b_c += _edge_weight(b_x2, b_t, SIGMOID, DENSE) * _grad_term(b_x2, SIGMOID)
@@ -703,7 +701,7 @@ class _Problem:
     weight: Tensor
     colptr: Tensor
     row: Tensor
-    edge: Tensor
+    weight_by_column: Tensor
     inv_mass: Tensor
     known: Tensor
     rows: Tensor
@@ -864,7 +862,7 @@ def bce_rows_backward(dloss: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, T
 
     def launch_edges_dk(tile: Gather) -> None:
         bce_rows_bwd_kernel_edges_dk[(lead * p.num_tokens,)](
-            g, q, k, p.lse, p.rowptr, p.weight, p.colptr, p.row, p.edge, p.inv_mass, p.num_known, p.rows, copy, copyptr,
+            g, q, k, p.lse, p.rowptr, p.colptr, p.row, p.weight_by_column, p.inv_mass, p.num_known, p.rows, copy, copyptr,
             drawn, drawnptr, dk_dense, dk, num_leading=lead, num_genes=p.num_genes,
             num_parts=0 if dk_dense is None else dk_dense.shape[0], **p.by_entries(tile),
         )  # fmt: skip

@@ -79,8 +79,8 @@ def _add_row(
 
 @triton.jit
 def _add_column(
-    b_sum, p_q, p_g, weight_ptr, row_ptr, edge_ptr, start, end, STRIDE_QT: tl.constexpr, D: tl.constexpr,
-    D_PAD: tl.constexpr, EDGES: tl.constexpr,
+    b_sum, p_q, p_g, row_ptr, weight_ptr, start, end, STRIDE_QT: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
+    EDGES: tl.constexpr,
 ):  # fmt: skip
     """b_sum + w_ij g_i q_i over the entries from start to end of a column, lane by lane [EDGES, D_PAD]."""
     # [D_PAD]
@@ -90,20 +90,18 @@ def _add_column(
     o_e = tl.arange(0, EDGES)
     o_next = start + EDGES + o_e
     b_row = tl.load(row_ptr + start + o_e, mask=start + o_e < end, other=0)
-    b_edge = tl.load(edge_ptr + start + o_e, mask=start + o_e < end, other=0)
     b_next = tl.load(row_ptr + o_next, mask=o_next < end, other=0)
     b_g = tl.load(p_g + b_row, mask=start + o_e < end, other=0.0)
     for e in range(start, end, EDGES):
         m_g = b_g != 0  # rows that were not chosen are not read
-        b_g *= tl.load(weight_ptr + b_edge, mask=m_g, other=0.0).to(tl.float32)
+        b_w = tl.load(weight_ptr + e + o_e, mask=e + o_e < end, other=0.0).to(tl.float32)
         p_b = p_q + b_row.to(tl.int64)[:, None] * STRIDE_QT + o_d[None, :]
         b_q = tl.load(p_b, mask=m_g[:, None] & m_d[None, :], other=0.0).to(tl.float32)
         o_next = e + EDGES + o_e
         b_row = b_next
-        b_edge = tl.load(edge_ptr + o_next, mask=o_next < end, other=0)
         b_next_g = tl.load(p_g + b_row, mask=o_next < end, other=0.0)
         b_next = tl.load(row_ptr + o_next + EDGES, mask=o_next + EDGES < end, other=0)
-        b_sum += b_g[:, None] * b_q
+        b_sum += (b_w * b_g)[:, None] * b_q
         b_g = b_next_g
     return b_sum
 
@@ -322,10 +320,9 @@ def row_dot_bwd_kernel_dq(
 def row_dot_bwd_kernel_dk_segments(
     g_ptr,  # float32 [L, num_ties * N]
     q_ptr,  # [L, H, T, D]
-    weight_ptr,  # float32 or float64 [E], by row
     colptr_ptr,  # int64 [K * N + 1]
     row_ptr,  # int32 [E], by column
-    edge_ptr,  # int64 [E], by column: where the entry's weight is
+    weight_ptr,  # float32 or float64 [E], by column
     segptr_ptr,  # int64 [K * N + 1]: the first segment of each stacked column
     segcol_ptr,  # int64 [S]: the stacked column of each segment
     ties_ptr,  # int64 [num_ties, 4]: as in the forward
@@ -356,7 +353,7 @@ def row_dot_bwd_kernel_dk_segments(
     p_g = g_ptr + (i_l * num_ties + i_t) * num_genes
     # [EDGES, D_PAD]
     b_sum = tl.zeros([EDGES, D_PAD], dtype=tl.float32)
-    b_sum = _add_column(b_sum, p_q, p_g, weight_ptr, row_ptr, edge_ptr, start, end, STRIDE_QT, D, D_PAD, EDGES)
+    b_sum = _add_column(b_sum, p_q, p_g, row_ptr, weight_ptr, start, end, STRIDE_QT, D, D_PAD, EDGES)
     # [D_PAD]
     o_d = tl.arange(0, D_PAD)
     o_s = i_l * num_segments + i_s + tl.load(p_t + 3)
@@ -367,10 +364,9 @@ def row_dot_bwd_kernel_dk_segments(
 def row_dot_bwd_kernel_dk(
     g_ptr,  # float32 [L, num_ties * N]
     q_ptr,  # [L, H, T, D]
-    weight_ptr,  # float32 or float64 [E], by row
     colptr_ptr,  # int64 [K * N + 1]
     row_ptr,  # int32 [E], by column
-    edge_ptr,  # int64 [E], by column: where the entry's weight is
+    weight_ptr,  # float32 or float64 [E], by column
     segptr_ptr,  # int64 [K * N + 1]
     partial_ptr,  # float32 [L, num_segments, D]; not read unless HAS_SEGMENTS, nor is segptr
     headptr_ptr,  # int64 [H + 1]
@@ -413,7 +409,7 @@ def row_dot_bwd_kernel_dk(
             p_partial = partial_ptr + (i_l * num_segments + tl.load(p_t + 2)) * D
             b_sum = _add_segments(b_sum, p_partial, first_segment, last_segment, D, D_PAD, EDGES)
             end = tl.where(first_segment < last_segment, start, end)
-        b_sum = _add_column(b_sum, p_q, p_g, weight_ptr, row_ptr, edge_ptr, start, end, STRIDE_QT, D, D_PAD, EDGES)
+        b_sum = _add_column(b_sum, p_q, p_g, row_ptr, weight_ptr, start, end, STRIDE_QT, D, D_PAD, EDGES)
     # [D_PAD]
     o_d = tl.arange(0, D_PAD)
     tl.store(dk_ptr + o_t * D + o_d, tl.sum(b_sum, 0).to(dk_ptr.dtype.element_ty), mask=o_d < D)
@@ -430,7 +426,7 @@ def row_dot(
     weight: Tensor,
     colptr: Tensor,
     row: Tensor,
-    edge: Tensor,
+    weight_by_column: Tensor,
     row_segptr: Tensor,
     segment_row: Tensor,
     row_segments: Sequence[int],
@@ -490,10 +486,9 @@ def row_dot_backward(
     dy: Tensor,
     q: Tensor,
     kbar: Tensor,
-    weight: Tensor,
     colptr: Tensor,
     row: Tensor,
-    edge: Tensor,
+    weight: Tensor,
     segptr: Tensor,
     segment_col: Tensor,
     segments: Sequence[int],
@@ -506,8 +501,7 @@ def row_dot_backward(
     """(dq, dk) [..., H, T, D] in the dtype of q; the operator `cellattn::row_dot_backward`."""
     check_floats(q=q)
     check_devices(
-        q=q, dy=dy, kbar=kbar, weight=weight, colptr=colptr, row=row, edge=edge, segptr=segptr, segment_col=segment_col,
-        rows=rows,
+        q=q, dy=dy, kbar=kbar, colptr=colptr, row=row, weight=weight, segptr=segptr, segment_col=segment_col, rows=rows
     )  # fmt: skip
     num_heads, num_tokens, d = q.shape[-3:]
     num_genes, num_ties, num_rows = num_tokens - num_prefix, len(lengths), sum(lengths)
@@ -536,14 +530,14 @@ def row_dot_backward(
 
     def launch_dk_segments(tile: Gather) -> None:
         row_dot_bwd_kernel_dk_segments[(q4.shape[0] * num_ties * cut.most,)](
-            g, q4, weight, colptr, row, edge, segptr, segment_col, cut.table(heads, q.device), partial,
+            g, q4, colptr, row, weight, segptr, segment_col, cut.table(heads, q.device), partial,
             num_genes, num_ties, cut.most, cut.total, num_prefix, stride_ql, stride_qh,
             **shape, EDGES=tile.rows, **tile.options,
         )  # fmt: skip
 
     def launch_dk(tile: Gather) -> None:
         row_dot_bwd_kernel_dk[(q4.shape[0] * num_heads * num_tokens,)](
-            g, q4, weight, colptr, row, edge, segptr, partial, headptr, ties, dk,
+            g, q4, colptr, row, weight, segptr, partial, headptr, ties, dk,
             num_genes, num_ties, cut.total, num_prefix, num_heads, stride_ql, stride_qh,
             HAS_SEGMENTS=cut.total > 0, **shape, EDGES=tile.rows, **tile.options,
         )  # fmt: skip

@@ -292,7 +292,7 @@ def dense_of_transpose(graph: MultiGraph, relation: str) -> Tensor:
     """A read column by column."""
     transpose, n = graph.transpose(), graph.num_nodes
     first = graph.relation_id(relation) * n
-    weight = graph.weight_by_column()
+    _, _, weight = graph.stacked_by_column()
     a = torch.zeros(n, n, dtype=torch.float64)
     for j in range(n):
         for p in range(int(transpose.colptr[first + j]), int(transpose.colptr[first + j + 1])):
@@ -305,8 +305,11 @@ def test_transpose_agrees_with_dense() -> None:
     for name in EDGES:
         assert torch.equal(dense_of_transpose(graph, name), DENSE[name])
     assert graph.transpose() is graph.transpose()
-    assert graph.weight_by_column() is graph.weight_by_column()
-    assert torch.equal(graph.weight_by_column(), graph.stacked[2][graph.transpose().edge])
+    colptr, row, weight = graph.stacked_by_column()
+    assert colptr is graph.transpose().colptr
+    assert row is graph.transpose().row
+    assert torch.equal(weight, graph.stacked[2][graph.transpose().edge])
+    assert weight is graph.stacked_by_column()[2]
 
 
 def test_rows_longer_than_a_segment_are_cut() -> None:
@@ -441,9 +444,9 @@ def test_to_the_same_device_is_the_same_graph() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_to_another_device_and_back() -> None:
     graph = weighted()
-    graph.weight_by_column()  # and with it the transpose
+    graph.stacked_by_column()
     moved = graph.to("cuda")
-    kept = (moved.known("physical"), moved.transpose().row, moved.weight_by_column(), moved.segments[1].ptr)
+    kept = (*moved.stacked_by_column(), moved.segments[1].ptr)
     assert {x.device.type for x in kept} == {moved.device.type} == {"cuda"}
     assert moved.to("cpu") == graph
 

@@ -99,8 +99,8 @@ def attention_bce(
         require(num_negatives <= most, lambda: f"num_negatives: expected at most {most} a row, got {num_negatives}")
         negatives = sample_negatives(graph, relation, genes, num_negatives, generator)
     loss = _bce_rows(
-        q, k, total, *graph.stacked, *graph.transpose(), inv_mass, graph.known(relation), genes, negatives, relation_id,
-        num_prefix, scale, target == "normalized",
+        q, k, total, *graph.stacked, *graph.stacked_by_column(), inv_mass, graph.known(relation), genes, negatives,
+        relation_id, num_prefix, scale, target == "normalized",
     )  # fmt: skip
     return reduce_rows(loss, counted, reduction)
 
@@ -138,7 +138,8 @@ def sample_negatives(
 # q, k [..., T, D]; lse [..., R], None for the sigmoid link; the stacked graph by rows and by columns; inv_mass [R], 0 for a
 # row without edges; known bool [N]; rows [R] genes; negatives [R, n] genes, None for every valid non-edge.
 _PROBLEM = (
-    "Tensor q, Tensor k, Tensor? lse, Tensor rowptr, Tensor col, Tensor weight, Tensor colptr, Tensor row, Tensor edge, "
+    "Tensor q, Tensor k, Tensor? lse, Tensor rowptr, Tensor col, Tensor weight, "
+    "Tensor colptr, Tensor row, Tensor weight_by_column, "
     "Tensor inv_mass, Tensor known, Tensor rows, Tensor? negatives, int relation, int num_prefix, float scale, bool normalized"
 )
 
@@ -272,7 +273,7 @@ def _blocks(
     weight: Tensor,
     colptr: Tensor,
     row: Tensor,
-    edge: Tensor,
+    weight_by_column: Tensor,
     inv_mass: Tensor,
     known: Tensor,
     rows: Tensor,

@@ -94,8 +94,8 @@ def relational_spmm(
         scale = scale.to(wide).contiguous()
     batch = source.contiguous(), source_ptr.contiguous(), target.contiguous(), target_ptr.contiguous()
     rowptr, col, weight = graph.stacked
-    colptr, row, _ = graph.transpose()
-    stack = rowptr, col, weight.to(wide), colptr, row, graph.weight_by_column().to(wide)
+    colptr, row, weight_by_column = graph.stacked_by_column()
+    stack = rowptr, col, weight.to(wide), colptr, row, weight_by_column.to(wide)
     return _relational_sum(x, scale, *batch, *stack, ids, graph.num_nodes, sum_relations, shared)
 
 

@@ -51,7 +51,7 @@ def row_dot(
         genes = torch.cat([everyone if index is None else index for index in rows])
     by_row, by_column = graph.segments
     y, _ = _row_dot(
-        q, k, *graph.stacked, *graph.transpose(), *by_row, *by_column, relations, heads, genes, lengths, num_prefix
+        q, k, *graph.stacked, *graph.stacked_by_column(), *by_row, *by_column, relations, heads, genes, lengths, num_prefix
     )  # fmt: skip
     return list(y.split(lengths, -1))
 
@@ -63,15 +63,15 @@ def row_dot(
 # not read; relation and head of every tie; rows int64 [M], the genes of tie after tie, None for all N of every tie; lengths,
 # the rows of every tie.
 _TIES = "int[] relations, int[] heads, Tensor? rows, int[] lengths, int num_prefix"
-_BY_COLUMN = "Tensor weight, Tensor colptr, Tensor row, Tensor edge"
+_BY_ROW = "Tensor rowptr, Tensor col, Tensor weight"
+_BY_COLUMN = "Tensor colptr, Tensor row, Tensor weight_by_column"
 _ROW_SEGMENTS = "Tensor row_segptr, Tensor segment_row, int[] row_segments"
 _COLUMN_SEGMENTS = "Tensor col_segptr, Tensor segment_col, int[] col_segments"
 
 
 @operator(
     "row_dot",
-    schema=f"(Tensor q, Tensor k, Tensor rowptr, Tensor col, {_BY_COLUMN}, {_ROW_SEGMENTS}, {_COLUMN_SEGMENTS}, {_TIES})"
-    " -> (Tensor, Tensor)",
+    schema=f"(Tensor q, Tensor k, {_BY_ROW}, {_BY_COLUMN}, {_ROW_SEGMENTS}, {_COLUMN_SEGMENTS}, {_TIES}) -> (Tensor, Tensor)",
 )
 def _row_dot(q: Tensor, k: Tensor, rowptr: Tensor, col: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """(y [..., M], kbar [..., M, D])"""
@@ -102,7 +102,7 @@ def _(q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     schema=f"(Tensor dy, Tensor q, Tensor kbar, {_BY_COLUMN}, {_COLUMN_SEGMENTS}, {_TIES}) -> (Tensor, Tensor)",
 )
 def _row_dot_backward(
-    dy: Tensor, q: Tensor, kbar: Tensor, weight: Tensor, colptr: Tensor, row: Tensor, edge: Tensor, *rest: Any
+    dy: Tensor, q: Tensor, kbar: Tensor, colptr: Tensor, row: Tensor, weight: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
     *_, relations, heads, rows, lengths, num_prefix = rest
     n = q.shape[-2] - num_prefix
@@ -119,8 +119,7 @@ def _row_dot_backward(
             # Zeros in the rows left out: the transposed product then serves any subset of rows.
             weighted = torch.zeros_like(queries).index_add_(-2, genes, g * queries.index_select(-2, genes))
         ptr, entry = _span(colptr, relation, n)
-        value = weight[edge[entry]].to(kbar.dtype)
-        dk[..., head, num_prefix:, :] += _spmm_leading(ptr, row[entry], value, n, weighted)
+        dk[..., head, num_prefix:, :] += _spmm_leading(ptr, row[entry], weight[entry].to(kbar.dtype), n, weighted)
     return dq.to(q.dtype), dk.to(q.dtype)
 
 
@@ -130,10 +129,10 @@ def _(dy: Tensor, q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, _, _, _, weight, colptr, row, edge, _, _, _, segptr, segment_col, segments, relations, heads, rows, *rest = inputs
+    q, _, _, _, _, colptr, row, weight, _, _, _, segptr, segment_col, segments, relations, heads, rows, *rest = inputs
     keep_missing_grads(ctx)
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(q, output[1], weight, colptr, row, edge, segptr, segment_col, rows)
+    ctx.save_for_backward(q, output[1], colptr, row, weight, segptr, segment_col, rows)
     ctx.segments, ctx.ties, ctx.rest = segments, (relations, heads), rest
 
 

@@ -96,7 +96,7 @@ def check(
 
     first = graph.relation_id(relation) * n
     problem = (
-        q, k, None if lse64 is None else lse64.detach().float(), *graph.stacked, *graph.transpose(),
+        q, k, None if lse64 is None else lse64.detach().float(), *graph.stacked, *graph.stacked_by_column(),
         graph.inv_mass[first : first + n][rows].float(), graph.known(relation), rows, negatives, graph.relation_id(relation),
         num_prefix, scale, normalized,
     )  # fmt: skip
@@ -230,7 +230,8 @@ def test_entries_within_rounding_of_one(ulps: int, dtype: torch.dtype) -> None:
     if dtype == torch.float16:  # the dense pass holds a / (1 - a) within the range of its operand
         grads[0] = torch.where(t == 0, grads[0].clamp_max(float(kernels.MAX_ODDS_FP16.value)), grads[0])
     problem = (
-        q, k, lse, *graph.stacked, *graph.transpose(), graph.inv_mass.float(), graph.known("a"), gene, None, 0, 0, scale, True
+        q, k, lse, *graph.stacked, *graph.stacked_by_column(), graph.inv_mass.float(), graph.known("a"), gene, None, 0, 0,
+        scale, True,
     )  # fmt: skip
     loss = kernels.bce_rows(*problem)
     # A power of two takes no digit; this one keeps a / (1 - a), up to 1 / eps, times q within float16.
@@ -312,8 +313,8 @@ def test_repeats_bit_for_bit() -> None:
     graph = random_graph(49, {"a": 300})
     rows, lse = torch.tensor([4, 4, 9, 30]), torch.full((4,), 6.0)
     problem = (
-        q, k, lse, *graph.stacked, *graph.transpose(), graph.inv_mass[rows].float(), graph.known("a"), rows, None, 0, 1, 0.3,
-        True,
+        q, k, lse, *graph.stacked, *graph.stacked_by_column(), graph.inv_mass[rows].float(), graph.known("a"), rows, None, 0, 1,
+        0.3, True,
     )  # fmt: skip
     runs = [(kernels.bce_rows(*problem), *kernels.bce_rows_backward(torch.ones(4), *problem)) for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
@@ -336,8 +337,8 @@ def test_bad_input_raises_before_any_launch(change: dict[str, Tensor], message: 
     right: dict[str, Any] = {"q": torch.zeros(10, 8), "k": torch.zeros(10, 8), "rows": torch.arange(9), "negatives": None}
     x = right | change
     problem = (
-        x["q"], x["k"], torch.zeros(9), *graph.stacked, *graph.transpose(), graph.inv_mass.float(), graph.known("a"), x["rows"],
-        x["negatives"], 0, 1, 1.0, True,
+        x["q"], x["k"], torch.zeros(9), *graph.stacked, *graph.stacked_by_column(), graph.inv_mass.float(), graph.known("a"),
+        x["rows"], x["negatives"], 0, 1, 1.0, True,
     )  # fmt: skip
     monkeypatch.setattr(kernels, "choose_gather", lambda *_: pytest.fail("a kernel was launched"))
     with pytest.raises(ValueError, match=message):

@@ -64,11 +64,9 @@ def forward(graph: MultiGraph, b: Between, x: Tensor, scale: Tensor | None, name
 
 def backward(graph: MultiGraph, b: Between, g: Tensor, scale: Tensor | None, names: list[str], **options: bool) -> Tensor:
     ids = [graph.relation_id(name) for name in names]
-    colptr, row, _ = graph.transpose()
-    by_column = colptr, row, graph.weight_by_column()
     exchanged = b.target, b.target_ptr, b.source, b.source_ptr
     flags = False, not options["each"], options["shared"]
-    return kernels.relational_spmm(*by_column, g, *exchanged, scale, None, ids, graph.num_nodes, *flags)
+    return kernels.relational_spmm(*graph.stacked_by_column(), g, *exchanged, scale, None, ids, graph.num_nodes, *flags)
 
 
 def check(graph: MultiGraph, b: Between, f: int, dtype: torch.dtype, *, scaled: bool = True, **options: bool) -> None:

@@ -59,8 +59,8 @@ def reference(
 
 def cut(graph: MultiGraph, longest: int) -> tuple[Any, ...]:
     """What the launchers take of a graph whose rows and columns of more than `longest` entries are cut."""
-    by_column = graph.transpose()
-    cuts = (cut_rows(ptr.diff(), graph.num_nodes, longest) for ptr in (graph.stacked[0], by_column.colptr))
+    by_column = graph.stacked_by_column()
+    cuts = (cut_rows(ptr.diff(), graph.num_nodes, longest) for ptr in (graph.stacked[0], by_column[0]))
     return (*graph.stacked, *by_column, *(x for segments in cuts for x in segments))
 
 
@@ -86,7 +86,7 @@ def check(
 
     of_graph = cut(graph, longest)
     y, kbar = kernels.row_dot(q, k, *of_graph, *of_ties)
-    got = [y, *kernels.row_dot_backward(dy, q, kbar, *of_graph[2:6], *of_graph[9:], *of_ties)]
+    got = [y, *kernels.row_dot_backward(dy, q, kbar, *of_graph[3:6], *of_graph[9:], *of_ties)]
     assert [x.dtype for x in got] == [torch.float32, q.dtype, q.dtype]
     for name, a, b in zip(("y", "dq", "dk"), got, wanted, strict=True):
         assert a.shape == b.shape, name
@@ -267,4 +267,4 @@ def test_mixed_devices_raise_before_any_launch_of_the_backward(monkeypatch: pyte
     q, dy, kbar = torch.ones(1, 5, 8), torch.ones(5), torch.ones(5, 8, device="meta")
     monkeypatch.setattr(kernels, "choose_gather", lambda *_: pytest.fail("a kernel was launched"))
     with pytest.raises(ValueError, match="kbar: expected the device of q"):
-        kernels.row_dot_backward(dy, q, kbar, *cut(graph, SEGMENT)[2:6], *cut(graph, SEGMENT)[9:], [0], [0], None, [5], 0)
+        kernels.row_dot_backward(dy, q, kbar, *cut(graph, SEGMENT)[3:6], *cut(graph, SEGMENT)[9:], [0], [0], None, [5], 0)

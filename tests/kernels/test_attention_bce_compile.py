@@ -21,13 +21,12 @@ def launch(dtype: torch.dtype, dim: int, link: str, num_negatives: int | None) -
     def meta(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
         return torch.empty(*shape, dtype=dtype, device="meta")
 
-    pointers = meta(RELATIONS * N + 1)
+    stacked = meta(RELATIONS * N + 1), meta(EDGES, dtype=torch.int32), meta(EDGES, dtype=torch.float32)
     q = meta(N + 1, dim, dtype=dtype)
     row = meta(N, dtype=torch.float32)
     problem = (
         q, q, row if link == "softmax" else None,
-        pointers, meta(EDGES, dtype=torch.int32), meta(EDGES, dtype=torch.float32),
-        pointers, meta(EDGES, dtype=torch.int32), meta(EDGES), row, meta(N, dtype=torch.bool), meta(N),
+        *stacked, *stacked, row, meta(N, dtype=torch.bool), meta(N),
         None if num_negatives is None else meta(N, num_negatives), 1, 1, dim**-0.5, True,
     )  # fmt: skip
     kernels.bce_rows(*problem)

@@ -23,13 +23,12 @@ def launch(dtype: torch.dtype, d: int, rows: bool) -> None:
     rowptr = on_meta(TIES * N + 1, dtype=torch.int64)
     col = on_meta(entries, dtype=torch.int32)
     weight = on_meta(entries, dtype=torch.float32)
-    edge = on_meta(entries, dtype=torch.int64)
     chosen = on_meta(TIES * length, dtype=torch.int64) if rows else None
     ties = list(range(TIES)), list(range(TIES)), chosen, [length] * TIES, 1
     for offset in ([0, 0, 0, 158, 158, 158, 158, 346, 462, 462], [0] * (TIES + 1)):
         cut = rowptr, on_meta(offset[-1], dtype=torch.int64), offset
-        y, kbar = kernels.row_dot(q, k, rowptr, col, weight, rowptr, col, edge, *cut, *cut, *ties)
-        kernels.row_dot_backward(y, q, kbar, weight, rowptr, col, edge, *cut, *ties)
+        y, kbar = kernels.row_dot(q, k, rowptr, col, weight, rowptr, col, weight, *cut, *cut, *ties)
+        kernels.row_dot_backward(y, q, kbar, rowptr, col, weight, *cut, *ties)
 
 
 # D = 20 loads in 8 bytes, 32 in 16. Every width once for sm_80 and sm_90; elsewhere the one the yeast models use.

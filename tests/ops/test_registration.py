@@ -33,8 +33,8 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     q1, k1, lse1, dloss = leaves((N + 1, 8), (N + 1, 8), (N,), (N,))
     rows, negatives = torch.arange(N), torch.arange(3 * N).reshape(N, 3) % N
     cut_rows, cut_columns = g.segments
-    dot = (*g.stacked, *g.transpose(), *cut_rows, *cut_columns)
-    problem = (*g.stacked, *g.transpose(), g.inv_mass[:N], g.known("a"), rows)
+    dot = (*g.stacked, *g.stacked_by_column(), *cut_rows, *cut_columns)
+    problem = (*g.stacked, *g.stacked_by_column(), g.inv_mass[:N], g.known("a"), rows)
     index, ptr = torch.tensor([1, 5, 3]), torch.tensor([0, 2, 2, 3])
     head = leaves((3, 8), (N, 8), (N, 5), (3,), (3, 5))
     sets = leaves((3, 2, 4), (3, 2, 4), (3, 2, 4))
@@ -64,7 +64,7 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     between = (source, source_ptr, target, target_ptr)
     scale = torch.rand(4, 2).double()
     sent, received = leaves((3, 2, 5), (4, 5))
-    relational = (*between, rowptr, col, g.stacked[2].double(), colptr, row, g.weight_by_column().double(), [1, 0], N)
+    relational = (*between, rowptr, col, g.stacked[2].double(), colptr, row, g.stacked_by_column()[2].double(), [1, 0], N)
     return {
         "attention": (OPS.attention, (q, k, v, None, 0.3)),
         "attention masked": (OPS.attention, (q, k, v, mask, 0.3)),
@@ -73,7 +73,7 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "row_dot rows": (OPS.row_dot, (q, k, *dot, [0, 1], [2, 0], torch.tensor([1, 2, 0]), [2, 1], 1)),
         "row_dot_backward": (
             OPS.row_dot_backward,
-            (torch.ones(2, 2 * N).double(), q.detach(), torch.ones(2, 2 * N, 8).double(), g.stacked[2], *g.transpose(),
+            (torch.ones(2, 2 * N).double(), q.detach(), torch.ones(2, 2 * N, 8).double(), *g.stacked_by_column(),
              *cut_columns, [0, 1], [2, 0], None, [N, N], 1),
         ),
         "bce_rows": (OPS.bce_rows, (q1, k1, lse1, *problem, None, 0, 1, 0.3, True)),
