@@ -115,8 +115,9 @@ def results_dir() -> Path:
 
 def environment() -> dict[str, str]:
     """Device, versions and commit that a figure belongs to."""
-    describe = ["git", "-C", os.fspath(Path(__file__).parent), "describe", "--always", "--dirty"]
-    commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
+    # a run writes its results one after the other: those are no change of what is measured
+    code_changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+    commit = _git("rev-parse", "--short", "HEAD") + ("-dirty" if code_changed else "")
     return {
         "device": device_name(),
         "torch": torch.__version__,
@@ -130,6 +131,12 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Results as Markdown."""
     rows = [head, ["---"] * len(head), *lines]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows)
+
+
+def _git(*arguments: str) -> str:
+    """What git says of this repository; nothing where there is none."""
+    command = ["git", "-C", os.fspath(Path(__file__).parents[1]), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def synchronize(device: torch.device) -> None:
