@@ -20,6 +20,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -100,6 +101,11 @@ class Plan:
         """Where and in which precision; the transformer of the published size is trained in bfloat16 on a GPU, as published."""
         as_published = "bf16" if self.device == "cuda" and method.endswith("published") else None
         return Execution(self.device, self.autocast or as_published)
+
+    @property
+    def searches(self) -> int:
+        """For the largest batch, at a time: memory is measured there, not time, and on a CPU each process has its own."""
+        return 1 if self.device == "cuda" else min(torch.get_num_threads(), 2)
 
 
 def short_plan(**given: Any) -> Plan:
@@ -233,12 +239,18 @@ def run(plan: Plan | None = None, *, out: Path | None = None) -> dict[str, Any]:
             bar.set_postfix_str(f"{method}, {peer or 'ours'}")
             rows.append(measure_elsewhere(plan, method, peer, file, max(left(), 30.0)))
             bar.update()
-        for method in plan.methods:
-            bar.set_postfix_str(f"{method}, largest batch")
-            row = find(rows, method)
-            if "reason" not in row and plan.cap > 0:
-                row["largest"] = search(plan, method, file, left)
-            bar.update()
+        bar.set_postfix_str("largest batches")
+        runnable = [method for method in plan.methods if "reason" not in find(rows, method) and plan.cap > 0]
+        with ThreadPoolExecutor(plan.searches) as pool:
+            searches = pool.map(lambda method: search(plan, method, file, left), runnable)
+            for method, largest in zip(runnable, searches, strict=True):
+                find(rows, method)["largest"] = largest
+                bar.update()
+        for method in runnable:
+            bar.set_postfix_str(f"{method}, its largest batch")
+            largest = find(rows, method)["largest"]
+            if isinstance(largest, dict):
+                largest["samples_per_second"] = rate_at(plan, method, file, largest["batch_size"], max(left(), 60.0))
     result = {
         "environment": environment(),
         "plan": asdict(plan),
@@ -252,22 +264,27 @@ def run(plan: Plan | None = None, *, out: Path | None = None) -> dict[str, Any]:
 
 
 def search(plan: Plan, method: str, file: str, left: Callable[[], float]) -> dict[str, Any] | str:
-    """The largest batch of a method, and what it trains there; or why it is not known."""
+    """The largest batch of a method, or why it is not known."""
     if left() <= 0:
         return "the time for the run was over"
     work = Workload(method, file=file, set_size=SET_SIZE, execution=plan.execution(method))
     try:
         found = largest_batch(
-            work, first=plan.batch_size(method), cap=plan.cap, budget=plan.budget, resolution=plan.resolution, timeout=120.0
-        )
+            work, first=plan.batch_size(method), cap=plan.cap, budget=plan.budget, resolution=plan.resolution, timeout=120.0,
+            threads=max(torch.get_num_threads() // plan.searches, 1),
+        )  # fmt: skip
     except RuntimeError as error:
         return first_line(error)
-    there: Row = {}
-    if found.batch_size >= 2 * plan.batch_size(method):  # else there is little to see
-        few = replace(plan, steps=min(plan.steps, 10))
-        there = measure_elsewhere(few, method, None, file, max(left(), 60.0), batch_size=found.batch_size)
-    rate = there.get("samples_per_second")
-    return {"batch_size": found.batch_size, "limit": found.limit, "peak_bytes": found.peak_bytes, "samples_per_second": rate}
+    return {"batch_size": found.batch_size, "limit": found.limit, "peak_bytes": found.peak_bytes}
+
+
+def rate_at(plan: Plan, method: str, file: str, batch_size: int, seconds: float) -> float | None:
+    """Samples a second in larger batches; None where they are hardly larger than the published ones, or do not run."""
+    if batch_size < 2 * plan.batch_size(method):
+        return None
+    few = replace(plan, steps=min(plan.steps, 10))
+    rate: float | None = measure_elsewhere(few, method, None, file, seconds, batch_size).get("samples_per_second")
+    return rate
 
 
 def find(rows: Sequence[Row], method: str, implementation: str = "ours") -> Row:

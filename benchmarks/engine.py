@@ -388,7 +388,14 @@ class LargestBatch:
 
 
 def largest_batch(
-    work: Workload, *, first: int = 1, cap: int, budget: int | None = None, resolution: float = 0.05, timeout: float = 600.0
+    work: Workload,
+    *,
+    first: int = 1,
+    cap: int,
+    budget: int | None = None,
+    resolution: float = 0.05,
+    timeout: float = 600.0,
+    threads: int | None = None,
 ) -> LargestBatch:
     """Measure the largest batch of which two whole steps fit: doubling, then bisection, each try a process of its own.
 
@@ -401,6 +408,7 @@ def largest_batch(
             (default: all of it).
         resolution: bisection ends where the size that fits is within this share of one that does not.
         timeout: seconds for a try; longer is an error, as it says nothing about memory.
+        threads: of a try on the CPU; as many as this process has if None.
 
     Raises:
         RuntimeError: a try failed in another way than by memory; the message ends with its traceback.
@@ -414,7 +422,7 @@ def largest_batch(
     # because a forked process waits in vain for a pool of threads that OpenMP made before.
     question = {
         "work": asdict(work), "first": first, "cap": cap, "budget": budget, "resolution": resolution, "timeout": timeout,
-        "threads": torch.get_num_threads(),
+        "threads": torch.get_num_threads() if threads is None else threads,
     }  # fmt: skip
     command = [sys.executable, "-c", "from benchmarks.engine import answer; answer()", json.dumps(question)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -1,20 +1,22 @@
-"""What only a GPU can say about the kernels, in one command of at most nine minutes that needs no network.
+"""What only a GPU can say about the kernels, in one command that needs no network.
 
-    python -m benchmarks.gpu_check --out FOLDER
+    python -m benchmarks.gpu_check --out FOLDER [--full]
 
 In this order: every op, its gradients included, against float64 at the size of a cell, with at most twice the error of eager
 PyTorch of the same dtype; bit-equal repeats; a CUDA graph that replays bit-equal to eager; the k-hop ops bit for bit against
-the CPU, captured too; every model of the report against float64; compute-sanitizer on small shapes, where it is installed;
-then `benchmarks.bench_attention`, `benchmarks.bench_methods` and `benchmarks.bench_khop`. FOLDER gets `gpu_check.json`,
-`gpu_check.txt`, and what the benchmarks wrote. Exit status: 0 if every check passed, 1 if one failed, 2 without a GPU. The
-k-hop ops and some models need the extension: `python setup.py build_ext --inplace`, here or, with nvcc, on a machine without a
-GPU.
+the CPU, captured too; every model of the report against float64; the tests in `tests/cuda`, where pytest is installed;
+compute-sanitizer on small shapes, where that is; then `benchmarks.bench_attention`, `benchmarks.bench_methods` and
+`benchmarks.bench_khop`, each in its share of nine minutes in all, or with `--full`, however long it takes,
+`benchmarks.report --full`. FOLDER gets `gpu_check.json`, `gpu_check.txt`, and what the benchmarks wrote. Exit status: 0 if
+every check passed, 1 if one failed, 2 without a GPU. The k-hop ops and some models need the extension:
+`python setup.py build_ext --inplace`, here or, with nvcc, on a machine without a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import importlib.util
 import json
 import os
 import shutil
@@ -41,7 +43,8 @@ from .measure import environment, results_dir
 from .methods import METHODS
 
 ROOT = Path(__file__).parents[1]
-SECONDS = 9 * 60
+SECONDS = 9 * 60  # without --full
+TESTS_SECONDS = 120
 SANITIZER_SECONDS = 60  # a tool
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -365,30 +368,42 @@ def sanitizer(small: list[str]) -> Iterator[Result]:
         # Without PyTorch's pool an access past the end of a tensor leaves its allocation, and is seen.
         env = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         command = [tool, "--tool", name, "--error-exitcode", "1", *small]
-        try:
-            done = subprocess.run(
-                command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=SANITIZER_SECONDS, check=False
-            )
-        except subprocess.TimeoutExpired:
-            yield Result("sanitizer", name, None, f"not finished after {SANITIZER_SECONDS} s")
-            continue
-        last = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()][-3:]
-        yield Result("sanitizer", name, done.returncode == 0, " / ".join(last))
+        yield elsewhere("sanitizer", name, command, SANITIZER_SECONDS, env=env)[0]
 
 
-def benchmark(name: str, out: Path, seconds: float) -> Result:
-    """`benchmarks.<name>` in a process of its own, its table, figures and pictures copied to the folder."""
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--device", "cuda", "--seconds", str(int(max(seconds - 40, 1)))]
+def gpu_tests() -> Result:
+    """Those that want a GPU."""
+    folder = "tests/cuda"
+    if importlib.util.find_spec("pytest") is None:
+        return Result("tests", folder, None, "pytest is not installed here")
+    return elsewhere("tests", folder, [sys.executable, "-m", "pytest", "-q", folder], TESTS_SECONDS)[0]
+
+
+def benchmark(name: str, out: Path, *arguments: str, seconds: float | None = None) -> Result:
+    """`benchmarks.<name>`, its table, figures and pictures copied to the folder."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
     before = time.time()
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=max(seconds, 1), check=False)
-    except subprocess.TimeoutExpired:
-        return Result("benchmark", name, None, f"not finished in the {seconds:.0f} s that were left")
-    (out / f"{name}.txt").write_text(done.stdout + done.stderr)
+    result, said = elsewhere("benchmark", name, command, seconds)
+    (out / f"{name}.txt").write_text(said)
     for path in results_dir().iterdir():
         if path.stat().st_mtime >= before:
             shutil.copy(path, out / path.name)
-    return Result("benchmark", name, done.returncode == 0, f"exit status {done.returncode}")
+    return result
+
+
+def elsewhere(
+    check: str, case: str, command: list[str], seconds: float | None, env: dict[str, str] | None = None
+) -> tuple[Result, str]:
+    """A command in a process of its own, which passes with exit status 0, and all that it said; killed after `seconds`."""
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired as late:
+        parts = [part for part in (late.stdout, late.stderr) if part]  # bytes, in most versions of Python
+        said = "".join(part.decode(errors="replace") if isinstance(part, bytes) else part for part in parts)
+        return Result(check, case, None, f"not finished after {late.timeout:.0f} s"), said
+    said = done.stdout + done.stderr
+    last = [line.strip()[:200] for line in said.splitlines() if line.strip()][-3:]
+    return Result(check, case, done.returncode == 0, f"exit status {done.returncode}: {' / '.join(last)}"), said
 
 
 def models(device: torch.device, num_genes: int = 2000, num_sets: int = 6) -> Iterator[Result]:
@@ -439,7 +454,7 @@ def run_small(device: torch.device) -> None:
     torch.cuda.synchronize()
 
 
-def run(out: Path, *, device: torch.device) -> list[Result]:
+def run(out: Path, *, device: torch.device, full: bool = False) -> list[Result]:
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     about = environment()
@@ -466,10 +481,16 @@ def run(out: Path, *, device: torch.device) -> list[Result]:
                 add(result)
         for result in models(device):
             add(result)
+        add(gpu_tests())
         for result in sanitizer([sys.executable, "-m", "benchmarks.gpu_check", "--small"]):
             add(result)
-        for name, share in (("bench_attention", 0.45), ("bench_methods", 0.6), ("bench_khop", 1.0)):
-            add(benchmark(name, out, share * (SECONDS - (time.monotonic() - started))))
+        if full:
+            add(benchmark("report", out, "--full"))
+        else:
+            for name, share in (("bench_attention", 0.45), ("bench_methods", 0.6), ("bench_khop", 1.0)):
+                seconds = max(share * (SECONDS - (time.monotonic() - started)), 1.0)
+                most = str(int(max(seconds - 40, 1)))
+                add(benchmark(name, out, "--device", "cuda", "--seconds", most, seconds=seconds))
         failed = sum(result.passed is False for result in results)
         skipped = sum(result.passed is None for result in results)
         took = time.monotonic() - started
@@ -484,6 +505,7 @@ def main() -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", type=Path, help="folder for the results, made if missing")
     what.add_argument("--small", action="store_true", help="run each op once at a small size, as the sanitizer's target")
+    parser.add_argument("--full", action="store_true", help="the whole report in the place of what nine minutes have room for")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         print("gpu_check: no GPU that this PyTorch can use; nothing was checked")
@@ -492,7 +514,7 @@ def main() -> int:
     if arguments.small:
         run_small(device)
         return 0
-    return int(any(result.passed is False for result in run(arguments.out, device=device)))
+    return int(any(result.passed is False for result in run(arguments.out, device=device, full=arguments.full)))
 
 
 if __name__ == "__main__":

@@ -441,16 +441,6 @@ def test_to_the_same_device_is_the_same_graph() -> None:
     assert graph.device == torch.device("cpu")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_to_another_device_and_back() -> None:
-    graph = weighted()
-    graph.stacked_by_column()
-    moved = graph.to("cuda")
-    kept = (*moved.stacked_by_column(), moved.segments[1].ptr)
-    assert {x.device.type for x in kept} == {moved.device.type} == {"cuda"}
-    assert moved.to("cpu") == graph
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_save_and_load(tmp_path: Path, dtype: torch.dtype) -> None:
     weight = {"physical": torch.rand(6, dtype=dtype, generator=torch.Generator().manual_seed(0)) + 0.1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -94,3 +95,26 @@ def test_a_model_that_fails_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     (result,) = gpu_check.models(CPU, num_genes=64)
     assert result.passed is False
     assert "no such model" in result.detail
+
+
+def test_commands_elsewhere() -> None:
+    def python(code: str, seconds: float | None = None) -> tuple[gpu_check.Result, str]:
+        return gpu_check.elsewhere("a", "b", [sys.executable, "-c", code], seconds)
+
+    right, said = python("print('one'); print('two')")
+    assert (right.passed, right.detail, said) == (True, "exit status 0: one / two", "one\ntwo\n")
+    wrong, said = python("raise SystemExit('no kernel')")
+    assert (wrong.passed, wrong.detail, said) == (False, "exit status 1: no kernel", "no kernel\n")
+    slow, said = python("import time; print('begun', flush=True); time.sleep(60)", seconds=2.0)
+    assert (slow.passed, slow.detail, said) == (None, "not finished after 2 s", "begun\n")
+
+
+def test_a_benchmark_leaves_what_it_said(tmp_path: Path) -> None:
+    result = gpu_check.benchmark("report", tmp_path, "--help")
+    assert result.passed
+    assert "--full" in (tmp_path / "report.txt").read_text()
+
+
+def test_without_pytest_the_tests_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert gpu_check.gpu_tests().passed is None
