@@ -311,7 +311,14 @@ def random_mutants(num_genes: int, num_samples: int, set_size: int, *, seed: int
 
 
 def time_steps(
-    trainer: Trainer, data: PerturbationDataset, batch_size: int, *, steps: int = 20, warmup: int = 3, seconds: float = 60.0
+    trainer: Trainer,
+    data: PerturbationDataset,
+    batch_size: int,
+    *,
+    steps: int = 20,
+    least: int = 3,
+    warmup: int = 3,
+    seconds: float = 60.0,
 ) -> dict[str, Any]:
     """What steps cost on this process, each on the next `batch_size` samples in a random order.
 
@@ -319,7 +326,8 @@ def time_steps(
     Warm-up comes first.
 
     Args:
-        steps: in each measurement, at most; at least three phase by phase, and one in a row.
+        steps: in each measurement, at most.
+        least: phase by phase, however long they take; in a row, one.
         seconds: after which a measurement ends.
 
     Returns:
@@ -343,7 +351,7 @@ def time_steps(
 
     for step in range(warmup):
         trainer.step(data, batches[step % steps])
-    times = phase_times(phases, ("loading", "model", "optimizer"), trainer.device, seconds=seconds, repeats=steps)
+    times = phase_times(phases, ("loading", "model", "optimizer"), trainer.device, seconds=seconds, repeats=steps, least=least)
     times["step"] = times.pop("both")
     rate = 1 / times["step"]["median"]
     if trainer.device.type == "cuda":

@@ -21,8 +21,6 @@ from torch import Tensor
 
 from cellattn._memory import available_memory
 
-_MIN_REPEATS = 3  # the fewest that have quantiles
-
 
 class Stopwatch:
     """Marks points in time: events on a GPU's stream, the wall clock elsewhere."""
@@ -56,15 +54,16 @@ def phase_times(
     *,
     seconds: float,
     repeats: int,
+    least: int = 3,
 ) -> dict[str, dict[str, float]]:
     """Time the phases of step(i, mark), which calls `mark` before each and after the last.
 
-    Steps i = 0, 1, ... are run for `seconds`, at least three times and at most `repeats`; warm-up is the caller's.
+    Steps i = 0, 1, ... are run for `seconds`, at least `least` times and at most `repeats`; warm-up is the caller's.
     Returns median, 20% and 80% quantile in seconds of every phase, and of "both": of all of them together.
     """
     times: list[list[float]] = []
     start = time.perf_counter()
-    while len(times) < _MIN_REPEATS or (len(times) < repeats and time.perf_counter() - start < seconds):
+    while len(times) < least or (len(times) < repeats and time.perf_counter() - start < seconds):
         watch = Stopwatch(device)
         step(len(times), watch.mark)
         times.append(watch.seconds())
