@@ -68,7 +68,7 @@ DIM, NUM_LAYERS, NUM_HEADS, FFN_DIM = 64, 2, 4, 128
 SPECTRAL_RANK = 128
 VALIDATION_SHARE = 0.2
 _PLAIN = Execution()
-SYNTHETIC_SIZES = {"labelled": (300, 12_000), "full": (6607, 100_000)}  # genes and measured sets
+SYNTHETIC_SIZES = {"labelled": (200, 8_000), "full": (6607, 100_000)}  # genes and measured sets
 
 
 # ------------------------------------------------------------------------------------------------------- variants
@@ -148,7 +148,7 @@ def load_cell(folder: Path | None, tokens: str = "labelled") -> Cell:
     Args:
         folder: the tables; None for a synthetic cell.
         tokens: "labelled", the genes of measured pairs; "neighbours:N", these and the N genes with the most edges to them;
-            "full", all genes. The synthetic cell has 300 genes, or, at "full", the published number.
+            "full", all genes. The synthetic cell has 200 genes, or, at "full", the published number.
     """
     if folder is None:
         if tokens not in SYNTHETIC_SIZES:
