@@ -6,11 +6,14 @@ arrays serves any number of relations, so an operator that reads nine graphs tak
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 import uuid
 import zlib
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from math import isqrt
 from numbers import Real
 from pathlib import Path
@@ -205,9 +208,9 @@ class MultiGraph:
             real = matrix.dtype.kind in "biu" or matrix.dtype in ("float32", "float64")
             require(real, f"{where}: expected entries of a real dtype, float32 or float64 at most, got {matrix.dtype}")
             m = matrix.tocoo()
-            index = (torch.as_tensor(x.astype("int64")) for x in (m.row, m.col))
+            index = (torch.from_numpy(x.astype("int64")) for x in (m.row, m.col))
             weight = m.data.astype("float64" if m.dtype == "float64" else "float32")
-            coo[name] = (m.shape, *index, torch.as_tensor(weight))
+            coo[name] = (m.shape, *index, torch.from_numpy(weight))
         return cls._from_coo("matrices", coo, undirected)
 
     @classmethod
@@ -219,6 +222,7 @@ class MultiGraph:
             if isinstance(tensor, Tensor):
                 matrix = tensor.layout in _SPARSE_LAYOUTS and tensor.ndim == 2 and tensor.dense_dim() == 0
                 require(matrix, f"tensors[{name!r}]: expected a sparse matrix, got a {describe(tensor)} and {tensor.layout}")
+                _check_has_values(f"tensors[{name!r}]", tensor)
                 t = tensor.to_sparse_coo().coalesce()
                 coo[name] = (tuple(t.shape), *t.indices().unbind(0), t.values())
             else:
@@ -272,8 +276,9 @@ class MultiGraph:
             edges = list(graph.edges(data="weight", default=1.0))
             for u, v, w in edges:
                 require(isinstance(w, Real), f"graphs[{name!r}]: edge {(u, v)} has weight {w!r}, expected a number")
-            pairs = torch.tensor([(index[u], index[v]) for u, v, _ in edges], dtype=torch.int64).reshape(-1, 2).t()
-            weight = torch.tensor([w for _, _, w in edges], dtype=torch.float64).float()
+            ends = [(index[u], index[v]) for u, v, _ in edges]
+            pairs = torch.tensor(ends, dtype=torch.int64, device="cpu").reshape(-1, 2).t()
+            weight = torch.tensor([w for _, _, w in edges], dtype=torch.float64, device="cpu").float()
             if not graph.is_directed():
                 other = pairs[0] != pairs[1]
                 pairs = torch.cat([pairs, pairs.flip(0)[:, other]], 1)
@@ -461,7 +466,7 @@ class MultiGraph:
     # ------------------------------------------------------------------------------------------------ files
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one safetensors file. The file appears whole or not at all."""
+        """Write one safetensors file. It appears whole or not at all; a link stays one, a file that is there keeps its mode."""
         from safetensors.torch import save
 
         path = _file_path(path)
@@ -474,15 +479,17 @@ class MultiGraph:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read a file written by `save`, checking all that the constructors check. Raises ValueError with the path."""
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
+        from safetensors.torch import load
 
         path = _file_path(path)
+        content = path.read_bytes()  # not mapped: another program may rewrite the file at any moment
         try:
-            with safe_open(str(path), framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        except SafetensorError as error:
+            tensors = load(content)
+        except (SafetensorError, KeyError) as error:  # KeyError: of a dtype that torch does not have
             raise ValueError(f"path: {str(path)!r} is not a complete safetensors file ({error})") from error
+        # behind its length, the header that `load` found whole
+        metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
         try:
             require(metadata.get("format") == _FORMAT, f"expected format {_FORMAT!r}, got {metadata.get('format')!r}")
             require(metadata["crc32"] == _checksum(metadata["relations"], tensors), "its checksum does not fit, it is damaged")
@@ -506,7 +513,7 @@ class MultiGraph:
         )
         require(bool((rowptr.diff() >= 0).all()) and int(rowptr[0]) == 0, "rowptr: expected to rise from 0")
         require(int(rowptr[-1]) == col.numel() == weight.numel(), "rowptr, col, weight: lengths differ")
-        row = torch.arange(n).repeat(len(relations)).repeat_interleave(rowptr.diff())
+        row = torch.arange(n, device=rowptr.device).repeat(len(relations)).repeat_interleave(rowptr.diff())
         offset = rowptr[::n].tolist()
         span = {name: slice(offset[r], offset[r + 1]) for r, name in enumerate(relations)}
         return cls.from_edge_index(
@@ -559,11 +566,31 @@ def cut_rows(degree: Tensor, num_nodes: int, longest: int = SEGMENT) -> Segments
 
 
 def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file so that a reader, or a crash at any moment, finds the old content or the new, never a part."""
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    """Write a file so that a reader, or a crash at any moment, finds the old content or the new, never a part.
+
+    A link is followed, and stays one; a file that is there keeps its mode, and its owner where this process may give it;
+    a new one has the mode that the umask leaves it. Nothing else is left behind.
+
+    Raises:
+        OSError: the file may not be written, or is no regular one.
+    """
+    path = Path(os.path.realpath(path))  # the new content takes the place of what the link points to
     try:
-        with open(part, "xb") as file:
+        old: os.stat_result | None = path.lstat()
+    except FileNotFoundError:
+        old = None
+    if old is not None and stat.S_ISLNK(old.st_mode):  # of a circle of links nothing else is left
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    if old is not None and not stat.S_ISREG(old.st_mode):
+        raise OSError(errno.EINVAL, "expected a regular file, which can be replaced in one step", str(path))
+    if old is not None and not os.access(path, os.W_OK):  # replacing it takes no more than write access to its folder
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    part = path.with_name(f".{path.name[:50]}.{uuid.uuid4().hex}")  # no longer than a name may be
+    try:
+        # nobody else reads it before it has its mode
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if old is None else 0o600), "wb") as file:
+            if old is not None:
+                _keep_owner_and_mode(part, old)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -571,6 +598,25 @@ def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+    _sync_folder(path.parent)
+
+
+def _keep_owner_and_mode(path: Path, old: os.stat_result) -> None:
+    new = path.stat()
+    if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
+        with suppress(PermissionError):
+            os.chown(path, old.st_uid, old.st_gid)
+    path.chmod(stat.S_IMODE(old.st_mode))  # after the owner, whose change may clear bits
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the name of a file last, where a folder can be synced."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _file_path(path: Any) -> Path:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import errno
 import os
 import pickle
+import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cellattn import MultiGraph
-from cellattn.graph import SEGMENT, cut_rows
+from cellattn.graph import SEGMENT, cut_rows, write_atomic
 
 N = 7
 
@@ -485,6 +488,93 @@ def test_failing_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     assert os.listdir(tmp_path) == ["g"]
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444 | 0o200, 0o777], ids=oct)
+def test_a_file_that_is_there_keeps_its_mode(tmp_path: Path, mode: int) -> None:
+    weighted().save(tmp_path / "g")
+    (tmp_path / "g").chmod(mode)
+    weighted().extend(1).save(tmp_path / "g")
+    assert stat.S_IMODE((tmp_path / "g").stat().st_mode) == mode
+    assert MultiGraph.load(tmp_path / "g").num_nodes == N + 1
+
+
+def test_new_content_is_never_open_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even while it is being written: the mode of a private file is on the part before the content is."""
+    path, modes = tmp_path / "g", list[int]()
+    write_atomic(path, b"old")
+    path.chmod(0o600)
+    monkeypatch.setattr(os, "fsync", lambda fd: modes.append(stat.S_IMODE(os.fstat(fd).st_mode)))
+    write_atomic(path, b"new")
+    assert modes[0] == 0o600
+    assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("links", [1, 3])
+@pytest.mark.parametrize("there", [True, False], ids=["there", "dangling"])
+def test_links_are_written_through(tmp_path: Path, links: int, there: bool) -> None:
+    (tmp_path / "store").mkdir()
+    real = tmp_path / "store" / "real"
+    if there:
+        weighted().save(real)
+    names = [tmp_path / f"link{i}" for i in range(links)]
+    for name, target in zip(names, ["store/real", *(name.name for name in names)], strict=False):
+        name.symlink_to(target)
+    weighted().extend(2).save(names[-1])
+    assert all(name.is_symlink() for name in names)
+    assert not real.is_symlink()
+    assert MultiGraph.load(real) == MultiGraph.load(names[-1]) == weighted().extend(2)
+    assert os.listdir(tmp_path / "store") == ["real"]
+
+
+def test_a_circle_of_links_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(OSError, match=re.escape(os.strerror(errno.ELOOP))):
+        weighted().save(tmp_path / "a")
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+    assert (tmp_path / "a").is_symlink()
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="regular file"):
+        weighted().save(tmp_path / "pipe")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
+def test_a_file_without_leave_to_write_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weighted().save(tmp_path / "g")
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write anywhere
+    with pytest.raises(PermissionError, match="g'"):
+        weighted().extend(1).save(tmp_path / "g")
+    assert MultiGraph.load(tmp_path / "g") == weighted()
+
+
+def test_the_longest_name_of_a_file(tmp_path: Path) -> None:
+    for name in ("g" * 255, "Δ" * 127):
+        weighted().save(tmp_path / name)
+        assert MultiGraph.load(tmp_path / name) == weighted()
+
+
+def test_a_file_cut_or_rewritten_while_it_is_loaded_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is read of the file once its content is taken: it may be emptied in place at any later moment."""
+    path = tmp_path / "g"
+    large = MultiGraph.from_edge_index({"a": torch.randint(5000, (2, 100_000))}, 5000)
+    large.save(path)
+    read = Path.read_bytes
+
+    def read_and_cut(file: Path) -> bytes:
+        content = read(file)
+        os.truncate(file, 0)
+        return content
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", read_and_cut)
+        assert MultiGraph.load(path) == large
+    with pytest.raises(ValueError, match="not a complete safetensors file"):
+        MultiGraph.load(path)
+
+
 def test_every_truncation_is_found(tmp_path: Path) -> None:
     weighted().save(tmp_path / "g")
     content = (tmp_path / "g").read_bytes()
@@ -742,3 +832,48 @@ def test_trivial_extension_and_subgraphs(edges: tuple[int, dict[str, Tensor], di
     random.shuffle(order)
     there = torch.tensor(order)
     assert graph.subgraph(there).subgraph(there.argsort()) == graph
+
+
+META = torch.empty(2, 3, dtype=torch.int64, device="meta")
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: MultiGraph.from_edge_index({"a": META}, N),
+        lambda: MultiGraph.from_edge_index({"a": META[:, :0]}, N),
+        lambda: MultiGraph.from_edge_index(INDEX, N, edge_weight={"physical": torch.ones(6, device="meta")}),
+        lambda: MultiGraph.from_edge_index(INDEX, N, known={"physical": torch.ones(N, dtype=torch.bool, device="meta")}),
+        lambda: MultiGraph.from_sparse_tensor({"a": torch.sparse_coo_tensor(META, torch.ones(3, device="meta"), (N, N))}),
+        lambda: MultiGraph.from_sparse_tensor({"a": torch.eye(N).to_sparse_csr().to("meta")}),
+        lambda: weighted().extend(1, {"physical": META}),
+        lambda: weighted().subgraph(META[0]),
+        lambda: weighted().to("meta"),
+    ],
+    ids=["index", "no-edges", "weight", "known", "sparse", "csr", "extend", "subgraph", "to"],
+)
+def test_tensors_without_values_are_refused(build: Callable[[], MultiGraph]) -> None:
+    with pytest.raises(ValueError, match="meta"):
+        build()
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda path: weighted(undirected=True),
+        lambda path: weighted().extend(1, {"physical": INDEX["physical"].new_tensor([[0], [N]])}),
+        lambda path: weighted().subgraph(INDEX["physical"][0].unique()),
+        lambda path: MultiGraph.from_networkx({"a": nx.path_graph(3)}, [0, 1, 2]),
+        lambda path: MultiGraph.from_scipy({"a": sp.eye(3, format="coo")}),
+        MultiGraph.load,
+    ],
+    ids=["from_edge_index", "extend", "subgraph", "from_networkx", "from_scipy", "load"],
+)
+def test_a_default_device_changes_nothing(tmp_path: Path, build: Callable[[Path], MultiGraph]) -> None:
+    """As where a model is made under `with torch.device("meta")`: the arrays stay where those that came are."""
+    weighted().save(tmp_path / "g")
+    want = build(tmp_path / "g")
+    with torch.device("meta"):
+        got = build(tmp_path / "g")
+    assert got == want
+    assert got.device.type == "cpu"
