@@ -1,0 +1,338 @@
+"""How far rounding alone may take a result from its definition: running error analysis of the dense reference.
+
+A `Bounded` tensor holds exact values (computed in float64), their sizes (the same expression of absolute values: what is added
+up before anything cancels) and bounds on the errors that arithmetic of unit roundoff u makes in them. Every operation of the
+reference, forward and backward, hands the errors of its arguments on through its derivative and adds roundings of its own:
+
+                  size           error, to first order in u
+    a + b         |a| + |b|      e_a + e_b + u size
+    a b           |a| |b|        |a| e_b + |b| e_a + u size
+    sum_j a_j     sum_j |a_j|    sum_j e_j + g(n) size
+    A B           |A| |B|        e_A |B| + |A| e_B + g(n) size
+    f(a)          |f(a)|         |f'(a)| e_a + 2u size           two units where a function is not rounded correctly
+
+g(n) = min(n, 4 sqrt(n)) u holds for n terms added in any order, in blocks, with or without fused multiply-adds, by any number
+of threads: n u always, and 4 sqrt(n) u with a probability above 0.999 even where every partial sum is as large as the size
+(Higham and Mary, A new approach to probabilistic rounding error analysis, 2019). Roundings are counted by sizes, which are
+the same however the terms are arranged. Nothing here is measured, so nothing depends on the machine that runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import sqrt
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._decomp import decomposition_table
+from torch.utils._pytree import tree_leaves, tree_map
+
+aten = torch.ops.aten
+
+# An implementation rounds what the definition does not: a scale folded into q, a softmax rescaled block by block, delta from
+# dOut and Out instead of from P and dP. Each repeats a rounding that is counted here once.
+SLACK = 2.0
+
+
+class Arithmetic(NamedTuple):
+    """Unit roundoffs: of sums and functions, and of what is computed and then multiplied as a matrix."""
+
+    unit: float
+    operand: float
+
+    def sum(self, length: int) -> float:
+        """g(n)"""
+        return min(length, 4 * sqrt(length)) * self.unit
+
+
+def unit_roundoff(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps / 2
+
+
+def arithmetic_of(dtype: torch.dtype) -> Arithmetic:
+    """Sums in float32 (float64 for float64); what is computed on the way may be rounded to the dtype to be multiplied."""
+    return Arithmetic(unit_roundoff(torch.promote_types(dtype, torch.float32)), unit_roundoff(dtype))
+
+
+# ----------------------------------------------------------------------------------------------------------- comparing
+
+
+def assert_within_rounding(op: Callable[..., Any], reference: Callable[..., Any], *inputs: Tensor, parts: bool = False) -> None:
+    """Every entry of every output and gradient of the op is as near to the reference's as rounding lets it be.
+
+    Inputs are exact in their dtype, which is that of the results or wider; gradients are of a random linear function of all
+    outputs.
+
+    Args:
+        parts: results are sums of parts that were rounded to their dtype one by one, as gradients of a composition of ops are.
+    """
+    for name, ratio in error_ratios(op, reference, *inputs, parts=parts).items():
+        assert ratio <= 1, f"{name}: {ratio:.2f} times as far from the reference as rounding explains"
+
+
+def error_ratios(
+    op: Callable[..., Any], reference: Callable[..., Any], *inputs: Tensor, parts: bool = False
+) -> dict[str, float]:
+    """The largest error of each output and gradient, as a share of its bound."""
+    given = [x.detach().clone().requires_grad_() for x in inputs]
+    outputs = _as_list(op(*given))
+    g = torch.Generator().manual_seed(1)
+    upstream = [torch.randn(y.shape, dtype=torch.float64, generator=g).to(y.dtype) for y in outputs]
+    got = [*outputs, *_gradients(outputs, given, upstream)]
+
+    arithmetic = arithmetic_of(inputs[0].dtype)
+    exact = [Bounded.exact(x.detach().double(), arithmetic).requires_grad_() for x in inputs]
+    wanted = _as_list(reference(*exact))
+    want = [*wanted, *_gradients(wanted, exact, [Bounded.exact(dy.double(), arithmetic) for dy in upstream])]
+
+    names = [f"output {i}" for i in range(len(outputs))] + [f"gradient {i}" for i in range(len(inputs))]
+    return {name: ratio_to_bound(a, b, parts=parts) for name, a, b in zip(names, got, want, strict=True)}
+
+
+def ratio_to_bound(got: Tensor, want: Tensor, *, parts: bool = False) -> float:
+    """The largest error of an entry as a share of its bound; infinite for one that is not finite where it should be."""
+    assert got.shape == want.shape, f"shape {list(got.shape)}, expected {list(want.shape)}"
+    finfo, got = torch.finfo(got.dtype), got.detach().double()
+    want = want.detach()
+    value, size, error = fields(want, Arithmetic(0, 0))
+    stored = finfo.eps * value.abs() + finfo.eps / 2 * size * parts  # rounded to nearest, with as much again to spare
+    bound = SLACK * error + stored + finfo.smallest_normal * finfo.eps  # the last: the least positive number
+    ratio = torch.where(got == value, 0, (got - value).abs() / bound).nan_to_num(nan=torch.inf)
+    return float(ratio.max()) if ratio.numel() else 0.0
+
+
+def _as_list(outputs: Any) -> list[Tensor]:
+    return list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
+
+
+def _gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor], upstream: Sequence[Tensor]) -> list[Tensor]:
+    chosen = [(y, dy) for y, dy in zip(outputs, upstream, strict=True) if y.requires_grad]
+    assert chosen, "no output requires a gradient"
+    ys, dys = zip(*chosen, strict=True)
+    return list(torch.autograd.grad(ys, inputs, dys, allow_unused=True, materialize_grads=True))
+
+
+# ------------------------------------------------------------------------------------------------------- error analysis
+
+
+class Bounded(Tensor):
+    """Exact values, their sizes, and a bound on the error of each."""
+
+    def __new__(cls, value: Tensor, *_: Any) -> Bounded:
+        return Tensor._make_wrapper_subclass(cls, value.shape, strides=value.stride(), dtype=value.dtype)
+
+    def __init__(self, value: Tensor, magnitude: Tensor, error: Tensor, arithmetic: Arithmetic) -> None:
+        super().__init__()
+        self.value, self.magnitude, self.error, self.arithmetic = value, magnitude, error, arithmetic
+
+    @staticmethod
+    def exact(value: Tensor, arithmetic: Arithmetic) -> Bounded:
+        return Bounded(value, value.abs(), torch.zeros_like(value), arithmetic)
+
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+        return f"Bounded({self.value}, error={self.error})"
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        kwargs = kwargs or {}
+        arithmetic = next(x.arithmetic for x in tree_leaves((args, kwargs)) if isinstance(x, Bounded))
+        packet = func.overloadpacket
+        if packet in RULES:
+            return RULES[packet](arithmetic, *args, **kwargs)
+        if packet in LINEAR:
+            results = (func(*tree_map(f, args), **tree_map(f, kwargs)) for f in (value_of, magnitude_of, error_of))
+            return tree_map(lambda *fields: Bounded(*fields, arithmetic), *results)
+        if packet in CONSTANT:
+            return Bounded.exact(func(*tree_map(value_of, args), **tree_map(value_of, kwargs)), arithmetic)
+        if func in decomposition_table:
+            return decomposition_table[func](*args, **kwargs)
+        out = func(*tree_map(value_of, args), **tree_map(value_of, kwargs))
+        if any(isinstance(x, Tensor) and x.is_floating_point() for x in tree_leaves(out)):
+            raise NotImplementedError(f"no rule for the error of {func}")
+        return out
+
+
+def value_of(x: Any) -> Any:
+    return x.value if isinstance(x, Bounded) else x
+
+
+def magnitude_of(x: Any) -> Any:
+    if isinstance(x, Bounded):
+        return x.magnitude
+    return x.abs() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def error_of(x: Any) -> Any:
+    """0 of a tensor without bounds; indices, masks and numbers stay what they are."""
+    if isinstance(x, Bounded):
+        return x.error
+    return torch.zeros_like(x) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def fields(x: Any, arithmetic: Arithmetic) -> tuple[Any, Any, Any]:
+    """Value, size and error of an operand. A constant, a number or a tensor without bounds, has been rounded once."""
+    if isinstance(x, Bounded):
+        return x.value, x.magnitude, x.error
+    return x, abs(x), arithmetic.unit * abs(x)
+
+
+def rounded(value: Tensor, magnitude: Tensor, error: Tensor, arithmetic: Arithmetic, roundings: float = 1) -> Bounded:
+    """The result of an operation that rounds; an infinite one is exact."""
+    finite = value.isfinite()
+    return Bounded(value, magnitude, torch.where(finite, error + roundings * arithmetic.unit * magnitude, 0), arithmetic)
+
+
+# What moves entries and rounds nothing: the same operation on values, sizes and errors.
+LINEAR = {
+    aten._reshape_alias, aten._to_copy, aten._unsafe_view, aten.alias, aten.as_strided, aten.cat, aten.clone,
+    aten.constant_pad_nd, aten.copy_, aten.detach, aten.diagonal, aten.expand, aten.flip, aten.gather, aten.index,
+    aten.index_copy, aten.index_select, aten.permute, aten.repeat, aten.select, aten.select_backward, aten.slice,
+    aten.slice_backward, aten.split, aten.squeeze, aten.stack, aten.t, aten.transpose, aten.unbind, aten.unsqueeze, aten.view,
+    aten.where,
+}  # fmt: skip
+
+# What is made from a shape.
+CONSTANT = {
+    aten.empty_like, aten.full_like, aten.new_empty, aten.new_empty_strided, aten.new_full, aten.new_ones, aten.new_zeros,
+    aten.ones_like, aten.zeros_like,
+}  # fmt: skip
+
+RULES: dict[Any, Callable[..., Any]] = {}
+
+
+def rule(*packets: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def register(f: Callable[..., Any]) -> Callable[..., Any]:
+        RULES.update(dict.fromkeys(packets, f))
+        return f
+
+    return register
+
+
+# Of x and f(x), the absolute value of the derivative.
+SLOPES: dict[Any, Callable[[Tensor, Tensor], Tensor]] = {
+    aten.exp: lambda x, y: y,
+    aten.expm1: lambda x, y: y + 1,
+    aten.log: lambda x, y: 1 / x.abs(),
+    aten.log1p: lambda x, y: 1 / (1 + x),
+    aten.reciprocal: lambda x, y: y.square(),
+    aten.rsqrt: lambda x, y: 0.5 * y**3,
+    aten.sigmoid: lambda x, y: y * (1 - y),
+    aten.sqrt: lambda x, y: 0.5 / y,
+    aten.tanh: lambda x, y: 1 - y.square(),
+}
+
+
+def function(f: Callable[[Tensor], Tensor], slope: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Bounded]:
+    def bounded(arithmetic: Arithmetic, x: Bounded) -> Bounded:
+        y = f(x.value)
+        error = torch.where(x.error > 0, slope(x.value, y) * x.error, 0)
+        return rounded(y, y.abs(), error, arithmetic, roundings=2)
+
+    return bounded
+
+
+RULES.update({f: function(f, slope) for f, slope in SLOPES.items()})
+
+
+@rule(aten.neg, aten.abs)
+def _(arithmetic: Arithmetic, x: Bounded) -> Bounded:
+    return Bounded(-x.value, x.magnitude, x.error, arithmetic)
+
+
+@rule(aten.add)
+def _add(arithmetic: Arithmetic, a: Any, b: Any, alpha: float = 1) -> Bounded:
+    (a, size_a, error_a), (b, size_b, error_b) = fields(a, arithmetic), fields(b, arithmetic)
+    return rounded(a + alpha * b, size_a + abs(alpha) * size_b, error_a + abs(alpha) * error_b, arithmetic)
+
+
+@rule(aten.sub)
+def _(arithmetic: Arithmetic, a: Any, b: Any, alpha: float = 1) -> Bounded:
+    return _add(arithmetic, a, b, -alpha)
+
+
+@rule(aten.rsub)
+def _(arithmetic: Arithmetic, a: Any, b: Any, alpha: float = 1) -> Bounded:
+    return _add(arithmetic, b, a, -alpha)
+
+
+@rule(aten.mul)
+def _mul(arithmetic: Arithmetic, a: Any, b: Any) -> Bounded:
+    (a, size_a, error_a), (b, size_b, error_b) = fields(a, arithmetic), fields(b, arithmetic)
+    return rounded(a * b, size_a * size_b, abs(a) * error_b + abs(b) * error_a, arithmetic)
+
+
+@rule(aten.div)
+def _(arithmetic: Arithmetic, a: Any, b: Any) -> Bounded:
+    (a, size, error_a), (b, _, error_b) = fields(a, arithmetic), fields(b, arithmetic)
+    return rounded(a / b, size / abs(b), (error_a + abs(a / b) * error_b) / abs(b), arithmetic)
+
+
+@rule(aten.pow)
+def _(arithmetic: Arithmetic, x: Bounded, power: float) -> Bounded:
+    error = abs(power) * x.value.abs() ** (power - 1) * x.error
+    return rounded(x.value**power, x.magnitude**power, error, arithmetic, roundings=2)
+
+
+@rule(aten.masked_fill)
+def _(arithmetic: Arithmetic, x: Bounded, mask: Tensor, number: float) -> Bounded:
+    error = x.error.masked_fill(mask, 0)
+    return Bounded(x.value.masked_fill(mask, number), x.magnitude.masked_fill(mask, abs(number)), error, arithmetic)
+
+
+@rule(aten.clamp, aten.clamp_min)
+def _(arithmetic: Arithmetic, x: Bounded, *args: Any, **kwargs: Any) -> Bounded:
+    return Bounded(x.value.clamp(*args, **kwargs), x.magnitude, x.error, arithmetic)
+
+
+@rule(aten.sum)
+def _sum(arithmetic: Arithmetic, x: Bounded, *args: Any, **kwargs: Any) -> Bounded:
+    value, magnitude, error = (aten.sum(y, *args, **kwargs) for y in (x.value, x.magnitude, x.error))
+    error = error + arithmetic.sum(x.numel() // max(value.numel(), 1)) * magnitude
+    return Bounded(value, magnitude, error, arithmetic)
+
+
+@rule(aten.mm, aten.bmm)
+def _(arithmetic: Arithmetic, a: Any, b: Any) -> Bounded:
+    length = a.shape[-1]
+    (a, size_a, error_a), (b, size_b, error_b) = _operand(a, arithmetic), _operand(b, arithmetic)
+    magnitude = size_a @ size_b
+    return Bounded(a @ b, magnitude, error_a @ b.abs() + a.abs() @ error_b + arithmetic.sum(length) * magnitude, arithmetic)
+
+
+def _operand(x: Any, arithmetic: Arithmetic) -> tuple[Tensor, Tensor, Tensor]:
+    """What has been computed is rounded to the dtype in which it is multiplied; inputs are in it."""
+    value, magnitude, error = fields(x, arithmetic)
+    return value, magnitude, error + torch.where(error > 0, arithmetic.operand * magnitude, 0)
+
+
+@rule(aten.addmm)
+def _(arithmetic: Arithmetic, x: Any, a: Any, b: Any) -> Tensor:
+    return x + a @ b
+
+
+@rule(aten._softmax)
+def _(arithmetic: Arithmetic, x: Bounded, dim: int, _: bool) -> Tensor:
+    e = (x - _shift(x, dim)).exp()
+    return e / e.sum(dim, keepdim=True)
+
+
+@rule(aten.logsumexp)
+def _(arithmetic: Arithmetic, x: Bounded, dim: Sequence[int], keepdim: bool = False) -> Tensor:
+    shift, dims = _shift(x, dim), tuple(dim)
+    total = (x - shift).exp().sum(dims, keepdim=True).log() + shift
+    return total if keepdim else total.squeeze(dims)
+
+
+def _shift(x: Bounded, dim: Any) -> Bounded:
+    """The largest finite entry: exact, since any other shift would do."""
+    top = x.value.amax(dim, keepdim=True)
+    return Bounded.exact(top.masked_fill(top == -torch.inf, 0), x.arithmetic)
+
+
+@rule(aten._softmax_backward_data)
+def _(arithmetic: Arithmetic, dy: Bounded, y: Bounded, dim: int, _: torch.dtype) -> Bounded:
+    """y (dy - delta), delta = sum(y dy), which flash attention takes from an output that is rounded to its dtype."""
+    delta = _sum(arithmetic, _mul(arithmetic, y, dy), [dim], keepdim=True)
+    delta = Bounded(delta.value, delta.magnitude, delta.error + arithmetic.operand * delta.magnitude, arithmetic)
+    return _mul(arithmetic, y, dy - delta)
