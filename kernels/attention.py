@@ -16,22 +16,24 @@ No atomics anywhere: results are bit-equal from run to run.
 # (device functions: their arguments are described where they are declared)
 from __future__ import annotations
 
-from math import gcd, log, prod
+from math import log, prod
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .config import Tile, choose, on_device, options, parts_for
-from .tensors import check_devices, check_floats, padded
+from cellattn._aligned import wide, width
 
-MAX_ROW_STRIDE = 2**24  # a block of 128 rows is addressed in 32 bits
+from .config import Tile, choose, on_device, options, parts_for
+from .tensors import aligned, check_devices, check_floats, grid_of, padded, precision
+
 LOG2E = 1 / log(2)
 TINY = 2.0**-126  # stands in for a scale of 0, with which a masked score would be -inf * 0 = NaN
 
 # Integers are not specialised on their values, so that a new length or batch compiles nothing: all that the loads need to
-# know of the strides is in ALIGN.
+# know of the strides is in ALIGN. Rows are loaded up to the column W >= D (of v and do, WV >= DV), a multiple of ALIGN, zeros
+# from D on.
 SIZES = ["H", "Tq", "Tk", "NS", "part", *(f"s_{x}{dim}" for x in ("q", "k", "v", "do") for dim in "bht"), "s_mb", "s_mh"]
 
 
@@ -55,7 +57,7 @@ def _load(p, m_rows, o_cols, COLS: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl
 @triton.jit
 def _fwd_loop(
     b_o, b_m, b_l, b_q, p_k, p_v, p_mask, scale, lo, hi, s_kt, s_vt,
-    D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BN: tl.constexpr,
+    W: tl.constexpr, WV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BN: tl.constexpr,
     HAS_V: tl.constexpr, HAS_MASK: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Take the keys lo to hi into b_o [BM, BV], the running maximum b_m [BM] and the running sum b_l [BM]."""
@@ -65,7 +67,7 @@ def _fwd_loop(
         m_n = n + o_n < hi
         # [BN, BD]
         p = p_k + n * s_kt.to(tl.int64) + (o_n[:, None] * s_kt + o_d[None, :])
-        b_k = _load(p, m_n, o_d, D, BD, MASKED)
+        b_k = _load(p, m_n, o_d, W, BD, MASKED)
         # [BM, BN]
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
         if HAS_MASK:
@@ -86,7 +88,7 @@ def _fwd_loop(
         if HAS_V:
             # [BN, BV]
             p = p_v + n * s_vt.to(tl.int64) + (o_n[:, None] * s_vt + o_v[None, :])
-            b_v = _load(p, m_n, o_v, DV, BV, MASKED)
+            b_v = _load(p, m_n, o_v, WV, BV, MASKED)
             b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o * b_r[:, None], input_precision=PRECISION)
     return b_o, b_m, b_l
 
@@ -104,8 +106,9 @@ def attention_fwd_kernel(
     NS,  # parts of the keys
     part,  # keys a part
     s_qb, s_qh, s_qt, s_kb, s_kh, s_kt, s_vb, s_vh, s_vt, s_mb, s_mh,
-    ALIGN: tl.constexpr,  # elements that divide every stride
-    D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    ALIGN: tl.constexpr,  # elements in 16 bytes
+    D: tl.constexpr, DV: tl.constexpr, W: tl.constexpr, WV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
     HAS_V: tl.constexpr, HAS_MASK: tl.constexpr,
     NEGATIVE: tl.constexpr,  # the scale's sign
     TAIL: tl.constexpr,  # an unmasked loop and a masked tail, rather than one masked loop
@@ -120,7 +123,7 @@ def attention_fwd_kernel(
     m_m = o_m < Tq
     # [BM, BD]
     p_q = q + (i_b * s_qb + i_h * s_qh) * ALIGN + o_m[:, None].to(tl.int64) * (s_qt * ALIGN) + o_d[None, :]
-    b_q = _load(p_q, m_m, o_d, D, BD, True)
+    b_q = _load(p_q, m_m, o_d, W, BD, True)
     if NEGATIVE:
         b_q = -b_q
     p_k = k + (i_b * s_kb + i_h * s_kh) * ALIGN
@@ -135,12 +138,12 @@ def attention_fwd_kernel(
         mid = lo + (hi - lo) // BN * BN
         b_o, b_m, b_l = _fwd_loop(
             b_o, b_m, b_l, b_q, p_k, p_v, p_mask, scale, lo, mid, s_kt * ALIGN, s_vt * ALIGN,
-            D, DV, BD, BV, BN, HAS_V, False, False, PRECISION,
+            W, WV, BD, BV, BN, HAS_V, False, False, PRECISION,
         )  # fmt: skip
         lo = mid
     b_o, b_m, b_l = _fwd_loop(
         b_o, b_m, b_l, b_q, p_k, p_v, p_mask, scale, lo, hi, s_kt * ALIGN, s_vt * ALIGN,
-        D, DV, BD, BV, BN, HAS_V, HAS_MASK, True, PRECISION,
+        W, WV, BD, BV, BN, HAS_V, HAS_MASK, True, PRECISION,
     )  # fmt: skip
     # a row without a key has b_m = -inf and b_l = 0
     b_lse = tl.where(b_l > 0, (b_m + tl.log2(b_l)) * 0.6931471805599453, float("-inf"))
@@ -211,26 +214,26 @@ def attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: f
     if lse.numel() == 0:
         return out, lse
     mask = _mask(key_mask, k)
-    q, k = _heads(q), _heads(k)
-    v = _heads(v) if DV else k
+    q, k = aligned(q, 2), aligned(k, 2)
+    v = aligned(v, 2) if DV else k
     B, H = q.shape[:2]
-    BD, BV = padded(D), padded(DV)
+    widths = _widths(D, DV, q.dtype)
+    BD, BV = widths["BD"], widths["BV"]
 
     def launch(tile: Tile) -> None:
         NM = triton.cdiv(Tq, tile.BM)
         NS, part = parts_for(B * H * NM, Tk, tile.BN, q.device)
         out_parts = out if NS == 1 else q.new_empty(B, H, NS, Tq, DV, dtype=torch.float32)
         lse_parts = lse if NS == 1 else q.new_empty(B, H, NS, Tq, dtype=torch.float32)
-        a = _alignment(q, k, v)
-        attention_fwd_kernel[(B * H * NS * NM,)](
+        attention_fwd_kernel[grid_of(B * H * NS * NM, q=q, k=k)](
             q, k, v, q if mask is None else mask, out_parts, lse_parts, max(abs(scale) * LOG2E, TINY), H, Tq, Tk, NS, part,
-            *_strides(a, q, k, v), *(mask.stride()[:2] if mask is not None else (0, 0)),
-            ALIGN=a, D=D, DV=DV, BD=BD, BV=BV, BM=tile.BM, BN=tile.BN,
+            *_strides(q, k, v), *(mask.stride()[:2] if mask is not None else (0, 0)), **widths,
+            BM=tile.BM, BN=tile.BN,
             HAS_V=DV > 0, HAS_MASK=mask is not None, NEGATIVE=scale < 0, TAIL=tile.tail and mask is None,
-            PRECISION=_precision(), **tile.options,
+            PRECISION=precision(), **tile.options,
         )  # fmt: skip
         if NS > 1:
-            attention_fwd_kernel_combine[(B * H * triton.cdiv(Tq, 16),)](
+            attention_fwd_kernel_combine[grid_of(B * H * triton.cdiv(Tq, 16), q=q)](
                 out_parts, lse_parts, out, lse, Tq, NS, DV=DV, BV=BV, BM=16, HAS_V=DV > 0, **options(4)
             )
 
@@ -262,7 +265,7 @@ def attention_bwd_kernel_delta(
     delta,  # [L, Tq], float32: dOut . out - dLSE
     lse2,  # [L, Tq], float32: lse in base 2, and +inf where it is -inf, so that exp2(s - lse2) = 0 in rows without a key
     H, Tq, s_dob, s_doh, s_dot,
-    ALIGN: tl.constexpr, DV: tl.constexpr, BV: tl.constexpr, BM: tl.constexpr,
+    ALIGN: tl.constexpr, DV: tl.constexpr, WV: tl.constexpr, BV: tl.constexpr, BM: tl.constexpr,
     HAS_DO: tl.constexpr, HAS_DLSE: tl.constexpr,
 ):  # fmt: skip
     """BM rows of one head."""
@@ -276,7 +279,7 @@ def attention_bwd_kernel_delta(
         # [BM, BV]
         m_v = m_m[:, None] & (o_v[None, :] < DV)
         p_do = do + (i_l // H * s_dob + i_l % H * s_doh) * ALIGN + o_m[:, None].to(tl.int64) * (s_dot * ALIGN) + o_v[None, :]
-        b_do = tl.load(p_do, mask=m_v, other=0.0).to(tl.float32)
+        b_do = _load(p_do, m_m, o_v, WV, BV, True).to(tl.float32)
         b_o = tl.load(o + (i_l * Tq + o_m[:, None]) * DV + o_v[None, :], mask=m_v, other=0.0).to(tl.float32)
         b_delta = tl.sum(b_do * b_o, 1)
     if HAS_DLSE:
@@ -290,7 +293,7 @@ def attention_bwd_kernel_delta(
 @triton.jit
 def _dq_loop(
     b_dq, b_q, b_do, b_lse, b_delta, p_k, p_v, p_mask, scale, lo, hi, s_kt, s_vt,
-    D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BN: tl.constexpr,
+    W: tl.constexpr, WV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BN: tl.constexpr,
     HAS_DO: tl.constexpr, HAS_MASK: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add sum_j dS_ij k_j over the keys lo to hi to b_dq [BM, BD]."""
@@ -300,14 +303,14 @@ def _dq_loop(
         m_n = n + o_n < hi
         # [BN, BD]
         p = p_k + n * s_kt.to(tl.int64) + (o_n[:, None] * s_kt + o_d[None, :])
-        b_k = _load(p, m_n, o_d, D, BD, MASKED)
+        b_k = _load(p, m_n, o_d, W, BD, MASKED)
         # [BM, BN]
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
         b_p = tl.exp2(b_s * scale - b_lse[:, None])
         if HAS_DO:
             # [BN, BV]
             p = p_v + n * s_vt.to(tl.int64) + (o_n[:, None] * s_vt + o_v[None, :])
-            b_v = _load(p, m_n, o_v, DV, BV, MASKED)
+            b_v = _load(p, m_n, o_v, WV, BV, MASKED)
             b_ds = b_p * (tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION) - b_delta[:, None])
         else:
             b_ds = b_p * -b_delta[:, None]
@@ -330,7 +333,8 @@ def attention_bwd_kernel_dq(
     H, Tq, Tk, NS, part,
     s_qb, s_qh, s_qt, s_kb, s_kh, s_kt, s_vb, s_vh, s_vt, s_dob, s_doh, s_dot, s_mb, s_mh,
     ALIGN: tl.constexpr,
-    D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    D: tl.constexpr, DV: tl.constexpr, W: tl.constexpr, WV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
     HAS_DO: tl.constexpr, HAS_MASK: tl.constexpr, TAIL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """BM queries of one head against one part of the keys."""
@@ -344,12 +348,12 @@ def attention_bwd_kernel_dq(
     # [BM, BD]
     m_d = m_m[:, None] & (o_d[None, :] < D)
     p_q = q + (i_b * s_qb + i_h * s_qh) * ALIGN + o_m[:, None].to(tl.int64) * (s_qt * ALIGN) + o_d[None, :]
-    b_q = _load(p_q, m_m, o_d, D, BD, True)
+    b_q = _load(p_q, m_m, o_d, W, BD, True)
     # [BM, BV]
     b_do = b_q
     if HAS_DO:
         p_do = do + (i_b * s_dob + i_h * s_doh) * ALIGN + o_m[:, None].to(tl.int64) * (s_dot * ALIGN) + o_v[None, :]
-        b_do = _load(p_do, m_m, o_v, DV, BV, True)
+        b_do = _load(p_do, m_m, o_v, WV, BV, True)
     # [BM]
     b_lse = tl.load(lse2 + i_l * Tq + o_m, mask=m_m, other=float("inf"))
     b_delta = tl.load(delta + i_l * Tq + o_m, mask=m_m, other=0.0)
@@ -363,12 +367,12 @@ def attention_bwd_kernel_dq(
         mid = lo + (hi - lo) // BN * BN
         b_dq = _dq_loop(
             b_dq, b_q, b_do, b_lse, b_delta, p_k, p_v, p_mask, scale2, lo, mid, s_kt * ALIGN, s_vt * ALIGN,
-            D, DV, BD, BV, BN, HAS_DO, False, False, PRECISION,
+            W, WV, BD, BV, BN, HAS_DO, False, False, PRECISION,
         )  # fmt: skip
         lo = mid
     b_dq = _dq_loop(
         b_dq, b_q, b_do, b_lse, b_delta, p_k, p_v, p_mask, scale2, lo, hi, s_kt * ALIGN, s_vt * ALIGN,
-        D, DV, BD, BV, BN, HAS_DO, HAS_MASK, True, PRECISION,
+        W, WV, BD, BV, BN, HAS_DO, HAS_MASK, True, PRECISION,
     )  # fmt: skip
     p_dq = dq + (i_part * Tq + o_m[:, None]) * D + o_d[None, :]
     tl.store(p_dq, (b_dq * scale).to(dq.dtype.element_ty), mask=m_d)
@@ -377,7 +381,7 @@ def attention_bwd_kernel_dq(
 @triton.jit
 def _dkv_loop(
     b_dk, b_dv, b_k, b_v, p_q, p_do, p_lse, p_delta, scale, lo, hi, s_qt, s_dot,
-    D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BM: tl.constexpr,
+    W: tl.constexpr, WV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BM: tl.constexpr,
     HAS_DO: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add sum_i dS_ij q_i to b_dk [BN, BD] and sum_i P_ij dOut_i to b_dv [BN, BV] over the queries lo to hi."""
@@ -393,14 +397,14 @@ def _dkv_loop(
             b_delta = tl.load(p_delta + m + o_m)
         # [BM, BD]
         p = p_q + m * s_qt.to(tl.int64) + (o_m[:, None] * s_qt + o_d[None, :])
-        b_q = _load(p, m_m, o_d, D, BD, MASKED)
+        b_q = _load(p, m_m, o_d, W, BD, MASKED)
         # [BN, BM]
         b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)
         b_p = tl.exp2(b_s * scale - b_lse[None, :])
         if HAS_DO:
             # [BM, BV]
             p = p_do + m * s_dot.to(tl.int64) + (o_m[:, None] * s_dot + o_v[None, :])
-            b_do = _load(p, m_m, o_v, DV, BV, MASKED)
+            b_do = _load(p, m_m, o_v, WV, BV, MASKED)
             b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
             b_ds = b_p * (tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION) - b_delta[None, :])
         else:
@@ -421,7 +425,8 @@ def attention_bwd_kernel_dkv(
     part,  # queries a part
     s_qb, s_qh, s_qt, s_kb, s_kh, s_kt, s_vb, s_vh, s_vt, s_dob, s_doh, s_dot, s_mb, s_mh,
     ALIGN: tl.constexpr,
-    D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    D: tl.constexpr, DV: tl.constexpr, W: tl.constexpr, WV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
     HAS_DO: tl.constexpr, HAS_MASK: tl.constexpr, TAIL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """BN keys of one head against one part of the queries."""
@@ -435,13 +440,13 @@ def attention_bwd_kernel_dkv(
     # [BN, BD]
     m_d = m_n[:, None] & (o_d[None, :] < D)
     p_k = k + (i_b * s_kb + i_h * s_kh) * ALIGN + o_n[:, None].to(tl.int64) * (s_kt * ALIGN) + o_d[None, :]
-    b_k = _load(p_k, m_n, o_d, D, BD, True)
+    b_k = _load(p_k, m_n, o_d, W, BD, True)
     # [BN, BV]
     m_v = m_n[:, None] & (o_v[None, :] < DV)
     b_v = b_k
     if HAS_DO:
         p_v = v + (i_b * s_vb + i_h * s_vh) * ALIGN + o_n[:, None].to(tl.int64) * (s_vt * ALIGN) + o_v[None, :]
-        b_v = _load(p_v, m_n, o_v, DV, BV, True)
+        b_v = _load(p_v, m_n, o_v, WV, BV, True)
     p_q = q + (i_b * s_qb + i_h * s_qh) * ALIGN
     p_do = do + (i_b * s_dob + i_h * s_doh) * ALIGN
     b_dk = tl.zeros([BN, BD], tl.float32)
@@ -452,12 +457,12 @@ def attention_bwd_kernel_dkv(
         mid = lo + (hi - lo) // BM * BM
         b_dk, b_dv = _dkv_loop(
             b_dk, b_dv, b_k, b_v, p_q, p_do, lse2 + i_l * Tq, delta + i_l * Tq, scale2, lo, mid, s_qt * ALIGN, s_dot * ALIGN,
-            D, DV, BD, BV, BM, HAS_DO, False, PRECISION,
+            W, WV, BD, BV, BM, HAS_DO, False, PRECISION,
         )  # fmt: skip
         lo = mid
     b_dk, b_dv = _dkv_loop(
         b_dk, b_dv, b_k, b_v, p_q, p_do, lse2 + i_l * Tq, delta + i_l * Tq, scale2, lo, hi, s_qt * ALIGN, s_dot * ALIGN,
-        D, DV, BD, BV, BM, HAS_DO, True, PRECISION,
+        W, WV, BD, BV, BM, HAS_DO, True, PRECISION,
     )  # fmt: skip
     b_dk = b_dk * scale
     if HAS_MASK:
@@ -502,22 +507,22 @@ def attention_backward(
     dq, dk = q.new_empty(q.shape), k.new_empty(k.shape)
     dv = v.new_empty(v.shape) if has_do else v.new_zeros(v.shape)
     mask = _mask(key_mask, k)
-    q, k = _heads(q), _heads(k)
-    v = _heads(v) if has_do else k
-    do = _heads(dout) if has_do and dout is not None else q
+    q, k = aligned(q, 2), aligned(k, 2)
+    v = aligned(v, 2) if has_do else k
+    do = aligned(dout, 2) if has_do and dout is not None else q
     B, H = q.shape[:2]
-    BD, BV = padded(D), padded(DV if has_do else 0)
-    a = _alignment(q, k, v, do)
+    widths = _widths(D, DV if has_do else 0, q.dtype)
+    BD, BV = widths["BD"], widths["BV"]
     delta, lse2 = q.new_empty(2, B, H, Tq, dtype=torch.float32)
-    strides = (*_strides(a, q, k, v, do), *(mask.stride()[:2] if mask is not None else (0, 0)))
-    constants = {"ALIGN": a, "D": D, "DV": DV, "BD": BD, "BV": BV, "HAS_DO": has_do, "PRECISION": _precision()}
+    strides = (*_strides(q, k, v, do), *(mask.stride()[:2] if mask is not None else (0, 0)))
+    constants = {**widths, "HAS_DO": has_do, "PRECISION": precision()}
     inputs = (q, k, v, q if mask is None else mask, do, lse2, delta)
 
     def launch_dq(tile: Tile) -> None:
         NM = triton.cdiv(Tq, tile.BM)
         NS, part = parts_for(B * H * NM, Tk, tile.BN, q.device)
         parts = dq if NS == 1 else q.new_empty(B, H, NS, Tq, D, dtype=torch.float32)
-        attention_bwd_kernel_dq[(B * H * NS * NM,)](
+        attention_bwd_kernel_dq[grid_of(B * H * NS * NM, q=q, k=k)](
             *inputs, parts, scale, scale * LOG2E, H, Tq, Tk, NS, part, *strides, **constants, BM=tile.BM, BN=tile.BN,
             HAS_MASK=mask is not None, TAIL=tile.tail and mask is None, **tile.options,
         )  # fmt: skip
@@ -528,7 +533,7 @@ def attention_backward(
         NS, part = parts_for(B * H * NN, Tq, tile.BM, q.device)
         k_parts = dk if NS == 1 else q.new_empty(B, H, NS, Tk, D, dtype=torch.float32)
         v_parts = dv if NS == 1 or not has_do else q.new_empty(B, H, NS, Tk, DV, dtype=torch.float32)
-        attention_bwd_kernel_dkv[(B * H * NS * NN,)](
+        attention_bwd_kernel_dkv[grid_of(B * H * NS * NN, q=q, k=k)](
             *inputs, k_parts, v_parts if has_do else k_parts, scale, scale * LOG2E, H, Tq, Tk, NS, part, *strides, **constants,
             BM=tile.BM, BN=tile.BN, HAS_MASK=mask is not None, TAIL=tile.tail, **tile.options,
         )  # fmt: skip
@@ -536,9 +541,9 @@ def attention_backward(
         _add_parts(dv, v_parts)
 
     with on_device(q):
-        attention_bwd_kernel_delta[(B * H * triton.cdiv(Tq, 32),)](
+        attention_bwd_kernel_delta[grid_of(B * H * triton.cdiv(Tq, 32), q=q)](
             out.contiguous() if has_do else q, do, lse.contiguous(), lse if dlse is None else dlse.float().contiguous(),
-            delta, lse2, H, Tq, *_strides(a, do), ALIGN=a, DV=DV, BV=BV, BM=32,
+            delta, lse2, H, Tq, *_strides(do), ALIGN=widths["ALIGN"], DV=DV, WV=widths["WV"], BV=BV, BM=32,
             HAS_DO=has_do, HAS_DLSE=dlse is not None, **options(4),
         )  # fmt: skip
         choose("attention_bwd_dq", q, max(BD, BV), launch_dq, few=Tq <= 32)
@@ -549,30 +554,15 @@ def attention_backward(
 # ------------------------------------------------------------------------------------------------ what both passes need
 
 
-def _heads(x: Tensor) -> Tensor:
-    """[..., T, D] -> [B, H, T, D] whose rows load in pieces of at least 8 bytes: a view where the strides allow it.
-
-    Rows at odd addresses load in 2-byte pieces, past the asynchronous copies, nearly twice the instructions a score. A copy
-    of O(T D) to rows of a multiple of 16 bytes costs less than that in O(T^2 D) loads: chosen by counting, not measured.
-    """
-    lead = x.shape[:-2]
-    x = x.reshape(prod(lead[:-1]), lead[-1] if lead else 1, *x.shape[-2:])
-    wide = 16 // x.element_size()
-    if x.stride(-1) == 1 and x.data_ptr() % 16 == 0 and 2 * _alignment(x) >= wide and x.stride(-2) <= MAX_ROW_STRIDE:
-        return x
-    rows = x.new_empty(*x.shape[:-1], triton.cdiv(x.shape[-1], wide) * wide)[..., : x.shape[-1]]
-    return rows.copy_(x)
+def _widths(D: int, DV: int, dtype: torch.dtype) -> dict[str, int]:
+    return {
+        "ALIGN": wide(dtype), "D": D, "DV": DV, "W": width(D, dtype), "WV": width(DV, dtype), "BD": padded(D), "BV": padded(DV),
+    }  # fmt: skip
 
 
-def _alignment(*xs: Tensor) -> int:
-    """The elements, at most 16 bytes of them, that divide the strides of every batch, head and row."""
-    strides = [s for x in xs for s, n in zip(x.stride()[:-1], x.shape, strict=False) if n > 1]
-    return gcd(16 // xs[0].element_size(), *strides)
-
-
-def _strides(alignment: int, *xs: Tensor) -> tuple[int, ...]:
-    """Of batch, head and row of each tensor, in units of `alignment`."""
-    return tuple(s // alignment for x in xs for s in x.stride()[:-1])
+def _strides(*xs: Tensor) -> tuple[int, ...]:
+    """Of batch, head and row of each aligned tensor, in units of 16 bytes."""
+    return tuple(stride // wide(x.dtype) for x in xs for stride in x.stride()[:-1])
 
 
 def _mask(key_mask: Tensor | None, k: Tensor) -> Tensor | None:
@@ -581,10 +571,6 @@ def _mask(key_mask: Tensor | None, k: Tensor) -> Tensor | None:
         return None
     mask = key_mask.contiguous().view(torch.uint8).expand(k.shape[:-1])
     return mask.reshape(prod(k.shape[:-3]), k.shape[-3] if k.ndim > 2 else 1, k.shape[-2])
-
-
-def _precision() -> str:
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
 
 
 def _add_parts(result: Tensor, parts: Tensor) -> None:

@@ -40,7 +40,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .config import Gather, Tile, choose, choose_gather, on_device, options, parts_for
-from .tensors import check_devices, check_floats, flat, padded
+from .tensors import check_devices, check_floats, flat, padded, precision
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -777,7 +777,7 @@ class _Problem:
         parts, part = parts_for(programs, across, step, self.q.device)
         arguments = self.constants() | {
             "num_leading": self.num_leading, "num_genes": self.num_genes, "BM": tile.BM, "BN": tile.BN, "part": part,
-            "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee", **tile.options,
+            "PRECISION": precision(), **tile.options,
         }  # fmt: skip
         return arguments, (programs, parts)
 

@@ -38,15 +38,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import gcd
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from cellattn._aligned import wide, width
+
 from .config import Gather, choose_gather, on_device, options
-from .tensors import check_devices, check_floats, padded
+from .tensors import aligned, check_devices, check_floats, grid_of, lead_strides, padded
 
 # --------------------------------------------------------------------------------------------------------- device code
 # Sizes: L leading dimensions as one, H heads, T = num_prefix + N tokens, N genes, K relations, E entries, S segments, M chosen
@@ -56,13 +57,13 @@ from .tensors import check_devices, check_floats, padded
 
 @triton.jit
 def _add_row(
-    b_sum, p_k, col_ptr, weight_ptr, start, end, STRIDE_KT: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
+    b_sum, p_k, col_ptr, weight_ptr, start, end, STRIDE_KT: tl.constexpr, W: tl.constexpr, D_PAD: tl.constexpr,
     EDGES: tl.constexpr,
 ):  # fmt: skip
     """b_sum + w_ij k_j over the entries from start to end of a row, lane by lane [EDGES, D_PAD]."""
     # [D_PAD]
     o_d = tl.arange(0, D_PAD)
-    m_d = o_d < D
+    m_d = o_d < W
     # [EDGES]
     o_e = tl.arange(0, EDGES)
     b_col = tl.load(col_ptr + start + o_e, mask=start + o_e < end, other=0)
@@ -79,13 +80,13 @@ def _add_row(
 
 @triton.jit
 def _add_column(
-    b_sum, p_q, p_g, row_ptr, weight_ptr, start, end, STRIDE_QT: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
+    b_sum, p_q, p_g, row_ptr, weight_ptr, start, end, STRIDE_QT: tl.constexpr, W: tl.constexpr, D_PAD: tl.constexpr,
     EDGES: tl.constexpr,
 ):  # fmt: skip
     """b_sum + w_ij g_i q_i over the entries from start to end of a column, lane by lane [EDGES, D_PAD]."""
     # [D_PAD]
     o_d = tl.arange(0, D_PAD)
-    m_d = o_d < D
+    m_d = o_d < W
     # [EDGES]
     o_e = tl.arange(0, EDGES)
     o_next = start + EDGES + o_e
@@ -152,6 +153,7 @@ def row_dot_fwd_kernel_segments(
     STRIDE_KT: tl.constexpr,
     ALIGN: tl.constexpr,
     D: tl.constexpr,
+    W: tl.constexpr,
     D_PAD: tl.constexpr,
     EDGES: tl.constexpr,
 ):
@@ -170,7 +172,7 @@ def row_dot_fwd_kernel_segments(
     p_k = k_ptr + i_l * (stride_kl // ALIGN * ALIGN) + tl.load(p_t) * (stride_kh // ALIGN * ALIGN) + num_prefix * STRIDE_KT
     # [EDGES, D_PAD]
     b_sum = tl.zeros([EDGES, D_PAD], dtype=tl.float32)
-    b_sum = _add_row(b_sum, p_k, col_ptr, weight_ptr, start, end, STRIDE_KT, D, D_PAD, EDGES)
+    b_sum = _add_row(b_sum, p_k, col_ptr, weight_ptr, start, end, STRIDE_KT, W, D_PAD, EDGES)
     # [D_PAD]
     o_d = tl.arange(0, D_PAD)
     o_s = i_l * num_segments + i_s + tl.load(p_t + 3)
@@ -206,6 +208,7 @@ def row_dot_fwd_kernel(
     STRIDE_KT: tl.constexpr,
     ALIGN: tl.constexpr,
     D: tl.constexpr,
+    W: tl.constexpr,  # columns of q and k that are loaded: zeros stand from D on
     D_PAD: tl.constexpr,  # a power of two >= D
     EDGES: tl.constexpr,  # entries gathered at once
 ):
@@ -233,7 +236,7 @@ def row_dot_fwd_kernel(
         p_partial = partial_ptr + (i_l * num_segments + tl.load(p_t + 4)) * D
         b_sum = _add_segments(b_sum, p_partial, first, last, D, D_PAD, EDGES)
         end = tl.where(first < last, start, end)
-    b_sum = _add_row(b_sum, p_k, col_ptr, weight_ptr, start, end, STRIDE_KT, D, D_PAD, EDGES)
+    b_sum = _add_row(b_sum, p_k, col_ptr, weight_ptr, start, end, STRIDE_KT, W, D_PAD, EDGES)
     # [D_PAD]
     o_d = tl.arange(0, D_PAD)
     m_d = o_d < D
@@ -337,6 +340,7 @@ def row_dot_bwd_kernel_dk_segments(
     STRIDE_QT: tl.constexpr,
     ALIGN: tl.constexpr,
     D: tl.constexpr,
+    W: tl.constexpr,
     D_PAD: tl.constexpr,
     EDGES: tl.constexpr,
 ):
@@ -353,7 +357,7 @@ def row_dot_bwd_kernel_dk_segments(
     p_g = g_ptr + (i_l * num_ties + i_t) * num_genes
     # [EDGES, D_PAD]
     b_sum = tl.zeros([EDGES, D_PAD], dtype=tl.float32)
-    b_sum = _add_column(b_sum, p_q, p_g, row_ptr, weight_ptr, start, end, STRIDE_QT, D, D_PAD, EDGES)
+    b_sum = _add_column(b_sum, p_q, p_g, row_ptr, weight_ptr, start, end, STRIDE_QT, W, D_PAD, EDGES)
     # [D_PAD]
     o_d = tl.arange(0, D_PAD)
     o_s = i_l * num_segments + i_s + tl.load(p_t + 3)
@@ -383,6 +387,7 @@ def row_dot_bwd_kernel_dk(
     STRIDE_QT: tl.constexpr,
     ALIGN: tl.constexpr,
     D: tl.constexpr,
+    W: tl.constexpr,
     D_PAD: tl.constexpr,
     EDGES: tl.constexpr,
 ):
@@ -409,7 +414,7 @@ def row_dot_bwd_kernel_dk(
             p_partial = partial_ptr + (i_l * num_segments + tl.load(p_t + 2)) * D
             b_sum = _add_segments(b_sum, p_partial, first_segment, last_segment, D, D_PAD, EDGES)
             end = tl.where(first_segment < last_segment, start, end)
-        b_sum = _add_column(b_sum, p_q, p_g, row_ptr, weight_ptr, start, end, STRIDE_QT, D, D_PAD, EDGES)
+        b_sum = _add_column(b_sum, p_q, p_g, row_ptr, weight_ptr, start, end, STRIDE_QT, W, D_PAD, EDGES)
     # [D_PAD]
     o_d = tl.arange(0, D_PAD)
     tl.store(dk_ptr + o_t * D + o_d, tl.sum(b_sum, 0).to(dk_ptr.dtype.element_ty), mask=o_d < D)
@@ -453,22 +458,22 @@ def row_dot(
     cut = _Segments.of_ties(relations, row_segments)
     first = [sum(lengths[:i]) for i in range(num_ties)]
     ties = rows_of_ints(zip(relations, heads, first, lengths, cut.shifts, strict=True), q.device)
-    q4, k4 = flat_heads(q), flat_heads(k)
+    q4, k4 = aligned(q, 2), aligned(k, 2)
     (stride_ql, stride_qh), (stride_kl, stride_kh) = lead_strides(q4), lead_strides(k4)
     genes = None if rows is None else rows.contiguous()
     partial, d_pad = cut.partial_sums(q4), padded(d)
     chosen = _chosen(rows, lengths, num_genes) if rows is not None and cut.total > 0 else None
-    shape = {"STRIDE_KT": k4.stride(2), "ALIGN": gcd(stride_kl, stride_kh, 8), "D": d, "D_PAD": d_pad}
+    shape = {"STRIDE_KT": k4.stride(2), **_widths(d, q.dtype)}
 
     def launch_segments(tile: Gather) -> None:
-        row_dot_fwd_kernel_segments[(q4.shape[0] * num_ties * cut.most,)](
+        row_dot_fwd_kernel_segments[grid_of(q4.shape[0] * num_ties * cut.most, q=q)](
             k4, rowptr, col, weight, row_segptr, segment_row, cut.table(heads, q.device), chosen, partial,
             num_genes, num_ties, cut.most, cut.total, num_prefix, stride_kl, stride_kh,
             HAS_ROWS=rows is not None, **shape, EDGES=tile.rows, **tile.options,
         )  # fmt: skip
 
     def launch(tile: Gather) -> None:
-        row_dot_fwd_kernel[(q4.shape[0] * num_ties * max(lengths),)](
+        row_dot_fwd_kernel[grid_of(q4.shape[0] * num_ties * max(lengths), q=q)](
             q4, k4, rowptr, col, weight, row_segptr, partial, ties, genes, y, kbar,
             num_genes, num_ties, max(lengths), num_rows, cut.total, num_prefix, stride_ql, stride_qh, stride_kl, stride_kh,
             HAS_ROWS=rows is not None, HAS_SEGMENTS=cut.total > 0, STRIDE_QT=q4.stride(2), **shape, EDGES=tile.rows,
@@ -513,30 +518,30 @@ def row_dot_backward(
     by_head = sorted(range(num_ties), key=lambda tie: heads[tie])
     headptr = device_ints(tuple(sum(head < h for head in heads) for h in range(num_heads + 1)), q.device)
     ties = rows_of_ints(((tie, relations[tie], cut.shifts[tie]) for tie in by_head), q.device)
-    q4 = flat_heads(q)
+    q4 = aligned(q, 2)
     g, slot = dy.contiguous(), None
     if rows is not None:
         g, slot = _by_gene(g, rows, lengths, num_genes)
     kbar, d_pad = kbar.contiguous(), padded(d)
     stride_ql, stride_qh = lead_strides(q4)
     partial = cut.partial_sums(q4)
-    shape = {"STRIDE_QT": q4.stride(2), "ALIGN": gcd(stride_ql, stride_qh, 8), "D": d, "D_PAD": d_pad}
+    shape = {"STRIDE_QT": q4.stride(2), **_widths(d, q.dtype)}
 
     def launch_dq(tile: Gather) -> None:
-        row_dot_bwd_kernel_dq[(q4.shape[0] * num_heads * triton.cdiv(num_tokens, tile.rows),)](
+        row_dot_bwd_kernel_dq[grid_of(q4.shape[0] * num_heads * triton.cdiv(num_tokens, tile.rows), q=q)](
             g, kbar, slot, headptr, ties, dq, num_genes, num_ties, num_rows, num_prefix, num_heads,
             HAS_ROWS=rows is not None, D=d, D_PAD=d_pad, BT=tile.rows, **tile.options,
         )  # fmt: skip
 
     def launch_dk_segments(tile: Gather) -> None:
-        row_dot_bwd_kernel_dk_segments[(q4.shape[0] * num_ties * cut.most,)](
+        row_dot_bwd_kernel_dk_segments[grid_of(q4.shape[0] * num_ties * cut.most, q=q)](
             g, q4, colptr, row, weight, segptr, segment_col, cut.table(heads, q.device), partial,
             num_genes, num_ties, cut.most, cut.total, num_prefix, stride_ql, stride_qh,
             **shape, EDGES=tile.rows, **tile.options,
         )  # fmt: skip
 
     def launch_dk(tile: Gather) -> None:
-        row_dot_bwd_kernel_dk[(q4.shape[0] * num_heads * num_tokens,)](
+        row_dot_bwd_kernel_dk[grid_of(q4.shape[0] * num_heads * num_tokens, q=q)](
             g, q4, colptr, row, weight, segptr, partial, headptr, ties, dk,
             num_genes, num_ties, cut.total, num_prefix, num_heads, stride_ql, stride_qh,
             HAS_SEGMENTS=cut.total > 0, **shape, EDGES=tile.rows, **tile.options,
@@ -589,6 +594,10 @@ def _keys(rows: Tensor, lengths: Sequence[int], num_genes: int) -> Tensor:
     return tie * num_genes + rows
 
 
+def _widths(d: int, dtype: torch.dtype) -> dict[str, int]:
+    return {"ALIGN": wide(dtype), "D": d, "W": width(d, dtype), "D_PAD": padded(d)}
+
+
 def _chosen(rows: Tensor, lengths: Sequence[int], num_genes: int) -> Tensor:
     """bool [ties * N]: whether a row was chosen."""
     chosen = torch.zeros(len(lengths) * num_genes, dtype=torch.bool, device=rows.device)
@@ -603,21 +612,10 @@ def _by_gene(dy: Tensor, rows: Tensor, lengths: Sequence[int], num_genes: int) -
     g = torch.empty(dy.numel() // num_rows, num_keys, dtype=torch.float32, device=device)
     block = 128
     with on_device(dy):
-        row_dot_bwd_kernel_g[(g.shape[0] * triton.cdiv(num_keys, block),)](
+        row_dot_bwd_kernel_g[grid_of(g.shape[0] * triton.cdiv(num_keys, block), dy=dy)](
             dy, order, ptr, g, num_keys, num_rows, BLOCK=block, **options(4)
         )
     return g, order[ptr[:-1].clamp_max(num_rows - 1)]
-
-
-def flat_heads(x: Tensor) -> Tensor:
-    """[..., H, T, D] -> [L, H, T, D] with consecutive features; a copy only where the strides leave no other way."""
-    x = x.reshape(x.shape[:-3].numel(), *x.shape[-3:])
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def lead_strides(x: Tensor) -> tuple[int, int]:
-    """Strides of the leading dimension and of heads, 0 for a dimension of one, whose stride means nothing."""
-    return tuple(stride if size > 1 else 0 for stride, size in zip(x.stride()[:2], x.shape[:2], strict=True))  # type: ignore[return-value]
 
 
 @functools.cache  # for good: a captured CUDA graph reads them again at every replay

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 import triton
 from torch import Tensor
 
+from cellattn._aligned import is_aligned, width
 from cellattn._check import require, require_same, require_tensor
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_DIM = 256
+MAX_ROW_STRIDE = 2**24  # a block of 128 rows is addressed in 32 bits
+MAX_GRID = 2**31 - 1  # programs of a launch
 
 
 def check_floats(**tensors: Tensor) -> None:
     """Check the dtype and the number of features of what a kernel computes with."""
     for name, x in tensors.items():
-        require_tensor(name, x, dtypes=DTYPES)
+        check_dtype(name, x)
         require(x.shape[-1] <= MAX_DIM, lambda: f"{name}: expected at most {MAX_DIM} features, got shape {list(x.shape)}")
     require_same("dtype", **{name: x.dtype for name, x in tensors.items()})
+
+
+def check_dtype(name: str, x: Tensor) -> None:
+    """Check that a kernel takes the dtype of x."""
+    require(
+        not isinstance(x, Tensor) or x.dtype != torch.float64,
+        f"{name}: expected dtype float16 or bfloat16 or float32 on a GPU, got float64; "
+        f"convert it with {name}.float(), or compute in float64 on the CPU",
+    )
+    require_tensor(name, x, dtypes=DTYPES)
 
 
 def check_devices(**tensors: Tensor | None) -> None:
@@ -25,12 +40,55 @@ def check_devices(**tensors: Tensor | None) -> None:
     require_same("device", **{name: x.device for name, x in tensors.items() if x is not None})
 
 
+def grid_of(programs: int, **shapes: Tensor) -> tuple[int]:
+    """The grid of a launch, if a launch may have as many programs; they come from the shapes of the named tensors."""
+    require(
+        programs <= MAX_GRID,
+        lambda: (
+            f"{next(iter(shapes))}: expected a problem of at most {MAX_GRID} programs of a GPU, got {programs}, of "
+            + ", ".join(f"{name} {list(x.shape)}" for name, x in shapes.items())
+        ),
+    )
+    return (programs,)
+
+
 def padded(dim: int) -> int:
     """The next power of two, at least the 16 that a matrix instruction takes."""
     return max(16, triton.next_power_of_2(dim))
+
+
+def aligned(x: Tensor, lead: int) -> Tensor:
+    """[..., n, features] -> [L, n, features] (`lead` 1) or [L, heads, n, features] (`lead` 2) that loads in pieces of 16 bytes.
+
+    A view where the strides allow it, else a copy. Every row is followed by zeros up to `width(features)`, so that a kernel
+    masks its columns there: a mask in the middle of a piece would split it. Strides are multiples of `wide(dtype)`.
+    """
+    *others, n, features = x.shape
+    others = [1] * (lead - len(others)) + others
+    shape = (prod(others[: len(others) + 1 - lead]), *others[len(others) + 1 - lead :], n, features)
+    start = int(x.untyped_storage().data_ptr() + x.storage_offset() * x.element_size())  # also told on the device "meta"
+    if is_aligned(x, start) and x.stride(-2) <= MAX_ROW_STRIDE:
+        try:
+            return x.view(shape)
+        except RuntimeError:  # leading dimensions that do not follow each other
+            pass
+    rows = x.new_empty(*x.shape[:-1], width(features, x.dtype))
+    rows[..., features:] = 0
+    rows[..., :features].copy_(x)
+    return rows.view(*shape[:-1], -1)[..., :features]
 
 
 def flat(x: Tensor) -> Tensor:
     """[..., n, features] -> [L, n, features] with consecutive features; a copy only where the strides leave no other way."""
     x = x.reshape(x.shape[:-2].numel(), *x.shape[-2:])
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def lead_strides(x: Tensor) -> tuple[int, ...]:
+    """Strides of all dimensions but the last two, 0 for a dimension of one, whose stride means nothing."""
+    return tuple(stride if size > 1 else 0 for stride, size in zip(x.stride()[:-2], x.shape[:-2], strict=True))
+
+
+def precision() -> str:
+    """Of products of float32 on the matrix unit: as PyTorch's own, whichever of its two settings was used."""
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"

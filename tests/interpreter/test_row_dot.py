@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cellattn import MultiGraph
 from cellattn.graph import SEGMENT, cut_rows
-from cellattn.kernels import config
+from cellattn.kernels import config, tensors
 from cellattn.kernels import row_dot as kernels
 
 from ..compare import leaves, random_graph
@@ -97,6 +97,7 @@ def check(
 @pytest.fixture(autouse=True)
 def _poisoned(poison: Callable) -> None:
     poison(kernels)
+    poison(tensors)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)

@@ -23,7 +23,7 @@ import torch
 import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction
 
 from cellattn.kernels import config
@@ -120,7 +120,10 @@ def specialise(launch: Launch) -> ASTSource:
         if parameter.is_constexpr or value is None:
             kind = "constexpr"
         elif isinstance(value, Tensor):
-            kind, aligned = POINTERS[value.dtype], value.data_ptr() % 16 == 0
+            kind, aligned = (
+                POINTERS[value.dtype],
+                value.storage_offset() * value.element_size() % 16 == 0,
+            )  # "meta" has no address
         elif isinstance(value, bool):
             kind = "u1"
         elif isinstance(value, int):
@@ -137,9 +140,14 @@ def specialise(launch: Launch) -> ASTSource:
     return ASTSource(launch.fn, signature, constants, attrs)
 
 
+def compile_for(launch: Launch, arch: int) -> CompiledKernel:
+    """Compile one launch for a chip."""
+    return triton.compile(specialise(launch), target=GPUTarget("cuda", arch, 32), options=launch.options)
+
+
 def compile_launch(launch: Launch, case: Case) -> Row:
     """Compile one launch for the chip of its case."""
-    compiled = triton.compile(specialise(launch), target=GPUTarget("cuda", case.arch, 32), options=launch.options)
+    compiled = compile_for(launch, case.arch)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()

@@ -1,0 +1,89 @@
+"""Rows load in pieces of 16 bytes, however the caller's tensors lie in memory: read from compiled code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from cellattn.kernels import attention, row_dot
+
+from .aot import recorded
+from .loads import feature_loads
+
+# Where features lie: (name, features, tokens and heads of them in bfloat16 on "meta"). None begins at a multiple of 16 bytes
+# in every row, nor in every head, but the first.
+H, T = 9, 500
+
+
+def _contiguous(d: int) -> Callable[[], Tensor]:
+    return lambda: torch.empty(H, T, d, dtype=torch.bfloat16, device="meta")
+
+
+def _joint(d: int, part: int) -> Callable[[], Tensor]:
+    """One of q, k and v, as views of their joint projection [T, 3, H, d]."""
+    return lambda: torch.empty(T, 3, H, d, dtype=torch.bfloat16, device="meta")[:, part].transpose(0, 1)
+
+
+def _shifted(d: int) -> Callable[[], Tensor]:
+    """Without the first token."""
+    return lambda: torch.empty(H, T + 1, d, dtype=torch.bfloat16, device="meta")[:, 1:]
+
+
+LAYOUTS = {
+    "aligned": _contiguous(32),
+    "heads of 20": _contiguous(20),
+    "k of a joint projection": _joint(20, 1),
+    "v of a joint projection": _joint(20, 2),
+    "second token on": _shifted(180),
+    "odd": _shifted(7),
+    "features far apart": lambda: torch.empty(H, 20, T, dtype=torch.bfloat16, device="meta").mT,
+}
+
+
+def _attention(make: Callable[[], Tensor]) -> None:
+    q, k, v = make(), make(), make()
+    out, lse = attention.attention(q, k, v, None, 0.3)
+    attention.attention_backward(v, lse, q, k, v, None, out, lse, 0.3)
+
+
+def _row_dot(make: Callable[[], Tensor]) -> None:
+    n, q, k = T - 1, make(), make()
+    entries = torch.empty(20 * n, dtype=torch.int32, device="meta")
+    weight = torch.empty(20 * n, device="meta")
+    ptr = torch.empty(n + 1, dtype=torch.int64, device="meta")
+    cut = ptr, torch.empty(3, dtype=torch.int64, device="meta"), [0, 3]
+    ties = [0], [4], None, [n], 1
+    y, kbar = row_dot.row_dot(q, k, ptr, entries, weight, ptr, entries, weight, *cut, *cut, *ties)
+    row_dot.row_dot_backward(y, q, kbar, ptr, entries, weight, *cut, *ties)
+
+
+# Every launcher that loads rows of features: (its call, kernels that load none in a loop).
+LAUNCHERS: dict[str, tuple[Callable[[Callable[[], Tensor]], None], set[str]]] = {
+    "attention": (_attention, {"attention_fwd_kernel_combine", "attention_bwd_kernel_delta"}),
+    "row_dot": (_row_dot, {"row_dot_bwd_kernel_dq"}),
+}
+
+
+CASES = [(name, layout, 80) for name in LAUNCHERS for layout in LAYOUTS] + [(name, "heads of 20", 90) for name in LAUNCHERS]
+
+
+@pytest.mark.parametrize(("name", "layout", "arch"), CASES)
+def test_rows_load_in_16_bytes(name: str, layout: str, arch: int) -> None:
+    call, without = LAUNCHERS[name]
+    with recorded(arch) as launches:
+        call(LAYOUTS[layout])
+    kernels = {launch.fn.__name__: launch for launch in launches}
+    loads = {kernel: feature_loads(launch, arch) for kernel, launch in kernels.items()}
+    assert {kernel for kernel, found in loads.items() if not found} == without
+    assert {kernel: found for kernel, found in loads.items() if any(widths != {16} for widths in found.values())} == {}
+
+
+def test_narrow_loads_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows taken as they lie, at an odd address."""
+    monkeypatch.setattr(row_dot, "aligned", lambda x, lead: x[None])
+    with recorded(80) as launches:
+        _row_dot(_joint(20, 1))
+    assert [feature_loads(launch, 80) for launch in launches if launch.fn is row_dot.row_dot_fwd_kernel] == [{"k_ptr": {4}}]
