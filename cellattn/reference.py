@@ -25,10 +25,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) ->
 
 def attention_logsumexp(q: Tensor, k: Tensor, *, key_mask: Tensor | None = None, scale: float | None = None) -> Tensor:
     """log sum_j exp(s_ij) over the keys that the mask keeps."""
-    scores = _scores(q, k, scale)
-    if key_mask is not None:
-        scores = scores.masked_fill(~key_mask.unsqueeze(-2), -torch.inf)
-    return scores.logsumexp(-1)
+    if key_mask is None:
+        return _scores(q, k, scale).logsumexp(-1)
+    scores = _scores(q, k.masked_fill(~key_mask.unsqueeze(-1), 0), scale)  # nothing behind the mask is seen
+    return scores.masked_fill(~key_mask.unsqueeze(-2), -torch.inf).logsumexp(-1)
 
 
 def target(graph: MultiGraph, relation: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -57,17 +57,18 @@ def attention_kl(
     reduction: str = "mean",
 ) -> Tensor:
     """KL(row of the graph ‖ row of the attention map)."""
-    t, edges, valid = target(graph, relation)
-    scores = _scores(q, k, scale)
-    genes = scores[..., num_prefix:, num_prefix:]
+    rows = torch.arange(graph.num_nodes, device=q.device) if rows is None else rows
+    t, edges, valid = (x[rows] for x in target(graph, relation))
+    scores = _scores(q[..., num_prefix:, :][..., rows, :], k, scale)
+    genes = scores[..., num_prefix:]
     if over == "tokens":
-        total = (scores.logsumexp(-1) if lse is None else lse)[..., num_prefix:]
+        total = scores.logsumexp(-1) if lse is None else lse[..., num_prefix:][..., rows]
     else:
         total = genes.masked_fill(~valid, -torch.inf).logsumexp(-1)
     log_alpha = genes - total[..., None]
     t = t.to(q.dtype)
     kl = torch.where(edges, t * (t.clamp_min(torch.finfo(t.dtype).tiny).log() - log_alpha), 0).sum(-1)
-    return _reduce(kl, edges.any(-1), rows, reduction)
+    return _reduce(kl, edges.any(-1), None, reduction)
 
 
 def attention_bce(

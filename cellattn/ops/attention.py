@@ -6,9 +6,31 @@ With s_ij = scale * q_i . k_j, LSE_i = log sum_j exp(s_ij) and P_ij = exp(s_ij -
 
 so flash attention's backward gives it unchanged once its delta D is replaced by D - dLSE.
 
-PyTorch's flash attention for CPU computes D inside, as rowsum(dOut * Out). There the replacement is folded into the inputs:
-q, k, v get one column of zeros, Out a column of ones and dOut the column -dLSE. Then rowsum(dOut * Out) = D - dLSE, and
-dP = dOut Vᵀ is unchanged because V's new column is zero.
+NaN and infinities come out where the dense formula has them, softmax(scale * q kᵀ) v and its gradient, on every device and in
+every op made of this one:
+
+    in                                          lse of row i   out of row i     gradient
+    ------------------------------------------  -------------  ---------------  --------------------------------------------
+    s_ij is NaN for some j (NaN in q_i or k_j)  NaN            NaN              of the row: NaN
+    s_ij is +inf for some j, none is NaN        +inf           NaN              of the row: NaN
+    s_ij is -inf, another s_ij is finite        without j      without j        that of a weight of 0
+    s_ij is -inf for all j                      -inf           NaN              of the row: NaN
+    no key is left by key_mask                  -inf           (has none)       0, whatever comes from above
+    NaN or infinities in a key of the mask      no trace       (has none)       no trace; of that key exactly 0
+    v_jc is NaN                                 no trace       NaN in column c  NaN in dq of every row and in dk of every key
+    v_jc is infinite                            no trace       P_ij v_jc there  as 0 * inf = NaN and inf - inf = NaN have it
+    upstream gradient of row i is NaN           -              -                of the row: NaN
+
+"of the row": in dq_i, and in dk_j and dv_j of all keys j of the row, dv only where there is a gradient of out. A row that is
+NaN stays so in the gradient where its upstream gradient is 0, since 0 * NaN is NaN: leave rows out of q, not out of the sum.
+Other rows are as if the row were not there: no NaN of a row reaches lse, out, dq or a loss of another. So a row's losses
+(`attention_kl`, `attention_bce`) are NaN where its lse is NaN or infinite, unless it has no edge: then they are 0.
+
+On the CPU PyTorch's flash attention does the work. It computes D inside, as rowsum(dOut * Out), so there the replacement is
+folded into the inputs: q, k, v get one column of zeros, Out a column of ones and dOut the column -dLSE. Then
+rowsum(dOut * Out) = D - dLSE, and dP = dOut Vᵀ is unchanged because V's new column is zero. It hides some of the table's NaN,
+and its backward rounds scores otherwise than its forward, so that P <= 1 is lost where scores are large. Inputs that could
+show either are found beforehand, and go to the dense formula in blocks of rows instead.
 """
 
 from __future__ import annotations
@@ -22,6 +44,9 @@ from torch import Tensor
 
 from .._check import FLOAT_DTYPES, require, require_number, require_same, require_tensor
 from ._operator import keep_missing_grads, operator, refuse_double_backward
+
+_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> tuple[Tensor, Tensor]:
@@ -117,20 +142,15 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 @operator("attention")
 def _attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    dtype = accumulation_dtype(q.dtype)
     out = q.new_zeros(*q.shape[:-1], v.shape[-1])
-    lse = torch.zeros(q.shape[:-1], dtype=dtype, device=q.device)
+    lse = torch.zeros(q.shape[:-1], dtype=accumulation_dtype(q.dtype))
     if lse.numel() == 0:  # PyTorch's kernel divides by the number of queries
         return out, lse
-    width = max(q.shape[-1], v.shape[-1])
-    heads = [_heads(x, width, dtype) for x in (q, k, v)]
-    mask = None if key_mask is None else _additive_mask(key_mask, q, k, dtype)
-    o, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*heads, attn_mask=mask, scale=scale)
-    out = o[..., : v.shape[-1]].reshape(out.shape).to(q.dtype).contiguous()
-    lse = log_sum.reshape(lse.shape).contiguous()
-    if key_mask is not None:
-        lse = lse.masked_fill(~key_mask.any(-1, keepdim=True), -torch.inf)
-    return out, lse
+    if key_mask is None:
+        return (_flash if _is_ordinary(q, k, v, scale) else _dense)(q, k, v, None, scale)
+    k, keep = _without_masked(k, key_mask)
+    out, lse = (_flash if _is_ordinary(q, k, v, scale) else _dense)(q, k, v, keep, scale)
+    return out, lse.masked_fill_(~keep.any(-1, keepdim=True), -torch.inf)
 
 
 @_attention.register_fake
@@ -153,36 +173,16 @@ def _attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if lse.numel() == 0 or (dout is None and dlse is None):
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    dtype = lse.dtype
-    dim, dim_v = q.shape[-1], v.shape[-1]
-    width = max(dim, dim_v + (dlse is not None))
-    if dout is None:
-        dout = torch.zeros_like(out)
-    # [1, L, T, width]
-    q4, k4, v4, out4, dout4 = (_heads(x, width, dtype) for x in (q, k, v, out, dout))
-    lse3 = lse.reshape(q4.shape[:-1])
-    if dlse is not None:
-        out4[..., dim_v] = 1
-        dout4[..., dim_v] = -dlse.reshape(lse3.shape)
-    mask = None
+    keep = None
     if key_mask is not None:
-        mask = _additive_mask(key_mask, q, k, dtype)
-        lse3 = lse3.masked_fill(lse3 == -torch.inf, 0)  # rows without a key: what the kernel itself returned for them
-    parts = _query_parts(q4.shape[1], q4.shape[2])
-    q4, out4, dout4 = (_split_queries(x, parts) for x in (q4, out4, dout4))
-    lse3 = _split_queries(lse3.unsqueeze(-1), parts).squeeze(-1)
-    k4, v4 = (x.expand(parts, -1, -1, -1) for x in (k4, v4))
-    if mask is not None:
-        mask = mask[:, :, :1].expand(parts, -1, q4.shape[2], -1)
-    dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        dout4, q4, k4, v4, out4, lse3, 0.0, False, attn_mask=mask, scale=scale
-    )
-    dq = dq.transpose(0, 1).flatten(1, 2)[:, : q.shape[-2], :dim]
-    return (
-        dq.reshape(q.shape).to(q.dtype).contiguous(),
-        dk.sum(0)[..., :dim].reshape(k.shape).to(k.dtype).contiguous(),
-        dv.sum(0)[..., :dim_v].reshape(v.shape).to(v.dtype).contiguous(),
-    )
+        k, keep = _without_masked(k, key_mask)
+        if dlse is not None:
+            dlse = dlse.masked_fill(~keep.any(-1, keepdim=True), 0)
+    backward = _flash_backward if _is_ordinary(q, k, v, scale) else _dense_backward
+    dq, dk, dv = backward(dout, dlse, q, k, v, keep, out, lse, scale)
+    if keep is not None:
+        dk = dk.masked_fill_(~keep.unsqueeze(-1), 0)
+    return dq, dk, dv
 
 
 @_attention_backward.register_fake
@@ -234,16 +234,140 @@ def _(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 # ------------------------------------------------------------------------------------------------------------- CPU
 
 
+# How much P may be off, relative to itself, because forward and backward sum a score in two orders: at most. Each is off by
+# D + 2 spacings of D |q| |k|, and in practice by far less.
+_LARGEST_ERROR = 1 / 32
+
+# Scores held at once by the dense formula.
+_BLOCK = 2**20
+
+
+def _is_ordinary(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
+    """Whether PyTorch's kernel is right: no value is NaN or infinite, and no score can be larger than rounding allows."""
+    d = q.shape[-1]
+    spacing = torch.finfo(accumulation_dtype(q.dtype)).eps * d * abs(scale) * _largest(q) * _largest(k)
+    return 2 * (d + 2) * spacing <= _LARGEST_ERROR and _largest(v) < torch.inf
+
+
+def _largest(x: Tensor) -> float:
+    """The largest absolute value; NaN if there is one."""
+    if x.numel() == 0:
+        return 0.0
+    low, high = x.aminmax()
+    return max(-float(low), float(high))
+
+
+def _without_masked(k: Tensor, key_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """(k with zeros where the mask leaves a key out, the mask as [..., Tk])"""
+    keep = key_mask.expand(k.shape[:-1])
+    return k.masked_fill(~keep.unsqueeze(-1), 0), keep
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    width = max(q.shape[-1], v.shape[-1])
+    heads = [_heads(x, width, q.dtype) for x in (q, k, v)]
+    mask = None if keep is None else _additive_mask(keep, q, accumulation_dtype(q.dtype))
+    out, lse = _FLASH(*heads, attn_mask=mask, scale=scale)
+    return out[..., : v.shape[-1]].reshape(*q.shape[:-1], v.shape[-1]).contiguous(), lse.reshape(q.shape[:-1]).contiguous()
+
+
+def _flash_backward(
+    dout: Tensor | None, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, out: Tensor, lse: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    # A gradient of lse keeps the range and precision of float32.
+    dtype = q.dtype if dlse is None else lse.dtype
+    dim, dim_v = q.shape[-1], v.shape[-1]
+    width = max(dim, dim_v + (dlse is not None))
+    if dout is None:
+        dout = torch.zeros_like(out)
+    # [1, L, T, width]
+    q4, k4, v4, out4, dout4 = (_heads(x, width, dtype) for x in (q, k, v, out, dout))
+    lse3 = lse.reshape(q4.shape[:-1])
+    if dlse is not None:
+        out4[..., dim_v] = 1
+        dout4[..., dim_v] = -dlse.reshape(lse3.shape)
+    mask = None
+    if keep is not None:
+        mask = _additive_mask(keep, q, lse.dtype)
+        lse3 = lse3.masked_fill(lse3 == -torch.inf, 0)  # rows without a key: what the kernel itself returned for them
+    parts = _query_parts(q4.shape[1], q4.shape[2])
+    if parts > 1:
+        q4, out4, dout4 = (_split_queries(x, parts) for x in (q4, out4, dout4))
+        lse3 = _split_queries(lse3.unsqueeze(-1), parts).squeeze(-1)
+        k4, v4 = (x.expand(parts, -1, -1, -1) for x in (k4, v4))
+        if mask is not None:
+            mask = mask[:, :, :1].expand(parts, -1, q4.shape[2], -1)
+    dq, dk, dv = _FLASH_BACKWARD(dout4, q4, k4, v4, out4, lse3, 0.0, False, attn_mask=mask, scale=scale)
+    if parts > 1:
+        dq = dq.transpose(0, 1).flatten(1, 2)[:, : q.shape[-2]]
+        dk, dv = dk.sum(0), dv.sum(0)
+    return (
+        dq[..., :dim].reshape(q.shape).to(q.dtype).contiguous(),
+        dk[..., :dim].reshape(k.shape).to(k.dtype).contiguous(),
+        dv[..., :dim_v].reshape(v.shape).to(v.dtype).contiguous(),
+    )
+
+
+def _dense(q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    out, lse = [], []
+    k, v = (x.to(accumulation_dtype(q.dtype)) for x in (k, v))
+    for rows in _row_blocks(q, k):
+        scores = _scores(rows, k, keep, scale)
+        lse.append(scores.logsumexp(-1))
+        out.append((scores.softmax(-1) @ v).to(q.dtype))
+    return torch.cat(out, -2), torch.cat(lse, -1)
+
+
+def _dense_backward(
+    dout: Tensor | None, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, out: Tensor, lse: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    dtype = lse.dtype
+    keys, values = k.to(dtype), v.to(dtype)
+    dq, dk, dv = [], torch.zeros_like(keys), torch.zeros_like(values)
+    first = 0
+    for queries in _row_blocks(q, k):
+        here = slice(first, first := first + queries.shape[-2])
+        p = _scores(queries, keys, keep, scale).softmax(-1)
+        if keep is not None:
+            p = p.masked_fill_(~keep.unsqueeze(-2), 0)
+        ds = p.new_zeros(())
+        if dout is not None:
+            above = dout[..., here, :].to(dtype)
+            dv += p.mT @ above
+            dp = above @ values.mT
+            ds = dp - (p * dp).sum(-1, keepdim=True)
+        if dlse is not None:
+            ds = ds + dlse[..., here, None]
+        ds = scale * p * ds
+        dq.append((ds @ keys).to(q.dtype))
+        dk += ds.mT @ queries.to(dtype)
+    return torch.cat(dq, -2), dk.to(k.dtype), dv.to(v.dtype)
+
+
+def _row_blocks(q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+    return q.split(max(1, _BLOCK // (k.shape[:-1].numel())), -2)
+
+
+def _scores(q: Tensor, k: Tensor, keep: Tensor | None, scale: float) -> Tensor:
+    """scale * q kᵀ in the dtype of k, -inf where a key is left out."""
+    scores = (scale * q.to(k.dtype)) @ k.mT
+    return scores if keep is None else scores.masked_fill_(~keep.unsqueeze(-2), -torch.inf)
+
+
 def _heads(x: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-    """[..., T, D] -> [1, L, T, width], zeros on the right, in the dtype of the arithmetic."""
+    """[..., T, D] -> [1, L, T, width], zeros on the right; rows are contiguous and apart, which PyTorch's kernel relies on."""
     x = x.to(dtype).reshape(1, x.shape[:-2].numel(), *x.shape[-2:])
-    return F.pad(x, (0, width - x.shape[-1]))
+    if x.shape[-1] < width:
+        return F.pad(x, (0, width - x.shape[-1]))
+    return x if x.stride(-1) == 1 and x.stride(-2) >= width else x.contiguous()
 
 
-def _additive_mask(key_mask: Tensor, q: Tensor, k: Tensor, dtype: torch.dtype) -> Tensor:
+def _additive_mask(keep: Tensor, q: Tensor, dtype: torch.dtype) -> Tensor:
     """[1, L, Tq, Tk] of 0 and -inf, as a view of [L, Tk] values."""
-    mask = torch.zeros(k.shape[:-1], dtype=dtype, device=k.device).masked_fill_(~key_mask, -torch.inf)
-    return mask.reshape(1, -1, 1, k.shape[-2]).expand(-1, -1, q.shape[-2], -1)
+    mask = torch.zeros(keep.shape, dtype=dtype).masked_fill_(~keep, -torch.inf)
+    return mask.reshape(1, -1, 1, keep.shape[-1]).expand(-1, -1, q.shape[-2], -1)
 
 
 def _query_parts(num_heads: int, num_queries: int) -> int:
@@ -254,8 +378,6 @@ def _query_parts(num_heads: int, num_queries: int) -> int:
 
 def _split_queries(x: Tensor, parts: int) -> Tensor:
     """[1, L, T, d] -> [parts, L, ceil(T / parts), d]; rows of zeros fill the last part and add nothing to any gradient."""
-    if parts == 1:
-        return x
     length = -(-x.shape[2] // parts)
     x = F.pad(x, (0, 0, 0, parts * length - x.shape[2]))
     return x.reshape(x.shape[1], parts, length, x.shape[3]).transpose(0, 1).contiguous()

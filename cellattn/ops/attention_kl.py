@@ -90,6 +90,6 @@ def kl_of_ties(
             q[..., head, :, :], k[..., head, :, :], None if lse is None else lse[..., head, :], graph.known(relation), genes,
             num_prefix=num_prefix, scale=scale, over=over,
         )  # fmt: skip
-        kl = entropy - scale * inv_mass * product + torch.where(counted, total, 0)
+        kl = torch.where(counted, entropy - scale * inv_mass * product + total, 0)
         losses.append(reduce_rows(kl, counted, reduction))
     return tuple(losses)

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
+
 import pytest
 import torch
+from torch import Tensor
 
 import cellattn
 from cellattn import reference
@@ -93,13 +97,155 @@ def test_no_queries() -> None:
     assert all(torch.equal(g, torch.zeros_like(g)) for g in grads)
 
 
-def test_strided_inputs() -> None:
-    (x,) = leaves((40, 3, 4, 8))  # tokens, (q, k, v), heads, D: the layout of a fused projection
+# The same values, or some of them, as a view that is not contiguous; each is differentiable.
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "rows innermost": lambda x: x.mT.contiguous().mT,
+    "heads innermost": lambda x: x.movedim(0, -1).contiguous().movedim(-1, 0),
+    "every second column": lambda x: torch.stack([x, x], -1).flatten(-2)[..., ::2],
+    "every second row": lambda x: x.repeat_interleave(2, -2)[..., ::2, :],
+    "offset": lambda x: torch.cat([x.new_zeros(3), x.flatten()])[3:].view(x.shape),
+    "one row": lambda x: x[..., :1, :].expand(x.shape),
+    "one column": lambda x: x[..., :1].expand(x.shape),
+    "one head": lambda x: x[:1].expand(x.shape),
+    "one number": lambda x: x[:1, :1, :1].expand(x.shape),
+    "overlapping rows": lambda x: x.flatten()[: x.shape[1] + x.shape[2] - 1].unfold(0, x.shape[2], 1).expand(x.shape),
+    "negated": lambda x: torch._neg_view(-x),
+}
 
-    def split(f):
-        return lambda x: f(*x.permute(1, 2, 0, 3).unbind(0))
 
-    assert_same(split(cellattn.attention), split(reference.attention), x)
+@pytest.mark.parametrize(
+    ("name", "compiled"), [*((name, False) for name in LAYOUTS), ("rows innermost", True), ("overlapping rows", True)]
+)
+def test_any_strides(name: str, compiled: bool) -> None:
+    """Of the inputs and of the gradients of the outputs; a product with a transposed view makes those of its strides."""
+
+    layout = LAYOUTS[name]
+
+    def through(attention):
+        def f(q, k, v):
+            out, lse = attention(layout(q), layout(k), layout(v))
+            return layout(out), lse.mT, out.sum(), lse.sum()
+
+        return f
+
+    ours = through(cellattn.attention)
+    if compiled:
+        torch._dynamo.reset()
+        ours = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    assert_same(ours, through(reference.attention), *leaves((3, 9, 8), (3, 11, 8), (3, 11, 8)))
+    assert_same(ours, through(reference.attention), *leaves((3, 9, 4), (3, 11, 4), (3, 11, 7)))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_any_strides_of_lse_alone(layout: Callable[[Tensor], Tensor]) -> None:
+    mask = (torch.arange(22) % 3 > 0)[::2].expand(3, 11)
+
+    def through(logsumexp):
+        return lambda q, k: logsumexp(layout(q), layout(k), key_mask=mask).mT
+
+    assert_same(through(cellattn.attention_logsumexp), through(reference.attention_logsumexp), *leaves((3, 9, 8), (3, 11, 8)))
+
+
+# What stands in one place of q, k or v [2, 5, 4] before the op: the table of the module's docstring, row by row. Large numbers
+# are finite and their products are not.
+NAN, INF = float("nan"), float("inf")
+SPECIAL: dict[str, list[tuple[str, tuple[int | slice, ...], float]]] = {
+    "NaN in q": [("q", (0, 1, 2), NAN)],
+    "NaN in k": [("k", (0, 1, 2), NAN)],
+    "inf in q": [("q", (0, 1, 2), INF)],
+    "-inf in k": [("k", (0, 1, 2), -INF)],
+    "all of q inf": [("q", (0, 1, slice(None)), INF)],
+    "score inf": [("q", (0, 1), 1e300), ("k", (0, 3), 1e300)],
+    "score -inf": [("q", (0, 1), 1e300), ("k", (0, 3), -1e300)],
+    "every score -inf": [("q", (0, slice(None), 0), 0.0), ("q", (0, 1, 0), 1e300), ("k", (0, slice(None), 0), -1e300)],
+    "every score inf": [("q", (0, slice(None), 0), 0.0), ("q", (0, 1, 0), 1e300), ("k", (0, slice(None), 0), 1e300)],
+    "NaN in v": [("v", (0, 1, 2), NAN)],
+    "inf in v": [("v", (0, 1, 2), INF)],
+    "inf and -inf in v": [("v", (0, 1, 2), INF), ("v", (0, 3, 2), -INF)],
+    "inf in v of weight 0": [("v", (0, 1, 2), INF), ("q", (0, 1), 1e300), ("k", (0, 1), -1e300)],
+    "nothing": [],
+}
+
+
+def same_with_special_values(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
+    for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        message = functools.partial("tensor {}: {}".format, i)
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12, equal_nan=True, msg=message)
+
+
+@pytest.mark.parametrize("upstream", ["ones", "zero at the row", "NaN at the row"])
+@pytest.mark.parametrize("tokens", [5, 300])
+@pytest.mark.parametrize("special", SPECIAL.values(), ids=SPECIAL)
+def test_special_values(special, tokens: int, upstream: str) -> None:
+    """NaN and infinities where the dense formula has them, and everything else as without them."""
+    inputs = dict(zip("qkv", (x.detach() for x in leaves((2, tokens, 4), (2, tokens, 4), (2, tokens, 4))), strict=True))
+    for name, where, value in special:
+        inputs[name][where] = value
+    weight = torch.ones(tokens, dtype=torch.float64)
+    weight[1] = {"ones": 1.0, "zero at the row": 0.0, "NaN at the row": NAN}[upstream]
+
+    def run(attention, q, k, v):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        out, lse = attention(*leaves)
+        # both outputs in one sum: for a row of lse = inf the dense gradient of lse alone is 0 for the other keys
+        grads = torch.autograd.grad((out, lse), leaves, (weight[:, None].expand_as(out), weight.expand_as(lse)))
+        return [out, lse, *grads]
+
+    ours, theirs = run(cellattn.attention, *inputs.values()), run(reference.attention, *inputs.values())
+    same_with_special_values([x.detach() for x in ours], [x.detach() for x in theirs])
+
+
+@pytest.mark.parametrize("tokens", [5, 300])
+@pytest.mark.parametrize("value", [NAN, INF, -INF, 1e300])
+def test_nothing_behind_the_mask_is_seen(value: float, tokens: int) -> None:
+    q, k = (x.detach() for x in leaves((2, tokens, 4), (2, tokens, 4)))
+    mask = torch.arange(tokens) % 3 > 0
+    hidden = k.masked_fill(~mask[:, None], value)
+
+    def run(k):
+        leaves = [x.clone().requires_grad_() for x in (q, k)]
+        lse = cellattn.attention_logsumexp(*leaves, key_mask=mask)
+        return [lse.detach(), *torch.autograd.grad(lse.sum(), leaves)]
+
+    got, want = run(hidden), run(k)
+    same_with_special_values(got, want)
+    assert torch.equal(got[2][:, ~mask], torch.zeros_like(got[2][:, ~mask]))
+    assert all(torch.equal(a, b) for a, b in zip(got, run(k.masked_fill(~mask[:, None], 0)), strict=True))
+
+
+@pytest.mark.parametrize("tokens", [5, 300])
+@pytest.mark.parametrize("spoilt", [False, True], ids=["", "NaN in another head"])
+def test_row_without_a_key_has_no_gradient_whatever_comes_from_above(spoilt: bool, tokens: int) -> None:
+    q, k = leaves((2, tokens, 4), (2, tokens, 4))
+    if spoilt:
+        q = q.detach().clone().index_fill_(0, torch.tensor([1]), NAN).requires_grad_()
+    mask = torch.zeros(2, tokens, dtype=torch.bool)
+    mask[1] = True
+    lse = cellattn.attention_logsumexp(q, k, key_mask=mask)
+    assert (lse[0] == -INF).all()
+    dq, dk = torch.autograd.grad(lse, (q, k), torch.full_like(lse, NAN))
+    for grad in (dq, dk):
+        assert torch.equal(grad[0], torch.zeros_like(grad[0]))
+        assert grad[1].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("size", [1e2, 1e4, 1e5, 1e6, 1e7, 1e8, 1e10, 1e12])
+@pytest.mark.parametrize("scale", [None, 0.37])
+def test_rows_sum_to_one_where_scores_are_large(size: float, scale: float | None, dtype: torch.dtype) -> None:
+    """Which of two nearly equal scores is larger may be lost in rounding, but not that a row of P sums to 1.
+
+    A score is a sum of D products, in each order of it off by D + 2 spacings of D |q| |k|; so is P, relative to itself, if
+    score and lse are of two orders. Where that could be more than 1/32, they have to be of one.
+    """
+    q, k = (size**0.5 * x.detach().to(dtype) for x in leaves((41, 8), (41, 8)))
+    k[:, 0] = 1.0  # the gradient of q in this column is scale * sum_j P_ij
+    q.requires_grad_()
+    (dq,) = torch.autograd.grad(cellattn.attention_logsumexp(q, k, scale=scale).sum(), q)
+    factor, eps = 8**-0.5 if scale is None else scale, torch.finfo(dtype).eps
+    largest = 8 * factor * float(q.detach().abs().max() * k.abs().max())
+    sums = dq[:, 0] / factor
+    torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=min(2 * 10 * eps * largest, 1 / 32) + 64 * eps)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)

@@ -107,6 +107,31 @@ def test_small_alpha_keeps_its_gradient() -> None:
     torch.testing.assert_close(q.grad[0, 0], torch.tensor(1.0, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")], ids=str)
+@pytest.mark.parametrize("over", ["tokens", "valid"])
+@pytest.mark.parametrize("rows", [None, [3, 0, 17]], ids=["all", "some"])
+@pytest.mark.parametrize("where", ["query with edges", "query without", "query of an unknown gene", "unknown key"])
+def test_special_values(where: str, rows: list[int] | None, over: str, value: float) -> None:
+    """NaN in the losses of the row and in no other; without an edge 0; an unknown gene is not seen by over="valid"."""
+    graph = MultiGraph.from_edge_index(
+        {"a": torch.tensor([[0, 0, 3, 3, 17, 5], [1, 2, 9, 0, 17, 3]])},
+        20,
+        known={"a": torch.arange(20) != 19},
+    )
+    row = {"query with edges": 3, "query without": 4, "query of an unknown gene": 19, "unknown key": 19}[where]
+    q, k = (x.detach() for x in leaves((21, 8), (21, 8)))
+    (k if where == "unknown key" else q)[1 + row, 2] = value
+    index = None if rows is None else torch.tensor(rows)
+    options: dict[str, Any] = {"rows": index, "over": over, "num_prefix": 1, "reduction": "none"}
+    got = cellattn.attention_kl(q, k, graph, "a", **options)
+    if over == "valid" and where == "unknown key":
+        want = cellattn.attention_kl(q, k.index_fill(0, torch.tensor([20]), 0), graph, "a", **options)
+        assert want.isfinite().all()
+    else:
+        want = reference.attention_kl(q, k, graph, "a", **options)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9, equal_nan=True)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 def test_low_precision_no_worse_than_eager(dtype: torch.dtype) -> None:
     """At most twice the error of eager PyTorch at that dtype, plus one spacing of it."""
