@@ -20,7 +20,6 @@ the same however the terms are arranged. Nothing here is measured, so nothing de
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import sqrt
 from typing import Any, NamedTuple
 
 import torch
@@ -40,19 +39,24 @@ class Arithmetic(NamedTuple):
 
     unit: float
     operand: float
+    least: float  # the least positive operand
 
-    def sum(self, length: int) -> float:
-        """g(n)"""
-        return min(length, 4 * sqrt(length)) * self.unit
+    def sum(self, n: Tensor) -> Tensor:
+        """g(n) of n terms that are not 0."""
+        return torch.minimum(n, 4 * n.sqrt()) * self.unit
 
 
-def unit_roundoff(dtype: torch.dtype) -> float:
-    return torch.finfo(dtype).eps / 2
+EXACT = Arithmetic(0, 0, 0)
 
 
 def arithmetic_of(dtype: torch.dtype) -> Arithmetic:
     """Sums in float32 (float64 for float64); what is computed on the way may be rounded to the dtype to be multiplied."""
-    return Arithmetic(unit_roundoff(torch.promote_types(dtype, torch.float32)), unit_roundoff(dtype))
+    return Arithmetic(torch.finfo(torch.promote_types(dtype, torch.float32)).eps / 2, torch.finfo(dtype).eps / 2, least(dtype))
+
+
+def least(dtype: torch.dtype) -> float:
+    """The least positive number."""
+    return torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
 
 
 # ----------------------------------------------------------------------------------------------------------- comparing
@@ -61,44 +65,56 @@ def arithmetic_of(dtype: torch.dtype) -> Arithmetic:
 def assert_within_rounding(op: Callable[..., Any], reference: Callable[..., Any], *inputs: Tensor, parts: bool = False) -> None:
     """Every entry of every output and gradient of the op is as near to the reference's as rounding lets it be.
 
-    Inputs are exact in their dtype, which is that of the results or wider; gradients are of a random linear function of all
-    outputs.
+    Inputs are exact in their dtype, which is that of the results or narrower; gradients are of a random linear function of
+    all outputs.
 
     Args:
         parts: results are sums of parts that were rounded to their dtype one by one, as gradients of a composition of ops are.
     """
-    for name, ratio in error_ratios(op, reference, *inputs, parts=parts).items():
-        assert ratio <= 1, f"{name}: {ratio:.2f} times as far from the reference as rounding explains"
-
-
-def error_ratios(
-    op: Callable[..., Any], reference: Callable[..., Any], *inputs: Tensor, parts: bool = False
-) -> dict[str, float]:
-    """The largest error of each output and gradient, as a share of its bound."""
     given = [x.detach().clone().requires_grad_() for x in inputs]
     outputs = _as_list(op(*given))
     g = torch.Generator().manual_seed(1)
     upstream = [torch.randn(y.shape, dtype=torch.float64, generator=g).to(y.dtype) for y in outputs]
     got = [*outputs, *_gradients(outputs, given, upstream)]
-
-    arithmetic = arithmetic_of(inputs[0].dtype)
-    exact = [Bounded.exact(x.detach().double(), arithmetic).requires_grad_() for x in inputs]
-    wanted = _as_list(reference(*exact))
-    want = [*wanted, *_gradients(wanted, exact, [Bounded.exact(dy.double(), arithmetic) for dy in upstream])]
-
     names = [f"output {i}" for i in range(len(outputs))] + [f"gradient {i}" for i in range(len(inputs))]
-    return {name: ratio_to_bound(a, b, parts=parts) for name, a, b in zip(names, got, want, strict=True)}
+    for name, a, b in zip(names, got, with_bounds(reference, inputs, upstream), strict=True):
+        assert_within(a, b, name, parts=parts)
 
 
-def ratio_to_bound(got: Tensor, want: Tensor, *, parts: bool = False) -> float:
+def with_bounds(
+    reference: Callable[..., Any],
+    inputs: Sequence[Tensor],
+    upstream: Sequence[Tensor | None] = (),
+    dtype: torch.dtype | None = None,
+) -> list[Bounded]:
+    """Outputs of the reference and, with an upstream gradient (or None) for each, the gradients of the inputs.
+
+    Args:
+        dtype: of the arithmetic's operands, that of the first input if None.
+    """
+    arithmetic = arithmetic_of(inputs[0].dtype if dtype is None else dtype)
+    exact = [Bounded.exact(x.detach().double(), arithmetic).requires_grad_() for x in inputs]
+    results = _as_list(reference(*exact))
+    if upstream:
+        given = [None if dy is None else Bounded.exact(dy.detach().double(), arithmetic) for dy in upstream]
+        results += _gradients(results, exact, given)
+    return [y.detach() if isinstance(y, Bounded) else Bounded.exact(y.detach(), arithmetic) for y in results]
+
+
+def assert_within(got: Tensor, want: Bounded, name: str = "result", *, parts: bool = False) -> None:
+    assert got.shape == want.shape, f"{name}: shape {list(got.shape)}, expected {list(want.shape)}"
+    ratio = ratio_to_bound(got, want, parts=parts)
+    assert ratio <= 1, f"{name}: {ratio:.2f} times as far from the reference as rounding explains"
+
+
+def ratio_to_bound(got: Tensor, want: Bounded, *, parts: bool = False) -> float:
     """The largest error of an entry as a share of its bound; infinite for one that is not finite where it should be."""
-    assert got.shape == want.shape, f"shape {list(got.shape)}, expected {list(want.shape)}"
-    finfo, got = torch.finfo(got.dtype), got.detach().double()
-    want = want.detach()
-    value, size, error = fields(want, Arithmetic(0, 0))
-    stored = finfo.eps * value.abs() + finfo.eps / 2 * size * parts  # rounded to nearest, with as much again to spare
-    bound = SLACK * error + stored + finfo.smallest_normal * finfo.eps  # the last: the least positive number
-    ratio = torch.where(got == value, 0, (got - value).abs() / bound).nan_to_num(nan=torch.inf)
+    eps = torch.finfo(got.dtype).eps
+    # Rounded to nearest, to half a spacing, and as much again to spare.
+    stored = eps * want.value.abs() + (eps / 2 * want.magnitude if parts else 0)
+    bound = SLACK * want.error + stored + least(got.dtype)
+    got = got.detach().double()
+    ratio = torch.where(got == want.value, 0, (got - want.value).abs() / bound).nan_to_num(nan=torch.inf)
     return float(ratio.max()) if ratio.numel() else 0.0
 
 
@@ -106,9 +122,10 @@ def _as_list(outputs: Any) -> list[Tensor]:
     return list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
 
 
-def _gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor], upstream: Sequence[Tensor]) -> list[Tensor]:
-    chosen = [(y, dy) for y, dy in zip(outputs, upstream, strict=True) if y.requires_grad]
-    assert chosen, "no output requires a gradient"
+def _gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor], upstream: Sequence[Tensor | None]) -> list[Tensor]:
+    chosen = [(y, dy) for y, dy in zip(outputs, upstream, strict=True) if dy is not None and y.requires_grad]
+    if not chosen:
+        return [torch.zeros_like(x) for x in inputs]
     ys, dys = zip(*chosen, strict=True)
     return list(torch.autograd.grad(ys, inputs, dys, allow_unused=True, materialize_grads=True))
 
@@ -140,13 +157,18 @@ class Bounded(Tensor):
         packet = func.overloadpacket
         if packet in RULES:
             return RULES[packet](arithmetic, *args, **kwargs)
-        if packet in LINEAR:
-            results = (func(*tree_map(f, args), **tree_map(f, kwargs)) for f in (value_of, magnitude_of, error_of))
-            return tree_map(lambda *fields: Bounded(*fields, arithmetic), *results)
+        if packet in LINEAR or packet in SCATTERING:
+            results = [func(*tree_map(f, args), **tree_map(f, kwargs)) for f in (value_of, magnitude_of, error_of)]
+            if packet in SCATTERING:  # as many terms as come together in one place
+                count = func(*tree_map(count_of, args), **tree_map(count_of, kwargs))
+                results[2] += arithmetic.sum(count) * results[1]
+            return tree_map(lambda v, m, e: Bounded(v, m, e, arithmetic), *results)
         if packet in CONSTANT:
             return Bounded.exact(func(*tree_map(value_of, args), **tree_map(value_of, kwargs)), arithmetic)
         if func in decomposition_table:
             return decomposition_table[func](*args, **kwargs)
+        if (composed := func.decompose(*args, **kwargs)) is not NotImplemented:
+            return composed
         out = func(*tree_map(value_of, args), **tree_map(value_of, kwargs))
         if any(isinstance(x, Tensor) and x.is_floating_point() for x in tree_leaves(out)):
             raise NotImplementedError(f"no rule for the error of {func}")
@@ -170,10 +192,18 @@ def error_of(x: Any) -> Any:
     return torch.zeros_like(x) if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
+def count_of(x: Any) -> Any:
+    """1 of every entry that is not 0."""
+    return (value_of(x) != 0).double() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
 def fields(x: Any, arithmetic: Arithmetic) -> tuple[Any, Any, Any]:
     """Value, size and error of an operand. A constant, a number or a tensor without bounds, has been rounded once."""
     if isinstance(x, Bounded):
         return x.value, x.magnitude, x.error
+    if isinstance(x, Tensor) and not x.is_floating_point():
+        x = x.double()
+        return x, x.abs(), torch.zeros_like(x)
     return x, abs(x), arithmetic.unit * abs(x)
 
 
@@ -191,6 +221,9 @@ LINEAR = {
     aten.slice_backward, aten.split, aten.squeeze, aten.stack, aten.t, aten.transpose, aten.unbind, aten.unsqueeze, aten.view,
     aten.where,
 }  # fmt: skip
+
+# What adds to places that indices name.
+SCATTERING = {aten.index_add, aten.index_put, aten.scatter_add}
 
 # What is made from a shape.
 CONSTANT = {
@@ -235,9 +268,14 @@ def function(f: Callable[[Tensor], Tensor], slope: Callable[[Tensor, Tensor], Te
 RULES.update({f: function(f, slope) for f, slope in SLOPES.items()})
 
 
-@rule(aten.neg, aten.abs)
+@rule(aten.neg)
 def _(arithmetic: Arithmetic, x: Bounded) -> Bounded:
     return Bounded(-x.value, x.magnitude, x.error, arithmetic)
+
+
+@rule(aten.abs)
+def _(arithmetic: Arithmetic, x: Bounded) -> Bounded:
+    return Bounded(x.value.abs(), x.magnitude, x.error, arithmetic)
 
 
 @rule(aten.add)
@@ -274,6 +312,12 @@ def _(arithmetic: Arithmetic, x: Bounded, power: float) -> Bounded:
     return rounded(x.value**power, x.magnitude**power, error, arithmetic, roundings=2)
 
 
+@rule(aten.minimum)
+def _(arithmetic: Arithmetic, a: Any, b: Any) -> Bounded:
+    (a, size_a, error_a), (b, size_b, error_b) = fields(a, arithmetic), fields(b, arithmetic)
+    return Bounded(torch.minimum(a, b), torch.where(a < b, size_a, size_b), torch.maximum(error_a, error_b), arithmetic)
+
+
 @rule(aten.masked_fill)
 def _(arithmetic: Arithmetic, x: Bounded, mask: Tensor, number: float) -> Bounded:
     error = x.error.masked_fill(mask, 0)
@@ -287,23 +331,23 @@ def _(arithmetic: Arithmetic, x: Bounded, *args: Any, **kwargs: Any) -> Bounded:
 
 @rule(aten.sum)
 def _sum(arithmetic: Arithmetic, x: Bounded, *args: Any, **kwargs: Any) -> Bounded:
-    value, magnitude, error = (aten.sum(y, *args, **kwargs) for y in (x.value, x.magnitude, x.error))
-    error = error + arithmetic.sum(x.numel() // max(value.numel(), 1)) * magnitude
-    return Bounded(value, magnitude, error, arithmetic)
+    value, magnitude, error, n = (aten.sum(y, *args, **kwargs) for y in (x.value, x.magnitude, x.error, count_of(x)))
+    return Bounded(value, magnitude, error + arithmetic.sum(n) * magnitude, arithmetic)
 
 
 @rule(aten.mm, aten.bmm)
 def _(arithmetic: Arithmetic, a: Any, b: Any) -> Bounded:
-    length = a.shape[-1]
+    n = count_of(a) @ count_of(b)
     (a, size_a, error_a), (b, size_b, error_b) = _operand(a, arithmetic), _operand(b, arithmetic)
     magnitude = size_a @ size_b
-    return Bounded(a @ b, magnitude, error_a @ b.abs() + a.abs() @ error_b + arithmetic.sum(length) * magnitude, arithmetic)
+    return Bounded(a @ b, magnitude, error_a @ b.abs() + a.abs() @ error_b + arithmetic.sum(n) * magnitude, arithmetic)
 
 
 def _operand(x: Any, arithmetic: Arithmetic) -> tuple[Tensor, Tensor, Tensor]:
     """What has been computed is rounded to the dtype in which it is multiplied; inputs are in it."""
     value, magnitude, error = fields(x, arithmetic)
-    return value, magnitude, error + torch.where(error > 0, arithmetic.operand * magnitude, 0)
+    computed = isinstance(x, Bounded) and error > 0
+    return value, magnitude, error + computed * (arithmetic.operand * magnitude + arithmetic.least)
 
 
 @rule(aten.addmm)
@@ -325,7 +369,7 @@ def _(arithmetic: Arithmetic, x: Bounded, dim: Sequence[int], keepdim: bool = Fa
 
 
 def _shift(x: Bounded, dim: Any) -> Bounded:
-    """The largest finite entry: exact, since any other shift would do."""
+    """The largest entry: exact, since any other shift would do."""
     top = x.value.amax(dim, keepdim=True)
     return Bounded.exact(top.masked_fill(top == -torch.inf, 0), x.arithmetic)
 
