@@ -65,7 +65,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 # With PyTorch for CUDA already there, `python -m benchmarks.gpu_check --out FOLDER` does the same from a bare checkout; without
-# --full, with as much of the benchmarks as nine minutes have room for.
+# --full, in sections of a few minutes each (`--plan 540` says which go into one command of nine minutes).
 gpu-check: $(STAMP)
 	$(BIN)/python -m benchmarks.gpu_check --full --out $(OUT)
 

@@ -14,8 +14,6 @@ import gc
 import importlib.util
 import json
 import os
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -38,8 +36,9 @@ from .khop_tables import draw, page
 from .khop_targets import targets
 from .measure import environment, peak_memory, results_dir, synchronize
 from .peers import first_line
+from .processes import Ended, end_with_parent
+from .processes import run as run_process
 
-ROOT = Path(__file__).parents[1]
 SHARE = 0.4  # of a run's time that one process may take, so that a slow peer leaves the others some
 GRACE = 120.0  # seconds that a process may take for the row which it began last
 NO_TIME = "the time for the run, or for one process, was over"
@@ -81,15 +80,11 @@ def start_worker(name: str, heap: str, plan: Plan, graph: Path, *, seconds: floa
             sys.executable, "-m", "benchmarks.bench_khop", "--worker", name, "--heap", heap, "--graph", os.fspath(graph),
             "--out", os.fspath(out), "--plan", json.dumps(asdict(replace(plan, seconds=seconds))),
         ]  # fmt: skip
-        with open(errors, "w") as stderr:
-            try:
-                status = subprocess.run(
-                    command, cwd=ROOT, env={**others, **HEAPS[heap]}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                    stderr=stderr, timeout=seconds + GRACE, check=False,
-                ).returncode  # fmt: skip
-                ending = _ending(status, errors.read_text(errors="replace"))
-            except subprocess.TimeoutExpired:
-                ending = NO_TIME
+        with open(errors, "w") as stderr, open(os.devnull, "w") as nothing:
+            ended = run_process(
+                command, env={**others, **HEAPS[heap]}, seconds=seconds + GRACE, output=nothing, errors=stderr
+            )  # fmt: skip
+        ending = NO_TIME if ended.status is None else _ending(ended, errors.read_text(errors="replace"))
         done = [json.loads(line) for line in out.read_text().splitlines() if line.endswith("}")] if out.exists() else []
     missing = rows[len(done) :]
     for i, row in enumerate(missing):
@@ -98,14 +93,10 @@ def start_worker(name: str, heap: str, plan: Plan, graph: Path, *, seconds: floa
     return done
 
 
-def _ending(status: int, errors: str) -> str:
+def _ending(ended: Ended, errors: str) -> str:
     """How a process ended, and the last line it wrote."""
-    if status < 0:
-        how = f"killed by {signal.Signals(-status).name}" if -status in set(signal.Signals) else f"killed by signal {-status}"
-    else:
-        how = f"exit status {status}"
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
-    return f"{how}: {lines[-1]}" if lines and status > 0 else how
+    return f"{ended}: {lines[-1]}" if lines and ended.status and ended.status > 0 else str(ended)
 
 
 def run(plan: Plan | None = None, *, out: Path | None = None, name: str = "khop") -> dict[str, Any]:
@@ -166,6 +157,7 @@ def main() -> None:
     given = vars(parser.parse_args())
     worker, heap, graph, out, plan, short = (given.pop(k) for k in ("worker", "heap", "graph", "out", "plan", "short"))
     if worker is not None:
+        end_with_parent()
         run_worker(worker, heap, plan_from(json.loads(plan)), Path(graph), Path(out))
         return
     chosen: dict[str, Any] = {

@@ -44,6 +44,7 @@ from .measure import environment, results_dir, table
 from .method_peers import PEERS, Peer
 from .methods import METHODS, nodes_and_edges
 from .peers import first_line
+from .processes import end_with_parent
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SET_SIZE = 3
@@ -185,6 +186,7 @@ def difference(trainer: Trainer, peer: Peer, batch: PerturbationBatch) -> float:
 
 
 def _work(sender: Connection, *arguments: Any) -> None:
+    end_with_parent()
     try:
         sender.send(measure(*arguments))
     except Exception as error:
@@ -228,6 +230,21 @@ def run(plan: Plan | None = None, *, out: Path | None = None) -> dict[str, Any]:
     graph = synthetic_cell(seed=0, num_genes=plan.genes)
     jobs = [(method, peer) for method in plan.methods for peer in (None, *PEERS.get(method, ()))]
     rows: list[Row] = []
+    about = {
+        "environment": environment(),
+        "plan": asdict(plan),
+        "graph": f"synthetic cell: {graph.num_nodes:,} genes, {graph.num_edges():,} entries, {len(graph.relations)} relations",
+        "threads": torch.get_num_threads(),
+    }
+    results = results_dir() if out is None else out
+    results.mkdir(parents=True, exist_ok=True)
+
+    def keep() -> dict[str, Any]:
+        """Write what there is so far."""
+        result = {**about, "rows": rows, "seconds": time.perf_counter() - start}
+        write_atomic(results / "methods.json", (json.dumps(result, indent=1) + "\n").encode())
+        return result
+
     with (
         tempfile.TemporaryDirectory() as folder,
         tqdm(total=len(jobs) + len(plan.methods), desc="methods", disable=None) as bar,
@@ -241,6 +258,7 @@ def run(plan: Plan | None = None, *, out: Path | None = None) -> dict[str, Any]:
         for method, peer in jobs:
             bar.set_postfix_str(f"{method}, {peer or 'ours'}")
             rows.append(measure_elsewhere(plan, method, peer, file, max(left(), 30.0)))
+            keep()
             bar.update()
         bar.set_postfix_str("largest batches")
         runnable = [method for method in plan.methods if "reason" not in find(rows, method) and plan.cap > 0]
@@ -248,21 +266,16 @@ def run(plan: Plan | None = None, *, out: Path | None = None) -> dict[str, Any]:
             searches = pool.map(lambda method: search(plan, method, file, left), runnable)
             for method, largest in zip(runnable, searches, strict=True):
                 find(rows, method)["largest"] = largest
+                keep()
                 bar.update()
         for method in runnable:
             bar.set_postfix_str(f"{method}, its largest batch")
             largest = find(rows, method)["largest"]
             if isinstance(largest, dict):
                 largest["samples_per_second"] = rate_at(plan, method, file, largest["batch_size"], max(left(), 60.0))
-    result = {
-        "environment": environment(),
-        "plan": asdict(plan),
-        "graph": f"synthetic cell: {graph.num_nodes:,} genes, {graph.num_edges():,} entries, {len(graph.relations)} relations",
-        "threads": torch.get_num_threads(),
-        "rows": rows,
-        "seconds": time.perf_counter() - start,
-    }
-    save(result, results_dir() if out is None else out)
+                keep()
+    result = keep()
+    save(result, results)
     return result
 
 
@@ -305,9 +318,7 @@ COLUMNS = (
 
 
 def save(result: dict[str, Any], folder: Path) -> None:
-    """Write the result as JSON, CSV (one line a row), Markdown and a picture."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "methods.json", (json.dumps(result, indent=1) + "\n").encode())
+    """Write the result as CSV (one line a row), Markdown and a picture."""
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow([*COLUMNS, "loading_ms", "model_ms", "optimizer_ms", "largest_batch", "samples_per_second_there"])

@@ -15,8 +15,8 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -35,13 +35,13 @@ from cellattn._profiling import span
 from cellattn.data import PERTURBATION_TYPES, PerturbationBatch, PerturbationDataset, batches_on, synthetic_cell
 from cellattn.nn import CellOutput
 
+from . import processes
 from .cells import benchmark_graph
 from .distributed import Share, shares, sum_over_ranks, world_size
 from .measure import peak_memory, phase_times, resident, synchronize
 
 Forward = Callable[[nn.Module, PerturbationBatch], CellOutput]
 Loss = Callable[[Tensor, Tensor], Tensor]
-ROOT = Path(__file__).parents[1]
 AUTOCAST = {"bf16": torch.bfloat16}  # float16 would need its losses scaled
 
 
@@ -434,15 +434,20 @@ def largest_batch(
     }  # fmt: skip
     command = [sys.executable, "-c", "from benchmarks.engine import answer; answer()", json.dumps(question)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"largest batch of {work.method}: {done.stderr[-4000:]}")
-    found = json.loads(done.stdout.splitlines()[-1])
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        ended = processes.run(command, env=env, output=output, errors=errors)
+        for file in (output, errors):
+            file.seek(0)
+        said, complaint = output.read(), errors.read()
+    if ended.status != 0:
+        raise RuntimeError(f"largest batch of {work.method}: {complaint[-4000:]}")
+    found = json.loads(said.splitlines()[-1])
     return LargestBatch(**{**found, "tries": tuple(Try(*one) for one in found["tries"])})
 
 
 def answer() -> None:
     """What `largest_batch` starts: search as the command line asks, and print what was found."""
+    processes.end_with_parent()
     question = json.loads(sys.argv[1])
     fields = question.pop("work")
     work = Workload(**{**fields, "execution": Execution(**fields["execution"])})

@@ -1,15 +1,22 @@
-"""What only a GPU can say about the kernels, in one command that needs no network.
+"""What only a GPU can say about the kernels, in one command that needs no network and no git.
 
-    python -m benchmarks.gpu_check --out FOLDER [--full]
+    python -m benchmarks.gpu_check --out FOLDER [--only SECTION ...] [--seconds S] [--full]
+    python -m benchmarks.gpu_check --plan S
 
-In this order: every op, its gradients included, against float64 at the size of a cell, with at most twice the error of eager
-PyTorch of the same dtype; bit-equal repeats; a CUDA graph that replays bit-equal to eager; the k-hop ops bit for bit against
-the CPU, captured too; every model of the report against float64; the tests in `tests/cuda`, where pytest is installed;
-compute-sanitizer on small shapes, where that is; then `benchmarks.bench_attention`, `benchmarks.bench_methods` and
-`benchmarks.bench_khop`, each in its share of nine minutes in all, or with `--full`, however long it takes,
-`benchmarks.report --full`. FOLDER gets `gpu_check.json`, `gpu_check.txt`, and what the benchmarks wrote. Exit status: 0 if
-every check passed, 1 if one failed, 2 without a GPU. The k-hop ops and some models need the extension:
-`python setup.py build_ext --inplace`, here or, with nvcc, on a machine without a GPU.
+The check is in sections, in the order in which a short time with a GPU is best spent: all kernels compiled, several at a time;
+every op, its gradients included, against float64 at the size of a cell, with at most twice the error of eager PyTorch of the
+same dtype, bit-equal repeats, and a CUDA graph that replays bit-equal to eager; the k-hop ops bit for bit against the CPU,
+captured too; every model of the report against float64; the tests in `tests/cuda`; `benchmarks.bench_attention`,
+`bench_methods` and `bench_khop`; compute-sanitizer on small shapes; and a search for faster tiles. Each section is a process of
+its own that ends when its time is up, at most nine minutes, and takes none of the others along. `--plan` says how to deal
+them out where a command may take S seconds; with `--seconds` sections are begun only where there is time for them, and the
+same command again does what is left. `--full` puts `benchmarks.report --full`, however long it takes, in the place of the
+benchmarks.
+
+FOLDER gets each result as soon as there is one, in `results.jsonl` (`benchmarks.sections`), and what the benchmarks and tests
+wrote. Exit status: 0 if every check passed, 1 if one failed or did not end, 2 without a GPU. CELLATTN_COMMIT says of which
+commit the files are where git does not. The k-hop ops and some models need the extension: `python setup.py build_ext
+--inplace`, here or, with nvcc, on a machine without a GPU.
 """
 
 from __future__ import annotations
@@ -17,15 +24,16 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib.util
-import json
+import math
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +47,12 @@ from cellattn.graph import SEGMENT
 from cellattn.nn.wildtype import Genes
 
 from .engine import random_mutants
-from .measure import environment, results_dir
+from .measure import environment
 from .methods import METHODS
+from .processes import end_with_parent
+from .sections import Record, Result, Section, command, drive, ended, plan, read
 
-ROOT = Path(__file__).parents[1]
-SECONDS = 9 * 60  # without --full
-TESTS_SECONDS = 120
-SANITIZER_SECONDS = 60  # a tool
+GENES = 6607
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # Ours may have twice the error of eager PyTorch of the same dtype, and this much of the largest entry where eager is exact.
@@ -65,16 +72,6 @@ class Case:
 
 
 KHOP = Case("k-hop ops", (), lambda: (), None)  # what a check that raises is reported under
-
-
-@dataclass(frozen=True)
-class Result:
-    """One line of the report; `passed` is None for what could not be looked at here."""
-
-    check: str
-    case: str
-    passed: bool | None
-    detail: str
 
 
 def cell(num_nodes: int, *, device: torch.device, seed: int = 0) -> MultiGraph:
@@ -357,55 +354,6 @@ def capture(case: Case, device: torch.device) -> Iterator[Result]:
     )
 
 
-def sanitizer(small: list[str]) -> Iterator[Result]:
-    """Each op once at a small size, in a process of its own under memcheck, racecheck and initcheck."""
-    places = [shutil.which("compute-sanitizer"), "/usr/local/cuda/bin/compute-sanitizer"]
-    tool = next((place for place in places if place and Path(place).is_file()), None)
-    for name in ("memcheck", "racecheck", "initcheck"):
-        if tool is None:
-            yield Result("sanitizer", name, None, "compute-sanitizer is not installed here")
-            continue
-        # Without PyTorch's pool an access past the end of a tensor leaves its allocation, and is seen.
-        env = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        command = [tool, "--tool", name, "--error-exitcode", "1", *small]
-        yield elsewhere("sanitizer", name, command, SANITIZER_SECONDS, env=env)[0]
-
-
-def gpu_tests() -> Result:
-    """Those that want a GPU."""
-    folder = "tests/cuda"
-    if importlib.util.find_spec("pytest") is None:
-        return Result("tests", folder, None, "pytest is not installed here")
-    return elsewhere("tests", folder, [sys.executable, "-m", "pytest", "-q", folder], TESTS_SECONDS)[0]
-
-
-def benchmark(name: str, out: Path, *arguments: str, seconds: float | None = None) -> Result:
-    """`benchmarks.<name>`, its table, figures and pictures copied to the folder."""
-    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
-    before = time.time()
-    result, said = elsewhere("benchmark", name, command, seconds)
-    (out / f"{name}.txt").write_text(said)
-    for path in results_dir().iterdir():
-        if path.stat().st_mtime >= before:
-            shutil.copy(path, out / path.name)
-    return result
-
-
-def elsewhere(
-    check: str, case: str, command: list[str], seconds: float | None, env: dict[str, str] | None = None
-) -> tuple[Result, str]:
-    """A command in a process of its own, which passes with exit status 0, and all that it said; killed after `seconds`."""
-    try:
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=seconds, check=False)
-    except subprocess.TimeoutExpired as late:
-        parts = [part for part in (late.stdout, late.stderr) if part]  # bytes, in most versions of Python
-        said = "".join(part.decode(errors="replace") if isinstance(part, bytes) else part for part in parts)
-        return Result(check, case, None, f"not finished after {late.timeout:.0f} s"), said
-    said = done.stdout + done.stderr
-    last = [line.strip()[:200] for line in said.splitlines() if line.strip()][-3:]
-    return Result(check, case, done.returncode == 0, f"exit status {done.returncode}: {' / '.join(last)}"), said
-
-
 def models(device: torch.device, num_genes: int = 2000, num_sets: int = 6) -> Iterator[Result]:
     """Every method of the report, predictions and gradients, against itself in float64 on the CPU; and once more, bit-equal."""
     graph = synthetic_cell(seed=0, num_genes=num_genes)
@@ -444,77 +392,167 @@ def guarded(check: Callable[..., Iterator[Result]], name: str, case: Case, devic
     torch.cuda.empty_cache()
 
 
-def run_small(device: torch.device) -> None:
-    """Each op once, forward and backward, for the sanitizer."""
-    graph = cell(70, device=device)
-    for case in (*cases(graph), *hub_cases(device)):
-        step(case.ours, inputs_of(case, torch.float16, device))
-    for result in khop(graph):
-        print(result)
-    torch.cuda.synchronize()
-
-
-def run(out: Path, *, device: torch.device, full: bool = False) -> list[Result]:
-    started = time.monotonic()
-    out.mkdir(parents=True, exist_ok=True)
-    about = environment()
-    results: list[Result] = []
-    with (out / "gpu_check.txt").open("w") as text:
-
-        def report(line: str) -> None:
-            print(line, flush=True)
-            print(line, file=text, flush=True)
-
-        def add(result: Result) -> None:
-            verdict = {True: "pass", False: "FAIL", None: "----"}[result.passed]
-            report(f"{verdict}  {result.check}  {result.case}: {result.detail}")
-            results.append(result)
-
-        report(", ".join(f"{key} {value}" for key, value in about.items()))
-        graph = cell(6607, device=device)
-        for case in (*cases(graph), *hub_cases(device)):
+def ops(names: Sequence[str], device: torch.device, num_nodes: int = GENES) -> Iterator[Result]:
+    """Accuracy, repeats and capture of the cases whose names begin with one of `names`."""
+    for case in all_cases(cell(num_nodes, device=device)):
+        if case.name.startswith(tuple(names)):
             for name, check in (("accuracy", accuracy), ("repeats", repeats), ("cuda graph", capture)):
-                for result in guarded(check, name, case, device):
-                    add(result)
-        for name, several in (("k-hop", khop), ("cuda graph", khop_capture)):
-            for result in guarded(lambda *_, several=several: several(graph), name, KHOP, device):
-                add(result)
-        for result in models(device):
-            add(result)
-        add(gpu_tests())
-        for result in sanitizer([sys.executable, "-m", "benchmarks.gpu_check", "--small"]):
-            add(result)
-        if full:
-            add(benchmark("report", out, "--full"))
-        else:
-            for name, share in (("bench_attention", 0.45), ("bench_methods", 0.6), ("bench_khop", 1.0)):
-                seconds = max(share * (SECONDS - (time.monotonic() - started)), 1.0)
-                most = str(int(max(seconds - 40, 1)))
-                add(benchmark(name, out, "--device", "cuda", "--seconds", most, seconds=seconds))
-        failed = sum(result.passed is False for result in results)
-        skipped = sum(result.passed is None for result in results)
-        took = time.monotonic() - started
-        report(f"{len(results) - failed - skipped} passed, {failed} failed, {skipped} could not be looked at, in {took:.0f} s")
-    document = {"environment": about, "seconds": took, "results": [asdict(result) for result in results]}
-    (out / "gpu_check.json").write_text(json.dumps(document, indent=1) + "\n")
-    return results
+                yield from guarded(check, name, case, device)
+
+
+def all_cases(graph: MultiGraph) -> list[Case]:
+    return [*cases(graph), *hub_cases(graph.device)]
+
+
+def khop_ops(device: torch.device, num_nodes: int = GENES) -> Iterator[Result]:
+    graph = cell(num_nodes, device=device)
+    for name, several in (("k-hop", khop), ("cuda graph", khop_capture)):
+        yield from guarded(lambda *_, several=several: several(graph), name, KHOP, device)
+
+
+def compiled(device: torch.device, num_nodes: int = GENES) -> Iterator[Result]:
+    """Every case once in every dtype, several processes at a time: what they compile, Triton's cache holds for the others."""
+    jobs = [(i, dtype) for i in range(len(all_cases(cell(2, device=torch.device("cpu"))))) for dtype in DTYPES]
+    workers = min(8, os.cpu_count() or 1)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, initializer=end_with_parent) as pool:
+        for done in [pool.submit(_compile, i, dtype, device, num_nodes) for i, dtype in jobs]:
+            yield done.result()
+
+
+@functools.cache
+def _cases_here(device: torch.device, num_nodes: int) -> list[Case]:
+    return all_cases(cell(num_nodes, device=device))
+
+
+def _compile(i: int, dtype: str, device: torch.device, num_nodes: int) -> Result:
+    case = _cases_here(device, num_nodes)[i]
+    begun = time.monotonic()
+    try:
+        step(case.ours, inputs_of(case, DTYPES[dtype], device))
+        return Result("compiled", f"{case.name}, {dtype}", True, f"{time.monotonic() - begun:.1f} s")
+    except Exception:
+        return Result("compiled", f"{case.name}, {dtype}", False, traceback.format_exc(limit=-3))
+
+
+def run_once(device: torch.device, num_nodes: int) -> None:
+    """Each op once, forward and backward, for compute-sanitizer and for the search for tiles."""
+    graph = cell(num_nodes, device=device)
+    for case in all_cases(graph):
+        for dtype in (torch.float16, torch.bfloat16) if num_nodes == GENES else (torch.float16,):
+            step(case.ours, inputs_of(case, dtype, device))
+    if num_nodes < GENES:
+        for result in khop(graph):
+            print(result)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def sanitizer(tool: str, out: Path) -> Iterator[Result]:
+    """Each op once at a small size under a tool of compute-sanitizer."""
+    places = [shutil.which("compute-sanitizer"), "/usr/local/cuda/bin/compute-sanitizer"]
+    program = next((place for place in places if place and Path(place).is_file()), None)
+    if program is None:
+        yield Result("command", tool, None, "compute-sanitizer is not installed here")
+        return
+    # Without PyTorch's pool an access past the end of a tensor leaves its allocation, and is seen.
+    env = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    small = [sys.executable, "-m", "benchmarks.gpu_check", "--once", "70"]
+    yield command([program, "--tool", tool, "--error-exitcode", "1", *small], out / f"{tool}.txt", env=env)
+
+
+def gpu_tests(out: Path) -> Iterator[Result]:
+    """Those that want a GPU."""
+    if importlib.util.find_spec("pytest") is None:
+        yield Result("command", "tests", None, "pytest is not installed here")
+        return
+    yield command([sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "tests/cuda"], out / "tests.txt")
+
+
+def benchmark(name: str, out: Path, *arguments: str) -> Iterator[Result]:
+    """`benchmarks.<name>`: its table and figures go to the folder, row by row."""
+    env = {**os.environ, "CELLATTN_RESULTS": os.fspath(out)}
+    yield command([sys.executable, "-m", f"benchmarks.{name}", *arguments], out / f"{name}.txt", env=env)
+
+
+def tuning(out: Path) -> Iterator[Result]:
+    """The fastest tile beside each on record: lines for `kernels/config.py`."""
+    env = {**os.environ, "CELLATTN_AUTOTUNE": "1", "PYTHONUNBUFFERED": "1"}
+    yield command([sys.executable, "-m", "benchmarks.gpu_check", "--once", str(GENES)], out / "tuning.txt", env=env)
+
+
+def _gpu() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _measured(name: str, seconds: float, what: str) -> Section:
+    """A benchmark that stops by itself in time to write what it has."""
+    most = str(int(seconds - 40))
+    return Section(seconds, lambda out: benchmark(name, out, "--device", "cuda", "--seconds", most), what)
+
+
+LOSSES = ("attention_kl", "attention_bce", "graph_attention", "network_mse")
+ATTENTION = ("attention D", "attention_logsumexp", "perturbation_attention")
+PRODUCTS = ("masked_spmm", "relational_spmm")
+# In the order of their worth; the first seven fit nine minutes twice, all but the last three fit it three times.
+SECTIONS: dict[str, Section] = {
+    "compile": Section(120, lambda out: compiled(_gpu()), "every kernel of every op, several at a time"),
+    "attention": Section(110, lambda out: ops(ATTENTION, _gpu()), "accuracy, repeats, CUDA graphs of attention"),
+    "losses": Section(200, lambda out: ops(LOSSES, _gpu()), "likewise of the losses, hubs included"),
+    "products": Section(100, lambda out: ops(PRODUCTS, _gpu()), "likewise of products with the graph"),
+    "khop": Section(80, lambda out: khop_ops(_gpu()), "k-hop against the CPU, bit for bit"),
+    "models": Section(120, lambda out: models(_gpu()), "every model against float64"),
+    "tests": Section(90, gpu_tests, "tests/cuda"),
+    "bench_attention": _measured("bench_attention", 240, "the attention ops against their peers"),
+    "bench_methods": _measured("bench_methods", 270, "every method's training step"),
+    "bench_khop": _measured("bench_khop", 130, "k-hop against its peers"),
+    "memcheck": Section(130, lambda out: sanitizer("memcheck", out), "accesses out of bounds"),
+    "racecheck": Section(130, lambda out: sanitizer("racecheck", out), "races in shared memory"),
+    "initcheck": Section(130, lambda out: sanitizer("initcheck", out), "reads of memory that nothing wrote"),
+    "tuning": Section(270, tuning, "faster tiles, for kernels/config.py"),
+    "report": Section(math.inf, lambda out: benchmark("report", out, "--full"), "the whole report"),
+}
+BENCHMARKS = {"bench_attention", "bench_methods", "bench_khop"}
+
+
+def summary(records: Sequence[Record]) -> str:
+    """Counts, and each line that did not pass."""
+    lines = [str(record) for record in records if not record.result.passed]
+    failed = sum(record.result.passed is False for record in records)
+    skipped = sum(record.result.passed is None for record in records)
+    counts = f"{len(records) - failed - skipped} passed, {failed} failed, {skipped} not looked at or not finished"
+    return "\n".join([*lines, counts])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", type=Path, help="folder for the results, made if missing")
-    what.add_argument("--small", action="store_true", help="run each op once at a small size, as the sanitizer's target")
-    parser.add_argument("--full", action="store_true", help="the whole report in the place of what nine minutes have room for")
-    arguments = parser.parse_args()
+    what.add_argument("--plan", type=float, metavar="S", help="print commands of at most S seconds that are the whole check")
+    what.add_argument("--once", type=int, metavar="GENES", help="run each op once, as the target of other tools")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"of {', '.join(SECTIONS)}")
+    parser.add_argument("--seconds", type=float, help="begin no section that could take longer than what is left of these")
+    parser.add_argument("--again", action="store_true", help="sections too that the folder holds the end of")
+    parser.add_argument("--full", action="store_true", help="the whole report in the place of the benchmarks")
+    given = parser.parse_args()
+    left_out = BENCHMARKS if given.full else {"report"}
+    names = given.only or [name for name in SECTIONS if name not in left_out]
+    if given.plan is not None:
+        for part in plan({name: SECTIONS[name] for name in names}, given.plan):
+            print(f"python -m benchmarks.gpu_check --out FOLDER --only {' '.join(part)}")
+        return 0
     if not torch.cuda.is_available():
         print("gpu_check: no GPU that this PyTorch can use; nothing was checked")
         return 2
-    device = torch.device("cuda", torch.cuda.current_device())
-    if arguments.small:
-        run_small(device)
+    if given.once is not None:
+        run_once(_gpu(), given.once)
         return 0
-    return int(any(result.passed is False for result in run(arguments.out, device=device, full=arguments.full)))
+    if not given.only and not given.again:
+        before = read(given.out)
+        names = [name for name in names if not ended(before, name)]
+    records = drive("benchmarks.gpu_check", names, given.out, about=environment(), seconds=given.seconds)
+    print(summary(records))
+    return int(not all(record.result.passed for record in records))
 
 
 if __name__ == "__main__":

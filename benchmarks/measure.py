@@ -105,15 +105,15 @@ def device_name() -> str:
 
 
 def results_dir() -> Path:
-    """`benchmarks/results/<device>/`, made if missing."""
+    """The folder that CELLATTN_RESULTS names, `benchmarks/results/<device>/` without; made if missing."""
     slug = re.sub(r"[^a-z0-9]+", "-", device_name().lower()).strip("-")
-    folder = Path(__file__).parent / "results" / slug
+    folder = Path(os.environ.get("CELLATTN_RESULTS", Path(__file__).parent / "results" / slug))
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def environment() -> dict[str, str]:
-    """Device, versions and commit that a figure belongs to."""
+    """Device, versions and commit that a figure belongs to: git's, or of CELLATTN_COMMIT where the files came without git."""
     # a run writes its results one after the other: those are no change of what is measured
     code_changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
     commit = _git("rev-parse", "--short", "HEAD") + ("-dirty" if code_changed else "")
@@ -121,7 +121,7 @@ def environment() -> dict[str, str]:
         "device": device_name(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "commit": commit or "unknown",
+        "commit": commit or os.environ.get("CELLATTN_COMMIT", "unknown"),
         "date": time.strftime("%Y-%m-%d"),
     }
 
@@ -133,9 +133,12 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def _git(*arguments: str) -> str:
-    """What git says of this repository; nothing where there is none."""
+    """What git says of this repository; nothing where there is no repository, or no git."""
     command = ["git", "-C", os.fspath(Path(__file__).parents[1]), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
 
 
 def synchronize(device: torch.device) -> None:

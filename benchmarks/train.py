@@ -61,6 +61,7 @@ from .distributed import distributed, from_main, is_main, shares, sum_over_ranks
 from .engine import AUTOCAST, Execution, Forward, Trainer, mean_squared_error
 from .measure import environment, results_dir
 from .methods import pair_mlp
+from .processes import end_with_parent
 
 # The relations with the most edges among the labelled genes come first; a layer has as many ties as heads.
 TIED_RELATIONS = ("physical", "database", "complex", "neighborhood", "coexpression", "cooccurence", "regulatory", "motif")
@@ -551,6 +552,11 @@ def use_threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _start_worker() -> None:
+    end_with_parent()
+    torch.set_num_threads(1)
+
+
 def _say_nothing(record: dict[str, Any]) -> None:
     """What a run in another process calls after each epoch."""
 
@@ -615,7 +621,7 @@ def run(
         with tqdm(total=total, unit="epoch", desc="training", disable=None if is_main() else True) as bar:
             if threads == 1 and workers > 1:
                 spawn = multiprocessing.get_context("spawn")
-                with ProcessPoolExecutor(workers, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                with ProcessPoolExecutor(workers, spawn, initializer=_start_worker) as pool:
                     for job, run in zip(
                         jobs, [pool.submit(train_one, *job, _say_nothing, execution) for job in jobs], strict=True
                     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import cellattn
 from benchmarks import gpu_check
 from benchmarks.engine import Method
 from benchmarks.methods import METHODS
+from benchmarks.sections import Record, Result, plan
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
@@ -29,7 +31,8 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-CASES = {case.name: case for case in (*gpu_check.cases(gpu_check.cell(70, device=CPU)), *gpu_check.hub_cases(CPU))}
+CELL = gpu_check.cell(70, device=CPU)
+CASES = {case.name: case for case in gpu_check.all_cases(CELL)}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -97,24 +100,75 @@ def test_a_model_that_fails_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no such model" in result.detail
 
 
-def test_commands_elsewhere() -> None:
-    def python(code: str, seconds: float | None = None) -> tuple[gpu_check.Result, str]:
-        return gpu_check.elsewhere("a", "b", [sys.executable, "-c", code], seconds)
+def test_sections_go_through_all_cases(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As they are, of a small cell on the CPU; what the checks themselves say is tested above."""
+    monkeypatch.setattr(gpu_check, "_gpu", lambda: CPU)
+    monkeypatch.setattr(gpu_check, "cell", lambda num_nodes, device: CELL)
+    checks = ("accuracy", "repeats", "capture")
+    for check in checks:
+        monkeypatch.setattr(gpu_check, check, lambda case, device, check=check: iter([Result(check, case.name, True, "")]))
+    found = [each for name in ("attention", "losses", "products") for each in gpu_check.SECTIONS[name].run(tmp_path)]
+    assert sorted((each.check, each.case) for each in found) == sorted((check, name) for check in checks for name in CASES)
+    monkeypatch.setattr(gpu_check, "METHODS", {})
+    assert list(gpu_check.SECTIONS["models"].run(tmp_path)) == []
+    monkeypatch.setattr(gpu_check, "khop_capture", lambda graph: iter([Result("capture", "", True, "")]))
+    assert len(list(gpu_check.SECTIONS["khop"].run(tmp_path))) == 4 * 4 + 3 * 3 * 2 + 1
 
-    right, said = python("print('one'); print('two')")
-    assert (right.passed, right.detail, said) == (True, "exit status 0: one / two", "one\ntwo\n")
-    wrong, said = python("raise SystemExit('no kernel')")
-    assert (wrong.passed, wrong.detail, said) == (False, "exit status 1: no kernel", "no kernel\n")
-    slow, said = python("import time; print('begun', flush=True); time.sleep(60)", seconds=2.0)
-    assert (slow.passed, slow.detail, said) == (None, "not finished after 2 s", "begun\n")
+
+def test_every_case_is_in_one_section() -> None:
+    prefixes = (gpu_check.ATTENTION, gpu_check.LOSSES, gpu_check.PRODUCTS)
+    for name in CASES:
+        assert sum(name.startswith(each) for each in prefixes) == 1, name
+
+
+def test_kernels_are_compiled_side_by_side(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    few = gpu_check.all_cases(gpu_check.cell(2, device=CPU))[:1]
+    monkeypatch.setattr(gpu_check, "all_cases", lambda graph: few)
+    results = list(gpu_check.compiled(CPU, num_nodes=70))
+    assert [result.case for result in results] == [f"{few[0].name}, {dtype}" for dtype in gpu_check.DTYPES]
+    assert all(result.passed for result in results), results
+
+
+def test_the_tools_find_their_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_check, "cell", lambda num_nodes, device: CELL)
+    gpu_check.run_once(CPU, 70)
+
+
+def test_the_check_fits_half_an_hour_but_for_its_end() -> None:
+    """Each section within nine minutes; all but the last three in three commands of nine."""
+    names = [name for name in gpu_check.SECTIONS if name != "report"]
+    assert all(gpu_check.SECTIONS[name].seconds <= 540 for name in names)
+    runs = plan({name: gpu_check.SECTIONS[name] for name in names}, 540)
+    assert [name for part in runs[:3] for name in part] == names[:-3]
+    assert len(runs) == 4
+
+
+def test_the_plan_is_printed_without_a_gpu() -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu_check", "--plan", "540"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    first = done.stdout.splitlines()[0]
+    assert first == "python -m benchmarks.gpu_check --out FOLDER --only compile attention losses products"
 
 
 def test_a_benchmark_leaves_what_it_said(tmp_path: Path) -> None:
-    result = gpu_check.benchmark("report", tmp_path, "--help")
+    (result,) = gpu_check.benchmark("report", tmp_path, "--help")
     assert result.passed
     assert "--full" in (tmp_path / "report.txt").read_text()
 
 
-def test_without_pytest_the_tests_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tools_they_are_not_looked_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert gpu_check.gpu_tests().passed is None
+    (tests,) = gpu_check.gpu_tests(tmp_path)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(Path, "is_file", lambda path: False)
+    (tool,) = gpu_check.sanitizer("memcheck", tmp_path)
+    assert tests.passed is None
+    assert tool.passed is None
+
+
+def test_summary() -> None:
+    """What did not pass, line by line, and how many."""
+    found = [Record("a", Result("check", str(i), passed, "why")) for i, passed in enumerate((True, False, None, True))]
+    assert gpu_check.summary(found) == (
+        "FAIL  check  1: why\n----  check  2: why\n2 passed, 1 failed, 1 not looked at or not finished"
+    )

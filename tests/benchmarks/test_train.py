@@ -23,6 +23,8 @@ from benchmarks.checkpoint import load_checkpoint, rng_state, save_checkpoint, s
 from cellattn import MultiGraph
 from cellattn.data import PerturbationDataset, synthetic_cell, synthetic_phenotypes
 
+from .process_tree import alive, children, soon
+
 ROOT = Path(__file__).parents[2]
 NAME, EPOCHS = "kl-rows", 12  # draws rows and dropout masks from the generators that a checkpoint has to keep
 
@@ -388,3 +390,22 @@ def test_several_runs_at_a_time_are_the_same(cell: train.Cell, tmp_path: Path) -
     two = train_tiny(cell, tmp_path / "two", workers=2, **options)
     assert (one["workers"], two["workers"]) == (1, 2)
     assert_same(timeless(one["runs"]), timeless(two["runs"]))
+
+
+def test_workers_end_with_a_run_that_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from tests.benchmarks.test_train import tiny_cell, train_tiny\n"
+        "if __name__ == '__main__':\n"
+        "    train_tiny(tiny_cell(), Path(sys.argv[1]), 100_000, seeds=[0, 1], workers=2)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, os.fspath(tmp_path)], cwd=ROOT)
+    try:
+        assert soon(lambda: len(list(tmp_path.glob("*/checkpoint.pt"))) == 2, 120.0)
+        workers = [pid for pid in children(process.pid) if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+    finally:
+        process.kill()
+        process.wait()
+    assert len(workers) == 2
+    assert soon(lambda: not any(alive(pid) for pid in workers))
