@@ -1,51 +1,168 @@
-"""What all operators share: how they are registered, and what their autograd formulas have in common."""
+"""What all operators share: how they are registered, what machinery of PyTorch they run under, and what they refuse.
+
+Beside the dispatcher, which serves plain calls, autograd, autocast and torch.compile, an operator with a gradient is a
+`torch.autograd.Function`, which is how PyTorch lets Python code take part in the transforms of torch.func and in forward-mode
+differentiation. `torch.func.grad`, `vjp`, `jacrev` and `vmap` then work in any order, and forward mode for what is linear; the
+forward mode of others and second derivatives, for which there is no formula, are errors where the dispatcher would give zeros.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch._C import _are_functorch_transforms_active as transforms_active
 from torch._library.custom_ops import CustomOpDef
+from torch.autograd import forward_ad
+
+
+class Operator(CustomOpDef):
+    """`cellattn::name`, with its backends, its fake and its autograd formula; called like a function.
+
+    Args:
+        name: of the operator.
+        public: of the function of `cellattn` that its errors speak of.
+        schema: its signature.
+        implementation: what it computes.
+        device: on which device, None for all.
+        leading: tensors whose leading dimensions are free, in `vmap` too; with any other one batched, `vmap` is a loop.
+        linear: tensors in each of which the operator is linear, and in which it has a forward-mode derivative.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        public: str,
+        schema: str,
+        implementation: Callable[..., Any],
+        device: str | None,
+        leading: Collection[str],
+        linear: Collection[str],
+    ) -> None:
+        super().__init__("cellattn", name, schema, implementation)
+        self.register_kernel(device)(implementation)
+        self.public = public
+        self._arguments = self._opoverload._schema.arguments
+        self._leading, self._linear = ([x.name in chosen for x in self._arguments] for chosen in (leading, linear))
+        self._function = _function(self, _no_formula, None)
+
+    def register_autograd(self, backward: Callable[..., Any], /, *, setup_context: Callable[..., None] | None = None) -> None:
+        """Give the gradient."""
+        super().register_autograd(backward, setup_context=setup_context)
+        self._function = _function(self, backward, setup_context)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if transforms_active() or forward_ad._current_level >= 0:
+            if torch.compiler.is_compiling():
+                raise NotImplementedError(
+                    f"cellattn.{self.public}: torch.func transforms and forward mode inside of a compiled function are not "
+                    "supported; transform without torch.compile"
+                )
+            rest = (kwargs.get(x.name, x.default_value) for x in self._arguments[len(args) :])
+            return self._function.apply(*args, *rest)
+        return self._opoverload(*args, **kwargs)
+
+    def jvp(self, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
+        """The forward-mode derivative of an operator with one output, by the product rule."""
+        parts = []
+        for i, (tangent, linear) in enumerate(zip(tangents, self._linear, strict=True)):
+            if tangent is None:
+                continue
+            if not linear:
+                raise NotImplementedError(
+                    f"cellattn.{self.public}: forward-mode derivatives (jvp, jacfwd, hessian) are not supported; "
+                    "use reverse mode: backward, torch.func.grad, vjp or jacrev"
+                )
+            parts.append(self(*primals[:i], tangent, *primals[i + 1 :]))
+        return functools.reduce(torch.add, parts)
+
+    def batched(self, size: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> tuple[Any, Any]:
+        """The rule of `vmap`: (outputs, the dimension of each that is mapped over)."""
+        mapped = [isinstance(dim, int) for dim in in_dims]
+        if all(free or not is_mapped for free, is_mapped in zip(self._leading, mapped, strict=True)):
+            inputs = list(args)
+            for i, free in enumerate(self._leading):
+                if free and args[i] is not None:
+                    inputs[i] = args[i].movedim(in_dims[i], 0) if mapped[i] else args[i].expand(size, *args[i].shape)
+            out = self(*inputs)
+        else:
+            slices = [x.unbind(dim) if here else (x,) * size for x, dim, here in zip(args, in_dims, mapped, strict=True)]
+            results = [self(*one) for one in zip(*slices, strict=True)]
+            out = (
+                torch.stack(results) if isinstance(results[0], Tensor) else tuple(map(torch.stack, zip(*results, strict=True)))
+            )
+        return out, 0 if isinstance(out, Tensor) else (0,) * len(out)
 
 
 def operator(
-    name: str, *, schema: str | None = None, device: str | None = "cpu"
-) -> Callable[[Callable[..., Any]], CustomOpDef]:
-    """Register a function as `cellattn::name` on a device (None: on all); the schema is read off its annotations.
+    name: str,
+    *,
+    public: str | None = None,
+    schema: str | None = None,
+    device: str | None = "cpu",
+    leading: Collection[str] = (),
+    linear: Collection[str] = (),
+) -> Callable[[Callable[..., Any]], Operator]:
+    """Register a function as `cellattn::name`, see `Operator`; the schema is read off its annotations.
 
     Autocast reaches into operators, where it would turn the products into bfloat16; the implementations choose the dtype
     of their arithmetic themselves.
     """
 
-    def decorate(implementation: Callable[..., Any]) -> CustomOpDef:
+    def decorate(implementation: Callable[..., Any]) -> Operator:
         @functools.wraps(implementation)
         def without_autocast(*args: Any) -> Any:
             with torch.autocast(next(x.device.type for x in args if isinstance(x, Tensor)), enabled=False):
                 return implementation(*args)
 
-        return torch.library.custom_op(
-            f"cellattn::{name}",
-            without_autocast,
-            mutates_args=(),
-            device_types=device,
-            schema=schema or torch.library.infer_schema(implementation, mutates_args=()),
-        )
+        signature = schema or torch.library.infer_schema(implementation, mutates_args=())
+        return Operator(name, public or name, signature, without_autocast, device, leading, linear)
 
     return decorate
 
 
-def refuse_double_backward(backward_op: CustomOpDef, name: str) -> None:
+def refuse_double_backward(backward_op: Operator, name: str) -> None:
     """Make differentiating an operator's backward a clear error rather than a silent zero."""
 
     def raise_error(ctx: Any, *grads: Any) -> NoReturn:
         raise RuntimeError(f"cellattn.{name}: double backward is not supported; call backward without create_graph=True")
 
+    backward_op.public = name
     backward_op.register_autograd(raise_error)
 
 
 def keep_missing_grads(ctx: Any) -> None:
     """Pass None for the gradient of an output nobody used, so that its part of the backward is skipped."""
     ctx.set_materialize_grads(False)
+
+
+def _no_formula(ctx: Any, *grads: Any) -> NoReturn:
+    raise NotImplementedError
+
+
+def _function(op: Operator, backward: Callable[..., Any], setup_context: Callable[..., None] | None) -> Any:
+    """The operator as a `torch.autograd.Function`, for what the dispatcher has no place for."""
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.primals = inputs if any(op._linear) else ()
+        if setup_context is not None:
+            setup_context(ctx, inputs, output)
+
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return op.jvp(ctx.primals, tangents)
+
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        return op.batched(info.batch_size, in_dims, args)
+
+    methods: dict[str, Any] = {
+        "forward": lambda *args: op._opoverload(*args),
+        "setup_context": setup,
+        "backward": backward,
+        "jvp": jvp,
+        "vmap": vmap,
+    }
+    name = f"cellattn.{op.public}"
+    return type(name, (torch.autograd.Function,), {key: staticmethod(method) for key, method in methods.items()})

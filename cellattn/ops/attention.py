@@ -140,7 +140,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 # ------------------------------------------------------------------------------------------------------- operators
 
 
-@operator("attention")
+@operator("attention", leading=("q", "k", "v"))
 def _attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     out = q.new_zeros(*q.shape[:-1], v.shape[-1])
     lse = torch.zeros(q.shape[:-1], dtype=accumulation_dtype(q.dtype))
@@ -159,7 +159,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: float) ->
     return out, q.new_empty(q.shape[:-1], dtype=accumulation_dtype(q.dtype))
 
 
-@operator("attention_backward")
+@operator("attention_backward", leading=("dout", "dlse", "q", "k", "v", "out", "lse"))
 def _attention_backward(
     dout: Tensor | None,
     dlse: Tensor | None,

@@ -144,7 +144,7 @@ _PROBLEM = (
 )
 
 
-@operator("bce_rows", schema=f"({_PROBLEM}) -> Tensor")
+@operator("bce_rows", public="attention_bce", schema=f"({_PROBLEM}) -> Tensor")
 def _bce_rows(q: Tensor, k: Tensor, lse: Tensor | None, *problem: Any) -> Tensor:
     """[..., R]"""
     rows, num_prefix, scale = problem[8], problem[11], problem[12]

@@ -124,7 +124,7 @@ _PRODUCT = (
 )
 
 
-@operator("masked_sum", schema=f"({_PRODUCT}) -> Tensor", device=None)
+@operator("masked_sum", public="masked_spmm", schema=f"({_PRODUCT}) -> Tensor", device=None, linear=("x", "value"))
 def _masked_sum(x: Tensor, value: Tensor, words: Tensor, *graph: Any) -> Tensor:
     """out [B, N, F]"""
     *by, num_sets, mean, transpose = graph

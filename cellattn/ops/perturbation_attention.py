@@ -90,7 +90,12 @@ def _check_sets(index: Tensor, ptr: Tensor, num_sets: int, num_genes: int) -> No
 _SETS = "Tensor query, Tensor key, Tensor value, Tensor lse, Tensor index, Tensor ptr, Tensor override, float scale"
 
 
-@operator("perturbation_correction", schema=f"({_SETS}) -> Tensor")
+@operator(
+    "perturbation_correction",
+    public="perturbation_attention",
+    schema=f"({_SETS}) -> Tensor",
+    leading=("query", "key", "value", "lse", "override"),
+)
 def _correction(query: Tensor, key: Tensor, value: Tensor, lse: Tensor, index: Tensor, ptr: Tensor, *rest: Any) -> Tensor:
     """sum_{e in b} beta_e (U_e - V_i(e)), [..., B, Dv]"""
     _check_sets(index, ptr, query.shape[-2], key.shape[-2])  # the public function sees no values while it is compiled
@@ -104,7 +109,11 @@ def _(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
     return query.new_empty(*query.shape[:-1], value.shape[-1])
 
 
-@operator("perturbation_correction_backward", schema=f"(Tensor dz, {_SETS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
+@operator(
+    "perturbation_correction_backward",
+    schema=f"(Tensor dz, {_SETS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    leading=("dz", "query", "key", "value", "lse", "override"),
+)
 def _correction_backward(
     dz: Tensor,
     query: Tensor,

@@ -169,7 +169,7 @@ _BETWEEN = (
 )
 
 
-@operator("relational_sum", schema=f"(Tensor x, {_BETWEEN}) -> Tensor", device=None)
+@operator("relational_sum", public="relational_spmm", schema=f"(Tensor x, {_BETWEEN}) -> Tensor", device=None, linear=("x",))
 def _relational_sum(
     x: Tensor, scale: Tensor | None, source: Tensor, source_ptr: Tensor, target: Tensor, target_ptr: Tensor, *graph: Any
 ) -> Tensor:

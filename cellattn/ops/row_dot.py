@@ -71,6 +71,8 @@ _COLUMN_SEGMENTS = "Tensor col_segptr, Tensor segment_col, int[] col_segments"
 
 @operator(
     "row_dot",
+    public="attention_kl",
+    leading=("q", "k"),
     schema=f"(Tensor q, Tensor k, {_BY_ROW}, {_BY_COLUMN}, {_ROW_SEGMENTS}, {_COLUMN_SEGMENTS}, {_TIES}) -> (Tensor, Tensor)",
 )
 def _row_dot(q: Tensor, k: Tensor, rowptr: Tensor, col: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -99,6 +101,7 @@ def _(q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 @operator(
     "row_dot_backward",
+    leading=("dy", "q", "kbar"),
     schema=f"(Tensor dy, Tensor q, Tensor kbar, {_BY_COLUMN}, {_COLUMN_SEGMENTS}, {_TIES}) -> (Tensor, Tensor)",
 )
 def _row_dot_backward(

@@ -17,7 +17,7 @@ from ._operator import keep_missing_grads, operator, refuse_double_backward
 from .set_sum import members, set_size
 
 
-@operator("set_attention", device=None)
+@operator("set_attention", public="nn.HyperSAGNN", device=None)
 def set_attention(
     q: Tensor, k: Tensor, v: Tensor, ptr: Tensor, max_size: int | None = None, include_self: bool = False
 ) -> Tensor:

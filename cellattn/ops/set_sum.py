@@ -19,7 +19,7 @@ def set_mean(x: Tensor, ptr: Tensor) -> Tensor:
     return set_sum(x, ptr) / ptr.diff().clamp(min=1).unsqueeze(-1).to(x.dtype)
 
 
-@operator("set_sum", device=None)
+@operator("set_sum", device=None, linear=("x",))
 def set_sum(x: Tensor, ptr: Tensor) -> Tensor:
     """Sum of the entries of each set: x [nnz, D], ptr int64 [B + 1] -> [B, D], zeros for an empty set."""
     require_ragged("x", ptr.new_empty(x.shape[0]), ptr)  # as long as x; segment_reduce reads where ptr points
