@@ -48,28 +48,43 @@ class GeneList:
 
     @classmethod
     def from_table(
-        cls, path: str | PathLike[str], *, name: str = "name", alias: str | None = None, sep: str = "\t"
+        cls,
+        path: str | PathLike[str],
+        *,
+        name: str | int = "name",
+        alias: str | int | None = None,
+        sep: str = "\t",
+        quote: str | None = "auto",
+        header: bool = True,
+        comment: str | None = None,
     ) -> GeneList:
-        """Read the list from two columns of a delimited file with a header, plain or gzip.
+        """Read the list from two columns of a delimited file.
 
         Args:
-            path: the file.
+            path: the file; see `read_edge_table`, also for `sep`, `quote`, `header` and `comment`.
             name: column with the names, in the order of the indices.
             alias: column with one other name for each gene; empty where there is none.
-            sep: one character between fields.
 
         Raises:
             ValueError: a missing column, a malformed line or what `GeneList` refuses.
         """
-        table = Table(path, sep)
+        table = Table(path, sep, quote=quote, header=header, comment=comment)
         columns = {"name": name} if alias is None else {"name": name, "alias": alias}
         table.require_columns(columns)
-        frame = table.read(names=tuple(columns.values()), optional=() if alias is None else (alias,))
-        names = frame[name].to_list()
+        frame = table.read(columns, optional=("alias",))
+        names = frame["name"].to_list()
+        row_of = {gene: row for row, gene in enumerate(names)}
+        if len(row_of) < len(names):
+            row = next(row for row, gene in enumerate(names) if gene in names[:row])
+            table.fail(row, f"gene {names[row]!r} stands in line {table.lines[names.index(names[row])]} already")
         aliases: dict[str, str] = {}
-        for gene, other in zip(names, [] if alias is None else frame[alias], strict=alias is not None):
-            if other is not None and aliases.setdefault(other, gene) != gene:
-                raise ValueError(f"alias: {path}: {other!r} in column {alias!r} stands for {aliases[other]!r} and {gene!r}")
+        for row, other in enumerate([] if alias is None else frame["alias"].to_list()):
+            if other is None:
+                continue
+            if aliases.setdefault(other, names[row]) != names[row]:
+                table.fail(row, f"alias {other!r} stands for {aliases[other]!r} and {names[row]!r}")
+            if row_of.get(other, row) != row:
+                table.fail(row, f"alias {other!r} of {names[row]!r} is the name of another gene")
         return cls(names, aliases=aliases)
 
     def index(self, names: Iterable[str]) -> Tensor:

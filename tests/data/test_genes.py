@@ -62,7 +62,30 @@ def test_index_names_the_unknown_gene_and_the_nearest() -> None:
 def test_from_table_refuses_an_alias_of_two_genes(tmp_path: Path) -> None:
     path = tmp_path / "genes.tsv"
     path.write_text("id\tname\nY1\tRAD1\nY2\tRAD1\n")
-    with pytest.raises(ValueError, match=r"alias: .*genes\.tsv: 'RAD1' in column 'name' stands for 'Y1' and 'Y2'"):
+    with pytest.raises(ValueError, match=r"genes\.tsv, line 3: alias 'RAD1' stands for 'Y1' and 'Y2'"):
         GeneList.from_table(path, name="id", alias="name")
     with pytest.raises(ValueError, match=r"name: .*has no column 'gene', its columns are 'id', 'name'"):
         GeneList.from_table(path, name="gene")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Y1\tA\nY2\tB\nY1\tC\n", "line 3: gene 'Y1' stands in line 1 already"),
+        ("Y1\tY2\nY2\tB\n", "line 1: alias 'Y2' of 'Y1'"),
+    ],
+    ids=["repeated", "another-gene"],
+)
+def test_from_table_names_the_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "genes.tsv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(f"{path}, {message}")):
+        GeneList.from_table(path, header=False, name=0, alias=1)
+
+
+def test_from_table_reads_a_list_without_header(tmp_path: Path) -> None:
+    path = tmp_path / "genes.txt"
+    path.write_text("# yeast\nY1\nY2\n")
+    assert GeneList.from_table(path, header=False, name=0, comment="#").names == ("Y1", "Y2")
+    with pytest.raises(ValueError, match=r"no column 'name', its columns are 'Y1'; .* header=False takes columns by"):
+        GeneList.from_table(path, comment="#")

@@ -57,7 +57,9 @@ def test_string_links_threshold_keeps_equal_scores(tmp_path: Path) -> None:
     path = write(tmp_path, LINKS)
     assert links(path, score_threshold=900).edge_index.tolist() == [[0, 1], [1, 0]]
     assert links(path, score_threshold=901).edge_index.shape == (2, 0)
-    assert "1 below the threshold" in links(path, score_threshold=900).report()
+    table = links(path, score_threshold=900)
+    assert "1 below the threshold [line 4]" in table.report()
+    assert table.left_out["below_threshold"].tolist() == [4]
 
 
 def test_string_detailed_gives_one_channel_some_or_all(tmp_path: Path) -> None:
@@ -175,10 +177,10 @@ MALFORMED_LINES = [
     pytest.param(edges, EDGES + "A\tB\t1\n", 4, "found 3", id="edges-unused-field-missing"),
     pytest.param(edges, EDGES + "A\tB\t-1\tx\n", 4, "is '-1', expected a number in [0,", id="edges-negative"),
     pytest.param(edges, EDGES + "A\tB\t1e39\tx\n", 4, "is '1e39', expected a number in", id="edges-above-float32"),
-    pytest.param(edges, EDGES + "A\tB\t1,5\tx\n", 4, "is '1,5'", id="edges-decimal-comma"),
+    pytest.param(edges, EDGES + "A\tB\t1,5\tx\n", 4, "with a point, not a comma", id="edges-decimal-comma"),
     pytest.param(edges, EDGES + "\tB\t1\tx\n", 4, "column 'source' is empty", id="edges-source-empty"),
-    pytest.param(edges, EDGES + 'A\t"B\t1\tx\n', 4, "unexpected end of data", id="edges-open-quote"),
-    pytest.param(pairs, PAIRS + "A\tB\tNA\ttrain\n", 4, "is 'NA'", id="interactions-na"),
+    pytest.param(pairs, PAIRS + "A\tB\tNA\ttrain\n", 4, "missing='drop' leaves such lines out", id="interactions-na"),
+    pytest.param(pairs, PAIRS + "A\tALPHA\t1\ttrain\n", 4, "names gene 'A' twice; repeated='drop'", id="interactions-repeated"),
     pytest.param(pairs, PAIRS + "A\t\t1\ttrain\n", 4, "column 'gene_b' is empty", id="interactions-gene-empty"),
     pytest.param(pairs, "gene_a\tgene_b\tscore\tscore\n", 1, "column 'score' stands twice", id="header-repeated"),
 ]
@@ -232,6 +234,24 @@ BAD_ARGUMENTS = [
     pytest.param(pairs, PAIRS, {"split": "fold"}, ValueError, "split: ", "no column 'fold'", id="split-missing"),
     pytest.param(pairs, PAIRS, {"gene_columns": "gene_a"}, TypeError, "gene_columns: expected", "'gene_a'", id="genes-str"),
     pytest.param(pairs, PAIRS, {"gene_columns": ()}, ValueError, "gene_columns: expected", "none", id="genes-none"),
+    pytest.param(pairs, PAIRS, {"missing": "skip"}, ValueError, "missing: unknown value", "'drop'", id="missing"),
+    pytest.param(pairs, PAIRS, {"repeated": True}, ValueError, "repeated: unknown value", "'drop'", id="repeated"),
+    pytest.param(pairs, PAIRS, {"header": "no"}, TypeError, "header: expected a bool", "'no'", id="header"),
+    pytest.param(pairs, PAIRS, {"comment": ""}, TypeError, "comment: expected", "''", id="comment"),
+    pytest.param(pairs, PAIRS, {"quote": "''"}, ValueError, "quote: expected one ASCII character", "\"''\"", id="quote"),
+    pytest.param(
+        pairs, PAIRS, {"quote": "\t"}, ValueError, "quote: expected another character than sep", "'\\t'", id="quote-sep"
+    ),
+    pytest.param(pairs, PAIRS, {"header": False}, TypeError, "gene_columns[0]: expected the number", "'gene_a'", id="numbers"),
+    pytest.param(
+        edges, EDGES, {"header": False, "source": 0, "target": 4, "weight": None}, ValueError, "target: ", "0 to 3", id="number"
+    ),
+    pytest.param(
+        pairs, PAIRS, {"rename": lambda name: None}, TypeError, "rename: expected a name or", "None", id="rename-none"
+    ),
+    pytest.param(
+        pairs, PAIRS, {"rename": lambda name: [1]}, TypeError, "rename: expected a name or a sequence", "[1]", id="rename-int"
+    ),
     pytest.param(pairs, PAIRS, {"gene_columns": ("gene_a", "g")}, ValueError, "gene_columns[1]: ", "'g'", id="genes-missing"),
 ]
 
