@@ -10,6 +10,10 @@ logarithms at the interface, base 2 inside: exp2 is one instruction, and its fac
 Where there are few queries and many keys (or few keys and many queries, in dk and dv), the loop is cut into parts that run
 side by side; each part writes a float32 result of its own, and a second pass adds them in a fixed order.
 No atomics anywhere: results are bit-equal from run to run.
+
+NaN and infinities come out as the table in `cellattn/ops/attention.py` says. Instructions for a maximum drop a NaN, so that it
+is the running sum that carries it; a pivot is held finite, so that a score of +inf makes that sum +inf, and a row of -inf
+alone leaves it at 0. The backward makes P of NaN in rows whose LSE is not finite. What a key mask leaves out is not read.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -29,6 +33,7 @@ from .config import Tile, choose, on_device, options, parts_for
 from .tensors import aligned, check_devices, check_floats, grid_of, padded, precision
 
 LOG2E = 1 / log(2)
+LARGEST = tl.constexpr(3.4028234663852886e38)  # the largest float32, as a pivot
 TINY = 2.0**-126  # stands in for a scale of 0, with which a masked score would be -inf * 0 = NaN
 
 # Integers are not specialised on their values, so that a new length or batch compiles nothing: all that the loads need to
@@ -65,21 +70,19 @@ def _fwd_loop(
     for n in range(lo, hi, BN):
         # [BN]
         m_n = n + o_n < hi
+        if HAS_MASK:
+            m_n = m_n & (tl.load(p_mask + n + o_n, mask=m_n, other=0) != 0)
         # [BN, BD]
         p = p_k + n * s_kt.to(tl.int64) + (o_n[:, None] * s_kt + o_d[None, :])
         b_k = _load(p, m_n, o_d, W, BD, MASKED)
         # [BM, BN]
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
-        if HAS_MASK:
-            m_n = m_n & (tl.load(p_mask + n + o_n, mask=m_n, other=0) != 0)
         if MASKED:
             b_s = tl.where(m_n[None, :], b_s, float("-inf"))
         # scale > 0, so the maximum of the products is the product of the maximum: one FFMA an element below
         # [BM]
         b_mn = tl.maximum(b_m, tl.max(b_s, 1) * scale)
-        b_pivot = b_mn
-        if HAS_MASK:  # rows that have met no key yet keep a finite pivot
-            b_pivot = tl.where(b_mn == float("-inf"), 0.0, b_mn)
+        b_pivot = tl.minimum(b_mn, LARGEST)
         b_r = tl.exp2(b_m - b_pivot)
         # [BM, BN]
         b_p = tl.exp2(b_s * scale - b_pivot[:, None])
@@ -130,7 +133,7 @@ def attention_fwd_kernel(
     p_v = v + (i_b * s_vb + i_h * s_vh) * ALIGN
     p_mask = mask + (i_b * s_mb + i_h * s_mh)
     b_o = tl.zeros([BM, BV], tl.float32)
-    b_m = tl.full([BM], float("-inf"), tl.float32)
+    b_m = tl.full([BM], -LARGEST, tl.float32)
     b_l = tl.zeros([BM], tl.float32)
     lo = i_s * part
     hi = tl.minimum(lo + part, Tk)
@@ -145,11 +148,11 @@ def attention_fwd_kernel(
         b_o, b_m, b_l, b_q, p_k, p_v, p_mask, scale, lo, hi, s_kt * ALIGN, s_vt * ALIGN,
         W, WV, BD, BV, BN, HAS_V, HAS_MASK, True, PRECISION,
     )  # fmt: skip
-    # a row without a key has b_m = -inf and b_l = 0
-    b_lse = tl.where(b_l > 0, (b_m + tl.log2(b_l)) * 0.6931471805599453, float("-inf"))
-    tl.store(lse + i_part * Tq + o_m, b_lse, mask=m_m)
+    tl.store(lse + i_part * Tq + o_m, (b_m + tl.log2(b_l)) * 0.6931471805599453, mask=m_m)
     if HAS_V:
-        b_o = b_o / tl.where(b_l > 0, b_l, 1.0)[:, None]
+        # a part may have no key, or none that counts
+        b_l = tl.where((b_l == 0) & ((NS > 1) | HAS_MASK), 1.0, b_l)
+        b_o = b_o / b_l[:, None]
         p_o = o + (i_part * Tq + o_m[:, None]) * DV + o_v[None, :]
         tl.store(p_o, b_o.to(o.dtype.element_ty), mask=m_m[:, None] & (o_v[None, :] < DV))
 
@@ -161,7 +164,7 @@ def attention_fwd_kernel_combine(
     o,  # [L, Tq, DV]
     lse,  # [L, Tq], float32
     Tq, NS,
-    DV: tl.constexpr, BV: tl.constexpr, BM: tl.constexpr, HAS_V: tl.constexpr,
+    DV: tl.constexpr, BV: tl.constexpr, BM: tl.constexpr, HAS_V: tl.constexpr, HAS_MASK: tl.constexpr,
 ):  # fmt: skip
     """LSE = log sum_s exp(LSE_s) and out = sum_s exp(LSE_s - LSE) out_s over the parts s, in their order."""
     NM = tl.cdiv(Tq, BM)
@@ -170,13 +173,13 @@ def attention_fwd_kernel_combine(
     o_m, o_v = i_m * BM + tl.arange(0, BM), tl.arange(0, BV)
     m_m = o_m < Tq
     m_v = m_m[:, None] & (o_v[None, :] < DV)
-    b_m = tl.full([BM], float("-inf"), tl.float32)
+    b_m = tl.full([BM], -LARGEST, tl.float32)
     b_l = tl.zeros([BM], tl.float32)
     b_o = tl.zeros([BM, BV], tl.float32)
     for s in range(NS):
         b_s = tl.load(lse_part + (i_l * NS + s) * Tq + o_m, mask=m_m, other=float("-inf")) * 1.4426950408889634
         b_mn = tl.maximum(b_m, b_s)
-        b_pivot = tl.where(b_mn == float("-inf"), 0.0, b_mn)
+        b_pivot = tl.minimum(b_mn, LARGEST)
         b_r, b_p = tl.exp2(b_m - b_pivot), tl.exp2(b_s - b_pivot)
         b_l = b_l * b_r + b_p
         b_m = b_mn
@@ -184,9 +187,11 @@ def attention_fwd_kernel_combine(
             # [BM, BV]
             b_os = tl.load(o_part + ((i_l * NS + s) * Tq + o_m[:, None]) * DV + o_v[None, :], mask=m_v, other=0.0)
             b_o = b_o * b_r[:, None] + b_os * b_p[:, None]
-    tl.store(lse + i_l * Tq + o_m, tl.where(b_l > 0, (b_m + tl.log2(b_l)) * 0.6931471805599453, float("-inf")), mask=m_m)
+    tl.store(lse + i_l * Tq + o_m, (b_m + tl.log2(b_l)) * 0.6931471805599453, mask=m_m)
     if HAS_V:
-        b_o = b_o / tl.where(b_l > 0, b_l, 1.0)[:, None]
+        if HAS_MASK:
+            b_l = tl.where(b_l == 0, 1.0, b_l)
+        b_o = b_o / b_l[:, None]
         tl.store(o + (i_l * Tq + o_m[:, None]) * DV + o_v[None, :], b_o.to(o.dtype.element_ty), mask=m_v)
 
 
@@ -201,7 +206,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: f
         scale: factor of the scores, any sign.
 
     Returns:
-        out [..., Tq, DV] in the dtype of q, and lse [..., Tq], float32, natural log; 0 and -inf where a row has no key.
+        out [..., Tq, DV] in the dtype of q, and lse [..., Tq], float32, natural log; 0 and -inf where the mask leaves no key.
 
     Raises:
         ValueError: for a dtype, head dimension or device that the kernels do not take.
@@ -234,7 +239,18 @@ def attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: f
         )  # fmt: skip
         if NS > 1:
             attention_fwd_kernel_combine[grid_of(B * H * triton.cdiv(Tq, 16), q=q)](
-                out_parts, lse_parts, out, lse, Tq, NS, DV=DV, BV=BV, BM=16, HAS_V=DV > 0, **options(4)
+                out_parts,
+                lse_parts,
+                out,
+                lse,
+                Tq,
+                NS,
+                DV=DV,
+                BV=BV,
+                BM=16,
+                HAS_V=DV > 0,
+                HAS_MASK=mask is not None,
+                **options(4),
             )
 
     with on_device(q):
@@ -263,7 +279,7 @@ def attention_bwd_kernel_delta(
     lse,  # [L, Tq]
     dlse,  # [L, Tq]; unused without HAS_DLSE
     delta,  # [L, Tq], float32: dOut . out - dLSE
-    lse2,  # [L, Tq], float32: lse in base 2, and +inf where it is -inf, so that exp2(s - lse2) = 0 in rows without a key
+    lse2,  # [L, Tq], float32: lse in base 2, NaN where it is not finite
     H, Tq, s_dob, s_doh, s_dot,
     ALIGN: tl.constexpr, DV: tl.constexpr, WV: tl.constexpr, BV: tl.constexpr, BM: tl.constexpr,
     HAS_DO: tl.constexpr, HAS_DLSE: tl.constexpr,
@@ -285,7 +301,7 @@ def attention_bwd_kernel_delta(
     if HAS_DLSE:
         b_delta -= tl.load(dlse + i_l * Tq + o_m, mask=m_m, other=0.0)
     b_lse = tl.load(lse + i_l * Tq + o_m, mask=m_m, other=0.0)
-    b_lse = tl.where(b_lse == float("-inf"), float("inf"), b_lse * 1.4426950408889634)
+    b_lse = tl.where(tl.abs(b_lse) == float("inf"), float("nan"), b_lse * 1.4426950408889634)
     tl.store(delta + i_l * Tq + o_m, b_delta, mask=m_m)
     tl.store(lse2 + i_l * Tq + o_m, b_lse, mask=m_m)
 
@@ -301,6 +317,8 @@ def _dq_loop(
     for n in range(lo, hi, BN):
         # [BN]
         m_n = n + o_n < hi
+        if HAS_MASK:
+            m_n = m_n & (tl.load(p_mask + n + o_n, mask=m_n, other=0) != 0)
         # [BN, BD]
         p = p_k + n * s_kt.to(tl.int64) + (o_n[:, None] * s_kt + o_d[None, :])
         b_k = _load(p, m_n, o_d, W, BD, MASKED)
@@ -314,9 +332,7 @@ def _dq_loop(
             b_ds = b_p * (tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION) - b_delta[:, None])
         else:
             b_ds = b_p * -b_delta[:, None]
-        if HAS_MASK:
-            m_n = m_n & (tl.load(p_mask + n + o_n, mask=m_n, other=0) != 0)
-        if MASKED:  # P of a key left out is anything, even inf
+        if MASKED:  # P of a key left out is anything
             b_ds = tl.where(m_n[None, :], b_ds, 0.0)
         b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
     return b_dq
@@ -466,7 +482,7 @@ def attention_bwd_kernel_dkv(
     )  # fmt: skip
     b_dk = b_dk * scale
     if HAS_MASK:
-        # a key left out spoiled no row but its own
+        # a key left out spoiled no row but its own, and gets nothing from rows without a key
         b_keep = tl.load(mask + (i_b * s_mb + i_h * s_mh) + o_n, mask=m_n, other=0)[:, None] != 0
         b_dk = tl.where(b_keep, b_dk, 0.0)
         b_dv = tl.where(b_keep, b_dv, 0.0)

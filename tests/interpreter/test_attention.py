@@ -202,6 +202,84 @@ def test_unused_lse_changes_no_bit() -> None:
     assert all(torch.equal(a, b) for a, b in zip(without, zero, strict=True))
 
 
+def dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dout: Tensor, dlse: Tensor) -> list[Tensor]:
+    """out, lse, dq, dk, dv of softmax(scale q kᵀ) v in float64, NaN and infinities where they come out."""
+    q, k, v, dout, dlse = (x.double() for x in (q, k, v, dout, dlse))
+    keep = torch.ones(k.shape[:-1]).bool() if mask is None else mask.expand(k.shape[:-1])
+    k, v = (x.masked_fill(~keep[..., None], 0) for x in (k, v))
+    scores = (scale * q @ k.mT).masked_fill(~keep[..., None, :], -torch.inf)
+    p = scores.softmax(-1)
+    out, lse = p @ v, scores.logsumexp(-1)
+    dp = dout @ v.mT
+    ds = scale * p * (dp - (p * dp).sum(-1, keepdim=True) + dlse[..., None])
+    ds, p = (x.masked_fill(~keep[..., None, :], 0) for x in (ds, p))
+    dq, dk, dv = ds @ k, (ds.mT @ q).masked_fill(~keep[..., None], 0), (p.mT @ dout).masked_fill(~keep[..., None], 0)
+    if mask is not None:  # no function gives out beside a mask
+        out = out.masked_fill((lse == -torch.inf)[..., None], 0)
+    return [out, lse, dq, dk, dv]
+
+
+def _special(name: str, lead: tuple[int, ...], tq: int, tk: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """q, k, v, mask, dout, dlse with NaN or infinities in the second row or key."""
+    q, k, v, dout, dlse = problem(lead, tq, tk, 8, 5, dtype)
+    row, key, mask = (..., min(1, tq - 1), slice(None)), (..., min(1, tk - 1), slice(None)), None
+    first, of_key = (*row[:2], 0), (*key[:2], 0)
+    if name.startswith("masked"):
+        mask = torch.arange(tk) % 3 != min(1, tk - 1) % 3
+    if name.endswith("NaN query"):
+        q[row] = torch.nan
+    elif name.endswith("NaN key"):
+        k[key] = torch.nan
+    elif name == "masked NaN and inf":
+        k[..., ~mask, :], v[..., ~mask, :] = torch.nan, torch.inf
+    elif name.endswith("score of +inf"):
+        k[..., 0] = -k[..., 0].abs()
+        k[of_key] = 2
+        q[first] = torch.inf  # -inf for other keys
+    elif name.endswith("scores of -inf"):
+        k[..., 0] = k[..., 0].abs() + 0.1
+        q[first] = -torch.inf
+    elif name == "half of the scores -inf":  # and the others +inf
+        q[first] = torch.inf
+    elif name == "an infinite key":  # -inf in rows below 0, +inf in those above
+        k[of_key] = torch.inf
+    elif name == "NaN value":
+        v[of_key] = torch.nan
+    elif name == "infinite value":
+        v[of_key] = torch.inf
+    elif name == "NaN from above":
+        dout[row], dlse[row[:2]] = torch.nan, torch.nan
+    elif name == "masked all, NaN from above":
+        mask = torch.zeros(tk).bool()
+        dout[row], dlse[row[:2]] = torch.nan, torch.nan
+    return q, k, v, mask, dout, dlse
+
+
+SPECIAL = [
+    "NaN query", "NaN key", "score of +inf", "scores of -inf", "half of the scores -inf", "an infinite key", "NaN value",
+    "infinite value", "NaN from above", "masked NaN query", "masked NaN and inf", "masked score of +inf",
+    "masked scores of -inf", "masked all, NaN from above",
+]  # fmt: skip
+
+
+@dtypes
+@pytest.mark.parametrize(("lead", "tq", "tk"), [((2,), 40, 70), ((), 3, 1100)], ids=["tiles", "parts"])
+@pytest.mark.parametrize("name", SPECIAL)
+def test_nan_and_infinities(name: str, lead: tuple[int, ...], tq: int, tk: int, dtype) -> None:
+    """As the table in `cellattn/ops/attention.py` has them: where the dense formula has them, and nowhere else."""
+    q, k, v, mask, dout, dlse = _special(name, lead, tq, tk, dtype)
+    out, lse = attention(q, k, v, mask, 0.3)
+    got = [out, lse, *attention_backward(dout, dlse, q, k, v, mask, out, lse, 0.3)]
+    want = dense(q, k, v, mask, 0.3, dout, dlse)
+    for what, a, b in zip(("out", "lse", "dq", "dk", "dv"), got, want, strict=True):
+        for kind in (torch.isnan, torch.isposinf, torch.isneginf):
+            assert torch.equal(kind(a), kind(b)), (
+                f"{what}: {kind.__name__} {kind(a).nonzero()[:4]}, expected {kind(b).nonzero()[:4]}"
+            )
+    finite = [[torch.where(b.isfinite(), x, 0) for x in (a.double(), b)] for a, b in zip(got, want, strict=True)]
+    assert_close([a.to(x.dtype).contiguous() for (a, _), x in zip(finite, got, strict=True)], [b for _, b in finite], dtype)
+
+
 def test_large_scores_stay_finite() -> None:
     q, k, v, dout, dlse = problem((), 40, 150, 8, 8, torch.float32)
     out, lse = attention(100 * q, 100 * k, v, None, 1.0)
