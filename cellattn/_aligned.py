@@ -8,6 +8,7 @@ than loading it badly as soon as a row is read more than once or twice: by count
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 PIECE = 16  # bytes
@@ -28,3 +29,18 @@ def is_aligned(x: Tensor, start: int) -> bool:
     step = wide(x.dtype)
     strides = [stride for stride, size in zip(x.stride()[:-1], x.shape[:-1], strict=True) if size > 1]
     return x.shape[-1] % step == 0 and x.stride(-1) == 1 and start % PIECE == 0 and all(s % step == 0 for s in strides)
+
+
+def aligned_features(x: Tensor) -> Tensor:
+    """x [..., n, features] for operators to read: as it is on a CPU, and where a GPU loads it well.
+
+    Otherwise one copy, [..., n, width(features)] with zeros behind the features, which all operators and their backward share.
+    """
+    if x.device.type == "cpu" or x.dtype == torch.float64 or is_aligned(x, x.storage_offset() * x.element_size()):
+        return x
+    return F.pad(x, (0, width(x.shape[-1], x.dtype) - x.shape[-1]))
+
+
+def first_features(x: Tensor, features: int) -> Tensor:
+    """x without the zeros behind its features."""
+    return x if x.shape[-1] == features else x[..., :features]

@@ -55,6 +55,15 @@ class Segments(NamedTuple):
     offset: tuple[int, ...]  # [K + 1], on the host: relation r has the segments offset[r] to offset[r + 1]
 
 
+class Targets(NamedTuple):
+    """Constants of the rows t_ij = w_ij / sum_j w_ij."""
+
+    inv_mass: Tensor  # [K, N]: 1 / sum_j w_ij, 0 for a row without edges
+    entropy: Tensor  # [K, N]: sum_j t_ij log t_ij (natural log), 0 for a row without edges
+    without_edge: Tensor  # bool [K, N]
+    num_counted: Tensor  # int64 [K]: rows with an edge, at least 1
+
+
 class MultiGraph:
     """Directed, weighted graphs (relations) over one set of nodes.
 
@@ -79,6 +88,9 @@ class MultiGraph:
         self._max_degree: list[int] = [int(self.degree(name).max()) for name in relations]
         self._rows_with_edges: list[int] = [int((self.degree(name) > 0).sum()) for name in relations]
         self._inv_mass, self._entropy = _row_targets(rowptr, weight)
+        self._inv_mass32, self._entropy32 = self._inv_mass.float(), self._entropy.float()
+        self._without_edge = (self._inv_mass == 0).view(len(relations), self.num_nodes)
+        self._num_counted = (~self._without_edge).sum(1).clamp_min(1)
         # Not made when first needed, as the transpose is: how many segments there are depends on values, which a compiled
         # region cannot look at.
         in_degree = [self.col(name).bincount(minlength=self.num_nodes) for name in relations]
@@ -349,6 +361,12 @@ class MultiGraph:
     def entropy(self) -> Tensor:
         """float64 [K * N]: sum_j t_ij log t_ij (natural log) of the row t_ij = w_ij / sum_j w_ij, 0 for a row without edges."""
         return self._entropy
+
+    def targets(self, dtype: torch.dtype) -> Targets:
+        """What the losses need to know of every row, in float32 or float64."""
+        inv_mass, entropy = (self._inv_mass32, self._entropy32) if dtype == torch.float32 else (self._inv_mass, self._entropy)
+        shape = self._without_edge.shape
+        return Targets(inv_mass.view(shape), entropy.view(shape), self._without_edge, self._num_counted)
 
     def num_rows_with_edges(self, relation: str) -> int:
         """Rows with at least one entry."""

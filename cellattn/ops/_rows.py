@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._check import describe, require, require_choice, require_count, require_indices, require_same, require_tensor
-from ..graph import MultiGraph
+from ..graph import MultiGraph, Targets
 from .attention import accumulation_dtype, attention_logsumexp, check_qk
 
 OVER = ("tokens", "valid")
@@ -97,6 +97,73 @@ def row_constants(graph: MultiGraph, relation: str, rows: Tensor | None, dtype: 
     inv_mass = take(graph.inv_mass.narrow(0, first, graph.num_nodes), 0, rows, 0)
     entropy = take(graph.entropy.narrow(0, first, graph.num_nodes), 0, rows, 0)
     return inv_mass.to(dtype), entropy.to(dtype), inv_mass > 0
+
+
+def targets_of_ties(graph: MultiGraph, relations: Sequence[str], rows: Sequence[Tensor | None], dtype: torch.dtype) -> Targets:
+    """The constants of the chosen rows of every tie, all of as many rows: [ties, R], and [ties]."""
+    ids = [graph.relation_id(relation) for relation in relations]
+    known = graph.targets(dtype)
+    inv_mass, entropy, without_edge = (_rows_of_each(_at(x, ids), rows) for x in known[:3])
+    if rows[0] is None:
+        return Targets(inv_mass, entropy, without_edge, _at(known.num_counted, ids))
+    return Targets(inv_mass, entropy, without_edge, without_edge.logical_not().sum(1).clamp_min(1))
+
+
+def logsumexp_of_ties(
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor | None,
+    graph: MultiGraph,
+    ties: Sequence[tuple[str, int]],
+    rows: Sequence[Tensor | None],
+    *,
+    num_prefix: int,
+    scale: float,
+    over: str,
+) -> Tensor:
+    """`row_logsumexp` of every tie, all of as many rows: q, k [..., H, T, D] -> [..., ties, R]."""
+    if over == "tokens" and lse is not None:
+        genes = take(lse, -1, None, num_prefix).movedim(-2, 0)
+        return _rows_of_each(_at(genes, [head for _, head in ties]), rows).movedim(0, -2)
+    return torch.stack(
+        [
+            row_logsumexp(
+                q[..., head, :, :], k[..., head, :, :], None, graph.known(relation), index,
+                num_prefix=num_prefix, scale=scale, over=over,
+            )
+            for (relation, head), index in zip(ties, rows, strict=True)
+        ],
+        -2,
+    )  # fmt: skip
+
+
+def _at(x: Tensor, index: Sequence[int]) -> Tensor:
+    """x[index]: a view where the index counts up, and never a tensor of indices, which would have to come from the host."""
+    if list(index) == list(range(index[0], index[0] + len(index))):
+        return x.narrow(0, index[0], len(index))
+    parts = x.unbind(0)
+    return torch.stack([parts[i] for i in index])
+
+
+def _rows_of_each(x: Tensor, rows: Sequence[Tensor | None]) -> Tensor:
+    """The chosen rows of each tie: x [ties, ..., N] -> [ties, ..., R], x itself where no tie has a choice."""
+    first = rows[0]
+    if all(index is first for index in rows):
+        return x if first is None else x.index_select(-1, first)
+    everyone = torch.arange(x.shape[-1], device=x.device)
+    index = torch.stack([everyone if index is None else index for index in rows])
+    index = index.view(index.shape[0], *[1] * (x.ndim - 2), -1)
+    return x.gather(-1, index.expand(*x.shape[:-1], -1))
+
+
+def reduce_ties(loss: Tensor, targets: Targets, reduction: str) -> list[Tensor]:
+    """`reduce_rows` of every tie: loss [..., ties, R], one result a tie."""
+    if reduction == "none":
+        return list(loss.unbind(-2))
+    total = loss.sum([d for d in range(loss.ndim) if d != loss.ndim - 2])
+    if reduction == "mean":
+        total = total / (targets.num_counted * max(loss.shape[:-2].numel(), 1))
+    return list(total.unbind(0))
 
 
 def reduce_rows(loss: Tensor, counted: Tensor, reduction: str) -> Tensor:

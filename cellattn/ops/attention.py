@@ -42,6 +42,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._aligned import aligned_features, first_features
 from .._check import FLOAT_DTYPES, require, require_number, require_same, require_tensor
 from ._operator import keep_missing_grads, operator, refuse_double_backward
 
@@ -74,7 +75,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) ->
         v.shape[:-1] == k.shape[:-1],
         lambda: f"v: expected shape {[*k.shape[:-1], 'Dv']}, as k has, got {list(v.shape)}",
     )
-    return _attention(q, k, v, None, resolve_scale(scale, q.shape[-1]))
+    out, lse = _attention(*(aligned_features(x) for x in (q, k, v)), None, resolve_scale(scale, q.shape[-1]))
+    return first_features(out, v.shape[-1]), lse
 
 
 def attention_logsumexp(q: Tensor, k: Tensor, *, key_mask: Tensor | None = None, scale: float | None = None) -> Tensor:
@@ -106,7 +108,8 @@ def attention_logsumexp(q: Tensor, k: Tensor, *, key_mask: Tensor | None = None,
                 f"got {list(key_mask.shape)}"
             ),
         )
-    return _attention(q, k, k.new_empty(*k.shape[:-1], 0), key_mask, resolve_scale(scale, q.shape[-1]))[1]
+    scale = resolve_scale(scale, q.shape[-1])
+    return _attention(aligned_features(q), aligned_features(k), k.new_empty(*k.shape[:-1], 0), key_mask, scale)[1]
 
 
 def check_qk(q: Tensor, k: Tensor) -> None:

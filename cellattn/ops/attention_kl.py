@@ -15,9 +15,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._aligned import aligned_features
 from .._check import require_choice
 from ..graph import MultiGraph
-from ._rows import OVER, check_head, check_rows, reduce_rows, row_constants, row_logsumexp
+from ._rows import OVER, check_head, check_rows, logsumexp_of_ties, reduce_ties, targets_of_ties
 from .attention import accumulation_dtype, resolve_scale
 from .row_dot import row_dot
 
@@ -61,9 +62,10 @@ def attention_kl(
     require_choice("over", over, OVER)
     graph.relation_id(relation)
     tie_lse = None if lse is None else lse.unsqueeze(-2)
+    scale = resolve_scale(scale, q.shape[-1])
     (loss,) = kl_of_ties(
-        q.unsqueeze(-3), k.unsqueeze(-3), tie_lse, graph, [(relation, 0)], [check_rows("rows", rows, graph)],
-        num_prefix=num_prefix, scale=resolve_scale(scale, q.shape[-1]), over=over, reduction=reduction,
+        aligned_features(q).unsqueeze(-3), aligned_features(k).unsqueeze(-3), tie_lse, graph, [(relation, 0)],
+        [check_rows("rows", rows, graph)], num_prefix=num_prefix, scale=scale, over=over, reduction=reduction,
     )  # fmt: skip
     return loss
 
@@ -82,14 +84,19 @@ def kl_of_ties(
     reduction: str,
 ) -> tuple[Tensor, ...]:
     """The loss of every (relation, head) of q, k [..., H, T, D] and lse [..., H, T]; arguments are checked by the caller."""
-    losses = []
     products = row_dot(q, k, graph, ties, rows, num_prefix=num_prefix)
-    for (relation, head), genes, product in zip(ties, rows, products, strict=True):
-        inv_mass, entropy, counted = row_constants(graph, relation, genes, accumulation_dtype(q.dtype))
-        total = row_logsumexp(
-            q[..., head, :, :], k[..., head, :, :], None if lse is None else lse[..., head, :], graph.known(relation), genes,
-            num_prefix=num_prefix, scale=scale, over=over,
-        )  # fmt: skip
-        kl = torch.where(counted, entropy - scale * inv_mass * product + total, 0)
-        losses.append(reduce_rows(kl, counted, reduction))
+    lengths = [graph.num_nodes if genes is None else genes.numel() for genes in rows]
+    if len(set(lengths)) > 1:  # tie by tie
+        alone = [([tie], [genes]) for tie, genes in zip(ties, rows, strict=True)]
+        groups = list(zip(alone, products.split(lengths, -1), strict=True))
+    else:
+        groups = [((ties, rows), products)]
+    losses: list[Tensor] = []
+    for (some, genes), product in groups:
+        targets = targets_of_ties(graph, [relation for relation, _ in some], genes, accumulation_dtype(q.dtype))
+        total = logsumexp_of_ties(q, k, lse, graph, some, genes, num_prefix=num_prefix, scale=scale, over=over)
+        # [..., ties, R]
+        product = product.unflatten(-1, targets.inv_mass.shape)
+        kl = torch.addcmul(total + targets.entropy, targets.inv_mass, product, value=-scale)
+        losses += reduce_ties(kl.masked_fill(targets.without_edge, 0), targets, reduction)
     return tuple(losses)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._aligned import aligned_features, first_features
 from .._check import describe, require, require_choice, require_count
 from ..graph import MultiGraph
 from ._rows import OVER, REDUCTIONS, check_graph, rows_of_ties
@@ -74,13 +75,16 @@ def graph_attention(
     ties = _check_ties(ties, graph, q.shape[-3])
     relations = [relation for relation, _ in ties]
     chosen = rows_of_ties(rows, relations, graph)
+    scale, dim_v = resolve_scale(scale, q.shape[-1]), v.shape[-1]
+    q, k, v = (aligned_features(x) for x in (q, k, v))
     out, lse = attention(q, k, v, scale=scale)
+    out = first_features(out, dim_v)
     if not ties:
         return out, ()
     if loss == "kl":
         losses = kl_of_ties(
             q, k, lse, graph, ties, chosen,
-            num_prefix=num_prefix, scale=resolve_scale(scale, q.shape[-1]), over=over, reduction=reduction,
+            num_prefix=num_prefix, scale=scale, over=over, reduction=reduction,
         )  # fmt: skip
         return out, losses
     return out, tuple(

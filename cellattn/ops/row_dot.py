@@ -31,7 +31,7 @@ def row_dot(
     rows: Sequence[Tensor | None],
     *,
     num_prefix: int,
-) -> list[Tensor]:
+) -> Tensor:
     """y_i = q_i . sum_j w_ij k_j for the chosen rows of every tie, in one operator for all ties.
 
     Args:
@@ -40,7 +40,7 @@ def row_dot(
         rows: for each tie int64 [R_t] genes, or None for all.
 
     Returns:
-        One tensor [..., R_t] a tie, float32 (float64 for float64 inputs). Arguments are checked by the caller.
+        y [..., M], the rows of tie after tie, float32 (float64 for float64 inputs). Arguments are checked by the caller.
     """
     relations = [graph.relation_id(relation) for relation, _ in ties]
     heads = [head for _, head in ties]
@@ -53,7 +53,7 @@ def row_dot(
     y, _ = _row_dot(
         q, k, *graph.stacked, *graph.stacked_by_column(), *by_row, *by_column, relations, heads, genes, lengths, num_prefix
     )  # fmt: skip
-    return list(y.split(lengths, -1))
+    return y
 
 
 # ------------------------------------------------------------------------------------------------------- operators
