@@ -24,9 +24,9 @@ def width(features: int, dtype: torch.dtype) -> int:
     return -(-features // wide(dtype)) * wide(dtype)
 
 
-def is_aligned(x: Tensor, start: int) -> bool:
-    """Whether the rows of x [..., n, features], which begins at byte `start`, are whole pieces, each on a boundary."""
-    step = wide(x.dtype)
+def is_aligned(x: Tensor, storage: int = 0) -> bool:
+    """Whether the rows of x [..., n, features], in memory that begins at `storage`, are whole pieces, each on a boundary."""
+    step, start = wide(x.dtype), storage + x.storage_offset() * x.element_size()
     strides = [stride for stride, size in zip(x.stride()[:-1], x.shape[:-1], strict=True) if size > 1]
     return x.shape[-1] % step == 0 and x.stride(-1) == 1 and start % PIECE == 0 and all(s % step == 0 for s in strides)
 
@@ -36,7 +36,7 @@ def aligned_features(x: Tensor) -> Tensor:
 
     Otherwise one copy, [..., n, width(features)] with zeros behind the features, which all operators and their backward share.
     """
-    if x.device.type == "cpu" or x.dtype == torch.float64 or is_aligned(x, x.storage_offset() * x.element_size()):
+    if x.device.type == "cpu" or x.dtype == torch.float64 or is_aligned(x):
         return x
     return F.pad(x, (0, width(x.shape[-1], x.dtype) - x.shape[-1]))
 

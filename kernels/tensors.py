@@ -66,8 +66,7 @@ def aligned(x: Tensor, lead: int) -> Tensor:
     *others, n, features = x.shape
     others = [1] * (lead - len(others)) + others
     shape = (prod(others[: len(others) + 1 - lead]), *others[len(others) + 1 - lead :], n, features)
-    start = int(x.untyped_storage().data_ptr() + x.storage_offset() * x.element_size())  # also told on the device "meta"
-    if is_aligned(x, start) and x.stride(-2) <= MAX_ROW_STRIDE:
+    if is_aligned(x, x.untyped_storage().data_ptr()) and x.stride(-2) <= MAX_ROW_STRIDE:
         try:
             return x.view(shape)
         except RuntimeError:  # leading dimensions that do not follow each other

@@ -86,13 +86,12 @@ def kl_of_ties(
     """The loss of every (relation, head) of q, k [..., H, T, D] and lse [..., H, T]; arguments are checked by the caller."""
     products = row_dot(q, k, graph, ties, rows, num_prefix=num_prefix)
     lengths = [graph.num_nodes if genes is None else genes.numel() for genes in rows]
+    groups = [(ties, rows, products)]
     if len(set(lengths)) > 1:  # tie by tie
-        alone = [([tie], [genes]) for tie, genes in zip(ties, rows, strict=True)]
-        groups = list(zip(alone, products.split(lengths, -1), strict=True))
-    else:
-        groups = [((ties, rows), products)]
+        parts = products.split(lengths, -1)
+        groups = [([tie], [genes], product) for tie, genes, product in zip(ties, rows, parts, strict=True)]
     losses: list[Tensor] = []
-    for (some, genes), product in groups:
+    for some, genes, product in groups:
         targets = targets_of_ties(graph, [relation for relation, _ in some], genes, accumulation_dtype(q.dtype))
         total = logsumexp_of_ties(q, k, lse, graph, some, genes, num_prefix=num_prefix, scale=scale, over=over)
         # [..., ties, R]

@@ -13,9 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import cellattn
 from cellattn import MultiGraph, _check
+from cellattn._aligned import is_aligned
 from cellattn.nn import CellTransformer
 
 from ..compare import random_graph
+from . import test_cuda_fake
 
 N, HEADS = 30, 9
 NAMES = [f"r{i}" for i in range(HEADS)]
@@ -99,3 +101,29 @@ def test_a_training_step_of_the_published_transformer(graph: MultiGraph) -> None
     assert parameters
     assert there <= 8 * 80
     assert back <= 8 * 105
+
+
+@pytest.mark.parametrize("loss", ["kl", "bce"])
+def test_one_copy_of_unaligned_heads_serves_attention_ties_and_backward(loss: str) -> None:
+    """Heads of 20 of a joint projection lie off the 16 bytes that a GPU loads at once."""
+
+    class Operators(Calls):
+        unaligned = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.namespace == "cellattn":
+                inputs = {x.name: value for x, value in zip(func._schema.arguments, args, strict=True)}
+                self.unaligned += sum(not is_aligned(inputs[name]) for name in "qkv" if name in inputs)
+            return super().__torch_dispatch__(func, types, args, kwargs)
+
+    n = test_cuda_fake.N
+    joint = torch.empty(n + 1, 3, 3, 20, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    with Operators() as calls:
+        q, k, v = joint.movedim(0, 2).unbind(0)
+        out, losses = cellattn.graph_attention(q, k, v, test_cuda_fake.graph_on("meta"), test_cuda_fake.TIES, loss=loss)
+        assert (out.shape, out.dtype) == ((3, n + 1, 20), torch.bfloat16)
+        assert calls.count["aten::constant_pad_nd"] == 3
+        (grad,) = torch.autograd.grad(out.float().sum() + torch.stack(losses).sum(), joint)
+    assert (grad.shape, grad.dtype) == (joint.shape, joint.dtype)
+    assert calls.count["cellattn::attention_backward"] == 1
+    assert calls.unaligned == 0
