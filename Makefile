@@ -12,7 +12,7 @@ TEST_ARGS ?=
 BENCH_ARGS ?=
 OUT ?= runs/gpu-check
 
-.PHONY: install install-peers bench test test-oldest record sanitize lint gpu-check clean
+.PHONY: install install-peers bench test test-machines test-oldest record sanitize lint gpu-check clean
 
 install: $(STAMP)
 
@@ -33,6 +33,10 @@ bench: $(STAMP)
 test: $(STAMP)
 	$(if $(TEST_ARGS),,TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter)
 	$(BIN)/python -m pytest $(TEST_ARGS)
+
+# The same tests with the threads, instruction sets and libraries of other machines, one after another: an hour or more.
+test-machines: $(STAMP)
+	$(BIN)/python -m tests.machines $(TEST_ARGS)
 
 # The same tests under the oldest versions supported. No part of CI: torch 2.11 brings 5 GB, most of it CUDA.
 test-oldest:

@@ -1,0 +1,139 @@
+"""The comparisons can fail: whatever an op computes on its way, made larger by one part in 10,000, is found.
+
+Not by name: a mode counts the operations of a public function, forward and backward and inside its operators, and repeats the
+whole once for each of their results that holds numbers, with that result made wrong.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch._library.custom_ops import _maybe_get_opdef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import cellattn
+from cellattn import reference
+
+from ..bounds import gradients, ratio_to_bound, with_bounds
+from ..compare import leaves, random_graph
+from .test_perturbation_attention import attention_and_correction
+
+# Half precision rounds by more than one part in 10,000.
+WRONG = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 0.25}
+
+GRAPH = random_graph(60, {"a": 500}, weighted=True)
+SETS = torch.tensor([1, 5, 0, 2, 3, 7]), torch.tensor([0, 2, 3, 6])
+KEEP = torch.rand(5, 60, generator=torch.Generator().manual_seed(0)) < 0.7
+GENES = torch.arange(60), torch.tensor([0, 30, 60])
+
+
+class Problem(NamedTuple):
+    """run(module, *inputs) of the library or of the reference, inputs of these shapes, whether results are sums of parts."""
+
+    run: Callable[..., Any]
+    shapes: list[tuple[int, ...]]
+    parts: bool = False
+    reference: Any = reference
+
+
+PROBLEMS = {
+    "attention": Problem(lambda m, q, k, v: m.attention(q, k, v), [(2, 40, 8), (2, 50, 8), (2, 50, 6)]),
+    "attention_kl": Problem(
+        lambda m, q, k: m.attention_kl(q, k, GRAPH, "a", num_prefix=1, reduction="none"), [(61, 4), (61, 4)], parts=True
+    ),
+    "network_mse": Problem(
+        lambda m, z, w, b: m.network_mse(z, w, b, GRAPH, "a", zero_weight=0.5, reduction="none"), [(60, 4), (60, 4), (60,)]
+    ),
+    "masked_spmm": Problem(
+        lambda m, x, w: m.masked_spmm(GRAPH, "a", x, KEEP, edge_weight=w, reduce="mean"), [(60, 8), (GRAPH.num_edges("a"),)]
+    ),
+    "relational_spmm": Problem(lambda m, x: m.relational_spmm(GRAPH, x, *GENES, *GENES), [(60, 8)]),
+    "perturbation_attention": Problem(
+        lambda m, q, k, v, u: m.perturbation_attention(q, k, v, *SETS, u, scale=0.3),
+        [(3, 8), (8, 8), (8, 6), (6, 6)],
+        parts=True,
+        reference=SimpleNamespace(perturbation_attention=attention_and_correction),
+    ),
+}
+
+
+aten = torch.ops.aten
+# Constants, of which some are overwritten, and what is only compared.
+NOT_COMPUTED = {
+    aten.aminmax, aten.empty, aten.empty_like, aten.new_empty, aten.new_zeros, aten.ones, aten.zeros, aten.zeros_like
+}  # fmt: skip
+
+
+class Mutation(TorchDispatchMode):
+    """Makes the result `wrong_at`, counted from 0, larger; afterwards `results` names them all."""
+
+    def __init__(self, wrong_at: int = -1, wrong: float = 0.0) -> None:
+        super().__init__()
+        self.wrong_at, self.wrong = wrong_at, wrong
+        self.results: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        operator = _maybe_get_opdef(func)
+        if operator is None:
+            out = func(*args, **kwargs)
+        else:  # the operator's own steps are seen too
+            with self:
+                out = inspect.unwrap(operator._init_fn)(*args, **kwargs)
+        if func.is_view or func.overloadpacket in NOT_COMPUTED:
+            return out
+        if isinstance(out, (tuple, list)):
+            return type(out)([self.counted(func, y) for y in out])
+        return self.counted(func, out)
+
+    def counted(self, func: Any, y: Any) -> Any:
+        if not isinstance(y, Tensor) or y.layout != torch.strided or not y.is_floating_point():
+            return y
+        if not (y.isfinite() & (y != 0)).any():
+            return y
+        self.results.append(f"{len(self.results)} {func}")
+        if len(self.results) - 1 != self.wrong_at:
+            return y
+        if func._schema.is_mutable:
+            return y.mul_(1 + self.wrong)
+        return y * (1 + self.wrong)
+
+
+@pytest.mark.parametrize("dtype", WRONG, ids=str)
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_every_step_matters(name: str, dtype: torch.dtype) -> None:
+    problem = PROBLEMS[name]
+    inputs = leaves(*problem.shapes, dtype=dtype)
+    outputs = problem.run(cellattn, *inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    g = torch.Generator().manual_seed(1)
+    upstream = [torch.randn(y.shape, generator=g).to(y.dtype) for y in outputs]
+    want = with_bounds(lambda *x: problem.run(problem.reference, *x), inputs, upstream)
+
+    def results(mode: Mutation) -> list[Tensor]:
+        with mode:
+            outputs = problem.run(cellattn, *inputs)
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            return [*outputs, *gradients(outputs, inputs, upstream)]
+
+    def largest_ratio(got: list[Tensor]) -> float:
+        return max(ratio_to_bound(a, b, parts=problem.parts) for a, b in zip(got, want, strict=True))
+
+    whole = Mutation()
+    right = results(whole)
+    assert largest_ratio(right) <= 0.5
+    unseen, seen = [], 0
+    for i, step in enumerate(whole.results):
+        got = results(Mutation(i, WRONG[dtype]))
+        if not all(torch.equal(a, b) for a, b in zip(got, right, strict=True)):  # a result that nothing reads changes nothing
+            seen += 1
+            if largest_ratio(got) <= 1:
+                unseen.append(step)
+    assert not unseen
+    assert seen > 2
