@@ -13,7 +13,7 @@ import cellattn
 from cellattn import MultiGraph, reference
 from cellattn.data import synthetic_cell
 
-from ..bounds import assert_within_rounding
+from ..bounds import arithmetic_of, assert_within_rounding
 from ..compare import RTOL, assert_same, everything, leaves, values_and_grads
 from .sets import Problem, problem, problems, random_sets, settings_of
 
@@ -153,19 +153,13 @@ def test_senders_without_receivers_and_the_other_way_round() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @one_or_each
 @shared_or_not
-def test_both_instruction_sets(shared: bool, each: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same sums in the same order, but for fused multiply-adds in one of them: each of up to 40 terms is rounded once or
-    twice, in the dtype of the sums."""
+def test_every_dtype_and_instruction_set(shared: bool, each: bool, dtype: torch.dtype, isa: str) -> None:
+    """More features than a register holds, and not a multiple."""
     b = between(9)
     x = features(b, GRAPH, 3, 70, each=each, shared=shared, dtype=dtype)
-    f = product(cellattn, GRAPH, b, scale=factor(b, 3, True), shared=shared)
-    monkeypatch.setenv("CELLATTN_ISA", "portable")
-    portable, degree = everything(f, x), cellattn.relational_degree(GRAPH, *b)
-    monkeypatch.delenv("CELLATTN_ISA")
-    for ours, theirs in zip(everything(f, x), portable, strict=True):
-        bound = 3 * 9 * 40 * torch.finfo(torch.promote_types(dtype, torch.float32)).eps + torch.finfo(dtype).eps
-        torch.testing.assert_close(ours.double(), theirs.double(), rtol=0, atol=bound * float(theirs.abs().max()))
-    assert torch.equal(cellattn.relational_degree(GRAPH, *b), degree)
+    ours, dense = (product(m, GRAPH, b, scale=factor(b, 3, True), shared=shared) for m in (cellattn, reference))
+    assert_within_rounding(ours, dense, x)
+    assert torch.equal(cellattn.relational_degree(GRAPH, *b), reference.relational_degree(GRAPH, *b))
 
 
 @summed_or_not
@@ -182,7 +176,6 @@ def test_low_precision_is_within_rounding(dtype: torch.dtype, shared: bool, sum_
 
 
 def test_is_masked_spmm_where_all_kept_genes_send_and_receive(isa: str) -> None:
-    """Bit for bit: a row's neighbours are added in the same order."""
     graph = synthetic_cell(num_genes=700)
     keep, _ = cellattn.perturbation_mask(graph, *random_sets(700, 5))
     gene, ptr = keep.nonzero()[:, 1].contiguous(), torch.cat([torch.zeros(1, dtype=torch.int64), keep.sum(1).cumsum(0)])
@@ -192,19 +185,27 @@ def test_is_masked_spmm_where_all_kept_genes_send_and_receive(isa: str) -> None:
         graph, x[keep], gene, ptr, gene, ptr, sum_relations=False,
         scale=1 / cellattn.relational_degree(graph, gene, ptr, gene, ptr).clamp(min=1),
     )  # fmt: skip
+    degree = cellattn.relational_degree(graph, gene, ptr, gene, ptr)[..., None].double()
     for r, name in enumerate(graph.relations):
-        assert torch.equal(out[:, r], cellattn.masked_spmm(graph, name, x, keep)[keep])
-        # 1 / n is rounded in both, but on different instructions
-        torch.testing.assert_close(mean[:, r], cellattn.masked_spmm(graph, name, x, keep, reduce="mean")[keep])
+        size = cellattn.masked_spmm(graph, name, x.double().abs(), keep)[keep]
+        for reduce, got in (("sum", out), ("mean", mean)):
+            want = cellattn.masked_spmm(graph, name, x, keep, reduce=reduce)[keep]
+            n = degree[:, r]
+            terms, total = (n, size) if reduce == "sum" else (n + 2, size / n.clamp(min=1))  # 1 / n, and times it
+            assert ((got[:, r] - want).abs() <= 2 * arithmetic_of(torch.float32).sum(terms) * total).all()
 
 
 def test_shared_features_are_features_gathered(isa: str) -> None:
     b = between(9)
     (x,) = leaves((N, 3, 33), dtype=torch.float32)
-    got, (dgot,) = values_and_grads(product(cellattn, GRAPH, b, shared=True), x)
-    want, (dwant,) = values_and_grads(lambda x: cellattn.relational_spmm(GRAPH, x[b.source], *b), x)
-    assert torch.equal(got[0], want[0])
-    torch.testing.assert_close(dgot, dwant)  # float32 in another order
+    shared = product(cellattn, GRAPH, b, shared=True)
+
+    def gathered(x: Tensor) -> Tensor:
+        return cellattn.relational_spmm(GRAPH, x[b.source], *b)
+
+    assert torch.equal(shared(x), gathered(x))
+    for f in (shared, gathered):
+        assert_within_rounding(f, product(reference, GRAPH, b, shared=True), x)
 
 
 def test_what_does_not_send_is_not_read() -> None:
