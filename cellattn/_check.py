@@ -66,7 +66,7 @@ def require_same(kind: str, **values: Any) -> None:
 
 def values_visible(x: Tensor) -> bool:
     """Whether values may be looked at: always on the CPU, elsewhere (it forces a sync) under CELLATTN_CHECKS=1."""
-    if torch.compiler.is_compiling() or isinstance(x, FakeTensor):
+    if torch.compiler.is_compiling() or isinstance(x, FakeTensor) or x.is_meta:
         return False
     return x.device.type == "cpu" or os.environ.get("CELLATTN_CHECKS") == "1"
 
@@ -87,6 +87,7 @@ def require_ragged(name: str, index: Tensor, ptr: Tensor, *, num_sets: int | Non
     """Check a ragged batch: int64 `index` [nnz] and `ptr` [B + 1] that rises from 0 to nnz."""
     require_tensor(name, index, ndim=1, dtypes=(torch.int64,))
     require_tensor(ptr_name, ptr, ndim=1, dtypes=(torch.int64,))
+    require_same("device", **{name: index.device, ptr_name: ptr.device})
     if num_sets is None:
         require(ptr.numel() >= 1, lambda: f"{ptr_name}: expected at least one entry, got none")
     else:

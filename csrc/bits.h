@@ -18,7 +18,7 @@ namespace cellattn {
 using Word = uint64_t;
 constexpr int64_t kWordBits = 64;
 
-CELLATTN_HD int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+CELLATTN_HD int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b > 0); }  // a >= 0, b > 0
 
 CELLATTN_HD int64_t num_words(int64_t num_sets) { return ceil_div(num_sets, kWordBits); }
 

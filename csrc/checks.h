@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <initializer_list>
+#include <new>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -91,9 +92,40 @@ inline const Word* const_words_of(const Tensor& words) { return static_cast<cons
 inline const int64_t* longs_of(const Tensor& x) { return static_cast<const int64_t*>(x.const_data_ptr()); }
 inline const int32_t* ints_of(const Tensor& x) { return static_cast<const int32_t*>(x.const_data_ptr()); }
 
-// An uninitialised tensor on the device of `like`.
+// What Python sees as a MemoryError, with a message of ours: PyTorch's own does not come through the stable ABI.
+class OutOfMemory : public std::bad_alloc {
+ public:
+  explicit OutOfMemory(std::string message) : message_(std::move(message)) {}
+  const char* what() const noexcept override { return message_.c_str(); }
+
+ private:
+  std::string message_;
+};
+
+inline int64_t bytes_of(ScalarType dtype) {
+  return dtype == ScalarType::Long || dtype == ScalarType::Double ? 8
+         : dtype == ScalarType::Int || dtype == ScalarType::Float ? 4
+         : dtype == ScalarType::Half || dtype == ScalarType::BFloat16 ? 2 : 1;
+}
+
+// An uninitialised tensor on the device of `like`. No other operator's error is to be had here: a size below 0 is refused before.
 inline Tensor empty_on(const Tensor& like, std::vector<int64_t> sizes, ScalarType dtype) {
-  return torch::stable::new_empty(like, sizes, dtype);
+  int64_t num_bytes = bytes_of(dtype);
+  bool too_large = false;
+  std::string shape = "[";
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    STD_TORCH_CHECK(sizes[d] >= 0, "expected sizes of at least 0, got ", sizes[d]);
+    shape += (d ? ", " : "") + std::to_string(sizes[d]);
+  }
+  const bool none = std::find(sizes.begin(), sizes.end(), 0) != sizes.end();
+  for (int64_t size : sizes) too_large = too_large || (!none && __builtin_mul_overflow(num_bytes, size, &num_bytes));
+  const std::string what = "a tensor of shape " + shape + "]";
+  if (too_large) throw OutOfMemory("cannot allocate " + what + ": it has more than 2^63 bytes");
+  try {
+    return torch::stable::new_empty(like, sizes, dtype);
+  } catch (const std::exception&) {
+    throw OutOfMemory("cannot allocate " + std::to_string(none ? 0 : num_bytes) + " bytes of memory for " + what);
+  }
 }
 
 // Arguments of induced_write, checked for shapes on either device; the number of relations.

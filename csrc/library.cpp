@@ -4,29 +4,29 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY_FRAGMENT(cellattn, m) {
-  m.def("set_words(Tensor seeds, Tensor ptr, int num_nodes, bool complement) -> Tensor");
+  m.def("set_words(Tensor seeds, Tensor ptr, SymInt num_nodes, bool complement) -> Tensor");
   m.def(
-      "khop_words(Tensor rowptr, Tensor col, Tensor colptr, Tensor row, Tensor seeds, Tensor ptr, int num_nodes, "
-      "int num_hops, bool mixed, bool incoming, bool outgoing) -> Tensor");
-  m.def("unpack_words(Tensor words, int num_sets) -> Tensor");
+      "khop_words(Tensor rowptr, Tensor col, Tensor colptr, Tensor row, Tensor seeds, Tensor ptr, SymInt num_nodes, "
+      "SymInt num_hops, bool mixed, bool incoming, bool outgoing) -> Tensor");
+  m.def("unpack_words(Tensor words, SymInt num_sets) -> Tensor");
   m.def("pack_words(Tensor keep) -> Tensor");
   m.def("edge_words(Tensor rowptr, Tensor col, Tensor words) -> Tensor");
-  m.def("induced_sizes(Tensor rowptr, Tensor col, Tensor words, int num_sets) -> (Tensor, Tensor, Tensor)");
+  m.def("induced_sizes(Tensor rowptr, Tensor col, Tensor words, SymInt num_sets) -> (Tensor, Tensor, Tensor)");
   m.def(
       "induced_write(Tensor rowptr, Tensor col, Tensor words, Tensor seed_words, Tensor node_ptr, Tensor edge_ptr, "
       "Tensor offsets, Tensor(a!) node, Tensor(b!) seed_mask, Tensor(c!) edge_index, Tensor(d!)? edge_id, "
-      "Tensor(e!)? csr_rowptr, int[] edge_capacity) -> ()");
+      "Tensor(e!)? csr_rowptr, SymInt[] edge_capacity) -> ()");
   m.def(
-      "masked_spmm(Tensor rowptr, Tensor col, Tensor? value, Tensor x, Tensor words, int num_sets, bool mean) -> Tensor");
-  m.def("masked_sddmm(Tensor rowptr, Tensor col, Tensor g, Tensor x, Tensor words, int num_sets) -> Tensor");
-  m.def("masked_degree(Tensor rowptr, Tensor col, Tensor words, int num_sets) -> Tensor");
+      "masked_spmm(Tensor rowptr, Tensor col, Tensor? value, Tensor x, Tensor words, SymInt num_sets, bool mean) -> Tensor");
+  m.def("masked_sddmm(Tensor rowptr, Tensor col, Tensor g, Tensor x, Tensor words, SymInt num_sets) -> Tensor");
+  m.def("masked_degree(Tensor rowptr, Tensor col, Tensor words, SymInt num_sets) -> Tensor");
   m.def(
       "relational_spmm(Tensor rowptr, Tensor col, Tensor value, Tensor x, Tensor source, Tensor source_ptr, Tensor target, "
-      "Tensor target_ptr, Tensor? source_scale, Tensor? target_scale, int[] relations, int num_nodes, bool shared, "
+      "Tensor target_ptr, Tensor? source_scale, Tensor? target_scale, int[] relations, SymInt num_nodes, bool shared, "
       "bool sum_relations, bool sum_samples) -> Tensor");
   m.def(
       "relational_degree(Tensor rowptr, Tensor col, Tensor source, Tensor source_ptr, Tensor target, Tensor target_ptr, "
-      "int[] relations, int num_nodes) -> Tensor");
+      "int[] relations, SymInt num_nodes) -> Tensor");
 }
 
 // Importing the module loads the library, which registers the operators.

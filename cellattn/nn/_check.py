@@ -63,14 +63,17 @@ def require_features(name: str, value: Any, dim: int, parameter: Tensor, *, ndim
         require_same("dtype", module=parameter.dtype, **{name: value.dtype})
 
 
-def require_perturbations(seeds: Any, ptr: Any, types: Any, num_genes: int, num_types: int | None) -> None:
-    """Check a ragged batch of perturbation sets: gene indices, distinct within a set, their types, and `ptr`.
+def require_perturbations(
+    seeds: Any, ptr: Any, types: Any, num_genes: int, num_types: int | None, device: torch.device
+) -> None:
+    """Check a ragged batch of perturbation sets on a device: gene indices, distinct within a set, their types, and `ptr`.
 
     Types of any number (`num_types` None) are checked by shape alone.
     """
     require_ragged("seeds", seeds, ptr)
     require_tensor("types", types, ndim=1, dtypes=(torch.int64,))
     require_same("length", seeds=len(seeds), types=len(types))
+    require_same("device", module=device, seeds=seeds.device, types=types.device)
     require_indices("seeds", seeds, num_genes)
     if num_types is not None:
         require_indices("types", types, num_types, "perturbation types")

@@ -203,7 +203,7 @@ class Dango(nn.Module):
             ValueError: a shape, dtype, index or relation that does not fit (values are read on the CPU alone).
         """
         require_graph(graph)
-        require_perturbations(seeds, ptr, types, graph.num_nodes, None)
+        require_perturbations(seeds, ptr, types, graph.num_nodes, None, graph.device)
         z = self.encode(graph, features=features, gene_ids=gene_ids)
         losses = self.reconstruction(z, graph, features=features, gene_ids=gene_ids, generator=generator)
         return CellOutput(self._read(z, seeds, ptr), losses, self.regularization(losses))

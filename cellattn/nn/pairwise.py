@@ -108,7 +108,7 @@ class PairwiseInteraction(nn.Module):
                 the CPU alone).
         """
         require_graph(graph)
-        require_perturbations(seeds, ptr, types, graph.num_nodes, self.num_types)
+        require_perturbations(seeds, ptr, types, graph.num_nodes, self.num_types, graph.device)
         x = self.tokens(graph.num_nodes, features, gene_ids)
         u = self.phi(F.embedding(seeds, x), types)
         single = set_sum(_at_least_float32(self.single(u)), ptr)

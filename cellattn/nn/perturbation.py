@@ -159,7 +159,7 @@ class PerturbationHead(nn.Module):
         """
         require_features("h_cls", h_cls, self.dim, self.query.weight, ndim=1)
         require_features("h", h, self.dim, self.query.weight, ndim=2)
-        require_perturbations(seeds, ptr, types, h.shape[0], self.num_types)
+        require_perturbations(seeds, ptr, types, h.shape[0], self.num_types, h.device)
         # values [N, dim] and overrides u [nnz, dim]
         present = self.phi(h, torch.full((), PRESENT, device=h.device))
         # embedding: the backward of h[seeds] adds in an order that varies from run to run on several CPU threads

@@ -324,7 +324,7 @@ class WildtypeDifference(nn.Module):
             ImportError, NotImplementedError: the extension was not built, or not for the graph's device.
         """
         self._require_relations(graph)
-        require_perturbations(seeds, ptr, types, graph.num_nodes, self.num_types)
+        require_perturbations(seeds, ptr, types, graph.num_nodes, self.num_types, graph.device)
         x = self.tokens(graph.num_nodes, features, gene_ids)
         z = self._difference(graph, x, seeds, ptr)
         if self.readout == "mean":

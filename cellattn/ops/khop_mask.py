@@ -68,8 +68,15 @@ def khop_words(graph: Any, seeds: Any, ptr: Any, num_hops: Any, *, traversal: An
     colptr, row, _ = graph.transpose()
     hops = min(num_hops, graph.num_nodes)  # no path without a cycle is longer
     mixed, incoming, outgoing = traversal == "mixed", direction != "out", direction != "in"
-    return torch.ops.cellattn.khop_words(
-        rowptr, col, colptr, row, seeds.contiguous(), ptr.contiguous(), graph.num_nodes, hops, mixed, incoming, outgoing
+    num_nodes, num_sets = graph.num_nodes, ptr.numel() - 1
+    return allocating(
+        lambda: torch.ops.cellattn.khop_words(
+            rowptr, col, colptr, row, seeds.contiguous(), ptr.contiguous(), num_nodes, hops, mixed, incoming, outgoing
+        ),
+        8 * num_nodes * num_words(num_sets),
+        seeds,
+        lambda: f"the sets of {num_nodes:,} genes in {num_sets:,} samples, as bits",
+        "lower the number of samples",
     )
 
 

@@ -87,7 +87,13 @@ def khop_subgraph(
         words = words & ~seed_words
     rowptr, col, _ = graph.stacked
     num_sets = ptr.shape[0] - 1
-    node_ptr, edge_ptr, offsets = torch.ops.cellattn.induced_sizes(rowptr, col, words, num_sets)
+    node_ptr, edge_ptr, offsets = allocating(
+        lambda: torch.ops.cellattn.induced_sizes(rowptr, col, words, num_sets),
+        8 * num_sets * len(graph.relations),
+        words,
+        lambda: f"the numbers of edges of {len(graph.relations)} relations in {num_sets:,} samples",
+        "lower the number of samples",
+    )
     if capacity is None:
         num_nodes, *num_edges = torch.cat([node_ptr[-1:], edge_ptr[:, -1]]).tolist()  # the one wait for a GPU
         overflow = torch.zeros((), dtype=torch.bool, device=graph.device)

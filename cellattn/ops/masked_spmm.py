@@ -24,7 +24,7 @@ from .._extension import cuda_kernel, fake
 from ..graph import MultiGraph
 from ._csr import both_ways
 from ._operator import keep_missing_grads, operator, refuse_double_backward
-from ._sets import check_graph
+from ._sets import allocating, check_graph
 from .attention import accumulation_dtype
 from .khop_mask import num_words
 
@@ -62,6 +62,7 @@ def masked_spmm(
     Raises:
         ValueError, TypeError: naming the argument.
         RuntimeError: on double backward.
+        MemoryError, torch.OutOfMemoryError: on the CPU, on a GPU: the result does not fit.
         ImportError, NotImplementedError: the extension was not built, or not for the graph's device.
     """
     check_graph(graph)
@@ -87,7 +88,14 @@ def masked_spmm(
             lambda: f"edge_weight: expected {count} weights, one an edge, got {edge_weight.shape[0]}",
         )
     value = weight.to(accumulation_dtype(x.dtype))
-    return _masked_sum(x, value, words, *both_ways(graph, r), num_sets, reduce == "mean", transpose)
+    num_nodes, num_features = x.shape[-2:]
+    return allocating(
+        lambda: _masked_sum(x, value, words, *both_ways(graph, r), num_sets, reduce == "mean", transpose),
+        num_sets * num_nodes * num_features * x.element_size(),
+        x,
+        lambda: f"sums of {num_features:,} features of {num_nodes:,} genes in {num_sets:,} samples",
+        "lower the number of samples",
+    )
 
 
 def _packed(keep: Any, num_sets: Any, graph: MultiGraph) -> tuple[Tensor, int]:
@@ -120,7 +128,7 @@ def _packed(keep: Any, num_sets: Any, graph: MultiGraph) -> tuple[Tensor, int]:
 # being CSR entry edge[p] - first.
 _PRODUCT = (
     "Tensor x, Tensor value, Tensor words, Tensor rowptr, Tensor col, Tensor colptr, Tensor row, Tensor edge, "
-    "int first, int num_sets, bool mean, bool transpose"
+    "SymInt first, SymInt num_sets, bool mean, bool transpose"
 )
 
 
@@ -213,7 +221,7 @@ def _oriented(
     value: Tensor, rowptr: Tensor, col: Tensor, colptr: Tensor, row: Tensor, edge: Tensor, first: int, *, transpose: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(pointers, indices, values) of the product, by columns if transposed."""
-    return (colptr, row, value.index_select(0, edge - first)) if transpose else (rowptr, col, value)
+    return (colptr, row, value.index_select(0, edge - first)) if transpose else (rowptr, col, value.contiguous())
 
 
 # ------------------------------------------------------------------------------------------------------------ CUDA

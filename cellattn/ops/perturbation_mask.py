@@ -47,7 +47,14 @@ def perturbation_mask(
 
 def set_words(seeds: Tensor, ptr: Tensor, num_nodes: int, *, complement: bool = False) -> Tensor:
     """Words [N, W] of the genes in each set, or of those that are not; arguments are checked by the caller."""
-    return torch.ops.cellattn.set_words(seeds.contiguous(), ptr.contiguous(), num_nodes, complement)
+    num_sets = ptr.numel() - 1
+    return allocating(
+        lambda: torch.ops.cellattn.set_words(seeds.contiguous(), ptr.contiguous(), num_nodes, complement),
+        8 * num_nodes * num_words(num_sets),
+        seeds,
+        lambda: f"the sets of {num_nodes:,} genes in {num_sets:,} samples, as bits",
+        "lower the number of samples",
+    )
 
 
 def _edge_words(graph: MultiGraph, relation: str, words: Tensor) -> Tensor:

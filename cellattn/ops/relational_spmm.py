@@ -35,7 +35,7 @@ from .._check import (
 from .._extension import cuda_kernel, fake
 from ..graph import MultiGraph
 from ._operator import keep_missing_grads, operator, refuse_double_backward
-from ._sets import check_graph
+from ._sets import allocating, check_graph
 from .attention import accumulation_dtype
 
 
@@ -73,6 +73,7 @@ def relational_spmm(
     Raises:
         ValueError, TypeError: naming the argument.
         RuntimeError: on double backward.
+        MemoryError, torch.OutOfMemoryError: on the CPU, on a GPU: the result does not fit.
         ImportError, NotImplementedError: the extension was not built, or not for the graph's device.
     """
     check_graph(graph)
@@ -96,7 +97,14 @@ def relational_spmm(
     rowptr, col, weight = graph.stacked
     colptr, row, weight_by_column = graph.stacked_by_column()
     stack = rowptr, col, weight.to(wide), colptr, row, weight_by_column.to(wide)
-    return _relational_sum(x, scale, *batch, *stack, ids, graph.num_nodes, sum_relations, shared)
+    places, each = target.shape[0], x.shape[-1] * (1 if sum_relations else k)
+    return allocating(
+        lambda: _relational_sum(x, scale, *batch, *stack, ids, graph.num_nodes, sum_relations, shared),
+        places * each * x.element_size(),
+        x,
+        lambda: f"sums of {each:,} features of {places:,} genes in all samples",
+        "lower the number of samples or of genes that receive",
+    )
 
 
 def relational_degree(
@@ -118,6 +126,7 @@ def relational_degree(
 
     Raises:
         ValueError, TypeError: naming the argument.
+        MemoryError, torch.OutOfMemoryError: on the CPU, on a GPU: the result does not fit.
         ImportError, NotImplementedError: the extension was not built, or not for the graph's device.
     """
     check_graph(graph)
@@ -125,8 +134,13 @@ def relational_degree(
     _check_between(graph, source, source_ptr, target, target_ptr)
     rowptr, col, _ = graph.stacked
     batch = source.contiguous(), source_ptr.contiguous(), target.contiguous(), target_ptr.contiguous()
-    degree: Tensor = torch.ops.cellattn.relational_degree(rowptr, col, *batch, ids, graph.num_nodes)
-    return degree
+    return allocating(
+        lambda: torch.ops.cellattn.relational_degree(rowptr, col, *batch, ids, graph.num_nodes),
+        4 * target.shape[0] * len(ids),
+        target,
+        lambda: f"degrees of {target.shape[0]:,} genes in {len(ids)} relations",
+        "lower the number of samples or of genes that receive",
+    )
 
 
 def _relation_ids(graph: MultiGraph, relations: Any) -> list[int]:
@@ -165,7 +179,7 @@ def _check_scale(scale: Any, graph: MultiGraph, num_targets: int, num_relations:
 _BETWEEN = (
     "Tensor? scale, Tensor source, Tensor source_ptr, Tensor target, Tensor target_ptr, "
     "Tensor rowptr, Tensor col, Tensor value, Tensor colptr, Tensor row, Tensor value_by_column, "
-    "int[] relations, int num_nodes, bool sum_relations, bool shared"
+    "int[] relations, SymInt num_nodes, bool sum_relations, bool shared"
 )
 
 

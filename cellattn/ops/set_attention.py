@@ -32,7 +32,7 @@ def set_attention(
     Returns:
         [nnz, H, D].
     """
-    require_ragged("q", ptr.new_empty(q.shape[0]), ptr)  # as long as q
+    require_ragged("q", ptr.new_empty(q.shape[0], device=q.device), ptr)  # as long as q
     p, _, _, v_pad = _probabilities(q, k, v, ptr, _size(q, ptr, max_size), include_self)
     return _ragged(p @ v_pad, ptr, v)
 

@@ -50,4 +50,4 @@ def set_pairs(ptr: Tensor, num_entries: int, max_size: int | None = None) -> Set
     begin = ptr[member]
     second, first = torch.tril_indices(size, size, -1, device=ptr.device)
     first, second = (torch.where(real, begin + offset[place], 0) for offset in (first, second))
-    return SetPairs(first, second, F.pad(pair_ptr, (0, 1), value=num_pairs))
+    return SetPairs(first, second, torch.cat([pair_ptr, pair_ptr.new_full((1,), num_pairs)]))

@@ -22,7 +22,7 @@ def set_mean(x: Tensor, ptr: Tensor) -> Tensor:
 @operator("set_sum", device=None, linear=("x",))
 def set_sum(x: Tensor, ptr: Tensor) -> Tensor:
     """Sum of the entries of each set: x [nnz, D], ptr int64 [B + 1] -> [B, D], zeros for an empty set."""
-    require_ragged("x", ptr.new_empty(x.shape[0]), ptr)  # as long as x; segment_reduce reads where ptr points
+    require_ragged("x", ptr.new_empty(x.shape[0], device=x.device), ptr)  # as long as x
     return torch.segment_reduce(x, "sum", offsets=ptr, axis=0)
 
 
@@ -53,6 +53,7 @@ def members(ptr: Tensor, num_entries: int) -> Tensor:
 def set_size(ptr: Tensor, max_size: int | None) -> int:
     """The bound on the entries of a set that a caller gives, checked where values may be looked at; None: the longest set's."""
     if max_size is None:
+        require(not ptr.is_meta, "max_size: expected a number for tensors on meta, whose sets have no sizes; got None")
         return int(ptr.diff().max()) if ptr.numel() > 1 else 0
     require_count("max_size", max_size)
     if ptr.numel() > 1 and values_visible(ptr):

@@ -7,11 +7,13 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <exception>
 #include <vector>
 
 namespace cellattn {
 
-// f(task) for every task in [0, num_tasks), each thread taking the next one when it is free. f does not throw.
+// f(task) for every task in [0, num_tasks), each thread taking the next one when it is free. What f throws is thrown again by the
+// caller's thread, and not by way of the stable ABI, which would make another error of it.
 template <class F>
 void for_each_task(int64_t num_tasks, const F& f) {
   if (num_tasks <= 1) {
@@ -20,9 +22,17 @@ void for_each_task(int64_t num_tasks, const F& f) {
   }
   const int64_t num_threads = std::min<int64_t>(num_tasks, torch::stable::get_num_threads());
   std::atomic<int64_t> next{0};
+  std::atomic_flag failed = ATOMIC_FLAG_INIT;
+  std::exception_ptr first;
   torch::stable::parallel_for(0, num_threads, 1, [&](int64_t, int64_t) {
-    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < num_tasks;) f(task);
+    try {
+      for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < num_tasks;) f(task);
+    } catch (...) {
+      if (!failed.test_and_set()) first = std::current_exception();
+      next.store(num_tasks, std::memory_order_relaxed);
+    }
   });
+  if (first) std::rethrow_exception(first);
 }
 
 // Enough blocks that none of the threads waits long for the last one.

@@ -16,7 +16,7 @@ from cellattn.data import load_yeast, synthetic_cell
 from cellattn.ops.masked_spmm import REDUCES
 
 from ..bounds import assert_within_rounding
-from ..compare import RTOL, assert_same, everything, leaves, values_and_grads
+from ..compare import RTOL, assert_same, everything, leaves, random_graph, values_and_grads
 from .sets import Problem, problem, problems, random_sets, settings_of
 
 
@@ -217,3 +217,25 @@ def test_equal_from_run_to_run() -> None:
     first, again = (values_and_grads(product(cellattn, graph, "r0", keep), x, w) for _ in range(2))
     for a, b in zip([*first[0], *first[1]], [*again[0], *again[1]], strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("transpose", [False, True], ids=["rows", "columns"])
+def test_weights_and_features_of_any_strides(transpose: bool) -> None:
+    g = random_graph(12, {"a": 50}, weighted=True)
+    keep = (torch.rand(12, 3) < 0.7).mT
+    table, x = torch.rand(g.num_edges("a"), 4, dtype=torch.float64), torch.randn(5, 12, 3, dtype=torch.float64)
+    views = {
+        "column": (table[:, 1], x.transpose(0, 2)),
+        "from the middle": (table.flatten()[3 : 3 + g.num_edges("a")], x.flatten()[1 : 1 + 60].reshape(12, 5)),
+        "expanded": (torch.rand((), dtype=torch.float64).expand(g.num_edges("a")), x[0, 0].expand(12, 3)),
+        "expanded over samples": (table[:, 2], x[:1].transpose(1, 2).transpose(1, 2)[0].expand(3, 12, 3)),
+    }
+    for name, (weight, features) in views.items():
+        results = []
+        for copy in (False, True):
+            w, f = (t.detach().clone(memory_format=torch.contiguous_format) if copy else t.detach() for t in (weight, features))
+            w, f = w.requires_grad_(), f.requires_grad_()
+            out = cellattn.masked_spmm(g, "a", f, keep.contiguous() if copy else keep, edge_weight=w, transpose=transpose)
+            results.append([out, *torch.autograd.grad(out.square().sum(), (f, w))])
+        for view, contiguous in zip(*results, strict=True):
+            assert torch.equal(view, contiguous), name
