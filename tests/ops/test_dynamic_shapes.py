@@ -19,7 +19,6 @@ from cellattn.ops.set_pairs import set_pairs
 from cellattn.ops.set_sum import set_mean, set_sum
 
 from ..compare import random_graph
-from .sets import random_sets
 
 # (genes, sets)
 SIZES = [(20, 5), (31, 3), (45, 64), (25, 9)]
@@ -104,8 +103,8 @@ def test_compiled_once_for_all_sizes(f: Function) -> None:
         results = []
         for run in (f, compiled):
             out = run(g, x, *arguments)
-            differentiable = [y for y in out if y.requires_grad]
-            results.append([*out, *(torch.autograd.grad(sum(y.square().sum() for y in differentiable), x) if differentiable else ())])
+            squares = [y.square().sum() for y in out if y.requires_grad]
+            results.append([*out, *(torch.autograd.grad(torch.stack(squares).sum(), x) if squares else ())])
         for eager, other in zip(*results, strict=True):
             torch.testing.assert_close(other, eager)
         count[num_sets] = counter.frame_count
