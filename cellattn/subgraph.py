@@ -174,18 +174,26 @@ class SubgraphBatch:
         """The batch in page-locked memory; a `DataLoader` with `pin_memory=True` calls it."""
         return self._map(lambda x: x.pin_memory())
 
-    def to_hetero_data(self, node_type: str = "gene") -> Any:
+    def to_hetero_data(self, node_type: str = "gene", *, offset: bool = True) -> Any:
         """The PyG batch that a `DataLoader` over one `HeteroData` a sample would give, to_data_list() and indexing included.
 
         The node type holds `n_id` int64 [V] (genes), `pert_mask` and `mask` bool [V] (perturbed, and not),
-        `perturbation_indices` int64 (positions of the perturbed genes in the batch) with `_batch` and `_ptr`, `num_nodes`,
+        `perturbation_indices` int64 (positions of the perturbed genes) with `_batch` and `_ptr`, `num_nodes`,
         `batch` and `ptr`; each edge type (node_type, relation, node_type) holds `edge_index` int64 [2, E], and `e_id` where
-        edge ids were asked for. Arrays that are int64 here already are shared, not copied.
+        edge ids were asked for. Arrays that are int64 here already are shared, not copied. Its samples, collated by PyG
+        again, give the same batch.
+
+        Args:
+            node_type: the name of the node type.
+            offset: `perturbation_indices` are positions in the batch, rows of features [V, F], as of samples whose `__inc__`
+                counts them up; otherwise positions in their sample, as PyG leaves what has no "index" in its name.
 
         Raises:
             ValueError: the batch overflowed.
         """
-        from torch_geometric.data import Batch, HeteroData
+        from torch_geometric.data import Batch
+
+        from ._pyg import MutantData, NumberedMutantData
 
         self._require_complete()
         num_sets, ptr = len(self), self.node_ptr
@@ -193,11 +201,11 @@ class SubgraphBatch:
         seed_mask, sample = self.seed_mask[:num_nodes], self.sample[:num_nodes]
         perturbed = seed_mask.nonzero().flatten()
         perturbed_ptr = torch.searchsorted(perturbed, ptr)
-        data = Batch(_base_cls=HeteroData)
+        data = Batch(_base_cls=NumberedMutantData if offset else MutantData)
         genes = data[node_type]
         genes.n_id = self.node[:num_nodes].long()
         genes.pert_mask, genes.mask = seed_mask, ~seed_mask
-        genes.perturbation_indices = perturbed
+        genes.perturbation_indices = perturbed if offset else perturbed - ptr[sample[perturbed]]
         genes.perturbation_indices_batch, genes.perturbation_indices_ptr = sample[perturbed], perturbed_ptr
         genes.num_nodes, genes._num_nodes = num_nodes, ptr.diff().tolist()
         genes.batch, genes.ptr = sample, ptr
@@ -205,7 +213,8 @@ class SubgraphBatch:
         first, nothing = ptr[:-1].cpu(), torch.zeros(num_sets, dtype=torch.int64)
         slices: dict[Any, dict[str, Tensor]] = {node_type: dict.fromkeys(("n_id", "pert_mask", "mask"), ptr.cpu())}
         added: dict[Any, dict[str, Tensor]] = {node_type: dict.fromkeys(slices[node_type], nothing)}
-        slices[node_type]["perturbation_indices"], added[node_type]["perturbation_indices"] = perturbed_ptr.cpu(), first
+        slices[node_type]["perturbation_indices"] = perturbed_ptr.cpu()
+        added[node_type]["perturbation_indices"] = first if offset else nothing
         for name in self.relations:
             edge_type = (node_type, name, node_type)
             num_edges = int(self.edge_ptr[name][-1])

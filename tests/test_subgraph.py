@@ -176,7 +176,7 @@ def test_repr() -> None:
 # ------------------------------------------------------------------------------------------------------------------ PyG
 
 
-def pyg_batch(drop_seeds: bool, edge_id: bool) -> tuple[Any, list[Any]]:
+def pyg_batch(drop_seeds: bool, edge_id: bool, offset: bool) -> tuple[Any, list[Any]]:
     """What a PyG DataLoader gives for the reference's samples, and these."""
     data = pytest.importorskip("torch_geometric.data")
     loader = pytest.importorskip("torch_geometric.loader")
@@ -187,7 +187,7 @@ def pyg_batch(drop_seeds: bool, edge_id: bool) -> tuple[Any, list[Any]]:
 
     samples = []
     for sample in reference.khop_subgraph(*P, 1, drop_seeds=drop_seeds):
-        one = CellData()
+        one = CellData() if offset else data.HeteroData()
         one["gene"].n_id = sample["node"]
         one["gene"].pert_mask, one["gene"].mask = sample["seed_mask"], ~sample["seed_mask"]
         one["gene"].perturbation_indices = sample["seed_mask"].nonzero().flatten()
@@ -214,14 +214,18 @@ def assert_same_data(got: Any, want: Any) -> None:
                 assert store[name] == value, name
 
 
+@pytest.mark.parametrize("offset", [True, False], ids=["offset", "local"])
 @pytest.mark.parametrize("drop_seeds", [False, True], ids=["whole", "drop_seeds"])
 @pytest.mark.parametrize("options", FORMATS)
-def test_to_hetero_data_is_what_a_loader_of_pyg_gives(options: dict[str, Any], drop_seeds: bool) -> None:
+def test_to_hetero_data_is_what_a_loader_of_pyg_gives(options: dict[str, Any], drop_seeds: bool, offset: bool) -> None:
+    from torch_geometric.data import Batch, HeteroData
+
     batch = khop_subgraph(*P, 1, drop_seeds=drop_seeds, **options)
-    want, samples = pyg_batch(drop_seeds, options["return_edge_id"])
+    want, samples = pyg_batch(drop_seeds, options["return_edge_id"], offset)
     for whole in (batch, room_to_spare(batch, drop_seeds=drop_seeds, **options)):
-        got = whole.to_hetero_data()
-        assert type(got).__name__ == "HeteroDataBatch"
+        got = whole.to_hetero_data(offset=offset)
+        assert isinstance(got, Batch)
+        assert isinstance(got, HeteroData)
         assert_same_data(got, want)
         assert got.num_graphs == len(got) == want.num_graphs == 9
         assert got.num_nodes == want.num_nodes
@@ -230,6 +234,22 @@ def test_to_hetero_data_is_what_a_loader_of_pyg_gives(options: dict[str, Any], d
             assert_same_data(one, other)
         assert_same_data(got[3], samples[3])
         assert [one["gene"].num_nodes for one in got[2:5]] == [one["gene"].num_nodes for one in samples[2:5]]
+
+
+@pytest.mark.parametrize("offset", [True, False], ids=["offset", "local"])
+def test_to_hetero_data_collated_again_is_the_same_batch(offset: bool) -> None:
+    """Whole, in part, in another order, and after a pickle: the samples themselves say what is counted up."""
+    Batch = pytest.importorskip("torch_geometric.data").Batch
+    batch = khop_subgraph(*P, 1)
+    data = batch.to_hetero_data(offset=offset)
+    samples = pickle.loads(pickle.dumps(data)).to_data_list()
+    assert_same_data(Batch.from_data_list(samples, follow_batch=["perturbation_indices"]), data)
+    for part in ([3], [5, 2], list(range(8, -1, -1))):
+        sets = [P.seeds[P.ptr[b] : P.ptr[b + 1]] for b in part]
+        ptr = torch.tensor([0, *(len(members) for members in sets)]).cumsum(0)
+        want = khop_subgraph(P.graph, torch.cat(sets), ptr, 1).to_hetero_data(offset=offset)
+        again = Batch.from_data_list([samples[b] for b in part], follow_batch=["perturbation_indices"])
+        assert_same_data(again, want)
 
 
 def test_to_hetero_data_passes_through_a_pyg_model() -> None:

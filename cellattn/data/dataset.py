@@ -7,11 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from .._check import describe, require, require_choice, require_count, require_indices, require_tensor, unknown
 from .._profiling import span
@@ -50,6 +52,13 @@ class PerturbationBatch:
     def __len__(self) -> int:
         return len(self.ptr) - 1
 
+    def __getitem__(self, index: int) -> PerturbationSample:
+        """One mutant of the batch. Raises IndexError past the end."""
+        return _sample(self, index)
+
+    def __iter__(self) -> Iterator[PerturbationSample]:
+        return (self[b] for b in range(len(self)))
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PerturbationBatch:
         """The batch on another device."""
         return PerturbationBatch(*(part.to(device, non_blocking=non_blocking) for part in self._parts()))
@@ -74,7 +83,8 @@ class PerturbationBatch:
 
         The node type holds `perturbation_indices` int64 [nnz] with `_batch` [nnz] and `_ptr` [B + 1], `perturbation_types`
         int64 [nnz], `phenotype_values` float32 [B P] with `phenotype_type_indices` and `phenotype_sample_indices`, and
-        `num_nodes`; to_data_list() and indexing work.
+        `num_nodes`; to_data_list() and indexing work. Its samples, collated by PyG again, give the same batch: their class
+        says that `phenotype_sample_indices` are counted up, and with `offset` `perturbation_indices` too.
 
         Args:
             num_genes: N, the genes of a sample.
@@ -147,7 +157,7 @@ class PerturbationDataset(Dataset[PerturbationSample]):
         ValueError: shapes that do not fit, an index out of range, a phenotype that is not finite, or a gene that stands
             twice in a set (the message names the sample and the gene).
 
-    Use it with `DataLoader(dataset, collate_fn=dataset.collate)`.
+    A `DataLoader` of it, or of parts of it, gives a `PerturbationBatch` at a time; inside samples of another dataset too.
     """
 
     def __init__(
@@ -298,7 +308,7 @@ class PerturbationDataset(Dataset[PerturbationSample]):
         """The name of each sample's split, or None."""
         return [self.split_names[code] for code in self._split.tolist()] if self.split_names else None
 
-    def subset(self, selection: str | Tensor | Sequence[int]) -> PerturbationDataset:
+    def subset(self, selection: str | Tensor | np.ndarray | Sequence[int]) -> PerturbationDataset:
         """The samples of a split, under a mask or at given positions.
 
         Args:
@@ -343,11 +353,28 @@ class PerturbationDataset(Dataset[PerturbationSample]):
     def __len__(self) -> int:
         return len(self.ptr) - 1
 
-    def __getitem__(self, index: int) -> PerturbationSample:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index: expected one in [{-len(self)}, {len(self)}), got {index}")
-        begin, end = self.ptr[index % len(self)], self.ptr[index % len(self) + 1]
-        return PerturbationSample(self.seeds[begin:end], self.types[begin:end], self.y[index])
+    @overload
+    def __getitem__(self, index: int) -> PerturbationSample: ...
+
+    @overload
+    def __getitem__(self, index: slice | Tensor | np.ndarray | Sequence[int]) -> PerturbationDataset: ...
+
+    def __getitem__(self, index: Any) -> PerturbationSample | PerturbationDataset:
+        """One mutant; or those of a slice, at positions int64 or under a mask bool [B], as `subset` gives them.
+
+        Raises:
+            TypeError: an index of another kind.
+            IndexError: one past the end.
+            ValueError: positions out of range, a mask of another length.
+        """
+        if isinstance(index, slice):
+            return self.subset(list(range(len(self)))[index])
+        if (isinstance(index, (Tensor, np.ndarray)) and index.ndim > 0) or isinstance(index, (list, tuple, range)):
+            return self.subset(index)
+        return _sample(self, index)
+
+    def __iter__(self) -> Iterator[PerturbationSample]:
+        return (self[b] for b in range(len(self)))
 
     def __getitems__(self, indices: Sequence[int] | Tensor) -> PerturbationBatch:
         """A whole batch in one gather; a `DataLoader` calls it in place of `__getitem__`."""
@@ -397,6 +424,25 @@ class PerturbationDataset(Dataset[PerturbationSample]):
     def __repr__(self) -> str:
         splits = ", ".join(f"{name} {int((self._split == code).sum())}" for code, name in enumerate(self.split_names))
         return f"PerturbationDataset({len(self)} samples over {self.num_genes} genes{': ' if splits else ''}{splits})"
+
+
+def _sample(of: PerturbationBatch | PerturbationDataset, index: Any) -> PerturbationSample:
+    try:
+        position = operator.index(index)  # numpy integers and tensors of one entry too
+    except TypeError:
+        position = None
+    if position is None or isinstance(index, bool):
+        kinds = "an int" if isinstance(of, PerturbationBatch) else "an int, a slice, positions or a mask (subset takes splits)"
+        raise TypeError(f"index: expected {kinds}, got {describe(index)}")
+    if not -len(of) <= position < len(of):
+        raise IndexError(f"index: expected one in [{-len(of)}, {len(of)}), got {position}")
+    position %= len(of)
+    begin, end = of.ptr[position], of.ptr[position + 1]
+    return PerturbationSample(of.seeds[begin:end], of.types[begin:end], of.y[position])
+
+
+# A `DataLoader` without `collate_fn` looks here for what it was given: samples of a dataset, alone or inside others' samples.
+default_collate_fn_map[PerturbationSample] = lambda samples, *, collate_fn_map=None: PerturbationDataset.collate(samples)
 
 
 def _as_tensor(name: str, value: Any, dtype: torch.dtype | None = None) -> Tensor:

@@ -26,14 +26,16 @@ def write(
     seeds: Tensor, ptr: Tensor, types: Tensor, y: Tensor, num_genes: int, *, node_type: str, masks: bool, offset: bool
 ) -> Any:
     """See `PerturbationBatch.to_hetero_data`."""
-    from torch_geometric.data import Batch, HeteroData
+    from torch_geometric.data import Batch
+
+    from .._pyg import MutantData, NumberedMutantData
 
     num_sets, device = len(ptr) - 1, seeds.device
     graph = torch.arange(num_sets, device=device)
     sample = graph.repeat_interleave(ptr.diff())
     first = num_genes * graph  # where each sample's genes begin in the batch
     num_phenotypes = y[:1].numel() if num_sets else 1
-    data = Batch(_base_cls=HeteroData)
+    data = Batch(_base_cls=NumberedMutantData if offset else MutantData)
     genes = data[node_type]
     genes[INDICES] = seeds + first[sample] if offset else seeds
     genes[f"{INDICES}_batch"], genes[f"{INDICES}_ptr"], genes[TYPES] = sample, ptr, types

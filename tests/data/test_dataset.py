@@ -63,6 +63,84 @@ def test_getitems_equals_collated_samples(indices: list[int]) -> None:
     assert data.collate(batch) is batch
 
 
+def pick(index: Any) -> list[int]:
+    """The samples that an index takes, told by y."""
+    part = dataset()[index]
+    assert isinstance(part, PerturbationDataset)
+    assert (part.split or []) == [SPLIT[b] for b in part.y.int().tolist()]
+    whole = dataset()
+    for b, sample in zip(part.y.int().tolist(), part, strict=True):
+        assert torch.equal(sample.seeds, whole[b].seeds)
+    return [int(y) for y in part.y]
+
+
+def test_indexing_as_a_list() -> None:
+    for index in (slice(2, 4), slice(None), slice(None, None, -2), slice(-2, None), slice(3, 1), slice(-99, 99)):
+        assert pick(index) == list(range(5))[index]
+    for positions in ([3, 0, 3], [], range(1, 3)):
+        assert pick(positions) == list(positions)
+    assert pick(torch.tensor([4, 1])) == pick(np.array([4, 1])) == pick((4, 1)) == [4, 1]
+    mask = [True, False, False, True, True]
+    assert pick(mask) == pick(torch.tensor(mask)) == pick(np.array(mask)) == [0, 3, 4]
+    for one in (np.int64(2), torch.tensor(2), -3):
+        assert dataset()[one].seeds.tolist() == [0, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("index", "error", "message"),
+    [
+        ("a_training", TypeError, "index: expected an int, a slice, positions or a mask (subset takes splits), got str"),
+        (1.5, TypeError, "index: expected an int"),
+        (True, TypeError, "index: expected an int"),
+        (None, TypeError, "index: expected an int"),
+        ([0, 9], ValueError, "position 1 holds 9, expected an index in [0, 5) (samples)"),
+        ([True], ValueError, "selection: expected a mask of 5, got 1"),
+        ([0.5], ValueError, "selection: expected dtype"),
+        (np.int64(9), IndexError, "index: expected one in [-5, 5), got 9"),
+    ],
+)
+def test_indexing_names_what_came(index: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        dataset()[index]
+
+
+def test_a_batch_holds_samples() -> None:
+    data = dataset()
+    batch = data.__getitems__([4, 1])
+    assert [sample.y for sample in batch] == [4, 1]
+    assert batch[-2].seeds.tolist() == [1, 3]
+    with pytest.raises(IndexError, match="index: expected one in"):
+        batch[2]
+    with pytest.raises(TypeError, match="index: expected an int, got slice"):
+        batch[:1]  # type: ignore[index]
+
+
+class _Weighted(torch.utils.data.Dataset[Any]):
+    """Somebody's dataset with ours inside."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> Any:
+        return {"mutant": dataset()[index], "weight": float(index)}
+
+
+def test_a_loader_needs_no_collate_fn() -> None:
+    data = dataset()
+    want = parts(data.__getitems__([0, 1]))
+    assert parts(next(iter(DataLoader(data, batch_size=2)))) == want
+    assert [len(batch) for batch in DataLoader(data, batch_size=2)] == [2, 2, 1]
+    assert parts(next(iter(DataLoader(torch.utils.data.Subset(data, [0, 1, 4]), batch_size=2)))) == want
+    assert parts(next(iter(DataLoader(torch.utils.data.ConcatDataset([data, data]), batch_size=2)))) == want
+    assert parts(next(iter(DataLoader([data[0], data[1]], batch_size=2)))) == want  # type: ignore[arg-type]
+    batch = next(iter(DataLoader(_Weighted(), batch_size=2)))
+    assert parts(batch["mutant"]) == want
+    assert batch["weight"].tolist() == [0, 1]
+    assert parts(next(iter(DataLoader(data, batch_size=2, num_workers=1)))) == want
+    sample = next(iter(DataLoader(data, batch_size=None)))
+    assert isinstance(sample, PerturbationSample)
+
+
 def test_several_phenotypes() -> None:
     data = PerturbationDataset.from_sets(SETS, torch.arange(10.0).reshape(5, 2), num_genes=5)
     assert data.__getitems__([1, 3]).y.tolist() == [[2, 3], [6, 7]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Callable
 from typing import Any
@@ -95,12 +96,25 @@ def test_is_what_a_loader_of_pyg_gives(offset: bool, masks: bool, num_phenotypes
     want["gene"].phenotype_sample_indices = torch.arange(5).repeat_interleave(num_phenotypes or 1)
     # one entry a gene and sample: made on request only
     assert_same_store(got["gene"], want["gene"], but=() if masks else ("batch", "ptr"))
-    assert type(got).__name__ == "HeteroDataBatch"
+    assert isinstance(got, Batch)
+    assert isinstance(got, HeteroData)
     assert got.num_graphs == len(got) == 5
     for one, other in zip(got.to_data_list(), samples(data, masks=masks), strict=True):
         assert_same_store(one["gene"], other["gene"])
     assert got[2]["gene"].num_nodes == NUM_GENES
     assert_same_store(got[2]["gene"], samples(data, masks=masks)[2]["gene"])
+
+
+@pytest.mark.parametrize("num_phenotypes", [None, 3], ids="{}-phenotypes".format)
+@pytest.mark.parametrize("offset", [False, True], ids=["genes", "offset"])
+@pytest.mark.parametrize("part", [[0, 1, 2, 3, 4], [2], [3, 0, 1]], ids=str)
+def test_collated_again_is_the_same_batch(part: list[int], offset: bool, num_phenotypes: int | None) -> None:
+    data = dataset(num_phenotypes)
+    given = pickle.loads(pickle.dumps(whole(data).to_hetero_data(NUM_GENES, masks=True, offset=offset))).to_data_list()
+    again = Batch.from_data_list([given[b] for b in part], follow_batch=FOLLOW)
+    want = data.__getitems__(part)
+    assert_same_store(again["gene"], want.to_hetero_data(NUM_GENES, masks=True, offset=offset)["gene"])
+    assert_same_batch(PerturbationBatch.from_hetero_data(again), want)
 
 
 @pytest.mark.parametrize("offset", [False, True], ids=["genes", "offset"])
@@ -157,12 +171,16 @@ def test_phenotypes_in_any_order() -> None:
         PerturbationBatch.from_hetero_data(data)
 
 
-def test_subgraphs_give_genes() -> None:
-    """Positions in the subgraphs of a batch become the genes that stand there."""
+@pytest.mark.parametrize("again", [False, True], ids=["ours", "collated-again"])
+@pytest.mark.parametrize("offset", [False, True], ids=["local", "offset"])
+def test_subgraphs_give_genes(offset: bool, again: bool) -> None:
+    """Positions in the subgraphs of a batch, or in the batch, become the genes that stand there."""
     batch = whole(dataset())
     edges = torch.tensor([[0, 1, 2, 3, 5], [1, 2, 3, 6, 0]])
     graph = MultiGraph.from_edge_index({"a": edges}, NUM_GENES)
-    data = khop_subgraph(graph, batch.seeds, batch.ptr, 1).to_hetero_data()
+    data = khop_subgraph(graph, batch.seeds, batch.ptr, 1).to_hetero_data(offset=offset)
+    if again:
+        data = Batch.from_data_list(data.to_data_list(), follow_batch=FOLLOW)
     data["gene"].phenotype_values = batch.y
     back = PerturbationBatch.from_hetero_data(data)
     want = [sorted(members) for members in SETS]  # subgraphs are in ascending order
