@@ -130,7 +130,7 @@ class _GIN(nn.Module):
         convs = []
         for weight, eps in zip(_by_relation(conv, relations), conv.eps.tolist(), strict=True):
             linear = nn.Linear(len(weight), len(weight), bias=False)
-            convs.append(GINConv(linear, eps=eps, train_eps=True))  # which draws the weight anew
+            convs.append(GINConv(linear, eps=eps, train_eps=True).to(weight))  # which draws the weight anew
             linear.weight = weight
         self.by_relation = _hetero(relations, convs)
         self.bias = nn.Parameter(conv.bias.detach().clone())

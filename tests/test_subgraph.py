@@ -256,8 +256,8 @@ def test_to_hetero_data_passes_through_a_pyg_model() -> None:
     """One convolution over the batch gives each sample what it gives alone."""
     nn = pytest.importorskip("torch_geometric.nn")
     torch.manual_seed(0)
-    x = torch.randn(P.graph.num_nodes, 5)
-    conv = nn.HeteroConv({("gene", name, "gene"): nn.SAGEConv(5, 3) for name in P.graph.relations})
+    x = torch.randn(P.graph.num_nodes, 5, dtype=torch.float64)
+    conv = nn.HeteroConv({("gene", name, "gene"): nn.SAGEConv(5, 3) for name in P.graph.relations}).double()
     batch = khop_subgraph(*P, 1)
 
     def out(data: Any) -> Tensor:
@@ -265,8 +265,7 @@ def test_to_hetero_data_passes_through_a_pyg_model() -> None:
 
     together = out(batch.to_hetero_data())
     alone = torch.cat([out(sample.to_hetero_data()) for sample in batch])
-    # float32 sums over other shapes
-    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-9)  # float64 sums over other shapes
 
 
 def test_to_hetero_data_of_another_node_type() -> None:

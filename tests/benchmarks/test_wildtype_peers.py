@@ -25,26 +25,25 @@ def model(**options: Any) -> WildtypeDifference:
     for name, parameter in cell.named_parameters():
         if name.endswith(("eps", "bias")):  # at 0 to begin with
             torch.nn.init.normal_(parameter, std=0.5)
-    return cell
+    return cell.double()
 
 
 @pytest.mark.parametrize("conv", ["sage", "gin", "gat"])
 @pytest.mark.parametrize(("mode", "num_hops"), CASES, ids=str)
 def test_predictions_are_the_same(conv: str, mode: str, num_hops: int | None) -> None:
-    """In float32, where sums over the genes of a sample are of about 1e3 terms."""
     cell = model(conv=conv, mode=mode, num_hops=num_hops)
     ours = cell(GRAPH, BATCH.seeds, BATCH.ptr, BATCH.types).prediction
     theirs = wildtype_peers.predict(cell, GRAPH, BATCH)
-    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(theirs, ours, rtol=1e-9, atol=1e-9)
     assert ours.std() > 1e-2  # that they are told apart
 
 
 def test_features_ids_and_mean() -> None:
-    x, ids = torch.randn(40, 5, generator=torch.Generator().manual_seed(0)), torch.arange(40).flip(0)
+    x, ids = torch.randn(40, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), torch.arange(40).flip(0)
     cell = model(feature_dim=5, relations=GRAPH.relations[2:5], readout="mean", out_dim=2)
     ours = cell(GRAPH, BATCH.seeds, BATCH.ptr, BATCH.types, features=x, gene_ids=ids).prediction
     theirs = wildtype_peers.predict(cell, GRAPH, BATCH, features=x, gene_ids=ids)
-    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(theirs, ours, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("conv", ["sage", "gin", "gat"])
@@ -56,7 +55,7 @@ def test_gradients_are_the_same(conv: str) -> None:
     grads: list[tuple[Tensor, ...]] = []
     for prediction in (cell(GRAPH, SEEDS, PTR, BATCH.types).prediction, peer(peer.load(BATCH), BATCH)):
         grads.append(torch.autograd.grad(prediction.square().sum(), shared, retain_graph=True))
-    torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-9)
     prediction.square().sum().backward()
     without = [name for name, parameter in peer.layers.named_parameters() if parameter.grad is None]
     assert without == []
