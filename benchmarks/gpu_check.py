@@ -44,7 +44,7 @@ import cellattn
 from cellattn import MultiGraph, SubgraphBatch, reference
 from cellattn.data import synthetic_cell
 from cellattn.graph import SEGMENT
-from cellattn.nn.wildtype import Genes
+from cellattn.nn.wildtype import Subset
 
 from .engine import random_mutants
 from .measure import environment
@@ -158,7 +158,7 @@ def cases(graph: MultiGraph) -> Iterator[Case]:
         )  # fmt: skip
     few = torch.zeros_like(keep[:4])
     few[torch.arange(len(index), device=device) % len(few), index] = True
-    between = (*Genes.of(few), *Genes.of(keep[: len(few)]))
+    between = tuple(x for subset in Subset.of(few, keep[: len(few)]) for x in subset.genes)
     places = int(few.sum())
     scale = torch.rand(int(keep[: len(few)].sum()), 2, generator=g).to(device)
     yield both(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cellattn import MultiGraph, khop_mask, relational_degree
 from cellattn.data import PERTURBATION_TYPES, PerturbationBatch
 from cellattn.nn import CellOutput, CellTransformer, Dango, PairwiseInteraction, WildtypeDifference
-from cellattn.nn.wildtype import Genes
+from cellattn.nn.wildtype import Subset
 
 from .baselines import PairMLP
 from .engine import Forward, Method
@@ -107,4 +107,5 @@ def nodes_and_edges(method: str, graph: MultiGraph, batch: PerturbationBatch) ->
 
 def _edges(graph: MultiGraph, source: Tensor, target: Tensor) -> int:
     """Edges from the genes of target to those of source, masks [B, N], in all relations and samples."""
-    return int(relational_degree(graph, *Genes.of(source), *Genes.of(target)).sum())
+    senders, receivers = Subset.of(source, target)
+    return int(relational_degree(graph, *senders.genes, *receivers.genes).sum())

@@ -40,10 +40,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cellattn._aligned import width
 from cellattn._check import require, require_same, require_tensor
 
 from .config import Gather, choose_gather, on_device, options
-from .tensors import DTYPES, check_devices, padded
+from .tensors import check_devices, check_dtype, grid_of, padded, rows_of
 
 MAX_BLOCK = 128  # features of a program
 MAX_SAMPLES = 32  # of a program: they lie in one half of a word
@@ -53,8 +54,8 @@ L2_BYTES = 16 << 20  # of x that may be gathered from at one time
 
 # --------------------------------------------------------------------------------------------------------- device code
 # Sizes: B samples, N genes, E entries, F features, H halves of words: int32 [N, H], of which bit b % 32 of half b // 32 is
-# sample b (int64 words are read as pairs of halves, the lower first). Rows of x have F features, a constant, because only then
-# does the compiler load them in wide pieces.
+# sample b (int64 words are read as pairs of halves, the lower first). Rows of x are ROW numbers apart, F features and zeros up
+# to W: constants, because only then does the compiler load them in pieces of 16 bytes (see `rows_of`).
 
 
 @triton.jit
@@ -83,8 +84,8 @@ def _halves(p_w, b_col, num_genes, num_halves):
 
 @triton.jit
 def _sum_entries(
-    x_ptr, col_ptr, value_ptr, p_w, start, end, o_e, b_first, b_bit, mine, shift, o_f, m_f, num_genes, num_halves,
-    F: tl.constexpr, HAS_VALUE: tl.constexpr, ALL: tl.constexpr, REST: tl.constexpr, STEP: tl.constexpr,
+    x_ptr, col_ptr, value_ptr, p_w, start, end, o_e, b_first, b_bit, mine, shift, o_f, m_x, num_genes, num_halves,
+    ROW: tl.constexpr, HAS_VALUE: tl.constexpr, ALL: tl.constexpr, REST: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """Sums over start + o_e [R], STEP entries on and on: (sum [R, BF], how many entries [R], bits of entries left out [R]).
 
@@ -108,8 +109,8 @@ def _sum_entries(
             m_e = ((b_w & b_bit) != 0) & (b_w != mine)
         else:
             m_e = (b_w & b_bit) != 0
-        p_b = x_ptr + (b_first + b_col)[:, None] * F + o_f[None, :]
-        b_x = tl.load(p_b, mask=m_e[:, None] & m_f[None, :], other=0.0).to(tl.float32)
+        p_b = x_ptr + (b_first + b_col)[:, None] * ROW + o_f[None, :]
+        b_x = tl.load(p_b, mask=m_e[:, None] & m_x[None, :], other=0.0).to(tl.float32)
         b_sum += tl.where(m_e, b_value, 0.0).to(tl.float32)[:, None] * b_x
         b_count += m_e.to(tl.int32)
         b_left |= tl.where(m_e, 0, b_w)
@@ -134,6 +135,8 @@ def masked_spmm_kernel(
     SHARED: tl.constexpr,
     MEAN: tl.constexpr,
     F: tl.constexpr,
+    W: tl.constexpr,
+    ROW: tl.constexpr,
     BF: tl.constexpr,  # features of a program, a power of two
     S: tl.constexpr,  # samples of a program, a power of two up to 32
     EDGES: tl.constexpr,  # entries gathered at once for each sample
@@ -152,7 +155,7 @@ def masked_spmm_kernel(
     start, end = span(rowptr_ptr, row, num_entries, mine != 0)
     # [BF]
     o_f = i_f * BF + tl.arange(0, BF)
-    m_f = o_f < F
+    m_f, m_x = o_f < F, o_f < W
     # [S]
     o_s = tl.arange(0, S)
     # [R]: sample by sample
@@ -167,8 +170,8 @@ def masked_spmm_kernel(
         if not SHARED:
             b_first += first.to(tl.int64) * num_genes
         b_sum, b_count, b_left = _sum_entries(
-            x_ptr, col_ptr, value_ptr, p_w, start, end, o_r, b_first, o_r, mine, shift, o_f, m_f, num_genes, num_halves,
-            F, HAS_VALUE, True, False, R,
+            x_ptr, col_ptr, value_ptr, p_w, start, end, o_r, b_first, o_r, mine, shift, o_f, m_x, num_genes, num_halves,
+            ROW, HAS_VALUE, True, False, R,
         )  # fmt: skip
         b_out += tl.sum(b_sum, 0)[None, :]
         b_n += tl.sum(b_count, 0)
@@ -179,8 +182,8 @@ def masked_spmm_kernel(
             if not SHARED:
                 b_first += (first + o_r // EDGES).to(tl.int64) * num_genes
             b_sum, b_count, b_left = _sum_entries(
-                x_ptr, col_ptr, value_ptr, p_w, start, end, o_r % EDGES, b_first, 1 << (o_r // EDGES), mine, shift, o_f, m_f,
-                num_genes, num_halves, F, HAS_VALUE, False, SHARED, EDGES,
+                x_ptr, col_ptr, value_ptr, p_w, start, end, o_r % EDGES, b_first, 1 << (o_r // EDGES), mine, shift, o_f, m_x,
+                num_genes, num_halves, ROW, HAS_VALUE, False, SHARED, EDGES,
             )  # fmt: skip
             b_out += tl.sum(tl.reshape(b_sum, [S, EDGES, BF]), 1)
             b_n += tl.sum(tl.reshape(b_count, [S, EDGES]), 1)
@@ -213,7 +216,9 @@ def masked_sddmm_kernel(
     last_half,  # and its samples
     add,  # 1: to what out holds
     SHARED: tl.constexpr,
-    F: tl.constexpr,
+    W: tl.constexpr,
+    ROW: tl.constexpr,  # of g and, unless SHARED, of x
+    SHARED_ROW: tl.constexpr,  # of x, if SHARED
     BF: tl.constexpr,
     EDGES: tl.constexpr,  # entries of a program
 ):
@@ -231,7 +236,7 @@ def masked_sddmm_kernel(
         b_end = tl.where(m_up, b_end, b_mid)
     # [BF]
     o_f = i_f * BF + tl.arange(0, BF)
-    m_f = o_f < F
+    m_x = o_f < W
     # [EDGES, BF]
     b_sum = tl.zeros([EDGES, BF], dtype=tl.float32)
     b_any = tl.zeros([EDGES], dtype=tl.int32)
@@ -242,16 +247,16 @@ def masked_sddmm_kernel(
         for s in range(tl.minimum(num_sets - h * 32, 32)):
             if (some >> s) & 1 != 0:  # a sample that keeps none of the entries is not waited for
                 sample = tl.cast(h * 32 + s, tl.int64) * num_genes
-                m_b = (((b_w >> s) & 1) != 0)[:, None] & m_f[None, :]
-                p_b = g_ptr + (sample + b_row)[:, None] * F + o_f[None, :]
+                m_b = (((b_w >> s) & 1) != 0)[:, None] & m_x[None, :]
+                p_b = g_ptr + (sample + b_row)[:, None] * ROW + o_f[None, :]
                 b_g = tl.load(p_b, mask=m_b, other=0.0).to(tl.float32)
                 if not SHARED:
-                    p_b = x_ptr + (sample + b_col)[:, None] * F + o_f[None, :]
+                    p_b = x_ptr + (sample + b_col)[:, None] * ROW + o_f[None, :]
                     b_g *= tl.load(p_b, mask=m_b, other=0.0).to(tl.float32)
                 b_sum += b_g
     if SHARED:
-        p_b = x_ptr + b_col.to(tl.int64)[:, None] * F + o_f[None, :]
-        b_sum *= tl.load(p_b, mask=(b_any != 0)[:, None] & m_f[None, :], other=0.0).to(tl.float32)
+        p_b = x_ptr + b_col.to(tl.int64)[:, None] * SHARED_ROW + o_f[None, :]
+        b_sum *= tl.load(p_b, mask=(b_any != 0)[:, None] & m_x[None, :], other=0.0).to(tl.float32)
     b_out = tl.sum(b_sum, 1)
     if add != 0:
         b_out += tl.load(out_ptr + o_e, mask=m_e, other=0.0)
@@ -306,14 +311,14 @@ def masked_spmm(
     out = torch.empty(num_sets, num_genes, f, dtype=x.dtype, device=x.device)
     if out.numel() == 0:
         return out
-    x, halves, block = x.contiguous(), _halves_of(words), _block(f)
+    rows, halves, block = rows_of(x), _halves_of(words), _block(f)
 
     def launch(tile: Gather) -> None:
         samples = _samples(tile.rows, num_sets, col.shape[0] / num_genes, num_genes * f * x.element_size(), shared)
-        masked_spmm_kernel[(num_genes * triton.cdiv(f, block) * triton.cdiv(num_sets, samples),)](
-            rowptr.contiguous(), col.contiguous(), value, x, halves, out, num_genes, col.shape[0], num_sets, halves.shape[1],
-            HAS_VALUE=value is not None, SHARED=shared, MEAN=mean, F=f, BF=block, S=samples, EDGES=tile.rows // samples,
-            **tile.options,
+        masked_spmm_kernel[grid_of(num_genes * triton.cdiv(f, block) * triton.cdiv(num_sets, samples), x=x, words=words)](
+            rowptr.contiguous(), col.contiguous(), value, rows, halves, out, num_genes, col.shape[0], num_sets, halves.shape[1],
+            HAS_VALUE=value is not None, SHARED=shared, MEAN=mean, F=f, W=width(f, x.dtype), ROW=rows.stride(0), BF=block,
+            S=samples, EDGES=tile.rows // samples, **tile.options,
         )  # fmt: skip
 
     with on_device(x):
@@ -333,7 +338,9 @@ def masked_sddmm(rowptr: Tensor, col: Tensor, g: Tensor, x: Tensor, words: Tenso
     if num_entries == 0 or g.numel() == 0:
         return torch.zeros(num_entries, dtype=torch.float32, device=x.device)
     out = torch.empty(num_entries, dtype=torch.float32, device=x.device)
-    g, x, rowptr, col = g.contiguous(), x.contiguous(), rowptr.contiguous(), col.contiguous()
+    rows_g, rows_x, rowptr, col = rows_of(g), rows_of(x), rowptr.contiguous(), col.contiguous()
+    if not shared and rows_g.stride(0) != rows_x.stride(0):  # one lies as it came, the other was copied
+        rows_g, rows_x = (rows_of(rows.contiguous()) for rows in (rows_g, rows_x))
     halves, block = _halves_of(words), _block(f)
     num_halves = triton.cdiv(num_sets, 32)
     step = num_halves if shared else max(1, L2_BYTES // (32 * num_genes * f * x.element_size()))
@@ -341,10 +348,11 @@ def masked_sddmm(rowptr: Tensor, col: Tensor, g: Tensor, x: Tensor, words: Tenso
     def launch(tile: Gather) -> None:
         parts = product(range(triton.cdiv(f, block)), range(0, num_halves, step))
         for i, (i_f, first) in enumerate(parts):
-            masked_sddmm_kernel[(triton.cdiv(num_entries, tile.rows),)](
-                rowptr, col, g, x, halves, out, num_genes, num_entries, num_sets, halves.shape[1], num_genes.bit_length(),
-                i_f, first, min(first + step, num_halves), min(i, 1), SHARED=shared, F=f, BF=block, EDGES=tile.rows,
-                **tile.options,
+            masked_sddmm_kernel[grid_of(triton.cdiv(num_entries, tile.rows), col=col)](
+                rowptr, col, rows_g, rows_x, halves, out, num_genes, num_entries, num_sets, halves.shape[1],
+                num_genes.bit_length(), i_f, first, min(first + step, num_halves), min(i, 1), SHARED=shared,
+                W=width(f, x.dtype), ROW=rows_g.stride(0), SHARED_ROW=rows_x.stride(0) if shared else 0, BF=block,
+                EDGES=tile.rows, **tile.options,
             )  # fmt: skip
 
     with on_device(x):
@@ -361,7 +369,7 @@ def masked_degree(rowptr: Tensor, col: Tensor, words: Tensor, num_sets: int) -> 
         return out
     halves = _halves_of(words)
     with on_device(words):
-        masked_degree_kernel[(num_genes * triton.cdiv(num_sets, 32),)](
+        masked_degree_kernel[grid_of(num_genes * triton.cdiv(num_sets, 32), words=words)](
             rowptr.contiguous(), col.contiguous(), halves, out, num_genes, col.shape[0], num_sets,
             halves.shape[1], EDGES=128, **options(4),
         )  # fmt: skip
@@ -387,7 +395,7 @@ def _check_graph(rowptr: Tensor, col: Tensor, words: Tensor, num_sets: int) -> i
 def _check_features(num_genes: int, num_sets: int, *, shared: bool, **tensors: Tensor) -> None:
     """Check that features are [B, N, F], or [N, F] where they may be shared by all samples."""
     for name, x in tensors.items():
-        require_tensor(name, x, dtypes=DTYPES)
+        check_dtype(name, x)
         require(
             tuple(x.shape[:-1]) == (num_sets, num_genes) or (shared and tuple(x.shape[:-1]) == (num_genes,)),
             lambda: (

@@ -20,22 +20,22 @@ gathers EDGES of its entries at once, as `row_dot` does.
 
 from __future__ import annotations
 
-from math import gcd
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from cellattn._aligned import wide, width
+
 from .config import Gather, choose_gather, on_device
-from .tensors import check_devices, check_floats, flat, padded
+from .tensors import aligned, check_devices, check_floats, grid_of, lead_strides, padded
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
 # --------------------------------------------------------------------------------------------------------- device code
 # Sizes: L leading dimensions as one, B sets, N genes, nnz entries, D features of queries and keys, V of values; a "_PAD" is the
-# next power of two. Rows of all matrices are read through strides, their features follow each other. Strides of rows are
-# constants of the kernel, and leading ones are known to be multiples of ALIGN: else a row of 20 loads number by number.
+# next power of two, a "_W" a whole number of pieces of 16 bytes, in which rows are loaded: behind their features are zeros
+# (see `aligned`). Strides of rows are constants of the kernel, leading ones are counted in such pieces of ALIGN numbers.
 
 
 @triton.jit
@@ -75,8 +75,10 @@ def perturbation_attention_fwd_kernel(
     STRIDE_UE: tl.constexpr,
     ALIGN: tl.constexpr,
     D: tl.constexpr,
+    D_W: tl.constexpr,
     D_PAD: tl.constexpr,
     V: tl.constexpr,
+    V_W: tl.constexpr,
     V_PAD: tl.constexpr,
     BS: tl.constexpr,  # sets of a program
 ):
@@ -84,18 +86,18 @@ def perturbation_attention_fwd_kernel(
     i_l = (tl.program_id(0) // num_blocks).to(tl.int64)
     # [D_PAD], [V_PAD]
     o_d, o_c = tl.arange(0, D_PAD), tl.arange(0, V_PAD)
-    m_d, m_c = o_d < D, o_c < V
+    m_d, m_c = o_d < D_W, o_c < V_W
     # [BS]
     o_b = (tl.program_id(0) % num_blocks).to(tl.int64) * BS + tl.arange(0, BS)
     m_b = o_b < num_sets
     b_start = tl.load(ptr_ptr + o_b, mask=m_b, other=0)
     b_count = tl.load(ptr_ptr + o_b + 1, mask=m_b, other=0) - b_start
     b_lse = tl.load(lse_ptr + i_l * num_sets + o_b, mask=m_b, other=0.0)
-    p_k = key_ptr + i_l * (stride_kl // ALIGN * ALIGN)
-    p_v = value_ptr + i_l * (stride_vl // ALIGN * ALIGN)
-    p_u = override_ptr + i_l * (stride_ul // ALIGN * ALIGN)
+    p_k = key_ptr + i_l * (stride_kl * ALIGN)
+    p_v = value_ptr + i_l * (stride_vl * ALIGN)
+    p_u = override_ptr + i_l * (stride_ul * ALIGN)
     # [BS, D_PAD]
-    p_q = query_ptr + i_l * (stride_ql // ALIGN * ALIGN) + o_b[:, None] * STRIDE_QB + o_d[None, :]
+    p_q = query_ptr + i_l * (stride_ql * ALIGN) + o_b[:, None] * STRIDE_QB + o_d[None, :]
     b_q = tl.load(p_q, mask=m_b[:, None] & m_d[None, :], other=0.0).to(tl.float32)
     # [BS, V_PAD]
     b_z = tl.zeros([BS, V_PAD], dtype=tl.float32)
@@ -108,7 +110,7 @@ def perturbation_attention_fwd_kernel(
         )
         b_z += b_beta[:, None] * b_diff
     p_z = z_ptr + (i_l * num_sets + o_b)[:, None] * V + o_c[None, :]
-    tl.store(p_z, b_z.to(z_ptr.dtype.element_ty), mask=m_b[:, None] & m_c[None, :])
+    tl.store(p_z, b_z.to(z_ptr.dtype.element_ty), mask=m_b[:, None] & (o_c < V)[None, :])
 
 
 @triton.jit(do_not_specialize=["num_sets", "num_entries"])
@@ -133,14 +135,18 @@ def perturbation_attention_bwd_kernel_sets(
     stride_kl,
     stride_vl,
     stride_ul,
+    stride_zl,
     STRIDE_QB: tl.constexpr,
     STRIDE_KN: tl.constexpr,
     STRIDE_VN: tl.constexpr,
     STRIDE_UE: tl.constexpr,
+    STRIDE_ZB: tl.constexpr,
     ALIGN: tl.constexpr,
     D: tl.constexpr,
+    D_W: tl.constexpr,
     D_PAD: tl.constexpr,
     V: tl.constexpr,
+    V_W: tl.constexpr,
     V_PAD: tl.constexpr,
     BS: tl.constexpr,
 ):
@@ -148,21 +154,21 @@ def perturbation_attention_bwd_kernel_sets(
     i_l = (tl.program_id(0) // num_blocks).to(tl.int64)
     # [D_PAD], [V_PAD]
     o_d, o_c = tl.arange(0, D_PAD), tl.arange(0, V_PAD)
-    m_d, m_c = o_d < D, o_c < V
+    m_d, m_c = o_d < D_W, o_c < V_W
     # [BS]
     o_b = (tl.program_id(0) % num_blocks).to(tl.int64) * BS + tl.arange(0, BS)
     m_b = o_b < num_sets
     b_start = tl.load(ptr_ptr + o_b, mask=m_b, other=0)
     b_count = tl.load(ptr_ptr + o_b + 1, mask=m_b, other=0) - b_start
     b_lse = tl.load(lse_ptr + i_l * num_sets + o_b, mask=m_b, other=0.0)
-    p_k = key_ptr + i_l * (stride_kl // ALIGN * ALIGN)
-    p_v = value_ptr + i_l * (stride_vl // ALIGN * ALIGN)
-    p_u = override_ptr + i_l * (stride_ul // ALIGN * ALIGN)
+    p_k = key_ptr + i_l * (stride_kl * ALIGN)
+    p_v = value_ptr + i_l * (stride_vl * ALIGN)
+    p_u = override_ptr + i_l * (stride_ul * ALIGN)
     # [BS, V_PAD]
-    p_z = dz_ptr + (i_l * num_sets + o_b)[:, None] * V + o_c[None, :]
+    p_z = dz_ptr + i_l * (stride_zl * ALIGN) + o_b[:, None] * STRIDE_ZB + o_c[None, :]
     b_dz = tl.load(p_z, mask=m_b[:, None] & m_c[None, :], other=0.0).to(tl.float32)
     # [BS, D_PAD]
-    p_q = query_ptr + i_l * (stride_ql // ALIGN * ALIGN) + o_b[:, None] * STRIDE_QB + o_d[None, :]
+    p_q = query_ptr + i_l * (stride_ql * ALIGN) + o_b[:, None] * STRIDE_QB + o_d[None, :]
     b_q = tl.load(p_q, mask=m_b[:, None] & m_d[None, :], other=0.0).to(tl.float32)
     b_dq = tl.zeros([BS, D_PAD], dtype=tl.float32)
     b_dlse = tl.zeros([BS], dtype=tl.float32)
@@ -181,15 +187,15 @@ def perturbation_attention_bwd_kernel_sets(
         tl.store(beta_ptr + o_e, b_beta, mask=m_e)
         tl.store(ds_ptr + o_e, b_ds, mask=m_e)
         p_du = doverride_ptr + o_e[:, None] * V + o_c[None, :]
-        tl.store(p_du, b_du.to(doverride_ptr.dtype.element_ty), mask=m_e[:, None] & m_c[None, :])
+        tl.store(p_du, b_du.to(doverride_ptr.dtype.element_ty), mask=m_e[:, None] & (o_c < V)[None, :])
         b_dq += b_ds[:, None] * b_k
         b_dlse -= b_ds
     p_dq = dquery_ptr + (i_l * num_sets + o_b)[:, None] * D + o_d[None, :]
-    tl.store(p_dq, (scale * b_dq).to(dquery_ptr.dtype.element_ty), mask=m_b[:, None] & m_d[None, :])
+    tl.store(p_dq, (scale * b_dq).to(dquery_ptr.dtype.element_ty), mask=m_b[:, None] & (o_d < D)[None, :])
     tl.store(dlse_ptr + i_l * num_sets + o_b, b_dlse, mask=m_b)
 
 
-@triton.jit(do_not_specialize=["num_genes", "num_sets", "num_entries"])
+@triton.jit(do_not_specialize=["num_genes", "num_entries"])
 def perturbation_attention_bwd_kernel_genes(
     dz_ptr,  # [L, B, V]
     query_ptr,  # [L, B, D]
@@ -202,14 +208,17 @@ def perturbation_attention_bwd_kernel_genes(
     dvalue_ptr,  # [L, N, V], out
     scale,
     num_genes,  # N
-    num_sets,  # B
     num_entries,  # nnz
     stride_ql,
+    stride_zl,
     STRIDE_QB: tl.constexpr,
+    STRIDE_ZB: tl.constexpr,
     ALIGN: tl.constexpr,
     D: tl.constexpr,
+    D_W: tl.constexpr,
     D_PAD: tl.constexpr,
     V: tl.constexpr,
+    V_W: tl.constexpr,
     V_PAD: tl.constexpr,
     EDGES: tl.constexpr,  # entries gathered at once
 ):
@@ -218,7 +227,7 @@ def perturbation_attention_bwd_kernel_genes(
     gene = o_n % num_genes
     # [D_PAD], [V_PAD]
     o_d, o_c = tl.arange(0, D_PAD), tl.arange(0, V_PAD)
-    m_d, m_c = o_d < D, o_c < V
+    m_d, m_c = o_d < D_W, o_c < V_W
     # [EDGES, D_PAD], [EDGES, V_PAD]
     b_dk = tl.zeros([EDGES, D_PAD], dtype=tl.float32)
     b_dv = tl.zeros([EDGES, V_PAD], dtype=tl.float32)
@@ -231,12 +240,12 @@ def perturbation_attention_bwd_kernel_genes(
         b_sample = tl.load(sample_ptr + o_p, mask=m_p, other=0)
         b_ds = tl.load(ds_ptr + o_e, mask=m_p, other=0.0)
         b_beta = tl.load(beta_ptr + o_e, mask=m_p, other=0.0)
-        p_q = query_ptr + i_l * (stride_ql // ALIGN * ALIGN) + b_sample[:, None] * STRIDE_QB + o_d[None, :]
-        p_z = dz_ptr + (i_l * num_sets + b_sample)[:, None] * V + o_c[None, :]
+        p_q = query_ptr + i_l * (stride_ql * ALIGN) + b_sample[:, None] * STRIDE_QB + o_d[None, :]
+        p_z = dz_ptr + i_l * (stride_zl * ALIGN) + b_sample[:, None] * STRIDE_ZB + o_c[None, :]
         b_dk += b_ds[:, None] * tl.load(p_q, mask=m_p[:, None] & m_d[None, :], other=0.0).to(tl.float32)
         b_dv -= b_beta[:, None] * tl.load(p_z, mask=m_p[:, None] & m_c[None, :], other=0.0).to(tl.float32)
-    tl.store(dkey_ptr + o_n * D + o_d, (scale * tl.sum(b_dk, 0)).to(dkey_ptr.dtype.element_ty), mask=m_d)
-    tl.store(dvalue_ptr + o_n * V + o_c, tl.sum(b_dv, 0).to(dvalue_ptr.dtype.element_ty), mask=m_c)
+    tl.store(dkey_ptr + o_n * D + o_d, (scale * tl.sum(b_dk, 0)).to(dkey_ptr.dtype.element_ty), mask=o_d < D)
+    tl.store(dvalue_ptr + o_n * V + o_c, tl.sum(b_dv, 0).to(dvalue_ptr.dtype.element_ty), mask=o_c < V)
 
 
 # ----------------------------------------------------------------------------------------------------------- launchers
@@ -252,12 +261,21 @@ def perturbation_correction(
     z = torch.empty(*query.shape[:-1], v, dtype=query.dtype, device=query.device)
     if z.numel() == 0:
         return z
-    rows = [flat(x) for x in (query, key, value, override)]
+    rows = [aligned(x, 1) for x in (query, key, value, override)]
     sets = lse.contiguous(), index.contiguous(), ptr.contiguous()
 
     def launch(tile: Gather) -> None:
-        perturbation_attention_fwd_kernel[(rows[0].shape[0] * triton.cdiv(num_sets, tile.rows),)](
-            *rows[:3], *sets, rows[3], z, scale, num_sets, *_strides(rows), **_widths(d, v), BS=tile.rows, **tile.options
+        perturbation_attention_fwd_kernel[grid_of(rows[0].shape[0] * triton.cdiv(num_sets, tile.rows), query=query)](
+            *rows[:3],
+            *sets,
+            rows[3],
+            z,
+            scale,
+            num_sets,
+            *_strides(rows),
+            **_widths(d, v, query.dtype),
+            BS=tile.rows,
+            **tile.options,
         )
 
     with on_device(query):
@@ -289,20 +307,20 @@ def perturbation_correction_backward(
     by_gene, order = torch.sort(index, stable=True)
     geneptr = torch.searchsorted(by_gene, torch.arange(num_genes + 1, device=device))
     sample = torch.searchsorted(ptr, order, right=True) - 1
-    dz, rows = dz.contiguous(), [flat(x) for x in (query, key, value, override)]
+    rows = [aligned(x, 1) for x in (query, key, value, override, dz)]
     num_leading = rows[0].shape[0]
     sets = lse.contiguous(), index.contiguous(), ptr.contiguous()
 
     def launch_sets(tile: Gather) -> None:
-        perturbation_attention_bwd_kernel_sets[(num_leading * triton.cdiv(num_sets, tile.rows),)](
-            dz, *rows[:3], *sets, rows[3], beta, ds, doverride, dquery, dlse, scale, num_sets, num_entries,
-            *_strides(rows), **_widths(d, v), BS=tile.rows, **tile.options,
+        perturbation_attention_bwd_kernel_sets[grid_of(num_leading * triton.cdiv(num_sets, tile.rows), query=query)](
+            rows[4], *rows[:3], *sets, rows[3], beta, ds, doverride, dquery, dlse, scale, num_sets, num_entries,
+            *_strides(rows), **_widths(d, v, query.dtype), BS=tile.rows, **tile.options,
         )  # fmt: skip
 
     def launch_genes(tile: Gather) -> None:
-        perturbation_attention_bwd_kernel_genes[(num_leading * num_genes,)](
-            dz, rows[0], beta, ds, order, sample, geneptr, dkey, dvalue, scale, num_genes, num_sets, num_entries,
-            *_strides(rows[:1]), **_widths(d, v), EDGES=tile.rows, **tile.options,
+        perturbation_attention_bwd_kernel_genes[grid_of(num_leading * num_genes, key=key)](
+            rows[4], rows[0], beta, ds, order, sample, geneptr, dkey, dvalue, scale, num_genes, num_entries,
+            *_strides([rows[0], rows[4]]), **_widths(d, v, query.dtype), EDGES=tile.rows, **tile.options,
         )  # fmt: skip
 
     with on_device(query):
@@ -317,10 +335,12 @@ def _check(*, index: Tensor, ptr: Tensor, lse: Tensor, **floats: Tensor) -> None
 
 
 def _strides(rows: list[Tensor]) -> list[int]:
-    """Leading strides (0 for a dimension of one, whose stride means nothing) and row strides of all matrices, and ALIGN."""
-    leading = [x.stride(0) if x.shape[0] > 1 else 0 for x in rows]
-    return [*leading, *(x.stride(1) for x in rows), gcd(8, *leading)]
+    """Leading strides in pieces of 16 bytes, row strides of all matrices, and the numbers in a piece."""
+    align = wide(rows[0].dtype)
+    return [*(stride // align for x in rows for stride in lead_strides(x)), *(x.stride(1) for x in rows), align]
 
 
-def _widths(d: int, v: int) -> dict[str, int]:
-    return {"D": d, "D_PAD": padded(d), "V": v, "V_PAD": padded(v)}
+def _widths(d: int, v: int, dtype: torch.dtype) -> dict[str, int]:
+    return {
+        "D": d, "D_W": width(d, dtype), "D_PAD": padded(d), "V": v, "V_W": width(v, dtype), "V_PAD": padded(v),
+    }  # fmt: skip

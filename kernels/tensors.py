@@ -74,7 +74,12 @@ def aligned(x: Tensor, lead: int) -> Tensor:
     rows = x.new_empty(*x.shape[:-1], width(features, x.dtype))
     rows[..., features:] = 0
     rows[..., :features].copy_(x)
-    return rows.view(*shape[:-1], -1)[..., :features]
+    return rows.view(*shape[:-1], rows.shape[-1])[..., :features]
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """[..., features] -> [R, features], the rows of all leading dimensions one after another, `aligned`."""
+    return aligned(x.reshape(-1, x.shape[-1]), 1)[0]
 
 
 def flat(x: Tensor) -> Tensor:

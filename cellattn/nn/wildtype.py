@@ -174,9 +174,37 @@ class Genes(NamedTuple):
     ptr: Tensor  # int64 [B + 1]
 
     @classmethod
-    def of(cls, mask: Tensor) -> Genes:
-        """The genes of mask, bool [B, N]."""
-        return cls(mask.nonzero()[:, 1], F.pad(mask.sum(1).cumsum(0), (1, 0)))
+    def everyone(cls, num_sets: int, num_genes: int, device: torch.device) -> Genes:
+        """All genes in every sample."""
+        one = torch.arange(num_genes, device=device)
+        return cls(one.repeat(num_sets), torch.arange(num_sets + 1, device=device) * num_genes)
+
+
+class Subset(NamedTuple):
+    """A list of genes a sample, and the mask bool [B, N] that it is made of."""
+
+    genes: Genes
+    at: Tensor  # int64 [V]: of each, among the B * N genes of all samples
+    mask: Tensor
+
+    @classmethod
+    def of(cls, *masks: Tensor) -> list[Subset]:
+        """The genes of each mask. How many there are is waited for twice, however many masks there are."""
+        stacked = torch.stack(masks)  # [M, B, N]
+        of_sample = stacked.sum(2)
+        entry = stacked.flatten().nonzero().squeeze(1)
+        sizes = of_sample.sum(1).tolist()
+        ptr = F.pad(of_sample.cumsum(1), (1, 0))
+        num_nodes, per_mask = stacked.shape[2], stacked[0].numel()
+        subsets = []
+        for m, (mask, found) in enumerate(zip(masks, entry.split(sizes), strict=True)):
+            at = found - m * per_mask
+            subsets.append(cls(Genes(at % num_nodes, ptr[m]), at, mask))
+        return subsets
+
+    def among(self, other: Subset) -> Tensor:
+        """Where each of its genes stands in the list of another, of which it is a part."""
+        return (other.mask.flatten().cumsum(0) - 1).index_select(0, self.at)
 
 
 class _Means:
@@ -335,7 +363,7 @@ class WildtypeDifference(nn.Module):
         """F(G), [N, dim], of the cell as it is; arguments as of `forward`."""
         self._require_relations(graph)
         x = self.tokens(graph.num_nodes, features, gene_ids)
-        return self._encode(graph, x, Genes.of(torch.ones(1, graph.num_nodes, dtype=torch.bool, device=x.device)))
+        return self._encode(graph, x, Genes.everyone(1, graph.num_nodes, x.device))
 
     def _require_relations(self, graph: Any) -> None:
         require_graph(graph)
@@ -357,19 +385,18 @@ class WildtypeDifference(nn.Module):
 
     def _both(self, graph: MultiGraph, x: Tensor, seeds: Tensor, ptr: Tensor) -> Tensor:
         """z [B, dim] from F with S and without, of tokens x [N, dim]."""
-        deleted = khop_mask(graph, seeds, ptr, 0)
+        gone = khop_mask(graph, seeds, ptr, 0)
         if self.mode == "lazy":
-            there = torch.ones_like(deleted)
-            wildtype = self._encode(graph, x, Genes.of(there[:1]))
-            place = Genes.of(there).gene
+            wildtype = self._encode(graph, x, Genes.everyone(1, graph.num_nodes, x.device))
+            kept, deleted = Subset.of(~gone, gone)
+            place_kept, place_deleted = kept.genes.gene, deleted.genes.gene
         else:
             there = khop_mask(graph, seeds, ptr, self.num_hops)
-            wildtype = self._encode(graph, x, Genes.of(there))
-            place = torch.arange(len(wildtype), device=x.device)
-        gone = deleted[there]
-        kept, lost = Genes.of(there & ~deleted), Genes.of(deleted)
-        change = F.embedding(place[~gone], wildtype).sub_(self._encode(graph, x, kept))
-        return _total(change, kept) + _total(F.embedding(place[gone], wildtype), lost)
+            cell, kept, deleted = Subset.of(there, there & ~gone, gone)
+            wildtype = self._encode(graph, x, cell.genes)
+            place_kept, place_deleted = kept.among(cell), deleted.among(cell)
+        change = F.embedding(place_kept, wildtype).sub_(self._encode(graph, x, kept.genes))
+        return _total(change, kept.genes) + _total(F.embedding(place_deleted, wildtype), deleted.genes)
 
     def _encode(self, graph: MultiGraph, x: Tensor, genes: Genes) -> Tensor:
         """F [V, dim] of a cell of these genes a sample, each of which starts as its token x [N, dim]."""
@@ -385,36 +412,38 @@ class WildtypeDifference(nn.Module):
 
     def _delta(self, graph: MultiGraph, x: Tensor, seeds: Tensor, ptr: Tensor) -> Tensor:
         """z [B, dim] from the propagated difference, of tokens x [N, dim]; V_l, t and c as in the module's docstring."""
-        within = [khop_mask(graph, seeds, ptr, hops, traversal="mixed") for hops in range(len(self.convs) + 1)]
-        left = [mask & ~within[0] for mask in within]  # the genes of V_l that are in G \ S
-        everyone = Genes(torch.arange(graph.num_nodes, device=x.device), ptr.new_tensor([0, graph.num_nodes]))
+        num_layers = len(self.convs)
+        masks = [khop_mask(graph, seeds, ptr, hops, traversal="mixed") for hops in range(num_layers + 1)]
+        subsets = Subset.of(*masks, *(mask & ~masks[0] for mask in masks))
+        within, left = subsets[: num_layers + 1], subsets[num_layers + 1 :]  # V_l, and those of them that are in G \ S
+        deleted, first = within[0].genes, left[1]
+        everyone = Genes.everyone(1, graph.num_nodes, x.device)
         means = None
         if self.averages:
-            first = Genes.of(left[1])
-            lost = self._degree(graph, Genes.of(within[0]), first)
-            means = _Means(self._degree(graph, everyone, everyone), first.gene, lost, x.dtype)
+            lost = self._degree(graph, deleted, first.genes)
+            means = _Means(self._degree(graph, everyone, everyone), first.genes.gene, lost, x.dtype)
         old = new = x.new_zeros(0, x.shape[1])  # x and x' of the genes left in V_l: none in V_0
         for layer, conv in enumerate(self.convs):
             assert isinstance(conv, RelationalConv)
-            source, target = Genes.of(within[layer]), Genes.of(left[layer + 1])
+            source, target, before = within[layer], left[layer + 1], left[layer]
             own_change = conv.own(new) - conv.own(old)
-            old = F.embedding(source.gene, x)
-            new = torch.zeros_like(old).index_copy(0, _places(left[layer], within[layer]), new)
-            sent_change = conv.sent_change(new, old, left[layer][within[layer]])
+            old = F.embedding(source.genes.gene, x)
+            new = torch.zeros_like(old).index_copy(0, before.among(source), new)
+            stays = before.mask.flatten().index_select(0, source.at)
+            sent_change = conv.sent_change(new, old, stays)
 
             sums = self._product(graph, conv.send(x), everyone, everyone, sum_relations=means is None, shared=True)
             total = conv.own(x) + (sums if means is None else means.of(sums))
-            in_first = _places(left[1], left[layer + 1])
-            scale = None if means is None else means.scale[target.gene].index_copy_(0, in_first, means.scale_first)
+            in_first = first.among(target)
+            scale = None if means is None else means.scale[target.genes.gene].index_copy_(0, in_first, means.scale_first)
             # from here on in place, and each place once: no order of additions to vary
-            changed = self._product(graph, sent_change, source, target, scale=scale).add_(F.embedding(target.gene, total))
-            changed.index_add_(0, _places(left[layer], left[layer + 1]), own_change)
+            changed = self._product(graph, sent_change, source.genes, target.genes, scale=scale)
+            changed.add_(F.embedding(target.genes.gene, total)).index_add_(0, before.among(target), own_change)
             if means is not None:
                 changed.index_add_(0, in_first, means.lost(sums))
             x, new = conv.update(total), conv.update(changed)
-            old = F.embedding(target.gene, x)
-        deleted = Genes.of(within[0])
-        return _total(old.sub_(new), target) + _total(F.embedding(deleted.gene, x), deleted)
+            old = F.embedding(target.genes.gene, x)
+        return _total(old.sub_(new), target.genes) + _total(F.embedding(deleted.gene, x), deleted)
 
     # ------------------------------------------------------------------------------------------------ the two products
 
@@ -459,8 +488,3 @@ def _total(x: Tensor, genes: Genes) -> Tensor:
 def _inverse(degree: Tensor, dtype: torch.dtype) -> Tensor:
     """1 / degree, and 0 for 0."""
     return torch.where(degree > 0, degree.to(dtype).reciprocal(), 0)
-
-
-def _places(small: Tensor, large: Tensor) -> Tensor:
-    """Where the genes of small, bool [B, N], stand in the list of those of large, of which they are a part."""
-    return small[large].nonzero()[:, 0]

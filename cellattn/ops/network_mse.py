@@ -111,7 +111,7 @@ def _check_zero_weight(value: Any) -> None:
 # p by columns being CSR entry edge[p] - first.
 _PROBLEM = (
     "Tensor z, Tensor weight, Tensor bias, Tensor target, Tensor known, "
-    "Tensor rowptr, Tensor col, Tensor colptr, Tensor row, Tensor edge, int first, float zero_weight"
+    "Tensor rowptr, Tensor col, Tensor colptr, Tensor row, Tensor edge, SymInt first, float zero_weight"
 )
 
 

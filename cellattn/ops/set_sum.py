@@ -5,6 +5,7 @@ A segment sum forward and a gather backward, so that a result is the same from r
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,17 +14,25 @@ from torch import Tensor
 from .._check import require, require_count, require_ragged, values_visible
 from ._operator import operator
 
+LONG = 1024  # entries of a set, in the mean, from which on it is worth a call of its own
+
 
 def set_mean(x: Tensor, ptr: Tensor) -> Tensor:
     """Mean of the entries of each set: x [nnz, D], ptr int64 [B + 1] -> [B, D], zeros for an empty set."""
     return set_sum(x, ptr) / ptr.diff().clamp(min=1).unsqueeze(-1).to(x.dtype)
 
 
-@operator("set_sum", device=None, linear=("x",))
+@operator("set_sum")
 def set_sum(x: Tensor, ptr: Tensor) -> Tensor:
     """Sum of the entries of each set: x [nnz, D], ptr int64 [B + 1] -> [B, D], zeros for an empty set."""
-    require_ragged("x", ptr.new_empty(x.shape[0], device=x.device), ptr)  # as long as x
-    return torch.segment_reduce(x, "sum", offsets=ptr, axis=0)
+    require_ragged("x", ptr.new_empty(x.shape[0], device=x.device), ptr)  # as long as x; what follows reads where ptr points
+    if x.shape[0] < LONG * (ptr.shape[0] - 1):
+        return torch.segment_reduce(x, "sum", offsets=ptr, axis=0)
+    # one thread walks a set there; few and long ones are shared out among all threads, set by set
+    out = x.new_empty(ptr.shape[0] - 1, x.shape[1])
+    for b, (begin, end) in enumerate(pairwise(ptr.tolist())):
+        torch.sum(x[begin:end], 0, out=out[b])
+    return out
 
 
 @set_sum.register_fake
@@ -43,6 +52,14 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
 
 
 set_sum.register_autograd(_backward, setup_context=_setup_context)
+
+
+@set_sum.register_kernel("cuda")
+def _(x: Tensor, ptr: Tensor) -> Tensor:
+    from ..kernels import set_sum as kernels  # needs Triton
+
+    require_ragged("x", ptr.new_empty(x.shape[0], device=x.device), ptr)
+    return kernels.set_sum(x, ptr)
 
 
 def members(ptr: Tensor, num_entries: int) -> Tensor:

@@ -16,8 +16,8 @@ BRANCH = re.compile(r"\bbra[\w.]*\s+(\$\w+)")
 REGISTER = re.compile(r"%\w+")
 
 
-def widths_in_loops(ptx: str) -> dict[int, set[int]]:
-    """Parameter: the widths, in bytes, of the loads from it that stand in a loop.
+def load_widths(ptx: str, *, loops_only: bool) -> dict[int, set[int]]:
+    """Parameter: the widths, in bytes, of the loads from it, or of those that stand in a loop.
 
     An address is followed back through whatever computed it, not through what was itself loaded: that is an offset.
     """
@@ -37,7 +37,7 @@ def widths_in_loops(ptx: str) -> dict[int, set[int]]:
             sources[registers[0]].update(registers[1:])
     found: dict[int, set[int]] = defaultdict(set)
     for i, line in enumerate(lines):
-        if not any(first <= i <= last for first, last in loops):
+        if loops_only and not any(first <= i <= last for first, last in loops):
             continue
         if match := LOAD.search(line):
             width = int(match["count"] or 1) * int(match["bits"]) // 8
@@ -56,9 +56,9 @@ def widths_in_loops(ptx: str) -> dict[int, set[int]]:
     return found
 
 
-def feature_loads(launch: Launch, arch: int) -> dict[str, set[int]]:
-    """Argument: widths in bytes, of the tensors of 16-bit numbers, which are features; only loops are looked at."""
+def feature_loads(launch: Launch, arch: int, *, loops_only: bool = True) -> dict[str, set[int]]:
+    """Argument: widths in bytes, of the tensors of 16-bit numbers, which are features."""
     names = [name for name, kind in specialise(launch).signature.items() if kind != "constexpr"]
     features = {name for name in names if getattr(launch.args[name], "dtype", None) in (torch.float16, torch.bfloat16)}
-    widths = widths_in_loops(compile_for(launch, arch).asm["ptx"])
+    widths = load_widths(compile_for(launch, arch).asm["ptx"], loops_only=loops_only)
     return {names[i]: found for i, found in widths.items() if i < len(names) and names[i] in features}
