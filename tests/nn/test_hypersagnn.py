@@ -73,8 +73,8 @@ def test_set_attention_is_a_block_mask(ptr: list[int], include_self: bool) -> No
     q, offsets = ragged(ptr, 2, 3)
     inputs = [q * scale for scale in (1.0, 0.5, 2.0)]
     assert_same(
-        lambda *x: set_attention(*x, offsets, include_self=include_self),
-        lambda *x: block_mask(*x, offsets, include_self),
+        lambda q, k, v: set_attention(q, k, v, offsets, include_self=include_self),
+        lambda q, k, v: block_mask(q, k, v, offsets, include_self),
         *inputs,
     )
 
@@ -130,7 +130,9 @@ def test_set_attention_low_precision(dtype: torch.dtype) -> None:
     q, ptr = ragged(SETS["mixed"], 2, 4)
     inputs = [(q * scale).to(dtype) for scale in (1.0, 0.5, 2.0)]
     assert set_attention(*inputs, ptr).dtype == dtype
-    assert_within_rounding(lambda *x: set_attention(*x, ptr), lambda *x: block_mask(*x, ptr, include_self=False), *inputs)
+    assert_within_rounding(
+        lambda q, k, v: set_attention(q, k, v, ptr), lambda q, k, v: block_mask(q, k, v, ptr, False), *inputs
+    )
 
 
 def test_set_attention_ignores_autocast() -> None:
