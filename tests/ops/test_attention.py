@@ -286,7 +286,7 @@ def test_double_backward_is_a_clear_error() -> None:
         dq.sum().backward()
 
 
-def test_memory_is_linear_in_tokens() -> None:
+def test_memory_is_linear_in_tokens(two_threads: None) -> None:
     """A [T, T] float32 tensor would take 400 MB here."""
     from benchmarks.measure import peak_memory
 

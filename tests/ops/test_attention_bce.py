@@ -186,7 +186,7 @@ def test_low_precision(dtype: torch.dtype, num_negatives: int | None) -> None:
         assert float((a.double() - w).abs().max()) <= 4 * torch.finfo(a.dtype).eps * float(w.abs().max()) + 1e-5
 
 
-def test_memory_of_every_non_edge_is_a_row_block() -> None:
+def test_memory_of_every_non_edge_is_a_row_block(two_threads: None) -> None:
     """A [N, N] float32 tensor would take 100 MB here, and its backward several."""
     from benchmarks.measure import peak_memory
 

@@ -81,7 +81,7 @@ def test_permuting_genes_permutes_the_result() -> None:
     torch.testing.assert_close(moved_loss, loss)
 
 
-def test_memory_and_real_graphs(yeast_dir) -> None:
+def test_memory_and_real_graphs(yeast_dir, two_threads: None) -> None:
     """Real tables, 4 heads of 16: forward and backward within 300 MB above the inputs, losses as the dense formula gives."""
     from benchmarks.measure import peak_memory
     from cellattn.data import load_yeast

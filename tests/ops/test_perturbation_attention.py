@@ -86,7 +86,7 @@ def test_gradcheck_and_double_backward() -> None:
         dq.sum().backward()
 
 
-def test_thousands_of_sets_without_a_set_by_gene_by_feature_tensor() -> None:
+def test_thousands_of_sets_without_a_set_by_gene_by_feature_tensor(two_threads: None) -> None:
     """[B, N, Dv] would take 8 GB."""
     from benchmarks.measure import peak_memory
 
