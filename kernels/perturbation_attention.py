@@ -43,14 +43,17 @@ def _entry(
     b_q, p_k, p_v, p_u, b_lse, b_gene, b_e, m_e, m_d, m_c, o_d, o_c, scale,
     STRIDE_KN: tl.constexpr, STRIDE_VN: tl.constexpr, STRIDE_UE: tl.constexpr,
 ):  # fmt: skip
-    """(key [BS, D_PAD], beta [BS], U - V [BS, V_PAD]) of one entry of each set of a block; zeros where m_e is False."""
+    """(key [BS, D_PAD], beta [BS], U - V [BS, V_PAD]) of one entry of each set of a block; zeros where m_e is False.
+
+    V is 0 where it is not finite, as in the sum over all genes.
+    """
     b_k = tl.load(p_k + b_gene[:, None] * STRIDE_KN + o_d[None, :], mask=m_e[:, None] & m_d[None, :], other=0.0).to(tl.float32)
     b_s = scale * tl.sum(b_q * b_k, 1)
     b_beta = tl.where(m_e, tl.exp2((b_s - b_lse) * LOG2E), 0.0)
     m_u = m_e[:, None] & m_c[None, :]
     b_u = tl.load(p_u + b_e[:, None] * STRIDE_UE + o_c[None, :], mask=m_u, other=0.0).to(tl.float32)
     b_v = tl.load(p_v + b_gene[:, None] * STRIDE_VN + o_c[None, :], mask=m_u, other=0.0).to(tl.float32)
-    return b_k, b_beta, b_u - b_v
+    return b_k, b_beta, b_u - tl.where(tl.abs(b_v) < float("inf"), b_v, 0.0)
 
 
 @triton.jit(do_not_specialize=["num_sets"])

@@ -11,11 +11,31 @@ from torch.nn import functional as F
 from .._check import describe, require, require_count, unknown
 from .._profiling import spanned
 from ..graph import MultiGraph
-from ..ops import masked_spmm, network_mse
+from ..ops import network_mse
+from ..ops.relational_spmm import relational_spmm
 from ._check import require_graph, require_perturbations, require_weight
 from ._rows import draw_rows, require_sampled_rows
 from .hypersagnn import HyperSAGNN
 from .tokens import CellOutput, GeneTokens
+
+
+class Incoming:
+    """The edges of K networks that come in to each gene, to average over; weights of edges are not read."""
+
+    def __init__(self, graph: MultiGraph, relations: Sequence[str], dtype: torch.dtype) -> None:
+        n = graph.num_nodes
+        self.graph, self.relations = graph, tuple(relations)
+        self.everyone = torch.arange(n, device=graph.device), torch.arange(2, device=graph.device) * n
+        degree = graph.transpose().colptr.diff().unflatten(0, (-1, n))  # [all relations, N]
+        ids = [graph.relation_id(relation) for relation in relations]
+        self.scale = torch.stack([degree[r] for r in ids], 1).clamp(min=1).to(dtype).reciprocal()  # [N, K]
+
+    def mean(self, x: Tensor) -> Tensor:
+        """[N, K, dim] of x [N, dim], the same in all networks, or [N, K, dim]; zeros for a gene without neighbours."""
+        return relational_spmm(
+            self.graph, x, *self.everyone, *self.everyone, relations=self.relations, scale=self.scale, sum_relations=False,
+            shared=True, transpose=True, weighted=False,
+        )  # fmt: skip
 
 
 class SAGELayer(nn.Module):
@@ -28,10 +48,18 @@ class SAGELayer(nn.Module):
 
     def forward(self, x: Tensor, graph: MultiGraph, relation: str) -> Tensor:
         """x [N, dim] to [N, dim]; zeros are the mean of a gene without neighbours, and weights of edges are not read."""
-        everyone = torch.ones(1, graph.num_nodes, dtype=torch.bool, device=x.device)
-        ones = torch.ones_like(graph.weight(relation))
-        mean = masked_spmm(graph, relation, x, everyone, reduce="mean", transpose=True, edge_weight=ones)[0]
-        return F.relu(self.neighbours(mean) + self.own(x))
+        return sage([self], x, Incoming(graph, [relation], x.dtype))[:, 0]
+
+
+def sage(layers: Sequence[SAGELayer], x: Tensor, incoming: Incoming) -> Tensor:
+    """One layer over each of K networks, all at once: x [N, dim] or [N, K, dim] to [N, K, dim]."""
+    # [K, dim, dim], [K, 1, dim]
+    neighbours = torch.stack([layer.neighbours.weight for layer in layers])
+    own = torch.stack([layer.own.weight for layer in layers])
+    bias = torch.stack([layer.neighbours.bias for layer in layers]).unsqueeze(1)
+    by_network = x.transpose(0, 1) if x.ndim == 3 else x
+    z = torch.baddbmm(bias, incoming.mean(x).transpose(0, 1), neighbours.mT) + by_network @ own.mT
+    return F.relu(z).transpose(0, 1)
 
 
 class NetworkEncoder(nn.Module):
@@ -40,12 +68,6 @@ class NetworkEncoder(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(SAGELayer(dim) for _ in range(2))
-
-    def forward(self, x: Tensor, graph: MultiGraph, relation: str) -> Tensor:
-        """x [N, dim] to z [N, dim]."""
-        for layer in self.layers:
-            x = layer(x, graph, relation)
-        return x
 
 
 class Decoder(GeneTokens):
@@ -132,8 +154,10 @@ class Dango(nn.Module):
         """z^r by network, each [N, dim]; arguments as of `forward`."""
         require_graph(graph)
         x = self.tokens(graph.num_nodes, features, gene_ids)
-        encoders = zip(self.relations, self.encoders, strict=True)
-        return {relation: encoder(x, graph, relation) for relation, encoder in encoders}
+        incoming = Incoming(graph, self.relations, x.dtype)
+        for layers in zip(*(encoder.layers for encoder in self.encoders), strict=True):  # the same layer of all networks
+            x = sage(layers, x, incoming)
+        return dict(zip(self.relations, x.unbind(1), strict=True))
 
     def reconstruction(
         self,
@@ -212,7 +236,9 @@ class Dango(nn.Module):
     def _read(self, z: Mapping[str, Tensor], seeds: Tensor, ptr: Tensor) -> Tensor:
         """Predictions [B, out_dim] out of z^r of all networks."""
         # the genes of the sets alone; embedding: the backward of x[seeds] adds in an order that varies from run to run
-        e = self._fuse(torch.stack([F.embedding(seeds, of_network) for of_network in z.values()]))
+        of_genes = torch.stack(tuple(z.values()), 1)  # [N, K, dim]
+        rows = F.embedding(seeds, of_genes.flatten(1)).unflatten(1, of_genes.shape[1:])
+        e = self._fuse(rows.transpose(0, 1))
         return self.out(self.sets(e, ptr))
 
     def _fuse(self, z: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from .._check import (
 )
 from ._operator import keep_missing_grads, operator, refuse_double_backward
 from .attention import attention
-from .set_sum import members
+from .set_sum import members, set_sum
 
 
 def perturbation_attention(
@@ -45,7 +45,9 @@ def perturbation_attention(
         scale: factor of the scores.
 
     Returns:
-        z [..., B, Dv] in the dtype of query.
+        z [..., B, Dv] in the dtype of query. A value that is NaN or infinite does not reach the sets that override it; any
+        other set it does, as sum_i beta_i V_i would have it. Since a set's own values are taken out of a sum over all genes,
+        z is as accurate as that sum: its error is up to a few roundings of the largest beta_i |V_i|, overridden or not.
 
     Raises:
         ValueError, TypeError: naming the argument. A gene twice in a set, ptr that does not rise from 0 to nnz and indices
@@ -73,7 +75,7 @@ def perturbation_attention(
     require(key.shape[-2] >= 1, lambda: f"key: expected at least one gene, got shape {list(key.shape)}")
     _check_sets(index, ptr, query.shape[-2], key.shape[-2])
     require_number("scale", scale)
-    out, lse = attention(query, key, value, scale=scale)
+    out, lse = attention(query, key, _finite(value), scale=scale)
     return out + _correction(query, key, value, lse, index, ptr, override, float(scale))
 
 
@@ -97,11 +99,14 @@ _SETS = "Tensor query, Tensor key, Tensor value, Tensor lse, Tensor index, Tenso
     leading=("query", "key", "value", "lse", "override"),
 )
 def _correction(query: Tensor, key: Tensor, value: Tensor, lse: Tensor, index: Tensor, ptr: Tensor, *rest: Any) -> Tensor:
-    """sum_{e in b} beta_e (U_e - V_i(e)), [..., B, Dv]"""
+    """sum_{e in b} beta_e (U_e - V_i(e)), [..., B, Dv], and what values that are not finite add."""
     _check_sets(index, ptr, query.shape[-2], key.shape[-2])  # the public function sees no values while it is compiled
     sample, _, _, beta, difference = _entries(query, key, value, lse, index, ptr, *rest)
     z = torch.zeros(*query.shape[:-1], value.shape[-1], dtype=lse.dtype)
-    return z.index_add_(-2, sample, beta[..., None] * difference).to(query.dtype)
+    z.index_add_(-2, sample, beta[..., None] * difference)
+    if not value.sum(-2).isfinite().all():
+        z += _not_overridden(value, index, ptr)
+    return z.to(query.dtype)
 
 
 @_correction.register_fake
@@ -132,7 +137,7 @@ def _correction_backward(
     dquery, dkey, dvalue = (torch.zeros(x.shape, dtype=lse.dtype) for x in (query, key, value))
     dquery.index_add_(-2, sample, scale * ds * keys)
     dkey.index_add_(-2, index, scale * ds * queries)
-    dvalue.index_add_(-2, index, -weighted)
+    dvalue.index_add_(-2, index, weighted.neg().where(value.index_select(-2, index).isfinite(), 0))
     dlse = torch.zeros_like(lse).index_add_(-1, sample, -ds.squeeze(-1))
     return dquery.to(query.dtype), dkey.to(key.dtype), dvalue.to(value.dtype), dlse, weighted.to(override.dtype)
 
@@ -167,14 +172,16 @@ refuse_double_backward(_correction_backward, "perturbation_attention")
 def _(*args: Any) -> Tensor:
     from ..kernels import perturbation_attention as kernels  # needs Triton
 
-    return kernels.perturbation_correction(*args)
+    _, _, value, _, index, ptr, _, _ = args
+    return kernels.perturbation_correction(*args) + _not_overridden(value, index, ptr)
 
 
 @_correction_backward.register_kernel("cuda")
 def _(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     from ..kernels import perturbation_attention as kernels
 
-    return kernels.perturbation_correction_backward(*args)
+    dquery, dkey, dvalue, dlse, doverride = kernels.perturbation_correction_backward(*args)
+    return dquery, dkey, dvalue.where(args[3].isfinite(), 0), dlse, doverride
 
 
 # ------------------------------------------------------------------------------------------------------------- CPU
@@ -195,5 +202,24 @@ def _entries(
     queries = query.index_select(-2, sample).to(lse.dtype)
     keys = key.index_select(-2, index).to(lse.dtype)
     beta = (scale * (queries * keys).sum(-1) - lse.index_select(-1, sample)).exp()
-    difference = override.to(lse.dtype) - value.index_select(-2, index).to(lse.dtype)
+    difference = override.to(lse.dtype) - _finite(value.index_select(-2, index)).to(lse.dtype)
     return sample, queries, keys, beta, difference
+
+
+# ------------------------------------------------------------------------------------------- values that are not finite
+
+
+def _finite(value: Tensor) -> Tensor:
+    """0 in the place of NaN and infinities: 0 * NaN would bring them into every sum."""
+    return value.nan_to_num(0.0, 0.0, 0.0)
+
+
+def _not_overridden(value: Tensor, index: Tensor, ptr: Tensor) -> Tensor:
+    """What values that are not finite add to each set, [..., B, Dv]: 0 where all of them are overridden there."""
+    wrong = ~value.isfinite()
+    num_wrong = wrong.sum(-2, keepdim=True)
+    # [nnz, all leading dimensions and features]
+    own = wrong.index_select(-2, index).movedim(-2, 0)
+    num_own = set_sum(own.flatten(1).float(), ptr).unflatten(1, own.shape[1:]).movedim(0, -2)
+    total = value.where(wrong, 0).sum(-2, keepdim=True)
+    return total.where(num_wrong > num_own, 0)

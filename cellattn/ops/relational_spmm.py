@@ -51,6 +51,8 @@ def relational_spmm(
     scale: Tensor | None = None,
     sum_relations: bool = True,
     shared: bool = False,
+    transpose: bool = False,
+    weighted: bool = True,
 ) -> Tensor:
     """Sum the features of each sample's sending neighbours, for its receiving genes, over several relations in one call.
 
@@ -64,6 +66,8 @@ def relational_spmm(
         scale: floating [Vt, K], a factor of each sum; a constant. 1 / `relational_degree` makes means of sums.
         sum_relations: whether the K sums of a gene are added.
         shared: gene i sends x[i] in every sample in which it sends.
+        transpose: sum over the edges A^r[j, i] instead of A^r[i, j].
+        weighted: whether the weights of edges are read, or each edge counts 1.
 
     Returns:
         out [Vt, F], or [Vt, K, F] without `sum_relations`, in the dtype of x: out[t, r] = scale[t, r] * sum of
@@ -81,7 +85,8 @@ def relational_spmm(
     require_tensor("x", x, dtypes=FLOAT_DTYPES)
     require_same("device", graph=graph.device, x=x.device)
     _check_between(graph, source, source_ptr, target, target_ptr)
-    for name, value in (("sum_relations", sum_relations), ("shared", shared)):
+    flags = {"sum_relations": sum_relations, "shared": shared, "transpose": transpose, "weighted": weighted}
+    for name, value in flags.items():
         if not isinstance(value, bool):
             raise TypeError(f"{name}: expected a bool, got {describe(value)}")
     k, senders = len(ids), graph.num_nodes if shared else source.shape[0]
@@ -94,9 +99,8 @@ def relational_spmm(
         _check_scale(scale, graph, target.shape[0], k)
         scale = scale.to(wide).contiguous()
     batch = source.contiguous(), source_ptr.contiguous(), target.contiguous(), target_ptr.contiguous()
-    rowptr, col, weight = graph.stacked
-    colptr, row, weight_by_column = graph.stacked_by_column()
-    stack = rowptr, col, weight.to(wide), colptr, row, weight_by_column.to(wide)
+    by_row, by_column = _weights(graph.stacked, wide, weighted), _weights(graph.stacked_by_column(), wide, weighted)
+    stack = (*by_column, *by_row) if transpose else (*by_row, *by_column)
     places, each = target.shape[0], x.shape[-1] * (1 if sum_relations else k)
     return allocating(
         lambda: _relational_sum(x, scale, *batch, *stack, ids, graph.num_nodes, sum_relations, shared),
@@ -150,6 +154,12 @@ def _relation_ids(graph: MultiGraph, relations: Any) -> list[int]:
     if not isinstance(relations, Sequence) or isinstance(relations, str):
         raise TypeError(f"relations: expected a sequence of names, got {describe(relations)}")
     return [graph.relation_id(name) for name in relations]
+
+
+def _weights(stack: tuple[Tensor, Tensor, Tensor], dtype: torch.dtype, weighted: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """A stack with its weights in a dtype, or with ones for them."""
+    ptr, index, weight = stack
+    return ptr, index, weight.to(dtype) if weighted else torch.ones_like(weight, dtype=dtype)
 
 
 def _check_between(graph: MultiGraph, source: Any, source_ptr: Any, target: Any, target_ptr: Any) -> None:
