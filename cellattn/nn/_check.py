@@ -63,6 +63,11 @@ def require_features(name: str, value: Any, dim: int, parameter: Tensor, *, ndim
         require_same("dtype", module=parameter.dtype, **{name: value.dtype})
 
 
+def read_by(weight: Tensor, x: Tensor) -> Tensor:
+    """Sums, which are taken in at least float32, as a layer of this weight reads them; under autocast it sees to that itself."""
+    return x if torch.is_autocast_enabled(x.device.type) else x.to(weight.dtype)
+
+
 def require_perturbations(
     seeds: Any, ptr: Any, types: Any, num_genes: int, num_types: int | None, device: torch.device
 ) -> None:

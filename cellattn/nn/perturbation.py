@@ -12,7 +12,7 @@ from .._check import require, require_choice, require_count
 from .._profiling import spanned
 from ..ops import perturbation_attention
 from ..ops.set_sum import set_mean, set_sum
-from ._check import require_features, require_max_size, require_perturbations, require_probability
+from ._check import read_by, require_features, require_max_size, require_perturbations, require_probability
 from .hypersagnn import HyperSAGNN
 from .readout import PerturbedGeneReadout
 
@@ -164,7 +164,7 @@ class PerturbationHead(nn.Module):
         present = self.phi(h, torch.full((), PRESENT, device=h.device))
         # embedding: the backward of h[seeds] adds in an order that varies from run to run on several CPU threads
         u = self.phi(F.embedding(seeds, h), types)
-        p = self.mix(torch.cat([pool(u, ptr) for pool in self.pools], dim=-1))
+        p = self.mix(read_by(self.query.weight, torch.cat([pool(u, ptr) for pool in self.pools], dim=-1)))
         z = p + self._cross_attention(p, h, present, u, seeds, ptr)
         return self.mlp(torch.cat([h_cls.expand(z.shape[0], -1), z], dim=-1))
 

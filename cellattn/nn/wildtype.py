@@ -31,7 +31,7 @@ from ..graph import MultiGraph
 from ..ops import khop_mask
 from ..ops.relational_spmm import relational_degree, relational_spmm
 from ..ops.set_sum import set_sum
-from ._check import require_graph, require_perturbations, require_probability
+from ._check import read_by, require_graph, require_perturbations, require_probability
 from .tokens import CellOutput, GeneTokens
 
 MODES = ("lazy", "khop", "delta")
@@ -379,7 +379,7 @@ class WildtypeDifference(nn.Module):
     def _read(self, z: Tensor, ptr: Tensor, types: Tensor) -> Tensor:
         # embedding: the backward of an index adds in an order that varies from run to run on several CPU threads
         by_type = set_sum(self.by_type(types), ptr)
-        return self.mlp(torch.cat([z, by_type], dim=-1))
+        return self.mlp(torch.cat([read_by(by_type, z), by_type], dim=-1))
 
     # ------------------------------------------------------------------------------------------------ lazy and khop
 

@@ -1,0 +1,68 @@
+"""Models in pure bfloat16, float16 and float64: `model.bfloat16()`, `model.half()`, `model.double()`, without autocast."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cellattn.nn import CellTransformer, WildtypeDifference
+from cellattn.nn.perturbation import POOLS
+from cellattn.nn.wildtype import CONVS, MODES
+
+from ..registry import MODELS, NUM_TYPES, RELATIONS, outputs
+
+
+def transformer(pool: str) -> nn.Module:
+    ties = [(0, 0, "a", 0.1), (0, 1, "b", 0.2)]
+    return CellTransformer(8, 1, 2, num_types=NUM_TYPES, num_genes=5, feature_dim=3, pool=pool, ties=ties)
+
+
+def wildtype(mode: str, conv: str) -> nn.Module:
+    return WildtypeDifference(8, 2, relations=RELATIONS, num_types=NUM_TYPES, feature_dim=3, mode=mode, conv=conv)
+
+
+MAKE: dict[str, tuple[str, Callable[[], Any]]] = {
+    **{f"CellTransformer {pool}": ("CellTransformer sum", lambda pool=pool: transformer(pool)) for pool in POOLS},
+    **{
+        f"WildtypeDifference {mode} {conv}": ("WildtypeDifference lazy sage", lambda mode=mode, conv=conv: wildtype(mode, conv))
+        for mode, conv in product(MODES, CONVS)
+    },
+    **{name: (name, lambda: None) for name in MODELS if name.split()[0] not in ("CellTransformer", "WildtypeDifference")},
+}
+
+
+def run(name: str, module: nn.Module, dtype: torch.dtype, rounded: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs, and gradients of all parameters and inputs, in `dtype` on values that `rounded` can hold."""
+    entry = MODELS[name]
+    tensors = {key: x.to(rounded).to(dtype) if x.is_floating_point() else x for key, x in entry.tensors.items()}
+    leaves = [tensors[key].requires_grad_() for key in entry.floats] + list(module.parameters())
+    out = outputs(entry.call(module, **tensors))
+    total = [(x * torch.linspace(0.5, 1.5, x.numel()).view(x.shape)).sum().double() for x in out if x.requires_grad]
+    grads = torch.autograd.grad(torch.stack(total).sum(), leaves, allow_unused=True, materialize_grads=True)
+    for leaf, grad in zip(leaves, grads, strict=True):
+        assert grad.dtype == leaf.dtype
+    return [x.detach() for x in out], list(grads)
+
+
+def relative_error(got: list[Tensor], want: list[Tensor]) -> float:
+    a, b = (torch.cat([x.double().flatten() for x in side]) for side in (got, want))
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("name", MAKE)
+def test_pure_dtype(name: str, dtype: torch.dtype) -> None:
+    """Near float64 on the same parameters: a path has about 32 layers and their derivatives, each of which rounds by eps / 2."""
+    registered, make = MAKE[name]
+    torch.manual_seed(0)
+    module = (make() or MODELS[registered].make_module()).to(dtype).eval()
+    want = run(registered, copy.deepcopy(module).double(), torch.float64, dtype)
+    got = run(registered, module, dtype, dtype)
+    for ours, exact in zip(got, want, strict=True):
+        assert relative_error(ours, exact) <= 16 * torch.finfo(dtype).eps
