@@ -64,7 +64,7 @@ def require_features(name: str, value: Any, dim: int, parameter: Tensor, *, ndim
 
 
 def read_by(weight: Tensor, x: Tensor) -> Tensor:
-    """Sums, which are taken in at least float32, as a layer of this weight reads them; under autocast it sees to that itself."""
+    """Sums, which are taken in float32 at least, as a layer of this weight reads them; autocast sees to that itself."""
     return x if torch.is_autocast_enabled(x.device.type) else x.to(weight.dtype)
 
 

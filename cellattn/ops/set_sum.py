@@ -22,7 +22,7 @@ def set_mean(x: Tensor, ptr: Tensor) -> Tensor:
     return set_sum(x, ptr) / ptr.diff().clamp(min=1).unsqueeze(-1).to(x.dtype)
 
 
-@operator("set_sum")
+@operator("set_sum", linear=("x",))
 def set_sum(x: Tensor, ptr: Tensor) -> Tensor:
     """Sum of the entries of each set: x [nnz, D], ptr int64 [B + 1] -> [B, D], zeros for an empty set."""
     require_ragged("x", ptr.new_empty(x.shape[0], device=x.device), ptr)  # as long as x; what follows reads where ptr points
@@ -64,7 +64,7 @@ def _(x: Tensor, ptr: Tensor) -> Tensor:
 
 def members(ptr: Tensor, num_entries: int) -> Tensor:
     """The set of each entry, int64 [nnz]."""
-    return torch.searchsorted(ptr, torch.arange(num_entries, device=ptr.device), right=True) - 1
+    return torch.searchsorted(ptr.contiguous(), torch.arange(num_entries, device=ptr.device), right=True) - 1
 
 
 def set_size(ptr: Tensor, max_size: int | None) -> int:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from itertools import product
-from typing import Any
 
 import pytest
 import torch
@@ -27,13 +27,14 @@ def wildtype(mode: str, conv: str) -> nn.Module:
     return WildtypeDifference(8, 2, relations=RELATIONS, num_types=NUM_TYPES, feature_dim=3, mode=mode, conv=conv)
 
 
-MAKE: dict[str, tuple[str, Callable[[], Any]]] = {
-    **{f"CellTransformer {pool}": ("CellTransformer sum", lambda pool=pool: transformer(pool)) for pool in POOLS},
+OPTIONS = ("CellTransformer", "WildtypeDifference")  # models of which all options are tried, not the registered ones alone
+MAKE: dict[str, tuple[str, Callable[[], nn.Module | None]]] = {
+    **{f"CellTransformer {pool}": ("CellTransformer sum", functools.partial(transformer, pool)) for pool in POOLS},
     **{
-        f"WildtypeDifference {mode} {conv}": ("WildtypeDifference lazy sage", lambda mode=mode, conv=conv: wildtype(mode, conv))
+        f"WildtypeDifference {mode} {conv}": ("WildtypeDifference lazy sage", functools.partial(wildtype, mode, conv))
         for mode, conv in product(MODES, CONVS)
     },
-    **{name: (name, lambda: None) for name in MODELS if name.split()[0] not in ("CellTransformer", "WildtypeDifference")},
+    **{name: (name, MODELS[name].make_module) for name in MODELS if name.split()[0] not in OPTIONS},
 }
 
 
@@ -58,10 +59,12 @@ def relative_error(got: list[Tensor], want: list[Tensor]) -> float:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("name", MAKE)
 def test_pure_dtype(name: str, dtype: torch.dtype) -> None:
-    """Near float64 on the same parameters: a path has about 32 layers and their derivatives, each of which rounds by eps / 2."""
+    """Near float64 on the same parameters: a path has about 32 layers and their derivatives, each rounding by eps / 2."""
     registered, make = MAKE[name]
     torch.manual_seed(0)
-    module = (make() or MODELS[registered].make_module()).to(dtype).eval()
+    module = make()
+    assert module is not None
+    module = module.to(dtype).eval()
     want = run(registered, copy.deepcopy(module).double(), torch.float64, dtype)
     got = run(registered, module, dtype, dtype)
     for ours, exact in zip(got, want, strict=True):
