@@ -76,7 +76,7 @@ def assert_within_rounding(op: Callable[..., Any], reference: Callable[..., Any]
         parts: results are sums of parts that were rounded to their dtype one by one, as gradients of a composition of ops are.
     """
     given = [x.detach().clone().requires_grad_() for x in inputs]
-    outputs = _as_list(op(*given))
+    outputs = as_list(op(*given))
     g = torch.Generator().manual_seed(1)
     upstream = [torch.randn(y.shape, dtype=torch.float64, generator=g).to(y.dtype) for y in outputs]
     got = [*outputs, *gradients(outputs, given, upstream)]
@@ -98,7 +98,7 @@ def with_bounds(
     """
     arithmetic = arithmetic_of(inputs[0].dtype if dtype is None else dtype)
     exact = [Bounded.exact(x.detach().double(), arithmetic).requires_grad_() for x in inputs]
-    results = _as_list(reference(*exact))
+    results = as_list(reference(*exact))
     if upstream:
         given = [None if dy is None else Bounded.exact(dy.detach().double(), arithmetic) for dy in upstream]
         results += gradients(results, exact, given)
@@ -117,13 +117,15 @@ def ratio_to_bound(got: Tensor, want: Bounded, *, parts: bool = False) -> float:
     eps = torch.finfo(got.dtype).eps
     # Rounded to nearest, to half a spacing, and as much again to spare.
     stored = eps * want.value.abs() + (eps / 2 * want.magnitude if parts else 0)
-    bound = SLACK * want.error + stored + least(got.dtype)
+    # What is below the smallest normal number may be flushed to 0, though not in half precision, where that is large.
+    floor = torch.finfo(got.dtype).smallest_normal if got.dtype.itemsize > 2 else least(got.dtype)
+    bound = SLACK * want.error + stored + floor
     got = got.detach().double()
     ratio = torch.where(got == want.value, 0, (got - want.value).abs() / bound).nan_to_num(nan=torch.inf)
     return float(ratio.max()) if ratio.numel() else 0.0
 
 
-def _as_list(outputs: Any) -> list[Tensor]:
+def as_list(outputs: Any) -> list[Tensor]:
     return list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
 
 

@@ -11,6 +11,8 @@ from cellattn.kernels import attention as kernels
 from cellattn.kernels import config, tensors
 from cellattn.kernels.attention import attention, attention_backward
 
+from ..bounds import Bounded, assert_within, with_bounds
+
 # bfloat16 is not here: Triton's interpreter computes it wrong without a word.
 DTYPES = [torch.float32, torch.float16]
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -42,37 +44,27 @@ def draw(*shapes: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> list[Te
     return [torch.randn(*shape, generator=g).to(dtype) for shape in shapes]
 
 
-def expected(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dout: Tensor | None, dlse: Tensor | None):
+def expected(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dout: Tensor | None, dlse: Tensor | None
+) -> list[Bounded]:
     """out, lse, dq, dk, dv of the dense definition in float64."""
-    q, k, v = (x.detach().double().requires_grad_() for x in (q, k, v))
-    lse = reference.attention_logsumexp(q, k, key_mask=mask, scale=scale)
-    scores = scale * q @ k.mT
-    if mask is not None:
-        scores = scores.masked_fill(~mask.unsqueeze(-2), -torch.inf)
-    kept = lse > -torch.inf
-    p = (scores - torch.where(kept, lse, 0)[..., None]).exp()
-    out = p @ v
-    total = (out * 0).sum()
-    if dout is not None:
-        total = total + (out * dout.double()).sum()
-    if dlse is not None:
-        total = total + torch.where(kept, lse * dlse.double(), 0).sum()
-    return [x.detach() for x in (out, lse, *torch.autograd.grad(total, (q, k, v), allow_unused=True, materialize_grads=True))]
+    any_key = torch.ones(()).bool() if mask is None else mask.any(-1)[..., None]
+
+    def dense(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        lse = reference.attention_logsumexp(q, k, key_mask=mask, scale=scale)
+        if mask is None:
+            return reference.attention(q, k, v, scale=scale)[0], lse
+        scores = (scale * q @ k.mT).masked_fill(~mask.unsqueeze(-2), -torch.inf)
+        return (torch.where(any_key[..., None], scores, 0).softmax(-1) * any_key[..., None]) @ v, lse
+
+    return with_bounds(dense, (q, k, v), (dout, None if dlse is None else torch.where(any_key, dlse, 0)))
 
 
-def assert_close(got: list[Tensor], want: list[Tensor], dtype: torch.dtype) -> None:
-    """Relative to the largest entry: a few roundings of P, dS and the result, each of half a unit, and float32 sums."""
+def assert_close(got: list[Tensor], want: list[Bounded], dtype: torch.dtype) -> None:
     for name, a, b in zip(("out", "lse", "dq", "dk", "dv"), got, want, strict=True):
-        assert a.shape == b.shape, f"{name}: shape {list(a.shape)}, expected {list(b.shape)}"
         assert a.is_contiguous(), name
         assert a.dtype == (torch.float32 if name == "lse" else dtype), name
-        assert torch.equal(a == -torch.inf, b == -torch.inf), name
-        a, b = (torch.where(x == -torch.inf, 0, x.double()) for x in (a, b))
-        if a.numel():
-            tolerance = (4 if dtype == torch.float16 else 32) * torch.finfo(dtype).eps
-            # 1: where all gradients cancel (one key), what is left is rounding of terms near 1
-            error = float((a - b).abs().max()) / max(float(b.abs().max()), 1.0)
-            assert error <= tolerance, f"{name}: relative error {error:.2e}"
+        assert_within(a, b, name)
 
 
 def check(
@@ -279,8 +271,10 @@ def test_nan_and_infinities(name: str, lead: tuple[int, ...], tq: int, tk: int, 
             assert torch.equal(kind(a), kind(b)), (
                 f"{what}: {kind.__name__} {kind(a).nonzero()[:4]}, expected {kind(b).nonzero()[:4]}"
             )
-    finite = [[torch.where(b.isfinite(), x, 0) for x in (a.double(), b)] for a, b in zip(got, want, strict=True)]
-    assert_close([a.to(x.dtype).contiguous() for (a, _), x in zip(finite, got, strict=True)], [b for _, b in finite], dtype)
+        # The rest is untouched; how exact it is, is the matter of the tests above.
+        near, expected_near = (torch.where(b.isfinite(), x, 0) for x in (a.double(), b))
+        largest = max(float(expected_near.abs().max()), 1.0)
+        torch.testing.assert_close(near, expected_near, rtol=0, atol=largest * (1e-4 if dtype == torch.float32 else 1e-2))
 
 
 def test_large_scores_stay_finite() -> None:
