@@ -170,13 +170,13 @@ class Bounded(Tensor):
                 count = func(*tree_map(count_of, args), **tree_map(count_of, kwargs))
                 results[2] += arithmetic.sum(count) * results[1]
             return tree_map(lambda v, m, e: Bounded(v, m, e, arithmetic), *results)
-        if packet in CONSTANT:
-            return Bounded.exact(func(*tree_map(value_of, args), **tree_map(value_of, kwargs)), arithmetic)
-        if func in decomposition_table:
+        if func in decomposition_table and packet not in CONSTANT:
             return decomposition_table[func](*args, **kwargs)
         if (composed := func.decompose(*args, **kwargs)) is not NotImplemented:
             return composed
         out = func(*tree_map(value_of, args), **tree_map(value_of, kwargs))
+        if packet in CONSTANT and out.is_floating_point():
+            return Bounded.exact(out, arithmetic)
         if any(isinstance(x, Tensor) and x.is_floating_point() for x in tree_leaves(out)):
             raise NotImplementedError(f"no rule for the error of {func}")
         return out

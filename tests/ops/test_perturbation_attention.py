@@ -136,6 +136,6 @@ def test_error_of_a_large_value_that_is_overridden() -> None:
     v[3] = 1e8
     want = reference.perturbation_attention(q, k, v, index, ptr, u)
     beta = (q @ k.T).softmax(-1)[0, 3]
-    got = cellattn.perturbation_attention(*(x.float() for x in (q, k, v)), index, ptr, u.float())
+    got = cellattn.perturbation_attention(q.float(), k.float(), v.float(), index, ptr, u.float())
     # 31 terms are added up, of scores that are rounded too
     assert ((got - want).abs() <= 64 * torch.finfo(torch.float32).eps * beta * 1e8).all()
