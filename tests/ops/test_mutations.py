@@ -20,9 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import cellattn
 from cellattn import reference
+from cellattn.ops.set_attention import set_attention
 
 from ..bounds import as_list, gradients, ratio_to_bound, with_bounds
 from ..compare import leaves, random_graph
+from ..nn.test_hypersagnn import block_mask
 from .test_perturbation_attention import attention_and_correction
 
 # Half precision rounds by more than one part in 10,000.
@@ -43,11 +45,27 @@ class Problem(NamedTuple):
     reference: Any = reference
 
 
+def graph_attention(module: Any, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    out, losses = module.graph_attention(q, k, v, GRAPH, [("a", 0), ("a", 1)], reduction="none")
+    return out, *losses
+
+
+def of_sets(module: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    f = set_attention if module is cellattn else block_mask
+    return f(q, k, v, SETS[1], include_self=True)
+
+
 PROBLEMS = {
     "attention": Problem(lambda m, q, k, v: m.attention(q, k, v), [(2, 40, 8), (2, 50, 8), (2, 50, 6)]),
     "attention_kl": Problem(
         lambda m, q, k: m.attention_kl(q, k, GRAPH, "a", num_prefix=1, reduction="none"), [(61, 4), (61, 4)], parts=True
     ),
+    "attention_bce sigmoid": Problem(
+        lambda m, q, k: m.attention_bce(q, k, GRAPH, "a", num_prefix=1, link="sigmoid", target="binary", reduction="none"),
+        [(61, 4), (61, 4)],
+    ),
+    "graph_attention": Problem(graph_attention, [(2, 61, 4), (2, 61, 4), (2, 61, 3)], parts=True),
+    "set_attention": Problem(of_sets, [(6, 2, 4), (6, 2, 4), (6, 2, 3)]),
     "network_mse": Problem(
         lambda m, z, w, b: m.network_mse(z, w, b, GRAPH, "a", zero_weight=0.5, reduction="none"), [(60, 4), (60, 4), (60,)]
     ),
