@@ -7,13 +7,26 @@
 
 namespace cellattn {
 
-// AVX-512 where the processor has it; CELLATTN_ISA=portable asks for the loops that every processor runs.
+// CELLATTN_ISA=portable asks for the loops that every processor runs, whatever this one has.
+inline bool portable_wanted() {
+  const char* isa = std::getenv("CELLATTN_ISA");
+  return isa != nullptr && std::strcmp(isa, "portable") == 0;
+}
+
 inline bool use_avx512() {
 #if defined(__x86_64__)
-  const char* isa = std::getenv("CELLATTN_ISA");
-  if (isa != nullptr && std::strcmp(isa, "portable") == 0) return false;
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+  return !portable_wanted() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("bmi2");
+#else
+  return false;
+#endif
+}
+
+inline bool use_avx2() {
+#if defined(__x86_64__)
+  return !portable_wanted() && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("bmi2");
 #else
   return false;
 #endif

@@ -9,6 +9,8 @@
 namespace cellattn {
 namespace {
 
+constexpr int64_t kFewSets = 4;  // whose bits are counted one by one rather than all 64 of a word
+
 template <class T>
 struct SpmmLoops {
   void (*shared)(const Spmm<T>&, const KeptRow<T>&, int64_t, int64_t) = &portable::spmm_shared;
@@ -21,6 +23,10 @@ struct SpmmLoops {
       shared = &avx512::spmm_shared;
       sample = &avx512::spmm_sample;
       sddmm = &avx512::sddmm_rows;
+    } else if (use_avx2()) {
+      shared = &avx2::spmm_shared;
+      sample = &avx2::spmm_sample;
+      sddmm = &avx2::sddmm_rows;
     }
 #endif
   }
@@ -180,7 +186,14 @@ Tensor masked_degree(const Tensor& rowptr, const Tensor& col, const Tensor& word
     for_each_row_block(r, n, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         int64_t counts[kWordBits] = {};
-        portable::count_edges(r, ints_of(col), column, i, i + 1, counts);
+        if (size <= kFewSets) {
+          for (int64_t e = r[i]; e < r[i + 1]; ++e) {
+            const Word both = column[i] & column[ints_of(col)[e]];
+            for (int64_t b = 0; b < size; ++b) counts[b] += (both >> b) & 1;
+          }
+        } else {
+          portable::count_edges(r, ints_of(col), column, i, i + 1, counts);
+        }
         for (int64_t b = 0; b < size; ++b) out[(first + b) * n + i] = static_cast<int32_t>(counts[b]);
       }
     });

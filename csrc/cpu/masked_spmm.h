@@ -1,4 +1,4 @@
-// Products of one relation's CSR matrix with features, over B masked copies of the graph, on the CPU: what the two instruction
+// Products of one relation's CSR matrix with features, over B masked copies of the graph, on the CPU: what the instruction
 // sets share. No copy of an edge is made: a row's kept neighbours are listed once a sample, then gathered.
 
 #pragma once
@@ -51,6 +51,10 @@ CELLATTN_SPMM_FUNCTIONS(float)
 CELLATTN_SPMM_FUNCTIONS(double)
 }  // namespace portable
 #if defined(__x86_64__)
+namespace avx2 {
+CELLATTN_SPMM_FUNCTIONS(float)
+CELLATTN_SPMM_FUNCTIONS(double)
+}  // namespace avx2
 namespace avx512 {
 CELLATTN_SPMM_FUNCTIONS(float)
 CELLATTN_SPMM_FUNCTIONS(double)

@@ -10,6 +10,7 @@
 
 namespace cellattn::avx512 {
 namespace {
+#define CELLATTN_VECTOR_BYTES 64
 #include "masked_spmm_impl.h"
 }  // namespace
 CELLATTN_DEFINE_SPMM(float)

@@ -4,6 +4,7 @@
 
 namespace cellattn::portable {
 namespace {
+#define CELLATTN_VECTOR_BYTES 16
 #include "masked_spmm_impl.h"
 }  // namespace
 CELLATTN_DEFINE_SPMM(float)

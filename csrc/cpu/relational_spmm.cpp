@@ -20,6 +20,9 @@ struct RelationalLoops {
     if (use_avx512()) {
       rows = &avx512::relational_rows;
       count = &avx512::count_senders;
+    } else if (use_avx2()) {
+      rows = &avx2::relational_rows;
+      count = &avx2::count_senders;
     }
 #endif
   }

@@ -1,4 +1,4 @@
-// Products of several relations' CSR matrices with features of a batch of gene subsets, on the CPU: what the two instruction sets
+// Products of several relations' CSR matrices with features of a batch of gene subsets, on the CPU: what the instruction sets
 // share. Features are stored for the genes of a subset alone, so a sample's table says which place in it a gene has.
 
 #pragma once
@@ -52,6 +52,9 @@ namespace portable {
 CELLATTN_RELATIONAL_FUNCTIONS
 }  // namespace portable
 #if defined(__x86_64__)
+namespace avx2 {
+CELLATTN_RELATIONAL_FUNCTIONS
+}  // namespace avx2
 namespace avx512 {
 CELLATTN_RELATIONAL_FUNCTIONS
 }  // namespace avx512

@@ -54,6 +54,7 @@ inline int64_t list_senders(
   return count;
 }
 
+#define CELLATTN_VECTOR_BYTES 64
 #include "relational_spmm_impl.h"
 
 }  // namespace

@@ -1,47 +1,76 @@
 // Sums of rows of features named by a list, the same text compiled for each instruction set: what the products with graphs share.
+// CELLATTN_VECTOR_BYTES is the widest vector of the instruction set.
 
-// 64 bytes of features; memory they are read from is aligned to an element only.
-template <class T>
+// Features side by side; memory they are read from is aligned to an element only.
+template <class T, int Bytes = CELLATTN_VECTOR_BYTES>
 struct Vector {
-  typedef T Aligned __attribute__((vector_size(64)));
-  typedef T Type __attribute__((vector_size(64), aligned(sizeof(T)), may_alias));
-  static constexpr int kLanes = 64 / sizeof(T);
+  typedef T Aligned __attribute__((vector_size(Bytes)));
+  typedef T Type __attribute__((vector_size(Bytes), aligned(sizeof(T)), may_alias));
+  static constexpr int kLanes = Bytes / sizeof(T);
 };
 
 // out[0 .. Vectors * lanes) = scale * sum_n value_n x[col_n], or added to what is there; the sums in registers.
-template <int Vectors, class T, bool HasValue, bool Add>
+template <int Vectors, int Bytes, class T, bool HasValue, bool Add>
 inline void sum_tile(const int32_t* col, const T* value, int64_t n, const T* x, int64_t stride, T scale, T* out) {
-  using V = typename Vector<T>::Type;
-  typename Vector<T>::Aligned sum[Vectors] = {};
+  using V = typename Vector<T, Bytes>::Type;
+  typename Vector<T, Bytes>::Aligned sum[Vectors] = {};
   for (int64_t k = 0; k < n; ++k) {
     const V* from = reinterpret_cast<const V*>(x + static_cast<int64_t>(col[k]) * stride);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < Vectors; ++v) sum[v] += HasValue ? value[k] * from[v] : from[v];
   }
   V* to = reinterpret_cast<V*>(out);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int v = 0; v < Vectors; ++v) to[v] = Add ? to[v] + scale * sum[v] : scale * sum[v];
 }
 
+// One feature, in four sums that do not wait for each other.
 template <class T, bool HasValue, bool Add>
 inline void sum_one(const int32_t* col, const T* value, int64_t n, const T* x, int64_t stride, T scale, T* out) {
-  T sum = 0;
-  for (int64_t k = 0; k < n; ++k) {
-    const T from = x[static_cast<int64_t>(col[k]) * stride];
-    sum += HasValue ? value[k] * from : from;
+  T part[4] = {};
+  int64_t k = 0;
+  for (; k + 4 <= n; k += 4) {
+#pragma GCC unroll 4
+    for (int p = 0; p < 4; ++p) {
+      const T from = x[static_cast<int64_t>(col[k + p]) * stride];
+      part[p] += HasValue ? value[k + p] * from : from;
+    }
   }
+  for (; k < n; ++k) {
+    const T from = x[static_cast<int64_t>(col[k]) * stride];
+    part[0] += HasValue ? value[k] * from : from;
+  }
+  const T sum = (part[0] + part[1]) + (part[2] + part[3]);
   *out = Add ? *out + scale * sum : scale * sum;
+}
+
+// What is left of the features when vectors of twice Bytes no longer fit, at most one of each narrower kind.
+template <int Bytes, class T, bool HasValue, bool Add>
+inline void sum_rest(
+    const int32_t* col, const T* value, int64_t n, const T* x, int64_t stride, int64_t width, T scale, T* out) {
+  if constexpr (Bytes < 2 * static_cast<int>(sizeof(T))) {
+    if (width > 0) sum_one<T, HasValue, Add>(col, value, n, x, stride, scale, out);
+  } else {
+    constexpr int kLanes = Vector<T, Bytes>::kLanes;
+    const bool fits = width >= kLanes;
+    if (fits) sum_tile<1, Bytes, T, HasValue, Add>(col, value, n, x, stride, scale, out);
+    const int64_t done = fits ? kLanes : 0;
+    sum_rest<Bytes / 2, T, HasValue, Add>(col, value, n, x + done, stride, width - done, scale, out + done);
+  }
 }
 
 template <class T, bool HasValue, bool Add>
 void sum_features(const int32_t* col, const T* value, int64_t n, const T* x, int64_t stride, int64_t width, T scale, T* out) {
-  constexpr int kLanes = Vector<T>::kLanes;
+  constexpr int kBytes = CELLATTN_VECTOR_BYTES, kLanes = Vector<T>::kLanes;
+  constexpr int kMany = kTileBytes / kBytes < 8 ? kTileBytes / kBytes : 8;  // half of the registers, at least
   int64_t f = 0;
-  for (; f + 4 * kLanes <= width; f += 4 * kLanes) {
-    sum_tile<4, T, HasValue, Add>(col, value, n, x + f, stride, scale, out + f);
+  for (; f + kMany * kLanes <= width; f += kMany * kLanes) {
+    sum_tile<kMany, kBytes, T, HasValue, Add>(col, value, n, x + f, stride, scale, out + f);
   }
-  for (; f + kLanes <= width; f += kLanes) sum_tile<1, T, HasValue, Add>(col, value, n, x + f, stride, scale, out + f);
-  for (; f < width; ++f) sum_one<T, HasValue, Add>(col, value, n, x + f, stride, scale, out + f);
+  for (; f + 2 * kLanes <= width; f += 2 * kLanes) {
+    sum_tile<2, kBytes, T, HasValue, Add>(col, value, n, x + f, stride, scale, out + f);
+  }
+  if (f < width) sum_rest<kBytes, T, HasValue, Add>(col, value, n, x + f, stride, width - f, scale, out + f);
 }
 
 template <class T>
