@@ -164,7 +164,10 @@ def _weights(stack: tuple[Tensor, Tensor, Tensor], dtype: torch.dtype, weighted:
 
 def _check_between(graph: MultiGraph, source: Any, source_ptr: Any, target: Any, target_ptr: Any) -> None:
     num_sets = None
-    for name, index, ptr in (("source", source, source_ptr), ("target", target, target_ptr)):
+    pairs = [("source", source, source_ptr), ("target", target, target_ptr)]
+    if not torch.compiler.is_compiling() and target is source and target_ptr is source_ptr:
+        del pairs[1]  # checked once
+    for name, index, ptr in pairs:
         require_ragged(name, index, ptr, num_sets=num_sets, ptr_name=f"{name}_ptr")
         num_sets = ptr.numel() - 1
         require_same("device", **{"graph": graph.device, name: index.device, f"{name}_ptr": ptr.device})

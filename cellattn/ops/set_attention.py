@@ -33,8 +33,8 @@ def set_attention(
         [nnz, H, D].
     """
     require_ragged("q", ptr.new_empty(q.shape[0], device=q.device), ptr)  # as long as q
-    p, _, _, v_pad = _probabilities(q, k, v, ptr, _size(q, ptr, max_size), include_self)
-    return _ragged(p @ v_pad, ptr, v)
+    p, _, _, v_pad = _probabilities(q, k, v, ptr, _places(q, ptr, _size(q, ptr, max_size)), include_self)
+    return _ragged(p @ v_pad, _own(ptr, v), v)
 
 
 @set_attention.register_fake
@@ -46,12 +46,12 @@ def _(q: Tensor, k: Tensor, v: Tensor, ptr: Tensor, max_size: int | None = None,
 def _set_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, ptr: Tensor, max_size: int | None, include_self: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    size = _size(q, ptr, max_size)
-    p, q_pad, k_pad, v_pad = _probabilities(q, k, v, ptr, size, include_self)
-    do = _padded(grad, ptr, size)
+    places, own = _places(q, ptr, _size(q, ptr, max_size)), _own(ptr, q)
+    p, q_pad, k_pad, v_pad = _probabilities(q, k, v, ptr, places, include_self)
+    do = _padded(grad, places)
     dp = do @ v_pad.mT
     ds = p * (dp - (p * dp).sum(-1, keepdim=True)) * q.shape[-1] ** -0.5
-    return _ragged(ds @ k_pad, ptr, q), _ragged(ds.mT @ q_pad, ptr, k), _ragged(p.mT @ do, ptr, v)
+    return _ragged(ds @ k_pad, own, q), _ragged(ds.mT @ q_pad, own, k), _ragged(p.mT @ do, own, v)
 
 
 @_set_attention_backward.register_fake
@@ -79,19 +79,20 @@ refuse_double_backward(_set_attention_backward, "nn.HyperSAGNN")
 
 
 def _probabilities(
-    q: Tensor, k: Tensor, v: Tensor, ptr: Tensor, size: int, include_self: bool
+    q: Tensor, k: Tensor, v: Tensor, ptr: Tensor, places: Tensor, include_self: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Softmax rows [B, H, M, M] and q, k, v [B, H, M, D] on sets padded to M = size."""
-    q, k, v = _padded(q, ptr, size), _padded(k, ptr, size), _padded(v, ptr, size)
-    position = torch.arange(size, device=q.device)
+    """Softmax rows [B, H, M, M] and q, k, v [B, H, M, D] on sets padded to M, the width of `places`."""
+    q, k, v = _padded(q, places), _padded(k, places), _padded(v, places)
+    position = torch.arange(places.shape[1], device=q.device)
     # [B, 1, M, M]: entry i sees entry j of its set
     inside = position < ptr.diff()[:, None]
     sees = (inside[:, :, None] & inside[:, None, :])[:, None]
     if not include_self:
         sees = sees & (position[:, None] != position)
-    s = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(~sees, float("-inf"))
+    hidden = ~sees
+    s = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(hidden, float("-inf"))
     # a row that sees nothing is NaN after the softmax, and 0 after the second mask
-    return s.softmax(-1).masked_fill(~sees, 0), q, k, v
+    return s.softmax(-1).masked_fill(hidden, 0), q, k, v
 
 
 def _size(q: Tensor, ptr: Tensor, max_size: int | None) -> int:
@@ -99,15 +100,23 @@ def _size(q: Tensor, ptr: Tensor, max_size: int | None) -> int:
     return min(set_size(ptr, max_size), q.shape[0])
 
 
-def _padded(x: Tensor, ptr: Tensor, size: int) -> Tensor:
-    """[nnz, H, D] -> [B, H, M, D], at least float32. What pads a set is a repeated entry, never read."""
-    index = ptr[:-1, None] + torch.arange(size, device=ptr.device)
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    return x[index.clamp(max=max(x.shape[0] - 1, 0))].transpose(1, 2)
+def _places(x: Tensor, ptr: Tensor, size: int) -> Tensor:
+    """int64 [B, M]: the entries of each set. What pads a set is its own last entry: another's NaN would come in as 0 * NaN."""
+    entry = ptr[:-1, None] + torch.arange(size, device=ptr.device)
+    return torch.minimum(entry, ptr[1:, None] - 1).clamp(0, max(x.shape[0] - 1, 0))
 
 
-def _ragged(x: Tensor, ptr: Tensor, like: Tensor) -> Tensor:
+def _own(ptr: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(set, place in it) of each entry, int64 [nnz]."""
+    member = members(ptr, x.shape[0])
+    return member, torch.arange(x.shape[0], device=ptr.device) - ptr.index_select(0, member)
+
+
+def _padded(x: Tensor, places: Tensor) -> Tensor:
+    """[nnz, H, D] -> [B, H, M, D], at least float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))[places].transpose(1, 2)
+
+
+def _ragged(x: Tensor, own: tuple[Tensor, Tensor], like: Tensor) -> Tensor:
     """[B, H, M, D] -> [nnz, H, D] in the dtype of `like`."""
-    member = members(ptr, like.shape[0])
-    entry = torch.arange(like.shape[0], device=ptr.device)
-    return x.transpose(1, 2)[member, entry - ptr[member]].to(like.dtype)
+    return x.transpose(1, 2)[own].to(like.dtype)

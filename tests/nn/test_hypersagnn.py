@@ -182,3 +182,22 @@ def test_bad_input(x: torch.Tensor, ptr: list[Any], message: str) -> None:
 def test_bad_heads() -> None:
     with pytest.raises(ValueError, match="num_heads: expected a divisor of dim, 8, got 3"):
         HyperSAGNN(8, 3)
+
+
+@pytest.mark.parametrize("include_self", [False, True])
+def test_nan_stays_in_its_set(include_self: bool) -> None:
+    """Values and gradients of every other set, longer and shorter ones beside it, are those without the NaN."""
+    ptr = torch.tensor([0, 1, 3, 3, 7, 8])
+    for wrong in (0, 2, 6, 7):
+        sample = int(torch.searchsorted(ptr, wrong, right=True)) - 1
+        others = [e for e in range(8) if not ptr[sample] <= e < ptr[sample + 1]]
+        results = []
+        for bad in (0.5, float("nan"), float("inf")):
+            x = torch.randn(3, 8, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+            x[:, wrong] = bad
+            x.requires_grad_()
+            out = set_attention(*x.unbind(), ptr, 4, include_self)
+            (dx,) = torch.autograd.grad(out[others].square().sum(), x)
+            results.append((out[others], dx[:, others]))
+        for other in results[1:]:
+            torch.testing.assert_close(other, results[0], rtol=0, atol=0)

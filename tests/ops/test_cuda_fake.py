@@ -54,12 +54,12 @@ def _like(x: Tensor, device: torch.device | str) -> Tensor:
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device)
 
 
-def graph_on(device: str) -> MultiGraph:
-    """CPU's arrays on a device without values, which `MultiGraph.to` would have to read."""
+def graph_on(device: str, of: MultiGraph = CPU) -> MultiGraph:
+    """A graph's arrays on a device without values, which `MultiGraph.to` would have to read."""
     graph = object.__new__(MultiGraph)
-    graph.__dict__.update({name: _like(x, device) if isinstance(x, Tensor) else x for name, x in vars(CPU).items()})
-    graph._transpose = Transpose(*(_like(x, device) for x in CPU.transpose()))
-    by_row, by_column = (Segments(_like(ptr, device), _like(row, device), offset) for ptr, row, offset in CPU.segments)
+    graph.__dict__.update({name: _like(x, device) if isinstance(x, Tensor) else x for name, x in vars(of).items()})
+    graph._transpose = Transpose(*(_like(x, device) for x in of.transpose()))
+    by_row, by_column = (Segments(_like(ptr, device), _like(row, device), offset) for ptr, row, offset in of.segments)
     graph._segments = by_row, by_column
     return graph
 
