@@ -10,7 +10,8 @@ from torch import Tensor
 
 from cellattn import MultiGraph
 
-# float64 on both sides: what is left is the rounding of two orders of summation.
+# float64 on both sides: what is left is the rounding of two orders of summation. 9 million roundings of the largest entry, more
+# than any sum here has on any machine, and 100,000 times less than a formula that is wrong by one part in 10,000.
 RTOL = 1e-9
 
 
