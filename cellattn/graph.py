@@ -86,6 +86,11 @@ class MultiGraph:
         self._known = known  # bool [K, N]
         self._offset: list[int] = rowptr[:: self.num_nodes].tolist()
         self._max_degree: list[int] = [int(self.degree(name).max()) for name in relations]
+        self._num_known: list[int] = known.sum(1).tolist()
+        degree = rowptr.diff().view(known.shape)
+        self._by_rank, self._rank_of = torch.argsort(~known, stable=True), known.cumsum(1) - 1
+        self._num_free = known.sum(1, keepdim=True) - degree
+        self._free_ends = torch.where(degree > 0, self._num_free, 0).cumsum(1)
         self._rows_with_edges: list[int] = [int((self.degree(name) > 0).sum()) for name in relations]
         self._inv_mass, self._entropy = _row_targets(rowptr, weight)
         self._inv_mass32, self._entropy32 = self._inv_mass.float(), self._entropy.float()
@@ -332,6 +337,23 @@ class MultiGraph:
     def known(self, relation: str) -> Tensor:
         """bool [N]: genes measured in the relation; a pair (i, j) is valid where both are known."""
         return self._known[self.relation_id(relation)]
+
+    def num_known(self, relation: str) -> int:
+        """How many genes are known in the relation."""
+        return self._num_known[self.relation_id(relation)]
+
+    def known_ranks(self, relation: str) -> tuple[Tensor, Tensor]:
+        """(the genes, known ones first, ascending; the rank of each known gene among them), int64 [N]."""
+        r = self.relation_id(relation)
+        return self._by_rank[r], self._rank_of[r]
+
+    def num_free(self, relation: str) -> Tensor:
+        """int64 [N]: known genes to which each row has no edge."""
+        return self._num_free[self.relation_id(relation)]
+
+    def free_ends(self, relation: str) -> Tensor:
+        """int64 [N]: where the valid non-edges of each row end, in a list of those of all rows with an edge."""
+        return self._free_ends[self.relation_id(relation)]
 
     def degree(self, relation: str) -> Tensor:
         """int64 [N]: entries of each row."""

@@ -7,7 +7,7 @@ float64; autograd gives the gradients. Shapes and meaning are documented where t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import sqrt
+from math import log, sqrt
 from typing import Any
 
 import torch
@@ -93,13 +93,25 @@ def attention_bce(
     if link == "sigmoid":
         log_a, log_1ma = F.logsigmoid(genes), F.logsigmoid(-genes)
     else:
-        total = scores.logsumexp(-1) if lse is None else lse
-        log_a = genes - total[..., num_prefix:, None]
-        # a = 1 only where a row has one token: there the weight (1 - t) of the log is 0.
-        log_1ma = torch.log(torch.where(t < 1, -torch.expm1(log_a), 1))
-    bce = -torch.where(valid, t * log_a + (1 - t) * log_1ma, 0).sum(-1)
+        log_a, log_1ma = (x[..., num_prefix:, num_prefix:] for x in log_softmax_and_complement(scores, lse))
+    # a = 1 only where a row has one token: there the weight (1 - t) of the log is 0.
+    bce = -torch.where(valid, t * log_a + torch.where(t < 1, (1 - t) * log_1ma, 0), 0).sum(-1)
     counted = edges.any(-1)
     return _reduce(torch.where(counted, bce, 0), counted, rows, reduction)
+
+
+def log_softmax_and_complement(scores: Tensor, lse: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(log a, log(1 - a)) of a = softmax(scores), exact at any gap.
+
+    Of the entry above 2/3, if a row has one, both are made of the log-sum-exp of the others; those take the row's `lse`.
+    """
+    total = scores.logsumexp(-1) if lse is None else lse
+    log_a = scores - total[..., None]
+    top = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, scores.argmax(-1, keepdim=True), True)
+    sharp = top & (log_a > log(2 / 3))
+    gap = scores - scores.masked_fill(top, -torch.inf).logsumexp(-1, keepdim=True)
+    others = torch.log1p(-log_a.masked_fill(sharp, -1).exp())
+    return torch.where(sharp, -F.softplus(-gap), log_a), torch.where(sharp, -F.softplus(gap), others)
 
 
 def graph_attention(

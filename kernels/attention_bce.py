@@ -1,24 +1,30 @@
 """Binary cross-entropy between graph rows and an attention map that is never stored: `bce_rows` and its backward.
 
-Every row is cut into a dense pass, the same for every valid pair and blind to the graph, and a pass over its edges. With
-L = -log(1 - a) for the softmax link and softplus(s) for the sigmoid link, and t the target of an edge,
+With L = -log(1 - a) for the softmax link and softplus(s) for the sigmoid link, and t the target of an edge, every row is cut
+into a dense pass, the same for every valid pair and blind to the graph, and a pass over its edges:
 
     row_i = sum_{j valid} L_ij  +  sum_{j edge} (-t_ij log a_ij - t_ij L_ij)          (softmax)
     row_i = sum_{j valid} L_ij  -  sum_{j edge} t_ij s_ij                             (sigmoid)
 
-The edge pass takes back what the dense pass added; their two roundings of a score differ, and dL / d log a = a / (1 - a)
-multiplies the difference. Up to a = 3/4 that factor is 3, harmless. Near a = 1 it grows to 1 / eps: an edge with t = 1 that
-attention has learnt well would leave noise where the truth is 0, in its gradient above all. So an edge above 3/4 is *sharp*:
-the edge pass counts it in full, and the dense pass leaves out, in that row, what lies above 1/2. A row of a softmax sums to 1
-at most: beside its sharp edge no entry reaches 1/4. From 1/4 over 1/2 to 3/4 is wide enough for two orders of summation to
-agree on which entry is meant, so that neither pass looks a column up. (It takes the row's own LSE for that.) The sigmoid
-link needs no such care: its factor, sigmoid(s), is at most 1.
+The edge pass takes back what the dense pass added. Their two roundings of a score differ, and dL / d log a = a / (1 - a)
+multiplies the difference; as long as a stays below SHARP, where that factor is 2, this is harmless. The *sharp* entry of a row,
+of which it has one at most, is left out by both, and counted by itself (see ops/attention_bce.py): with rest the log-sum-exp of
+all other tokens, and p and n its weights of -log a and -log(1 - a),
 
-With drawn negatives nothing is dense: edges count in full, and a drawn pair adds its weight times L.
+    p softplus(rest - s) + n softplus(s - rest) ,     pull = n sigmoid(s - rest) - p sigmoid(rest - s)
+
+so that no rounding of LSE comes into it. Which token is sharp is decided once, by the dense pass (with drawn negatives: by the
+pass over the entries); rest and pull are made once; forward and backward read them, and know the entry by its index. Scores
+that are made again, rounded in another order, thus never decide anything.
+
+With drawn negatives nothing is dense: edges count in full, and a drawn pair adds its weight times L. Blocks of rows with a
+sharp entry, and they alone, then walk over all tokens for rest, and in the backward for its gradient.
 
 The backward makes the scores again. With G = dL / ds, which is a / (1 - a) or sigmoid(s), in the place of L,
 
     d row_i / d s_ij = (the weights above) G_ij - t_ij ,     d row_i / d LSE_i = -sum_j d row_i / d s_ij
+
+for all but the sharp entry, which gives pull_i to its own score and -pull_i exp(s_ik - rest_i) to that of every other token k.
 
 dq and dLSE by rows; dk by keys in the dense pass, over the transposed graph for edges, over the drawn pairs sorted by gene for
 those. Passes, and parts of passes, write partial sums to places of their own, added up in a fixed order: no atomics. `rows` may
@@ -31,7 +37,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from math import gcd, log2
+from math import log2
 from typing import Any
 
 import torch
@@ -39,38 +45,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cellattn._aligned import wide, width
+
 from .config import Gather, Tile, choose, choose_gather, on_device, options, parts_for
-from .tensors import check_devices, check_floats, flat, padded, precision
+from .tensors import aligned, check_devices, check_floats, grid_of, lead_strides, padded, precision
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
-HIGHEST = tl.constexpr(-1.1920928955078125e-07 * 1.4426950408889634)  # log2 of the largest a: rounding may lift s - LSE to 0
-SHARP = tl.constexpr(log2(0.75))
-LEFT_OUT = tl.constexpr(-1.0)  # log2 of 1/2
-MAX_ODDS_FP16 = tl.constexpr(60000.0)  # a / (1 - a) as an operand of a dot is held within float16
-
-# What a row is to the dense pass.
-NO_EDGE = tl.constexpr(0)
-PLAIN = tl.constexpr(1)
-HAS_SHARP = tl.constexpr(2)
+# log2 of the least a of a sharp entry: far enough above 1/2 that no two of a row are, however scores and LSE are rounded.
+SHARP = tl.constexpr(log2(2 / 3))
 
 # Not specialised on their values, so that a new length compiles nothing: all that the loads need to know of leading strides is
 # in ALIGN, which divides them.
-SIZES = ["num_leading", "num_rows", "num_genes", "num_prefix", "num_negatives", "num_parts", "first_row", "part"]
+SIZES = ["num_leading", "num_rows", "num_genes", "num_prefix", "num_parts", "first_row", "part"]
 SIZES += ["stride_ql", "stride_kl"]
 
 # ----------------------------------------------------------------------------------------------------- one entry
-
-
-@triton.jit
-def _log2_entry(s2, total2, SIGMOID: tl.constexpr):
-    """x2 of scores in base 2; `total2` is LSE log2 e, unread for the sigmoid link. NaN stays NaN."""
-    if SIGMOID:
-        x2 = s2
-    else:
-        x2 = s2 - total2
-        x2 = tl.where(x2 > HIGHEST, HIGHEST, x2)
-    return x2
 
 
 @triton.jit
@@ -86,45 +76,45 @@ def _twice_atanh(z):
 
 
 @triton.jit
-def _one_minus(x2):
-    """1 - a: the series of 1 - exp(-u) below u = 1/8, where a subtraction would lose digits."""
-    u = -LN2 * x2
-    series = u * (1 - u * (1.0 / 2) * (1 - u * (1.0 / 3) * (1 - u * (1.0 / 4) * (1 - u * (1.0 / 5)))))
-    return tl.where(u < 0.125, series, 1 - tl.exp2(x2))
+def _softplus(x2):
+    """log(1 + 2^x2): with e = 2^-|x2|, log(1 + e) = 2 atanh(e / (2 + e))."""
+    e = tl.exp2(-tl.abs(x2))
+    return LN2 * tl.maximum(x2, 0.0) + _twice_atanh(e / (2 + e))
+
+
+@triton.jit
+def _sigmoid(x2):
+    e = tl.exp2(-tl.abs(x2))
+    return tl.where(x2 >= 0, 1.0, e) / (1 + e)
 
 
 @triton.jit
 def _loss_term(x2, SIGMOID: tl.constexpr):
-    """L: -log(1 - a), or softplus(s). log(1 - a) = -2 atanh(a / (2 - a)) keeps the digits of a small a, and
-    log(1 + e) = 2 atanh(e / (2 + e))."""
+    """L: softplus(s), or -log(1 - a). log(1 - a) = -2 atanh(a / (2 - a)) keeps the digits of a small a."""
     if SIGMOID:
-        e = tl.exp2(-tl.abs(x2))
-        loss = LN2 * tl.maximum(x2, 0.0) + _twice_atanh(e / (2 + e))
+        loss = _softplus(x2)
     else:
         a = tl.exp2(x2)
-        loss = tl.where(a > 0.5, -tl.log(_one_minus(x2)), _twice_atanh(a / (2 - a)))
+        loss = tl.where(a > 0.5, -tl.log(1 - a), _twice_atanh(a / (2 - a)))
     return loss
 
 
 @triton.jit
 def _grad_term(x2, SIGMOID: tl.constexpr):
-    """G = dL / ds (with LSE fixed): a / (1 - a), or sigmoid(s)."""
+    """G = dL / ds (with LSE fixed): sigmoid(s), or a / (1 - a)."""
     if SIGMOID:
-        e = tl.exp2(-tl.abs(x2))
-        grad = tl.where(x2 >= 0, 1.0, e) / (1 + e)
+        grad = _sigmoid(x2)
     else:
-        grad = tl.exp2(x2) / _one_minus(x2)
+        a = tl.exp2(x2)
+        grad = a / (1 - a)
     return grad
 
 
 @triton.jit
-def _edge_weight(x2, t, SIGMOID: tl.constexpr, DENSE: tl.constexpr):
-    """By what the edge pass multiplies L (and G); see the module's docstring."""
-    if SIGMOID:
-        weight = tl.zeros_like(x2) if DENSE else tl.zeros_like(x2) + 1
-    else:
-        weight = tl.where(x2 > SHARP, 1 - t, -t) if DENSE else 1 - t
-    return weight
+def _share(s2, token, m_token, sharp, rest2, pull):
+    """What the sharp entry of a row gives to the score of each token: pull to its own, a share of -pull to the others."""
+    share = tl.exp2(tl.minimum(s2 - rest2, 0.0))
+    return tl.where(m_token & (sharp >= 0), pull * tl.where(token == sharp, 1.0, -share), 0.0)
 
 
 @triton.jit
@@ -135,15 +125,97 @@ def _gather(x_ptr, o_row, m_row, STRIDE: tl.constexpr, o_d, m_d):
 
 
 @triton.jit
-def _targets(weight_ptr, o_e, m_e, inv_mass, NORMALIZED: tl.constexpr):
-    """t of edges: the weight over the row's sum, or 1."""
+def _targets(weight_ptr, o_e, m_e, inv_mass, degree, NORMALIZED: tl.constexpr):
+    """t of edges: the weight over the row's sum, 1 to the last bit for a row's only edge; or 1."""
     t = tl.where(m_e, 1.0, 0.0)
     if NORMALIZED:
-        t = tl.load(weight_ptr + o_e, mask=m_e, other=0.0).to(tl.float32) * inv_mass
+        weight = tl.load(weight_ptr + o_e, mask=m_e, other=0.0).to(tl.float32)
+        t = tl.where(degree == 1, t, weight * inv_mass)
     return t
 
 
+@triton.jit
+def _edge_weight(b_t, SIGMOID: tl.constexpr, DENSE: tl.constexpr):
+    """Of L in an edge's entry: 1 - t, or 1 for the sigmoid link; less the 1 that a dense pass has added."""
+    weight = 1.0 if SIGMOID else 1 - b_t
+    return weight - 1 if DENSE else weight
+
+
 # ------------------------------------------------------------------------------------------------------- forward
+
+
+@triton.jit(do_not_specialize=SIZES)
+def bce_rows_fwd_kernel_dense(
+    q_ptr,  # [L, T, D]
+    k_ptr,  # [L, T, D]
+    lse_ptr,  # fp32 [L, R], None for the sigmoid link
+    inv_mass_ptr,  # fp32 [K * N]
+    known_ptr,  # bool [N]
+    rows_ptr,  # int64 [R], None for all genes
+    loss_ptr,  # out, fp32 [parts, L, R]
+    sharp_ptr,  # out, int32 [parts, L, R]: the sharp token among the part's, or -1; None for the sigmoid link
+    stride_ql,
+    stride_kl,
+    num_leading,  # L
+    num_rows,  # R
+    num_genes,  # N
+    first_row,  # relation * N
+    num_prefix,
+    part,  # keys a part
+    scale,
+    STRIDE_Q: tl.constexpr,
+    STRIDE_K: tl.constexpr,
+    ALIGN: tl.constexpr,
+    W: tl.constexpr,  # columns that are loaded: zeros stand from D on
+    BD: tl.constexpr,
+    BM: tl.constexpr,  # rows a program
+    BN: tl.constexpr,  # keys at a time
+    SIGMOID: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """A program a block of rows and a part of the keys: sum of L over the valid pairs but the sharp one, and which that is."""
+    i_p = tl.program_id(1)
+    blocks = tl.cdiv(num_rows, BM)
+    i_l = (tl.program_id(0) // blocks).to(tl.int64)
+    # [BM]
+    o_m = (tl.program_id(0) % blocks) * BM + tl.arange(0, BM)
+    m_m = o_m < num_rows
+    b_gene = o_m.to(tl.int64)
+    if rows_ptr is not None:
+        b_gene = tl.load(rows_ptr + o_m, mask=m_m, other=0)
+    m_edge = tl.load(inv_mass_ptr + first_row + b_gene, mask=m_m, other=0.0) > 0
+    b_total2 = tl.zeros([BM], tl.float32)
+    if not SIGMOID:
+        b_total2 = tl.load(lse_ptr + i_l * num_rows + o_m, mask=m_m, other=0.0) * LOG2E
+    # [BD]
+    o_d = tl.arange(0, BD)
+    m_d = o_d < W
+    # [BM, BD]
+    p_q = q_ptr + i_l * (stride_ql // ALIGN * ALIGN) + (num_prefix + b_gene)[:, None] * STRIDE_Q + o_d[None, :]
+    b_q = tl.load(p_q, mask=m_m[:, None] & m_d[None, :], other=0.0)
+    p_k = k_ptr + i_l * (stride_kl // ALIGN * ALIGN) + num_prefix * STRIDE_K
+    first = i_p * part
+    b_loss = tl.zeros([BM], tl.float32)
+    b_sharp = tl.full([BM, BN], -1, tl.int32)
+    for n in range(first, tl.minimum(first + part, num_genes), BN):
+        # [BN]
+        o_n = n + tl.arange(0, BN)
+        m_n = o_n < num_genes
+        b_known = tl.load(known_ptr + o_n, mask=m_n, other=0).to(tl.int1)
+        # [BN, BD]
+        b_k = tl.load(p_k + o_n.to(tl.int64)[:, None] * STRIDE_K + o_d[None, :], mask=m_n[:, None] & m_d[None, :], other=0.0)
+        # [BM, BN]
+        b_x2 = scale * LOG2E * tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) - b_total2[:, None]
+        m_x = m_edge[:, None] & b_known[None, :]
+        if not SIGMOID:
+            m_sharp = m_x & (b_x2 > SHARP)
+            b_sharp = tl.where(m_sharp, (num_prefix + o_n)[None, :], b_sharp)
+            m_x = m_x & ~m_sharp
+        b_loss += tl.sum(tl.where(m_x, _loss_term(b_x2, SIGMOID), 0.0), 1)
+    o_out = (i_p.to(tl.int64) * num_leading + i_l) * num_rows + o_m
+    tl.store(loss_ptr + o_out, b_loss, mask=m_m)
+    if not SIGMOID:
+        tl.store(sharp_ptr + o_out, tl.max(b_sharp, 1), mask=m_m)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -154,146 +226,332 @@ def bce_rows_fwd_kernel_edges(
     rowptr_ptr,  # int64 [K * N + 1]
     col_ptr,  # int32 [E]
     weight_ptr,  # [E]
-    inv_mass_ptr,  # fp32 [R]
-    num_known_ptr,  # int64 [], known genes
-    rows_ptr,  # int64 [R]
-    negatives_ptr,  # int64 [R, num_negatives], None for every valid non-edge
-    loss_ptr,  # out, fp32 [L, R]
-    state_ptr,  # out, int8 [L, R]: NO_EDGE, PLAIN or HAS_SHARP
+    inv_mass_ptr,  # fp32 [K * N]
+    rows_ptr,  # int64 [R], None for all genes
+    negatives_ptr,  # int64 [M], None for every valid non-edge
+    negptr_ptr,  # int64 [R + 1]
+    negative_weight_ptr,  # fp32 [R]
+    dense_loss_ptr,  # fp32 [parts, L, R], None with drawn negatives
+    dense_sharp_ptr,  # int32 [parts, L, R], None with drawn negatives and for the sigmoid link
+    loss_ptr,  # out, fp32 [L, R], without the sharp entry
+    sharp_ptr,  # out, int32 [L, R]: the sharp token, -1 for none; None for the sigmoid link, as what follows
+    entry_ptr,  # out, fp32 [3, L, R]: of the sharp entry the weights of -log a and -log(1 - a), and the score in base 2
     stride_ql,
     stride_kl,
+    num_leading,
     num_rows,  # R
     first_row,  # relation * N
     num_prefix,
-    num_negatives,
+    num_parts,
     scale,
     STRIDE_Q: tl.constexpr,  # between tokens
     STRIDE_K: tl.constexpr,
     ALIGN: tl.constexpr,
-    D: tl.constexpr,
+    W: tl.constexpr,
     BD: tl.constexpr,  # D padded
     BE: tl.constexpr,  # entries at a time
     SIGMOID: tl.constexpr,
     DENSE: tl.constexpr,
     NORMALIZED: tl.constexpr,
 ):
-    """A program a row: its edges, and its drawn negatives."""
+    """A program a row: its edges, and its drawn negatives, or what the dense pass found."""
     i = tl.program_id(0).to(tl.int64)
     i_l, i_r = i // num_rows, i % num_rows
-    k_ptr += i_l * (stride_kl // ALIGN * ALIGN) + num_prefix * STRIDE_K
-    gene = tl.load(rows_ptr + i_r)
+    k_ptr += i_l * (stride_kl // ALIGN * ALIGN)
+    gene = i_r
+    if rows_ptr is not None:
+        gene = tl.load(rows_ptr + i_r)
     first, last = tl.load(rowptr_ptr + first_row + gene), tl.load(rowptr_ptr + first_row + gene + 1)
-    inv_mass = tl.load(inv_mass_ptr + i_r)
+    inv_mass = tl.load(inv_mass_ptr + first_row + gene)
+    # [BD]
+    o_d = tl.arange(0, BD)
+    m_d = o_d < W
+    p_q = q_ptr + i_l * (stride_ql // ALIGN * ALIGN) + (num_prefix + gene) * STRIDE_Q + o_d
+    b_q = tl.load(p_q, mask=m_d, other=0.0).to(tl.float32)
+    loss = 0.0
+    sharp = tl.full([], -1, tl.int32)
+    if DENSE:
+        for p in range(num_parts):
+            o_p = (p * num_leading).to(tl.int64) * num_rows + i
+            loss += tl.load(dense_loss_ptr + o_p)
+            if not SIGMOID:
+                sharp = tl.maximum(sharp, tl.load(dense_sharp_ptr + o_p))
     total2 = 0.0
     if not SIGMOID:
         total2 = tl.load(lse_ptr + i) * LOG2E
-    # [BD]
-    o_d = tl.arange(0, BD)
-    m_d = o_d < D
-    p_q = q_ptr + i_l * (stride_ql // ALIGN * ALIGN) + (num_prefix + gene) * STRIDE_Q + o_d
-    b_q = tl.load(p_q, mask=m_d, other=0.0).to(tl.float32)
     # [BE]
+    b_e = tl.arange(0, BE)
     b_loss = tl.zeros([BE], tl.float32)
-    b_sharp = tl.zeros([BE], tl.int32)
+    b_sharp = tl.full([BE], -1, tl.int32)
+    b_positive = tl.zeros([BE], tl.float32)
+    b_negative = tl.zeros([BE], tl.float32)
+    b_col = tl.load(col_ptr + first + b_e, mask=first + b_e < last, other=0)
     for e in range(first, last, BE):
-        o_e = e + tl.arange(0, BE)
+        o_e = e + b_e
         m_e = o_e < last
+        b_token = num_prefix + b_col
+        b_col = tl.load(col_ptr + o_e + BE, mask=o_e + BE < last, other=0)
+        b_t = _targets(weight_ptr, o_e, m_e, inv_mass, last - first, NORMALIZED)
         # [BE, BD]
-        b_k = _gather(k_ptr, tl.load(col_ptr + o_e, mask=m_e, other=0), m_e, STRIDE_K, o_d, m_d)
+        b_k = _gather(k_ptr, b_token, m_e, STRIDE_K, o_d, m_d)
         # [BE]
-        b_x2 = _log2_entry(scale * LOG2E * tl.sum(b_q[None, :] * b_k, 1), total2, SIGMOID)
-        b_t = _targets(weight_ptr, o_e, m_e, inv_mass, NORMALIZED)
+        b_x2 = scale * LOG2E * tl.sum(b_q[None, :] * b_k, 1) - total2
         b_l = -LN2 * b_t * b_x2
         if not (SIGMOID and DENSE):
-            b_l += _edge_weight(b_x2, b_t, SIGMOID, DENSE) * _loss_term(b_x2, SIGMOID)
+            b_l += _edge_weight(b_t, SIGMOID, DENSE) * _loss_term(b_x2, SIGMOID)
+        if not SIGMOID:
+            if DENSE:
+                m_sharp = m_e & (b_token == sharp)
+            else:
+                m_sharp = m_e & (b_x2 > SHARP)
+                b_sharp = tl.where(m_sharp, b_token, b_sharp)
+                b_negative += tl.where(m_sharp, 1 - b_t, 0.0)
+            b_positive += tl.where(m_sharp, b_t, 0.0)
+            m_e = m_e & ~m_sharp
         b_loss += tl.where(m_e, b_l, 0.0)
-        b_sharp = tl.where(m_e & (b_x2 > SHARP), 1, b_sharp)
-    loss = tl.sum(b_loss, 0)
-    if not DENSE:
-        free = tl.load(num_known_ptr) - (last - first)
-        b_loss = tl.zeros([BE], tl.float32)
-        for e in range(0, num_negatives, BE):
-            o_e = e + tl.arange(0, BE)
-            m_e = o_e < num_negatives
-            b_j = tl.load(negatives_ptr + i_r * num_negatives + o_e, mask=m_e, other=0)
-            b_k = _gather(k_ptr, b_j, m_e, STRIDE_K, o_d, m_d)
-            b_x2 = _log2_entry(scale * LOG2E * tl.sum(b_q[None, :] * b_k, 1), total2, SIGMOID)
-            b_loss += tl.where(m_e, _loss_term(b_x2, SIGMOID), 0.0)
-        loss += tl.sum(b_loss, 0) * (free.to(tl.float32) / num_negatives)
     has_edge = last > first
-    tl.store(loss_ptr + i, tl.where(has_edge, loss, 0.0))
-    state = PLAIN
+    if not DENSE:
+        weight = tl.load(negative_weight_ptr + i_r)
+        first, last = tl.load(negptr_ptr + i_r), tl.load(negptr_ptr + i_r + 1)
+        last = tl.where(has_edge, last, first)
+        b_gene = tl.load(negatives_ptr + first + b_e, mask=first + b_e < last, other=0)
+        for e in range(first, last, BE):
+            o_e = e + b_e
+            m_e = o_e < last
+            b_token = num_prefix + b_gene.to(tl.int32)
+            b_gene = tl.load(negatives_ptr + o_e + BE, mask=o_e + BE < last, other=0)
+            b_k = _gather(k_ptr, b_token, m_e, STRIDE_K, o_d, m_d)
+            b_x2 = scale * LOG2E * tl.sum(b_q[None, :] * b_k, 1) - total2
+            if not SIGMOID:
+                m_sharp = m_e & (b_x2 > SHARP)
+                b_sharp = tl.where(m_sharp, b_token, b_sharp)
+                b_negative += tl.where(m_sharp, weight, 0.0)
+                m_e = m_e & ~m_sharp
+            b_loss += tl.where(m_e, weight * _loss_term(b_x2, SIGMOID), 0.0)
+    tl.store(loss_ptr + i, tl.where(has_edge, loss + tl.sum(b_loss, 0), 0.0))
     if not SIGMOID:
-        state = tl.where(tl.sum(b_sharp, 0) > 0, HAS_SHARP, PLAIN)
-    tl.store(state_ptr + i, tl.where(has_edge, state, NO_EDGE).to(tl.int8))
+        positive, negative = tl.sum(b_positive, 0), tl.sum(b_negative, 0)
+        if DENSE:
+            negative = 1 - positive
+        else:
+            sharp = tl.max(b_sharp, 0)
+        tl.store(sharp_ptr + i, sharp)
+        p_k = k_ptr + sharp.to(tl.int64) * STRIDE_K + o_d
+        b_k = tl.load(p_k, mask=m_d & (sharp >= 0), other=0.0).to(tl.float32)
+        size = num_leading.to(tl.int64) * num_rows
+        tl.store(entry_ptr + i, positive)
+        tl.store(entry_ptr + size + i, negative)
+        tl.store(entry_ptr + 2 * size + i, tl.sum(b_q * b_k, 0) * (scale * LOG2E))
 
 
 @triton.jit(do_not_specialize=SIZES)
-def bce_rows_fwd_kernel_dense(
+def bce_rows_fwd_kernel_rest(
     q_ptr,  # [L, T, D]
     k_ptr,  # [L, T, D]
-    lse_ptr,  # fp32 [L, R], None for the sigmoid link
-    known_ptr,  # bool [N]
-    rows_ptr,  # int64 [R]
-    state_ptr,  # int8 [L, R]
-    loss_ptr,  # out, fp32 [parts, L, R]
+    rows_ptr,  # int64 [R], None for all genes
+    sharp_ptr,  # int32 [L, R]
+    partial_ptr,  # out, fp32 [parts, 2, L, R]: the largest s2, m, and the sum of 2^(s2 - m), without the sharp token
     stride_ql,
     stride_kl,
-    num_leading,  # L
-    num_rows,  # R
-    num_genes,  # N
+    num_leading,
+    num_rows,
+    num_genes,
     num_prefix,
-    part,  # keys a part
+    part,  # tokens a part
     scale,
     STRIDE_Q: tl.constexpr,
     STRIDE_K: tl.constexpr,
     ALIGN: tl.constexpr,
-    D: tl.constexpr,
+    W: tl.constexpr,
     BD: tl.constexpr,
-    BM: tl.constexpr,  # rows a program
-    BN: tl.constexpr,  # keys at a time
-    SIGMOID: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A program a block of rows and a part of the keys: sum of L over the valid pairs."""
+    """A program a block of rows and a part of the tokens; nothing is done, or written, where no row has a sharp entry."""
     i_p = tl.program_id(1)
     blocks = tl.cdiv(num_rows, BM)
     i_l = (tl.program_id(0) // blocks).to(tl.int64)
     # [BM]
     o_m = (tl.program_id(0) % blocks) * BM + tl.arange(0, BM)
     m_m = o_m < num_rows
-    b_gene = tl.load(rows_ptr + o_m, mask=m_m, other=0)
-    b_state = tl.load(state_ptr + i_l * num_rows + o_m, mask=m_m, other=NO_EDGE)
-    b_total2 = tl.zeros([BM], tl.float32)
-    if not SIGMOID:
-        b_total2 = tl.load(lse_ptr + i_l * num_rows + o_m, mask=m_m, other=0.0) * LOG2E
+    b_sharp = tl.load(sharp_ptr + i_l * num_rows + o_m, mask=m_m, other=-1)
+    if tl.max(b_sharp, 0) < 0:
+        return
+    b_gene = o_m.to(tl.int64)
+    if rows_ptr is not None:
+        b_gene = tl.load(rows_ptr + o_m, mask=m_m, other=0)
     # [BD]
     o_d = tl.arange(0, BD)
-    m_d = o_d < D
+    m_d = o_d < W
     # [BM, BD]
     p_q = q_ptr + i_l * (stride_ql // ALIGN * ALIGN) + (num_prefix + b_gene)[:, None] * STRIDE_Q + o_d[None, :]
     b_q = tl.load(p_q, mask=m_m[:, None] & m_d[None, :], other=0.0)
-    p_k = k_ptr + i_l * (stride_kl // ALIGN * ALIGN) + num_prefix * STRIDE_K
+    p_k = k_ptr + i_l * (stride_kl // ALIGN * ALIGN)
+    num_tokens = num_prefix + num_genes
     first = i_p * part
-    b_loss = tl.zeros([BM], tl.float32)
-    for n in range(first, tl.minimum(first + part, num_genes), BN):
+    b_m = tl.full([BM], float("-inf"), tl.float32)
+    b_l = tl.zeros([BM], tl.float32)
+    for n in range(first, tl.minimum(first + part, num_tokens), BN):
         # [BN]
         o_n = n + tl.arange(0, BN)
-        m_n = o_n < num_genes
-        b_known = tl.load(known_ptr + o_n, mask=m_n, other=0).to(tl.int1)
+        m_n = o_n < num_tokens
         # [BN, BD]
         b_k = tl.load(p_k + o_n.to(tl.int64)[:, None] * STRIDE_K + o_d[None, :], mask=m_n[:, None] & m_d[None, :], other=0.0)
         # [BM, BN]
         b_s2 = scale * LOG2E * tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
-        b_x2 = _log2_entry(b_s2, b_total2[:, None], SIGMOID)
-        m_x = (b_state != NO_EDGE)[:, None] & b_known[None, :]
-        if not SIGMOID:
-            m_x = m_x & ~((b_state == HAS_SHARP)[:, None] & (b_x2 > LEFT_OUT))
-        b_loss += tl.sum(tl.where(m_x, _loss_term(b_x2, SIGMOID), 0.0), 1)
-    tl.store(loss_ptr + (i_p.to(tl.int64) * num_leading + i_l) * num_rows + o_m, b_loss, mask=m_m)
+        b_s2 = tl.where(m_n[None, :] & (o_n[None, :] != b_sharp[:, None]), b_s2, float("-inf"))
+        # [BM]
+        b_new = tl.maximum(b_m, tl.max(b_s2, 1))
+        b_pivot = tl.where(b_new == float("-inf"), 0.0, b_new)  # a part that is the sharp token alone
+        b_l = b_l * tl.exp2(b_m - b_pivot) + tl.sum(tl.exp2(b_s2 - b_pivot[:, None]), 1)
+        b_m = b_new
+    p_out = partial_ptr + (i_p.to(tl.int64) * 2 * num_leading + i_l) * num_rows + o_m
+    tl.store(p_out, b_m, mask=m_m)
+    tl.store(p_out + num_leading.to(tl.int64) * num_rows, b_l, mask=m_m)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def bce_rows_fwd_kernel_sharp(
+    partial_ptr,  # fp32 [parts, 2, L, R]
+    sharp_ptr,  # int32 [L, R]
+    entry_ptr,  # fp32 [3, L, R]
+    loss_ptr,  # in and out, fp32 [L, R]
+    rest_ptr,  # out, fp32 [L, R]
+    pull_ptr,  # out, fp32 [L, R]
+    num_leading,
+    num_rows,
+    num_parts,
+    BLOCK: tl.constexpr,
+):
+    """The sharp entry of each row: its loss, rest and pull."""
+    size = num_leading.to(tl.int64) * num_rows
+    o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    m_o = o < size
+    m_sharp = tl.load(sharp_ptr + o, mask=m_o, other=-1) >= 0
+    b_m = tl.full([BLOCK], float("-inf"), tl.float32)
+    b_l = tl.zeros([BLOCK], tl.float32)
+    for p in range(num_parts):
+        b_m_part = tl.load(partial_ptr + 2 * p * size + o, mask=m_sharp, other=0.0)
+        b_l_part = tl.load(partial_ptr + (2 * p + 1) * size + o, mask=m_sharp, other=0.0)
+        b_new = tl.maximum(b_m, b_m_part)
+        b_pivot = tl.where(b_new == float("-inf"), 0.0, b_new)
+        b_l = b_l * tl.exp2(b_m - b_pivot) + b_l_part * tl.exp2(b_m_part - b_pivot)
+        b_m = b_new
+    b_rest2 = b_m + tl.log2(b_l)
+    b_positive = tl.load(entry_ptr + o, mask=m_sharp, other=0.0)
+    b_negative = tl.load(entry_ptr + size + o, mask=m_sharp, other=0.0)
+    b_gap2 = tl.load(entry_ptr + 2 * size + o, mask=m_sharp, other=0.0) - b_rest2
+    b_loss = tl.load(loss_ptr + o, mask=m_sharp, other=0.0)
+    b_loss += b_positive * _softplus(-b_gap2) + b_negative * _softplus(b_gap2)
+    b_pull = b_negative * _sigmoid(b_gap2) - b_positive * _sigmoid(-b_gap2)
+    tl.store(loss_ptr + o, b_loss, mask=m_sharp)
+    tl.store(rest_ptr + o, tl.where(m_sharp, LN2 * b_rest2, 0.0), mask=m_o)
+    tl.store(pull_ptr + o, tl.where(m_sharp, b_pull, 0.0), mask=m_o)
 
 
 # ------------------------------------------------------------------------------------------------------ backward
+
+
+@triton.jit(do_not_specialize=SIZES)
+def bce_rows_bwd_kernel_dense_dq(
+    dloss_ptr,  # fp32 [L, R]
+    q_ptr,  # [L, T, D]
+    k_ptr,  # [L, T, D]
+    lse_ptr,  # fp32 [L, R], None for the sigmoid link
+    inv_mass_ptr,  # fp32 [K * N]
+    known_ptr,  # bool [N]
+    rows_ptr,  # int64 [R], None for all genes
+    sharp_ptr,  # int32 [L, R], None for the sigmoid link, as the next two
+    rest_ptr,  # fp32 [L, R]
+    pull_ptr,  # fp32 [L, R]
+    dq_ptr,  # out, fp32 [parts, L, R, D]
+    dlse_ptr,  # out, fp32 [parts, L, R], None for the sigmoid link and with drawn negatives
+    stride_ql,
+    stride_kl,
+    num_leading,
+    num_rows,
+    num_genes,
+    first_row,
+    num_prefix,
+    part,  # tokens a part
+    scale,
+    STRIDE_Q: tl.constexpr,
+    STRIDE_K: tl.constexpr,
+    ALIGN: tl.constexpr,
+    W: tl.constexpr,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    SIGMOID: tl.constexpr,
+    DENSE: tl.constexpr,  # False, with drawn negatives: the sharp entries alone
+    PRECISION: tl.constexpr,
+):
+    """A program a block of rows and a part of the tokens: dq and dLSE of the dense pass, and dq of sharp entries."""
+    i_p = tl.program_id(1)
+    blocks = tl.cdiv(num_rows, BM)
+    i_l = (tl.program_id(0) // blocks).to(tl.int64)
+    # [BM]
+    o_m = (tl.program_id(0) % blocks) * BM + tl.arange(0, BM)
+    m_m = o_m < num_rows
+    o_r = i_l * num_rows + o_m
+    b_gene = o_m.to(tl.int64)
+    if rows_ptr is not None:
+        b_gene = tl.load(rows_ptr + o_m, mask=m_m, other=0)
+    m_edge = tl.load(inv_mass_ptr + first_row + b_gene, mask=m_m, other=0.0) > 0
+    b_total2 = tl.zeros([BM], tl.float32)
+    b_sharp = tl.full([BM], -1, tl.int32)
+    b_rest2 = tl.zeros([BM], tl.float32)
+    b_pull = tl.zeros([BM], tl.float32)
+    num_tokens = num_prefix + num_genes
+    if not SIGMOID:
+        b_total2 = tl.load(lse_ptr + o_r, mask=m_m, other=0.0) * LOG2E
+        b_sharp = tl.load(sharp_ptr + o_r, mask=m_m, other=-1)
+        b_rest2 = tl.load(rest_ptr + o_r, mask=m_m, other=0.0) * LOG2E
+        b_pull = tl.load(pull_ptr + o_r, mask=m_m, other=0.0)
+    any_sharp = tl.max(b_sharp, 0) >= 0
+    # [BD]
+    o_d = tl.arange(0, BD)
+    m_d = o_d < W
+    # [BM, BD]
+    p_q = q_ptr + i_l * (stride_ql // ALIGN * ALIGN) + (num_prefix + b_gene)[:, None] * STRIDE_Q + o_d[None, :]
+    b_q = tl.load(p_q, mask=m_m[:, None] & m_d[None, :], other=0.0)
+    p_k = k_ptr + i_l * (stride_kl // ALIGN * ALIGN)
+    first = i_p * part
+    last = tl.minimum(first + part, num_tokens)
+    b_factor = scale * tl.load(dloss_ptr + o_r, mask=m_m, other=0.0)
+    if not DENSE:
+        last = tl.where(any_sharp, last, first)
+        b_factor *= b_pull  # of any size: a drawn negative may have a large weight
+        b_pull = tl.where(b_sharp >= 0, 1.0, 0.0)
+    b_ds = tl.zeros([BM], tl.float32)
+    b_dq = tl.zeros([BM, BD], tl.float32)
+    for n in range(first, last, BN):
+        # [BN]
+        o_n = n + tl.arange(0, BN)
+        m_n = o_n < num_tokens
+        # [BN, BD]
+        b_k = tl.load(p_k + o_n.to(tl.int64)[:, None] * STRIDE_K + o_d[None, :], mask=m_n[:, None] & m_d[None, :], other=0.0)
+        # [BM, BN]
+        b_s2 = scale * LOG2E * tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+        b_g = tl.zeros([BM, BN], tl.float32)
+        if DENSE:
+            b_known = tl.load(known_ptr + o_n - num_prefix, mask=m_n & (o_n >= num_prefix), other=0).to(tl.int1)
+            m_x = m_edge[:, None] & b_known[None, :] & (o_n[None, :] != b_sharp[:, None])
+            b_g = tl.where(m_x, _grad_term(b_s2 - b_total2[:, None], SIGMOID), 0.0)
+            b_ds += tl.sum(b_g, 1)
+        if not SIGMOID:  # noqa: SIM102 (known when compiled)
+            if any_sharp:
+                b_g += _share(b_s2, o_n[None, :], m_n[None, :], b_sharp[:, None], b_rest2[:, None], b_pull[:, None])
+        b_dq = tl.dot(b_g.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
+    # What belongs to the whole row is kept out of the loop, and out of the 16-bit operand.
+    o_out = (i_p.to(tl.int64) * num_leading + i_l) * num_rows + o_m
+    m_out = m_m[:, None] & (o_d < D)[None, :]
+    tl.store(dq_ptr + o_out[:, None] * D + o_d[None, :], b_factor[:, None] * b_dq, mask=m_out)
+    if not SIGMOID and DENSE:
+        b_dloss = tl.load(dloss_ptr + o_r, mask=m_m, other=0.0)
+        tl.store(dlse_ptr + o_out, -b_dloss * b_ds, mask=m_m)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -305,23 +563,28 @@ def bce_rows_bwd_kernel_edges_dq(
     rowptr_ptr,  # int64 [K * N + 1]
     col_ptr,  # int32 [E]
     weight_ptr,  # [E]
-    inv_mass_ptr,  # fp32 [R]
-    num_known_ptr,  # int64 []
-    rows_ptr,  # int64 [R]
-    negatives_ptr,  # int64 [R, num_negatives], None for every valid non-edge
-    dq_ptr,  # out, fp32 [L, R, D]
+    inv_mass_ptr,  # fp32 [K * N]
+    rows_ptr,  # int64 [R], None for all genes
+    negatives_ptr,  # int64 [M], None for every valid non-edge
+    negptr_ptr,  # int64 [R + 1]
+    negative_weight_ptr,  # fp32 [R]
+    sharp_ptr,  # int32 [L, R], None for the sigmoid link
+    dense_dq_ptr,  # fp32 [parts, L, R, D]
+    dense_dlse_ptr,  # fp32 [parts, L, R], None for the sigmoid link and with drawn negatives
+    dq_ptr,  # out, fp32 [L, R, D]; of all genes [L, T, D] in the dtype of q
     dlse_ptr,  # out, fp32 [L, R], None for the sigmoid link
-    state_ptr,  # out, int8 [L, R]
     stride_ql,
     stride_kl,
+    num_leading,
     num_rows,
     first_row,
     num_prefix,
-    num_negatives,
+    num_parts,
     scale,
     STRIDE_Q: tl.constexpr,
     STRIDE_K: tl.constexpr,
     ALIGN: tl.constexpr,
+    W: tl.constexpr,
     D: tl.constexpr,
     BD: tl.constexpr,
     BE: tl.constexpr,
@@ -329,182 +592,138 @@ def bce_rows_bwd_kernel_edges_dq(
     DENSE: tl.constexpr,
     NORMALIZED: tl.constexpr,
 ):
-    """A program a row: dq and dLSE of its edges and its drawn negatives."""
-    i = tl.program_id(0).to(tl.int64)
-    i_l, i_r = i // num_rows, i % num_rows
-    k_ptr += i_l * (stride_kl // ALIGN * ALIGN) + num_prefix * STRIDE_K
-    gene = tl.load(rows_ptr + i_r)
-    first, last = tl.load(rowptr_ptr + first_row + gene), tl.load(rowptr_ptr + first_row + gene + 1)
-    inv_mass = tl.load(inv_mass_ptr + i_r)
-    total2 = 0.0
-    if not SIGMOID:
-        total2 = tl.load(lse_ptr + i) * LOG2E
+    """A program a row: dq and dLSE of its edges and its drawn negatives, with those of the dense pass."""
     # [BD]
     o_d = tl.arange(0, BD)
-    m_d = o_d < D
+    if rows_ptr is None:
+        num_tokens = num_prefix + num_rows
+        i_l = tl.program_id(0).to(tl.int64) // num_tokens
+        i_r = tl.program_id(0).to(tl.int64) % num_tokens - num_prefix
+        p_dq = dq_ptr + tl.program_id(0).to(tl.int64) * D + o_d
+        if i_r < 0:  # a prefix token
+            tl.store(p_dq, tl.zeros([BD], dq_ptr.dtype.element_ty), mask=o_d < D)
+            return
+        gene = i_r
+    else:
+        i_l = tl.program_id(0).to(tl.int64) // num_rows
+        i_r = tl.program_id(0).to(tl.int64) % num_rows
+        p_dq = dq_ptr + tl.program_id(0).to(tl.int64) * D + o_d
+        gene = tl.load(rows_ptr + i_r)
+    i = i_l * num_rows + i_r
+    k_ptr += i_l * (stride_kl // ALIGN * ALIGN)
+    first, last = tl.load(rowptr_ptr + first_row + gene), tl.load(rowptr_ptr + first_row + gene + 1)
+    inv_mass = tl.load(inv_mass_ptr + first_row + gene)
+    total2 = 0.0
+    sharp = tl.full([], -1, tl.int32)
+    if not SIGMOID:
+        total2 = tl.load(lse_ptr + i) * LOG2E
+        sharp = tl.load(sharp_ptr + i)
+    m_d = o_d < W
     p_q = q_ptr + i_l * (stride_ql // ALIGN * ALIGN) + (num_prefix + gene) * STRIDE_Q + o_d
     b_q = tl.load(p_q, mask=m_d, other=0.0).to(tl.float32)
     # [BE], [BE, BD]: reduced once, after the loops
+    b_e = tl.arange(0, BE)
     b_ds = tl.zeros([BE], tl.float32)
     b_dq = tl.zeros([BE, BD], tl.float32)
-    b_sharp = tl.zeros([BE], tl.int32)
+    b_col = tl.load(col_ptr + first + b_e, mask=first + b_e < last, other=0)
     for e in range(first, last, BE):
-        o_e = e + tl.arange(0, BE)
+        o_e = e + b_e
+        b_token = num_prefix + b_col
         m_e = o_e < last
-        b_k = _gather(k_ptr, tl.load(col_ptr + o_e, mask=m_e, other=0), m_e, STRIDE_K, o_d, m_d)
-        b_x2 = _log2_entry(scale * LOG2E * tl.sum(b_q[None, :] * b_k, 1), total2, SIGMOID)
-        b_t = _targets(weight_ptr, o_e, m_e, inv_mass, NORMALIZED)
+        b_col = tl.load(col_ptr + o_e + BE, mask=o_e + BE < last, other=0)
+        b_t = _targets(weight_ptr, o_e, m_e, inv_mass, last - first, NORMALIZED)
+        b_k = _gather(k_ptr, b_token, m_e, STRIDE_K, o_d, m_d)
+        b_x2 = scale * LOG2E * tl.sum(b_q[None, :] * b_k, 1) - total2
         b_g = -b_t
         if not (SIGMOID and DENSE):
-            b_g += _edge_weight(b_x2, b_t, SIGMOID, DENSE) * _grad_term(b_x2, SIGMOID)
-        b_g = tl.where(m_e, b_g, 0.0)
+            b_g += _edge_weight(b_t, SIGMOID, DENSE) * _grad_term(b_x2, SIGMOID)
+        b_g = tl.where(m_e & (b_token != sharp), b_g, 0.0)
         b_ds += b_g
         b_dq += b_g[:, None] * b_k
-        b_sharp = tl.where(m_e & (b_x2 > SHARP), 1, b_sharp)
-    has_edge = last > first
     if not DENSE:
-        free = tl.load(num_known_ptr) - (last - first)
-        weight = tl.where(has_edge, free.to(tl.float32) / num_negatives, 0.0)
-        for e in range(0, num_negatives, BE):
-            o_e = e + tl.arange(0, BE)
-            m_e = o_e < num_negatives
-            b_j = tl.load(negatives_ptr + i_r * num_negatives + o_e, mask=m_e, other=0)
-            b_k = _gather(k_ptr, b_j, m_e, STRIDE_K, o_d, m_d)
-            b_x2 = _log2_entry(scale * LOG2E * tl.sum(b_q[None, :] * b_k, 1), total2, SIGMOID)
-            b_g = tl.where(m_e, weight * _grad_term(b_x2, SIGMOID), 0.0)
+        weight = tl.load(negative_weight_ptr + i_r)
+        has_edge = last > first
+        first, last = tl.load(negptr_ptr + i_r), tl.load(negptr_ptr + i_r + 1)
+        last = tl.where(has_edge, last, first)
+        b_gene = tl.load(negatives_ptr + first + b_e, mask=first + b_e < last, other=0)
+        for e in range(first, last, BE):
+            o_e = e + b_e
+            b_token = num_prefix + b_gene.to(tl.int32)
+            m_e = o_e < last
+            b_gene = tl.load(negatives_ptr + o_e + BE, mask=o_e + BE < last, other=0)
+            b_k = _gather(k_ptr, b_token, m_e, STRIDE_K, o_d, m_d)
+            b_x2 = scale * LOG2E * tl.sum(b_q[None, :] * b_k, 1) - total2
+            b_g = tl.where(m_e & (b_token != sharp), weight * _grad_term(b_x2, SIGMOID), 0.0)
             b_ds += b_g
             b_dq += b_g[:, None] * b_k
     dloss = tl.load(dloss_ptr + i)
-    tl.store(dq_ptr + i * D + o_d, scale * dloss * tl.sum(b_dq, 0), mask=m_d)
-    state = PLAIN
+    b_out = scale * dloss * tl.sum(b_dq, 0)
+    dlse = -dloss * tl.sum(b_ds, 0)
+    if dense_dq_ptr is not None:
+        for p in range(num_parts):
+            o_p = (p * num_leading).to(tl.int64) * num_rows + i
+            b_out += tl.load(dense_dq_ptr + o_p * D + o_d, mask=o_d < D, other=0.0)
+            if DENSE and not SIGMOID:
+                dlse += tl.load(dense_dlse_ptr + o_p)
+    tl.store(p_dq, b_out.to(dq_ptr.dtype.element_ty), mask=o_d < D)
     if not SIGMOID:
-        tl.store(dlse_ptr + i, -dloss * tl.sum(b_ds, 0))
-        state = tl.where(tl.sum(b_sharp, 0) > 0, HAS_SHARP, PLAIN)
-    tl.store(state_ptr + i, tl.where(has_edge, state, NO_EDGE).to(tl.int8))
-
-
-@triton.jit(do_not_specialize=SIZES)
-def bce_rows_bwd_kernel_dense_dq(
-    dloss_ptr,  # fp32 [L, R]
-    q_ptr,  # [L, T, D]
-    k_ptr,  # [L, T, D]
-    lse_ptr,  # fp32 [L, R], None for the sigmoid link
-    known_ptr,  # bool [N]
-    rows_ptr,  # int64 [R]
-    state_ptr,  # int8 [L, R]
-    dq_ptr,  # out, fp32 [parts, L, R, D]
-    dlse_ptr,  # out, fp32 [parts, L, R], None for the sigmoid link
-    stride_ql,
-    stride_kl,
-    num_leading,
-    num_rows,
-    num_genes,
-    num_prefix,
-    part,  # keys a part
-    scale,
-    STRIDE_Q: tl.constexpr,
-    STRIDE_K: tl.constexpr,
-    ALIGN: tl.constexpr,
-    D: tl.constexpr,
-    BD: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    SIGMOID: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """A program a block of rows and a part of the keys: dq and dLSE of the dense pass."""
-    i_p = tl.program_id(1)
-    blocks = tl.cdiv(num_rows, BM)
-    i_l = (tl.program_id(0) // blocks).to(tl.int64)
-    # [BM]
-    o_m = (tl.program_id(0) % blocks) * BM + tl.arange(0, BM)
-    m_m = o_m < num_rows
-    b_gene = tl.load(rows_ptr + o_m, mask=m_m, other=0)
-    b_state = tl.load(state_ptr + i_l * num_rows + o_m, mask=m_m, other=NO_EDGE)
-    b_total2 = tl.zeros([BM], tl.float32)
-    if not SIGMOID:
-        b_total2 = tl.load(lse_ptr + i_l * num_rows + o_m, mask=m_m, other=0.0) * LOG2E
-    # [BD]
-    o_d = tl.arange(0, BD)
-    m_d = o_d < D
-    # [BM, BD]
-    p_q = q_ptr + i_l * (stride_ql // ALIGN * ALIGN) + (num_prefix + b_gene)[:, None] * STRIDE_Q + o_d[None, :]
-    b_q = tl.load(p_q, mask=m_m[:, None] & m_d[None, :], other=0.0)
-    p_k = k_ptr + i_l * (stride_kl // ALIGN * ALIGN) + num_prefix * STRIDE_K
-    first = i_p * part
-    b_ds = tl.zeros([BM], tl.float32)
-    b_dq = tl.zeros([BM, BD], tl.float32)
-    for n in range(first, tl.minimum(first + part, num_genes), BN):
-        # [BN]
-        o_n = n + tl.arange(0, BN)
-        m_n = o_n < num_genes
-        b_known = tl.load(known_ptr + o_n, mask=m_n, other=0).to(tl.int1)
-        # [BN, BD]
-        b_k = tl.load(p_k + o_n.to(tl.int64)[:, None] * STRIDE_K + o_d[None, :], mask=m_n[:, None] & m_d[None, :], other=0.0)
-        # [BM, BN]
-        b_s2 = scale * LOG2E * tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
-        b_x2 = _log2_entry(b_s2, b_total2[:, None], SIGMOID)
-        m_x = (b_state != NO_EDGE)[:, None] & b_known[None, :]
-        if not SIGMOID:
-            m_x = m_x & ~((b_state == HAS_SHARP)[:, None] & (b_x2 > LEFT_OUT))
-        b_g = tl.where(m_x, _grad_term(b_x2, SIGMOID), 0.0)
-        if b_k.dtype == tl.float16:
-            b_g = tl.where(b_g > MAX_ODDS_FP16, MAX_ODDS_FP16, b_g)
-        b_ds += tl.sum(b_g, 1)
-        b_dq = tl.dot(b_g.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
-    # dloss is a factor of the whole row: kept out of the loop, and out of the 16-bit operand.
-    b_dloss = tl.load(dloss_ptr + i_l * num_rows + o_m, mask=m_m, other=0.0)
-    o_out = (i_p.to(tl.int64) * num_leading + i_l) * num_rows + o_m
-    tl.store(dq_ptr + o_out[:, None] * D + o_d[None, :], (scale * b_dloss)[:, None] * b_dq, mask=m_m[:, None] & m_d[None, :])
-    if not SIGMOID:
-        tl.store(dlse_ptr + o_out, -b_dloss * b_ds, mask=m_m)
+        tl.store(dlse_ptr + i, dlse)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def bce_rows_bwd_kernel_dense_dk(
     dloss_ptr,  # fp32 [L, R]
-    peak_ptr,  # fp32 [], the largest |dloss|
+    peak_ptr,  # fp32 [], the largest factor of a row; None but in float16
     q_ptr,  # [L, T, D]
     k_ptr,  # [L, T, D]
     lse_ptr,  # fp32 [L, R], None for the sigmoid link
+    inv_mass_ptr,  # fp32 [K * N]
     known_ptr,  # bool [N]
-    rows_ptr,  # int64 [R]
-    state_ptr,  # int8 [L, R]
-    dk_ptr,  # out, fp32 [parts, L, N, D], without the factor scale
+    rows_ptr,  # int64 [R], None for all genes
+    sharp_ptr,  # int32 [L, R], None for the sigmoid link, as the next two
+    rest_ptr,  # fp32 [L, R]
+    pull_ptr,  # fp32 [L, R]
+    dk_ptr,  # out, fp32 [parts, L, T, D], without the factor scale
     stride_ql,
     stride_kl,
     num_leading,
     num_rows,
     num_genes,
+    first_row,
     num_prefix,
     part,  # rows a part
     scale,
     STRIDE_Q: tl.constexpr,
     STRIDE_K: tl.constexpr,
     ALIGN: tl.constexpr,
+    W: tl.constexpr,
     D: tl.constexpr,
     BD: tl.constexpr,
     BM: tl.constexpr,  # rows at a time
-    BN: tl.constexpr,  # keys a program
+    BN: tl.constexpr,  # tokens a program
     SIGMOID: tl.constexpr,
+    DENSE: tl.constexpr,  # False, with drawn negatives: the sharp entries alone
     PRECISION: tl.constexpr,
 ):
-    """A program a block of keys and a part of the rows: dk of the dense pass."""
+    """A program a block of tokens and a part of the rows: dk of the dense pass and of sharp entries."""
     i_p = tl.program_id(1)
-    blocks = tl.cdiv(num_genes, BN)
+    num_tokens = num_prefix + num_genes
+    blocks = tl.cdiv(num_tokens, BN)
     i_l = (tl.program_id(0) // blocks).to(tl.int64)
-    # dloss over its largest entry: 1 / (number of rows), of a mean, would leave little of a 16-bit operand.
-    peak = tl.load(peak_ptr)
-    inv_peak = tl.where(peak > 0, 1 / peak, 0.0)
+    # Factors over the largest: 1 / (number of rows), of a mean, would leave little of a float16 operand.
+    peak, inv_peak = 1.0, 1.0
+    if peak_ptr is not None:
+        peak = tl.load(peak_ptr)
+        inv_peak = tl.where(peak > 0, 1 / peak, 0.0)
     # [BN]
     o_n = (tl.program_id(0) % blocks) * BN + tl.arange(0, BN)
-    m_n = o_n < num_genes
-    b_known = tl.load(known_ptr + o_n, mask=m_n, other=0).to(tl.int1)
+    m_n = o_n < num_tokens
+    b_known = tl.load(known_ptr + o_n - num_prefix, mask=m_n & (o_n >= num_prefix), other=0).to(tl.int1)
     # [BD]
     o_d = tl.arange(0, BD)
-    m_d = o_d < D
+    m_d = o_d < W
     # [BN, BD]
-    p_k = k_ptr + i_l * (stride_kl // ALIGN * ALIGN) + (num_prefix + o_n).to(tl.int64)[:, None] * STRIDE_K + o_d[None, :]
+    p_k = k_ptr + i_l * (stride_kl // ALIGN * ALIGN) + o_n.to(tl.int64)[:, None] * STRIDE_K + o_d[None, :]
     b_k = tl.load(p_k, mask=m_n[:, None] & m_d[None, :], other=0.0)
     b_dk = tl.zeros([BN, BD], tl.float32)
     first = i_p * part
@@ -512,27 +731,38 @@ def bce_rows_bwd_kernel_dense_dk(
         # [BM]
         o_m = m + tl.arange(0, BM)
         m_m = o_m < num_rows
-        b_gene = tl.load(rows_ptr + o_m, mask=m_m, other=0)
-        b_state = tl.load(state_ptr + i_l * num_rows + o_m, mask=m_m, other=NO_EDGE)
-        b_dloss = tl.load(dloss_ptr + i_l * num_rows + o_m, mask=m_m, other=0.0) * inv_peak
-        b_total2 = tl.zeros([BM], tl.float32)
+        o_r = i_l * num_rows + o_m
+        b_gene = o_m.to(tl.int64)
+        if rows_ptr is not None:
+            b_gene = tl.load(rows_ptr + o_m, mask=m_m, other=0)
+        b_dloss = tl.load(dloss_ptr + o_r, mask=m_m, other=0.0) * inv_peak
+        b_sharp = tl.full([BM], -1, tl.int32)
         if not SIGMOID:
-            b_total2 = tl.load(lse_ptr + i_l * num_rows + o_m, mask=m_m, other=0.0) * LOG2E
-        # [BM, BD]
-        p_q = q_ptr + i_l * (stride_ql // ALIGN * ALIGN) + (num_prefix + b_gene)[:, None] * STRIDE_Q + o_d[None, :]
-        b_q = tl.load(p_q, mask=m_m[:, None] & m_d[None, :], other=0.0)
-        # [BN, BM]
-        b_s2 = scale * LOG2E * tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)
-        b_x2 = _log2_entry(b_s2, b_total2[None, :], SIGMOID)
-        m_x = (b_state != NO_EDGE)[None, :] & b_known[:, None]
-        if not SIGMOID:
-            m_x = m_x & ~((b_state == HAS_SHARP)[None, :] & (b_x2 > LEFT_OUT))
-        b_g = tl.where(m_x, _grad_term(b_x2, SIGMOID), 0.0)
-        if b_q.dtype == tl.float16:
-            b_g = tl.where(b_g > MAX_ODDS_FP16, MAX_ODDS_FP16, b_g)
-        b_dk = tl.dot((b_g * b_dloss[None, :]).to(b_q.dtype), b_q, b_dk, input_precision=PRECISION)
-    o_out = (i_p.to(tl.int64) * num_leading + i_l) * num_genes + o_n
-    tl.store(dk_ptr + o_out[:, None] * D + o_d[None, :], peak * b_dk, mask=m_n[:, None] & m_d[None, :])
+            b_sharp = tl.load(sharp_ptr + o_r, mask=m_m, other=-1)
+        any_sharp = tl.max(b_sharp, 0) >= 0
+        if DENSE or any_sharp:
+            # [BM, BD]
+            p_q = q_ptr + i_l * (stride_ql // ALIGN * ALIGN) + (num_prefix + b_gene)[:, None] * STRIDE_Q + o_d[None, :]
+            b_q = tl.load(p_q, mask=m_m[:, None] & m_d[None, :], other=0.0)
+            # [BN, BM]
+            b_s2 = scale * LOG2E * tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)
+            b_g = tl.zeros([BN, BM], tl.float32)
+            if DENSE:
+                m_edge = tl.load(inv_mass_ptr + first_row + b_gene, mask=m_m, other=0.0) > 0
+                b_total2 = tl.zeros([BM], tl.float32)
+                if not SIGMOID:
+                    b_total2 = tl.load(lse_ptr + o_r, mask=m_m, other=0.0) * LOG2E
+                m_x = m_edge[None, :] & b_known[:, None] & (o_n[:, None] != b_sharp[None, :])
+                b_g = tl.where(m_x, _grad_term(b_s2 - b_total2[None, :], SIGMOID), 0.0)
+            if not SIGMOID:  # noqa: SIM102 (known when compiled)
+                if any_sharp:
+                    b_rest2 = tl.load(rest_ptr + o_r, mask=m_m, other=0.0) * LOG2E
+                    b_pull = tl.load(pull_ptr + o_r, mask=m_m, other=0.0)
+                    b_g += _share(b_s2, o_n[:, None], m_n[:, None], b_sharp[None, :], b_rest2[None, :], b_pull[None, :])
+            b_dk = tl.dot((b_g * b_dloss[None, :]).to(b_q.dtype), b_q, b_dk, input_precision=PRECISION)
+    o_out = (i_p.to(tl.int64) * num_leading + i_l) * num_tokens + o_n
+    m_out = m_n[:, None] & (o_d < D)[None, :]
+    tl.store(dk_ptr + o_out[:, None] * D + o_d[None, :], peak * b_dk, mask=m_out)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -545,14 +775,16 @@ def bce_rows_bwd_kernel_edges_dk(
     colptr_ptr,  # int64 [K * N + 1]
     row_ptr,  # int32 [E], by columns
     weight_ptr,  # [E], by columns
-    inv_mass_ptr,  # fp32 [R]
-    num_known_ptr,  # int64 []
-    rows_ptr,  # int64 [R]
+    inv_mass_ptr,  # fp32 [K * N]
+    rows_ptr,  # int64 [R], None for all genes, as the next two
     copy_ptr,  # int64 [R]: positions in rows, gene after gene
     copyptr_ptr,  # int64 [N + 1]: gene i is at the positions copy[copyptr[i] : copyptr[i + 1]]
-    drawn_ptr,  # int64 [R * num_negatives]: positions in negatives, gene after gene; None for every valid non-edge
+    negrow_ptr,  # int64 [M]: the chosen row of each drawn negative; None for every valid non-edge, as the next three
+    negative_weight_ptr,  # fp32 [R]
+    drawn_ptr,  # int64 [M]: the drawn negatives, gene after gene
     drawnptr_ptr,  # int64 [N + 1]
-    dense_ptr,  # fp32 [parts, L, N, D], None with drawn negatives
+    sharp_ptr,  # int32 [L, R], None for the sigmoid link
+    dense_ptr,  # fp32 [parts, L, T, D]
     dk_ptr,  # out [L, T, D]
     stride_ql,
     stride_kl,
@@ -561,12 +793,12 @@ def bce_rows_bwd_kernel_edges_dk(
     num_genes,
     first_row,
     num_prefix,
-    num_negatives,
     num_parts,
     scale,
     STRIDE_Q: tl.constexpr,
     STRIDE_K: tl.constexpr,
     ALIGN: tl.constexpr,
+    W: tl.constexpr,
     D: tl.constexpr,
     BD: tl.constexpr,
     BE: tl.constexpr,
@@ -577,87 +809,99 @@ def bce_rows_bwd_kernel_edges_dk(
     """A program a token: dk of its edges over the transposed graph, of the negatives that drew it, and of the dense pass."""
     i = tl.program_id(0).to(tl.int64)
     num_tokens = num_prefix + num_genes
-    i_l, gene = i // num_tokens, i % num_tokens - num_prefix
+    i_l, token = i // num_tokens, i % num_tokens
+    gene = token - num_prefix
     # [BD]
     o_d = tl.arange(0, BD)
-    m_d = o_d < D
+    m_d = o_d < W
     b_out = tl.zeros([BD], tl.float32)
     if gene >= 0:
         q_ptr += i_l * (stride_ql // ALIGN * ALIGN) + num_prefix * STRIDE_Q
-        p_k = k_ptr + i_l * (stride_kl // ALIGN * ALIGN) + (num_prefix + gene) * STRIDE_K + o_d
+        p_k = k_ptr + i_l * (stride_kl // ALIGN * ALIGN) + token * STRIDE_K + o_d
         b_k = tl.load(p_k, mask=m_d, other=0.0).to(tl.float32)
         # [BE, BD]: reduced once, after the loops
+        b_e = tl.arange(0, BE)
         b_dk = tl.zeros([BE, BD], tl.float32)
         first, last = tl.load(colptr_ptr + first_row + gene), tl.load(colptr_ptr + first_row + gene + 1)
+        b_next = tl.load(row_ptr + first + b_e, mask=first + b_e < last, other=0)
         for e in range(first, last, BE):
             # [BE]
-            o_e = e + tl.arange(0, BE)
+            o_e = e + b_e
             m_e = o_e < last
-            b_row = tl.load(row_ptr + o_e, mask=m_e, other=0)
-            b_copy = tl.load(copyptr_ptr + b_row, mask=m_e, other=0)
-            b_copies = tl.load(copyptr_ptr + b_row + 1, mask=m_e, other=0) - b_copy
+            b_row = b_next
+            b_next = tl.load(row_ptr + o_e + BE, mask=o_e + BE < last, other=0)
+            b_inv_mass = tl.load(inv_mass_ptr + first_row + b_row, mask=m_e, other=0.0)
+            p_row = rowptr_ptr + first_row + b_row
+            b_degree = tl.load(p_row + 1, mask=m_e, other=0) - tl.load(p_row, mask=m_e, other=0)
+            b_t = _targets(weight_ptr, o_e, m_e, b_inv_mass, b_degree, NORMALIZED)
+            b_copy = b_row.to(tl.int64)
+            b_copies = tl.where(m_e, 1, 0).to(tl.int64)
+            if copyptr_ptr is not None:
+                b_copy = tl.load(copyptr_ptr + b_row, mask=m_e, other=0)
+                b_copies = tl.load(copyptr_ptr + b_row + 1, mask=m_e, other=0) - b_copy
             # [BE, BD]; rows that were not chosen are not read
-            b_q = _gather(q_ptr, b_row, m_e & (b_copies > 0), STRIDE_Q, o_d, m_d)
+            b_q = _gather(q_ptr, b_row, b_copies > 0, STRIDE_Q, o_d, m_d)
             b_s2 = scale * LOG2E * tl.sum(b_k[None, :] * b_q, 1)
             b_g = tl.zeros([BE], tl.float32)
             for c in range(tl.max(b_copies, 0)):
                 m_c = m_e & (c < b_copies)
-                b_r = tl.load(copy_ptr + b_copy + c, mask=m_c, other=0)
-                b_total2 = tl.zeros([BE], tl.float32)
+                b_r = b_copy
+                if copy_ptr is not None:
+                    b_r = tl.load(copy_ptr + b_copy + c, mask=m_c, other=0)
+                o_r = i_l * num_rows + b_r
+                b_x2 = b_s2
                 if not SIGMOID:
-                    b_total2 = tl.load(lse_ptr + i_l * num_rows + b_r, mask=m_c, other=0.0) * LOG2E
-                b_x2 = _log2_entry(b_s2, b_total2, SIGMOID)
-                b_t = _targets(weight_ptr, o_e, m_c, tl.load(inv_mass_ptr + b_r, mask=m_c, other=0.0), NORMALIZED)
+                    b_x2 = b_s2 - tl.load(lse_ptr + o_r, mask=m_c, other=0.0) * LOG2E
+                    m_c = m_c & (tl.load(sharp_ptr + o_r, mask=m_c, other=-1) != token)
                 b_c = -b_t
                 if not (SIGMOID and DENSE):
-                    b_c += _edge_weight(b_x2, b_t, SIGMOID, DENSE) * _grad_term(b_x2, SIGMOID)
-                b_dloss = tl.load(dloss_ptr + i_l * num_rows + b_r, mask=m_c, other=0.0)
+                    b_c += _edge_weight(b_t, SIGMOID, DENSE) * _grad_term(b_x2, SIGMOID)
+                b_dloss = tl.load(dloss_ptr + o_r, mask=m_c, other=0.0)
                 b_g += tl.where(m_c, b_dloss * b_c, 0.0)
             b_dk += b_g[:, None] * b_q
         if not DENSE:
-            num_known = tl.load(num_known_ptr)
             first, last = tl.load(drawnptr_ptr + gene), tl.load(drawnptr_ptr + gene + 1)
             for e in range(first, last, BE):
-                o_e = e + tl.arange(0, BE)
+                o_e = e + b_e
                 m_e = o_e < last
-                b_r = tl.load(drawn_ptr + o_e, mask=m_e, other=0) // num_negatives
-                b_row = tl.load(rows_ptr + b_r, mask=m_e, other=0)
+                b_r = tl.load(negrow_ptr + tl.load(drawn_ptr + o_e, mask=m_e, other=0), mask=m_e, other=0)
+                o_r = i_l * num_rows + b_r
+                b_row = b_r
+                if rows_ptr is not None:
+                    b_row = tl.load(rows_ptr + b_r, mask=m_e, other=0)
                 p_row = rowptr_ptr + first_row + b_row
-                b_degree = tl.load(p_row + 1, mask=m_e, other=0) - tl.load(p_row, mask=m_e, other=0)
-                b_weight = (num_known - b_degree).to(tl.float32) / num_negatives
+                m_e = m_e & (tl.load(p_row + 1, mask=m_e, other=0) > tl.load(p_row, mask=m_e, other=0))
+                b_weight = tl.load(negative_weight_ptr + b_r, mask=m_e, other=0.0)
                 b_q = _gather(q_ptr, b_row, m_e, STRIDE_Q, o_d, m_d)
-                b_total2 = tl.zeros([BE], tl.float32)
+                b_x2 = scale * LOG2E * tl.sum(b_k[None, :] * b_q, 1)
                 if not SIGMOID:
-                    b_total2 = tl.load(lse_ptr + i_l * num_rows + b_r, mask=m_e, other=0.0) * LOG2E
-                b_x2 = _log2_entry(scale * LOG2E * tl.sum(b_k[None, :] * b_q, 1), b_total2, SIGMOID)
-                b_dloss = tl.load(dloss_ptr + i_l * num_rows + b_r, mask=m_e, other=0.0)
-                b_g = tl.where(m_e & (b_degree > 0), b_dloss * b_weight * _grad_term(b_x2, SIGMOID), 0.0)
+                    b_x2 -= tl.load(lse_ptr + o_r, mask=m_e, other=0.0) * LOG2E
+                    m_e = m_e & (tl.load(sharp_ptr + o_r, mask=m_e, other=-1) != token)
+                b_dloss = tl.load(dloss_ptr + o_r, mask=m_e, other=0.0)
+                b_g = tl.where(m_e, b_dloss * b_weight * _grad_term(b_x2, SIGMOID), 0.0)
                 b_dk += b_g[:, None] * b_q
         b_out = tl.sum(b_dk, 0)
-        if DENSE:
-            for p in range(num_parts):
-                b_out += tl.load(dense_ptr + ((p * num_leading + i_l) * num_genes + gene) * D + o_d, mask=m_d, other=0.0)
-    tl.store(dk_ptr + i * D + o_d, scale * b_out, mask=m_d)
+    if dense_ptr is not None:
+        for p in range(num_parts):
+            o_p = ((p * num_leading).to(tl.int64) + i_l) * num_tokens + token
+            b_out += tl.load(dense_ptr + o_p * D + o_d, mask=o_d < D, other=0.0)
+    tl.store(dk_ptr + i * D + o_d, scale * b_out, mask=o_d < D)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def bce_rows_bwd_kernel_dq(
-    entries_ptr,  # fp32 [L, R, D]
-    dense_ptr,  # fp32 [parts, L, R, D], None with drawn negatives
+    rows_dq_ptr,  # fp32 [L, R, D]
     copy_ptr,  # int64 [R]
     copyptr_ptr,  # int64 [N + 1]
     dq_ptr,  # out [L, T, D]
-    num_leading,
     num_rows,
     num_genes,
     num_prefix,
-    num_parts,
     D: tl.constexpr,
     BD: tl.constexpr,
     BT: tl.constexpr,  # tokens a program
-    DENSE: tl.constexpr,
 ):
-    """A program a block of tokens: dq of a gene is the sum over its copies in rows, and over the parts; else 0."""
+    """A program a block of tokens: dq of a gene is the sum over its copies in rows; else 0."""
     num_tokens = num_prefix + num_genes
     blocks = tl.cdiv(num_tokens, BT)
     i_l = (tl.program_id(0) // blocks).to(tl.int64)
@@ -675,15 +919,44 @@ def bce_rows_bwd_kernel_dq(
     for c in range(tl.max(b_copies, 0)):
         m_c = c < b_copies
         b_r = tl.load(copy_ptr + b_copy + c, mask=m_c, other=0)
-        m_row = m_c[:, None] & m_d[None, :]
-        o_row = b_r[:, None] * D + o_d[None, :]
-        b_dq += tl.load(entries_ptr + i_l * num_rows * D + o_row, mask=m_row, other=0.0)
-        if DENSE:
-            p_row = dense_ptr + o_row
-            for p in range(num_parts):
-                b_dq += tl.load(p_row + (p * num_leading + i_l) * num_rows * D, mask=m_row, other=0.0)
+        p_row = rows_dq_ptr + (i_l * num_rows + b_r)[:, None] * D + o_d[None, :]
+        b_dq += tl.load(p_row, mask=m_c[:, None] & m_d[None, :], other=0.0)
     p_out = dq_ptr + (i_l * num_tokens + o_t)[:, None] * D + o_d[None, :]
     tl.store(p_out, b_dq, mask=(o_t < num_tokens)[:, None] & m_d[None, :])
+
+
+@triton.jit(do_not_specialize=["num_genes", "first_row", "num_draws", "steps"])
+def nonedges_kernel(
+    rowptr_ptr,  # int64 [K * N + 1]
+    col_ptr,  # int32 [E]
+    by_rank_ptr,  # int64 [N]: the known genes, ascending, then others
+    rank_of_ptr,  # int64 [N]: of each known gene among them
+    gene_ptr,  # int64 [M]
+    rank_ptr,  # int64 [M]
+    out_ptr,  # out, int64 [M]
+    num_genes,
+    first_row,
+    num_draws,  # M
+    steps,  # of a bisection of a row
+    BLOCK: tl.constexpr,
+):
+    """The non-edges of the given ranks, by bisection: see `nonedges` in ops/attention_bce.py."""
+    o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    m_o = o < num_draws
+    p_row = rowptr_ptr + first_row + tl.load(gene_ptr + o, mask=m_o, other=0)
+    b_rank = tl.load(rank_ptr + o, mask=m_o, other=0)
+    b_first = tl.load(p_row, mask=m_o, other=0)
+    b_low = tl.zeros([BLOCK], tl.int64)
+    b_high = tl.load(p_row + 1, mask=m_o, other=0) - b_first
+    for _ in range(steps):
+        m_open = b_low < b_high
+        b_middle = (b_low + b_high) // 2
+        b_col = tl.load(col_ptr + b_first + b_middle, mask=m_open, other=0)
+        m_before = tl.load(rank_of_ptr + b_col, mask=m_open, other=0) - b_middle <= b_rank
+        b_low = tl.where(m_open & m_before, b_middle + 1, b_low)
+        b_high = tl.where(m_open & ~m_before, b_middle, b_high)
+    b_out = tl.load(by_rank_ptr + tl.minimum(b_rank + b_low, num_genes - 1), mask=m_o, other=0)
+    tl.store(out_ptr + o, b_out, mask=m_o)
 
 
 # ----------------------------------------------------------------------------------------------------- launchers
@@ -704,8 +977,11 @@ class _Problem:
     weight_by_column: Tensor
     inv_mass: Tensor
     known: Tensor
-    rows: Tensor
+    rows: Tensor | None
     negatives: Tensor | None
+    negrow: Tensor | None
+    negptr: Tensor | None
+    negative_weight: Tensor | None
     relation: int
     num_prefix: int
     scale: float
@@ -722,14 +998,12 @@ class _Problem:
 
     @cached_property
     def heads(self) -> tuple[Tensor, Tensor]:
-        """q, k as [L, T, D]; copied if they begin at an odd address, as a head of [H, T, D] may: rows would load in 2 bytes."""
-        q, k = flat(self.q), flat(self.k)
-        q, k = (x if x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.contiguous_format) for x in (q, k))
-        return q, k
+        """q, k as [L, T, D]."""
+        return aligned(self.q, 1), aligned(self.k, 1)
 
-    @cached_property
-    def num_known(self) -> Tensor:
-        return self.known.sum()
+    @property
+    def dense(self) -> bool:
+        return self.negatives is None
 
     @property
     def num_leading(self) -> int:
@@ -737,7 +1011,7 @@ class _Problem:
 
     @property
     def num_rows(self) -> int:
-        return self.rows.shape[0]
+        return self.num_genes if self.rows is None else self.rows.shape[0]
 
     @property
     def num_genes(self) -> int:
@@ -748,145 +1022,208 @@ class _Problem:
         return self.num_prefix + self.num_genes
 
     @property
-    def num_negatives(self) -> int:
-        return 0 if self.negatives is None else self.negatives.shape[1]
+    def nothing(self) -> bool:
+        """No row; or one token, whose entry is 1, and so is its target if it is an edge."""
+        return self.num_leading * self.num_rows == 0 or (self.lse is not None and self.num_tokens == 1)
+
+    @property
+    def entries(self) -> tuple[Tensor | None, ...]:
+        """What the passes over rows take of the graph."""
+        drawn = self.negatives, self.negptr, self.negative_weight
+        return self.rowptr, self.col, self.weight, self.inv_mass, self.rows, *drawn
 
     def constants(self) -> dict[str, Any]:
         """What every kernel that reads q and k takes."""
         q, k = self.heads
+        (stride_ql,), (stride_kl,) = lead_strides(q), lead_strides(k)
         d = q.shape[-1]
-        stride_ql, stride_kl = (x.stride(0) if x.shape[0] > 1 else 0 for x in (q, k))
         return {
-            "num_rows": self.num_rows, "num_prefix": self.num_prefix, "stride_ql": stride_ql, "stride_kl": stride_kl,
-            "scale": self.scale, "STRIDE_Q": q.stride(1), "STRIDE_K": k.stride(1), "ALIGN": gcd(stride_ql, stride_kl, 8),
-            "D": d, "BD": padded(d), "SIGMOID": self.lse is None,
+            "num_leading": self.num_leading, "num_rows": self.num_rows, "num_prefix": self.num_prefix, "stride_ql": stride_ql,
+            "stride_kl": stride_kl, "scale": self.scale, "STRIDE_Q": q.stride(1), "STRIDE_K": k.stride(1),
+            "ALIGN": wide(q.dtype), "W": width(d, q.dtype), "BD": padded(d),
         }  # fmt: skip
 
     def by_entries(self, tile: Gather) -> dict[str, Any]:
         """... and every kernel over edges and drawn pairs."""
         return self.constants() | {
-            "first_row": self.relation * self.num_genes, "num_negatives": self.num_negatives, "DENSE": self.negatives is None,
+            "first_row": self.relation * self.num_genes, "SIGMOID": self.lse is None, "DENSE": self.dense,
             "NORMALIZED": self.normalized, "BE": tile.rows, **tile.options,
         }  # fmt: skip
 
-    def by_tiles(self, tile: Tile, *, by_keys: bool) -> tuple[dict[str, Any], tuple[int, int]]:
-        """... and every dense kernel, and its grid, (programs, parts)."""
-        lengths = (self.num_genes, tile.BN), (self.num_rows, tile.BM)
-        (length, block), (across, step) = lengths if by_keys else reversed(lengths)
+    def by_tiles(self, tile: Tile, across: int, *, by_keys: bool = False) -> tuple[dict[str, Any], tuple[int, int]]:
+        """... and every kernel over rows and keys (`across` of them), and its grid, (programs, parts)."""
+        lengths = (across, tile.BN), (self.num_rows, tile.BM)
+        (length, block), (other, step) = lengths if by_keys else reversed(lengths)
         programs = triton.cdiv(length, block) * self.num_leading
-        parts, part = parts_for(programs, across, step, self.q.device)
+        parts, part = parts_for(programs, other, step, self.q.device)
         arguments = self.constants() | {
-            "num_leading": self.num_leading, "num_genes": self.num_genes, "BM": tile.BM, "BN": tile.BN, "part": part,
-            "PRECISION": precision(), **tile.options,
+            "num_genes": self.num_genes, "BM": tile.BM, "BN": tile.BN, "part": part, "PRECISION": precision(), **tile.options,
         }  # fmt: skip
         return arguments, (programs, parts)
 
 
-def bce_rows(*arguments: Any) -> Tensor:
-    """`cellattn::bce_rows` on a GPU: the loss, float32 [..., R].
+def bce_rows(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`cellattn::bce_rows` on a GPU: (loss, sharp, rest, pull), [..., R].
 
     Raises:
         ValueError: for a dtype, head dimension or device that the kernels do not take.
     """
     p = _Problem.of(*arguments)
     lead, num_rows = p.num_leading, p.num_rows
-    if lead * num_rows == 0:
-        return p.q.new_zeros(*p.q.shape[:-2], num_rows, dtype=torch.float32)
+    q, k = p.q, p.k
+    shape = (*q.shape[:-2], num_rows)
+    kept = shape if p.lse is not None else (0,)
+    if p.nothing:
+        loss, rest, pull = (q.new_zeros(x, dtype=torch.float32) for x in (shape, kept, kept))
+        return loss, q.new_full(kept, -1, dtype=torch.int32), rest, pull
     q, k = p.heads
-    loss = torch.empty(lead, num_rows, dtype=torch.float32, device=q.device)
-    state = torch.empty(lead, num_rows, dtype=torch.int8, device=q.device)
-    # [parts, L, R]: what each part of the dense pass adds
-    dense = loss.new_zeros(0, lead, num_rows)
+    BD = padded(q.shape[-1])
+
+    def empty(*sizes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(*sizes, dtype=dtype, device=q.device)
+
+    softmax = p.lse is not None
+    loss = empty(*shape)
+    sharp, rest, pull = empty(*kept, dtype=torch.int32), empty(*kept), empty(*kept)
+    entry = empty(3, lead, num_rows) if softmax else None
+    dense_loss = dense_sharp = partial = None
+    num_parts = 0
+
+    def launch_dense(tile: Tile) -> None:
+        nonlocal dense_loss, dense_sharp, num_parts
+        constants, grid = p.by_tiles(tile, p.num_genes)
+        num_parts = grid[1]
+        dense_loss = empty(num_parts, lead, num_rows)
+        dense_sharp = empty(num_parts, lead, num_rows, dtype=torch.int32) if softmax else None
+        bce_rows_fwd_kernel_dense[grid](
+            q, k, p.lse, p.inv_mass, p.known, p.rows, dense_loss, dense_sharp, first_row=p.relation * p.num_genes,
+            SIGMOID=not softmax, **constants,
+        )  # fmt: skip
 
     def launch_edges(tile: Gather) -> None:
-        bce_rows_fwd_kernel_edges[(lead * num_rows,)](
-            q, k, p.lse, p.rowptr, p.col, p.weight, p.inv_mass, p.num_known, p.rows, p.negatives, loss, state,
+        bce_rows_fwd_kernel_edges[grid_of(lead * num_rows, q=p.q)](
+            q, k, p.lse, *p.entries, dense_loss, dense_sharp, loss, sharp if softmax else None, entry, num_parts=num_parts,
             **p.by_entries(tile),
         )  # fmt: skip
 
-    def launch_dense(tile: Tile) -> None:
-        nonlocal dense
-        constants, grid = p.by_tiles(tile, by_keys=False)
-        dense = torch.empty(grid[1], lead, num_rows, dtype=torch.float32, device=q.device)
-        bce_rows_fwd_kernel_dense[grid](q, k, p.lse, p.known, p.rows, state, dense, **constants)
+    def launch_rest(tile: Tile) -> None:
+        nonlocal partial
+        constants, grid = p.by_tiles(tile, p.num_tokens)
+        partial = empty(grid[1], 2, lead, num_rows)
+        bce_rows_fwd_kernel_rest[grid](q, k, p.rows, sharp, partial, **constants)
 
     with on_device(q):
-        choose_gather("bce_edges_fwd", q, padded(q.shape[-1]), launch_edges)
-        if p.negatives is None:
-            choose("bce_dense_fwd", q, padded(q.shape[-1]), launch_dense)
-    return (loss + dense.sum(0)).view(*p.q.shape[:-2], num_rows)
+        if p.dense:
+            choose("bce_dense_fwd", q, BD, launch_dense)
+        choose_gather("bce_edges_fwd", q, BD, launch_edges)
+        if softmax:
+            choose("bce_dense_fwd_rest", q, BD, launch_rest)
+            assert partial is not None
+            block = 128
+            bce_rows_fwd_kernel_sharp[(triton.cdiv(lead * num_rows, block),)](
+                partial, sharp, entry, loss, rest, pull, lead, num_rows, partial.shape[0], BLOCK=block, **options(4)
+            )
+    return loss, sharp, rest, pull
 
 
-def bce_rows_backward(dloss: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def bce_rows_backward(
+    dloss: Tensor, sharp: Tensor, rest: Tensor, pull: Tensor, *arguments: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     """`cellattn::bce_rows_backward` on a GPU: dq, dk [..., T, D] and dlse float32 [..., R], empty for the sigmoid link.
 
     Raises:
         ValueError: for a dtype, head dimension or device that the kernels do not take.
     """
     p = _Problem.of(*arguments)
-    check_devices(q=p.q, dloss=dloss)
-    lead, num_rows = p.num_leading, p.num_rows
-    if lead * num_rows == 0:
-        return p.q.new_zeros(p.q.shape), p.k.new_zeros(p.k.shape), dloss.new_zeros(0 if p.lse is None else dloss.shape)
+    check_devices(q=p.q, dloss=dloss, sharp=sharp, rest=rest, pull=pull)
+    lead, num_rows, softmax = p.num_leading, p.num_rows, p.lse is not None
+    if p.nothing:
+        return p.q.new_zeros(p.q.shape), p.k.new_zeros(p.k.shape), dloss.new_zeros(dloss.shape if softmax else 0)
     q, k = p.heads
     d = q.shape[-1]
-    g = dloss.reshape(lead, num_rows).contiguous()
-    # What entries add, then what each part of the dense pass adds.
-    dq_edges = torch.empty(lead, num_rows, d, dtype=torch.float32, device=q.device)
-    dlse_edges = None if p.lse is None else torch.empty(lead, num_rows, dtype=torch.float32, device=q.device)
-    dq_dense = dlse_dense = dk_dense = drawn = drawnptr = None
-    state = torch.empty(lead, num_rows, dtype=torch.int8, device=q.device)
-    copy, copyptr = _by_gene(p.rows, p.num_genes)
+    BD = padded(d)
+    g = dloss.contiguous()
+    known_sharp = tuple(x.contiguous() if softmax else None for x in (sharp, rest, pull))
+    dlse = torch.empty(dloss.shape if softmax else 0, dtype=torch.float32, device=q.device)
     dq = torch.empty(p.q.shape, dtype=p.q.dtype, device=q.device)
     dk = torch.empty(p.k.shape, dtype=p.k.dtype, device=q.device)
-
-    def launch_edges_dq(tile: Gather) -> None:
-        bce_rows_bwd_kernel_edges_dq[(lead * num_rows,)](
-            g, q, k, p.lse, p.rowptr, p.col, p.weight, p.inv_mass, p.num_known, p.rows, p.negatives, dq_edges, dlse_edges,
-            state, **p.by_entries(tile),
-        )  # fmt: skip
+    rows_dq = dq
+    copies: tuple[Tensor | None, ...] = (None, None)
+    drawn: tuple[Tensor | None, ...] = (None, None, None, None)
+    if p.rows is not None:
+        rows_dq = torch.empty(lead, num_rows, d, dtype=torch.float32, device=q.device)
+        copies = _by_gene(p.rows, p.num_genes)
+    # What each part of the passes over all tokens adds: the dense pass, and sharp entries.
+    over_tokens = p.dense or softmax
+    dense_dq = dense_dlse = dense_dk = peak = None
 
     def launch_dense_dq(tile: Tile) -> None:
-        nonlocal dq_dense, dlse_dense
-        constants, grid = p.by_tiles(tile, by_keys=False)
-        dq_dense = torch.empty(grid[1], lead, num_rows, d, dtype=torch.float32, device=q.device)
-        if p.lse is not None:
-            dlse_dense = torch.empty(grid[1], lead, num_rows, dtype=torch.float32, device=q.device)
-        bce_rows_bwd_kernel_dense_dq[grid](g, q, k, p.lse, p.known, p.rows, state, dq_dense, dlse_dense, **constants)
+        nonlocal dense_dq, dense_dlse
+        constants, grid = p.by_tiles(tile, p.num_tokens)
+        dense_dq = torch.empty(grid[1], lead, num_rows, d, dtype=torch.float32, device=q.device)
+        if softmax and p.dense:
+            dense_dlse = torch.empty(grid[1], lead, num_rows, dtype=torch.float32, device=q.device)
+        bce_rows_bwd_kernel_dense_dq[grid](
+            g, q, k, p.lse, p.inv_mass, p.known, p.rows, *known_sharp, dense_dq, dense_dlse,
+            first_row=p.relation * p.num_genes, D=d, SIGMOID=not softmax, DENSE=p.dense, **constants,
+        )  # fmt: skip
+
+    def launch_edges_dq(tile: Gather) -> None:
+        programs = lead * (p.num_tokens if p.rows is None else num_rows)
+        bce_rows_bwd_kernel_edges_dq[grid_of(programs, q=p.q)](
+            g, q, k, p.lse, *p.entries, known_sharp[0], dense_dq, dense_dlse, rows_dq, dlse if softmax else None,
+            num_parts=0 if dense_dq is None else dense_dq.shape[0], D=d, **p.by_entries(tile),
+        )  # fmt: skip
 
     def launch_dense_dk(tile: Tile) -> None:
-        nonlocal dk_dense
-        constants, grid = p.by_tiles(tile, by_keys=True)
-        dk_dense = torch.empty(grid[1], lead, p.num_genes, d, dtype=torch.float32, device=q.device)
-        bce_rows_bwd_kernel_dense_dk[grid](g, peak, q, k, p.lse, p.known, p.rows, state, dk_dense, **constants)
+        nonlocal dense_dk
+        constants, grid = p.by_tiles(tile, p.num_tokens, by_keys=True)
+        dense_dk = torch.empty(grid[1], lead, p.num_tokens, d, dtype=torch.float32, device=q.device)
+        bce_rows_bwd_kernel_dense_dk[grid](
+            g, peak, q, k, p.lse, p.inv_mass, p.known, p.rows, *known_sharp, dense_dk,
+            first_row=p.relation * p.num_genes, D=d, SIGMOID=not softmax, DENSE=p.dense, **constants,
+        )  # fmt: skip
 
     def launch_edges_dk(tile: Gather) -> None:
-        bce_rows_bwd_kernel_edges_dk[(lead * p.num_tokens,)](
-            g, q, k, p.lse, p.rowptr, p.colptr, p.row, p.weight_by_column, p.inv_mass, p.num_known, p.rows, copy, copyptr,
-            drawn, drawnptr, dk_dense, dk, num_leading=lead, num_genes=p.num_genes,
-            num_parts=0 if dk_dense is None else dk_dense.shape[0], **p.by_entries(tile),
+        bce_rows_bwd_kernel_edges_dk[grid_of(lead * p.num_tokens, k=p.k)](
+            g, q, k, p.lse, p.rowptr, p.colptr, p.row, p.weight_by_column, p.inv_mass, p.rows, *copies, *drawn, known_sharp[0],
+            dense_dk, dk, num_genes=p.num_genes, num_parts=0 if dense_dk is None else dense_dk.shape[0], D=d,
+            **p.by_entries(tile),
         )  # fmt: skip
 
-    BD = padded(d)
-    tokens = min(16, max(4, 512 // BD))  # Triton 3.6 and 3.7 do not compile the gather below for 32 tokens and more
     with on_device(q):
-        choose_gather("bce_edges_bwd_dq", q, BD, launch_edges_dq)
-        if p.negatives is None:
-            peak = g.abs().amax()
+        if over_tokens:
             choose("bce_dense_bwd_dq", q, BD, launch_dense_dq)
+        choose_gather("bce_edges_bwd_dq", q, BD, launch_edges_dq)
+        if over_tokens:
+            if q.dtype == torch.float16:
+                peak = (g if p.dense else g * pull).abs().amax()
             choose("bce_dense_bwd_dk", q, BD, launch_dense_dk)
-        else:
-            drawn, drawnptr = _by_gene(p.negatives.flatten(), p.num_genes)
+        if p.negatives is not None:
+            drawn = p.negrow, p.negative_weight, *_by_gene(p.negatives, p.num_genes)
         choose_gather("bce_edges_bwd_dk", q, BD, launch_edges_dk)
-        bce_rows_bwd_kernel_dq[(triton.cdiv(p.num_tokens, tokens) * lead,)](
-            dq_edges, dq_dense, copy, copyptr, dq, lead, num_rows, p.num_genes, p.num_prefix,
-            0 if dq_dense is None else dq_dense.shape[0], D=d, BD=BD, BT=tokens, DENSE=p.negatives is None,
-            **options(4, registers=128),
-        )  # fmt: skip
-    if dlse_edges is None:
-        return dq, dk, g.new_empty(0)
-    dlse = dlse_edges if dlse_dense is None else dlse_edges + dlse_dense.sum(0)
-    return dq, dk, dlse.view(dloss.shape)
+        if p.rows is not None:
+            tokens = min(16, max(4, 512 // BD))  # Triton 3.6 and 3.7 do not compile the gather below for 32 tokens and more
+            bce_rows_bwd_kernel_dq[(triton.cdiv(p.num_tokens, tokens) * lead,)](
+                rows_dq, *copies, dq, num_rows, p.num_genes, p.num_prefix, D=d, BD=BD, BT=tokens, **options(4, registers=128)
+            )
+    return dq, dk, dlse
+
+
+def nonedges(
+    rowptr: Tensor, col: Tensor, by_rank: Tensor, rank_of: Tensor, gene: Tensor, rank: Tensor, relation: int
+) -> Tensor:
+    """`cellattn::nonedges` on a GPU: int64 [M]."""
+    check_devices(rowptr=rowptr, col=col, by_rank=by_rank, rank_of=rank_of, gene=gene, rank=rank)
+    num_genes, num_draws, block = by_rank.shape[0], rank.shape[0], 256
+    out = torch.empty_like(rank)
+    if num_draws > 0:
+        with on_device(rank):
+            nonedges_kernel[(triton.cdiv(num_draws, block),)](
+                rowptr, col, by_rank, rank_of, gene.contiguous(), rank.contiguous(), out, num_genes, relation * num_genes,
+                num_draws, num_genes.bit_length(), BLOCK=block, **options(4),
+            )  # fmt: skip
+    return out
 
 
 def _by_gene(index: Tensor, num_genes: int) -> tuple[Tensor, Tensor]:

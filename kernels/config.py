@@ -95,6 +95,7 @@ _BCE_BY_ROWS = {
     128: Tile(64, 32, 4, 2, tail=None),
     256: Tile(64, 32, 8, 1, tail=None),
 }
+_BCE_FWD = _BCE_BY_ROWS | {32: Tile(64, 32, 4, 2, tail=None, registers=128)}
 _BCE_BY_ROWS_FLOAT32 = {
     16: Tile(64, 32, 4, 2, tail=None),
     32: Tile(64, 32, 4, 2, tail=None),
@@ -190,12 +191,13 @@ TILES: dict[tuple[str, int], dict[int, Tile]] = {
         128: Tile(16, 128, 8, 1, tail=False),
         256: Tile(16, 64, 8, 1, tail=False),
     },
-    ("bce_dense_fwd", 80): _BCE_BY_ROWS,
+    ("bce_dense_fwd", 80): _BCE_FWD,
+    ("bce_dense_fwd_rest", 80): _BCE_FWD,
     ("bce_dense_bwd_dq", 80): _BCE_BY_ROWS,
     ("bce_dense_bwd_dk", 80): {
-        16: Tile(64, 64, 4, 3, tail=None),
-        32: Tile(64, 64, 4, 3, tail=None),
-        64: Tile(64, 64, 4, 3, tail=None),
+        16: Tile(32, 64, 4, 3, tail=None),
+        32: Tile(32, 64, 4, 3, tail=None),
+        64: Tile(32, 64, 4, 3, tail=None),
         128: Tile(32, 64, 4, 3, tail=None),
         256: Tile(32, 64, 8, 1, tail=None),
     },
@@ -225,6 +227,7 @@ TILES_FLOAT32: dict[str, dict[int, Tile]] = {
         256: Tile(16, 16, 8, 1, tail=False),
     },
     "bce_dense_fwd": _BCE_BY_ROWS_FLOAT32,
+    "bce_dense_fwd_rest": _BCE_BY_ROWS_FLOAT32,
     "bce_dense_bwd_dq": _BCE_BY_ROWS_FLOAT32,
     "bce_dense_bwd_dk": {
         16: Tile(32, 64, 4, 2, tail=None),
@@ -248,7 +251,7 @@ GATHERS: dict[tuple[str, int], dict[int, Gather]] = {
     ("row_dot_bwd_dk_segments", 80): _ROWS,
     ("bce_edges_fwd", 80): _EDGES,
     ("bce_edges_bwd_dq", 80): _EDGES,
-    ("bce_edges_bwd_dk", 80): _EDGES,
+    ("bce_edges_bwd_dk", 80): _EDGES | {128: Gather(16, 4, 128)},
     ("perturbation_fwd", 80): _SETS,
     ("perturbation_bwd_sets", 80): _SETS,
     ("perturbation_bwd_genes", 80): _ROWS,

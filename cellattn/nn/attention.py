@@ -13,7 +13,7 @@ from .._check import describe, require, require_choice, require_count
 from ..graph import MultiGraph
 from ..ops import attention, graph_attention
 from ..ops._rows import OVER, REDUCTIONS
-from ..ops.attention_bce import LINKS, TARGETS
+from ..ops.attention_bce import LINKS, TARGETS, check_negatives
 from ..ops.graph_attention import LOSSES
 from ._check import require_features
 
@@ -27,6 +27,7 @@ class GraphLossOptions(TypedDict, total=False):
     over: str  # "tokens" (default) or "valid"
     reduction: str  # "mean" (default), "sum" or "none"
     num_negatives: int | None  # bce: sampled non-edges a row; None: every one
+    neg_sample_ratio: float | None  # bce: sampled non-edges of a graph over its edges
     target: str  # bce: "normalized" (default) or "binary"
     link: str  # bce: "softmax" (default) or "sigmoid"
 
@@ -39,10 +40,9 @@ def check_loss_options(options: Mapping[str, Any]) -> None:
     for name, value in options.items():
         if name in _CHOICES:
             require_choice(name, value, _CHOICES[name])
-        elif name != "num_negatives":
+        elif name not in ("num_negatives", "neg_sample_ratio"):
             raise TypeError(f"{name}: no such option, expected one of {', '.join(GraphLossOptions.__annotations__)}")
-        elif value is not None:
-            require_count(name, value, minimum=1)
+    check_negatives(options.get("num_negatives"), options.get("neg_sample_ratio"), None)
 
 
 class GraphRegularizedAttention(nn.Module):

@@ -4,35 +4,47 @@ Over the valid pairs of row i, with t the target and a the attention entry,
 
     BCE_i = - sum_j [ t_ij log a_ij + (1 - t_ij) log(1 - a_ij) ]
 
-For the softmax link log a = s - LSE, and log(1 - a) is taken from log a by the branch of log1mexp that is exact for it. With
+For the softmax link log a = s - LSE. Where a is not near 1, log1p(-a) is log(1 - a), and with
 
-    d BCE / d log a_ij = - t_ij + (1 - t_ij) a_ij / (1 - a_ij),   a / (1 - a) = 1 / expm1(-log a)
+    d BCE / d log a_ij = - t_ij + (1 - t_ij) a_ij / (1 - a_ij)
 
-the scores get that value, and LSE_i minus its sum. For the sigmoid link the entry is softplus(s) - t s. Scores are made
-row block by row block, or for the edges and the drawn non-edges alone, and made again in the backward.
+the scores get that value, and LSE_i minus its sum. Near 1 the LSE, in which there is little to see but the entry itself, does
+not say what 1 - a is. A row has one entry above 2/3 at most: its *sharp* entry j. With rest the log-sum-exp of all others,
+exact at any gap,
+
+    -log(1 - a_ij) = softplus(s_ij - rest_i) ,   -log a_ij = softplus(rest_i - s_ij) ,
+    d BCE / d s_ij = pull_i = (1 - t_ij) sigmoid(s_ij - rest_i) - t_ij sigmoid(rest_i - s_ij)
+
+and every other token k gets -pull_i exp(s_ik - rest_i): none of it goes through LSE. Which token is sharp, rest and pull are
+found once, in the forward, and kept: the backward makes scores again, rounded in other orders, and compares indices alone.
+
+For the sigmoid link the entry is softplus(s) - t s. Scores are made row block by row block, or for the edges and the drawn
+non-edges alone, and made again in the backward.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import log
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._check import require, require_choice, require_count
+from .._check import require, require_choice, require_count, require_number
 from ..graph import MultiGraph
 from ._csr import sddmm, spmm, take_rows
 from ._operator import keep_missing_grads, operator, refuse_double_backward
-from ._rows import check_head, check_rows, reduce_rows, row_constants, row_logsumexp, take
+from ._rows import check_head, check_rows, row_logsumexp, take
 from .attention import accumulation_dtype, resolve_scale
-from .sample_rows import check_generator
+from .sample_rows import check_generator, generator_of_draw
 
 TARGETS = ("normalized", "binary")
 LINKS = ("softmax", "sigmoid")
 
 _MAX_ENTRIES = 2**31 - 1  # edges and drawn non-edges, which the sparse kernels count in int32
+_SHARP = log(2 / 3)  # log of the least a of a sharp entry: above 1/2 by more than roundings of the log-sum-exp make up
 _BLOCK = 2**18  # score entries of a row block: a few temporaries of this size stay in a core's cache
 
 
@@ -45,6 +57,7 @@ def attention_bce(
     lse: Tensor | None = None,
     rows: Tensor | None = None,
     num_negatives: int | None = None,
+    neg_sample_ratio: float | None = None,
     num_prefix: int = 0,
     scale: float | None = None,
     target: str = "normalized",
@@ -58,21 +71,26 @@ def attention_bce(
         q, k: [..., T, D] with T = num_prefix + N tokens, prefix tokens first; float64, float32, bfloat16 or float16.
         graph, relation: N genes and the relation whose rows are the target.
         lse: [..., T], the natural log-sum-exp of all tokens as `attention` returns it (differentiable), computed here if
-            None. The sigmoid link does not read it.
+            None. The sigmoid link does not read it; of a row's entry above 2/3, where LSE hides what is left, the denominator
+            is made of q and k.
         rows: int64 [R], the genes whose rows are compared (default: all).
         num_negatives: None for every valid non-edge of a row; otherwise that many are drawn a row, uniformly and with
             replacement, each weighted by (valid non-edges / num_negatives), so that the loss is estimated without bias.
+        neg_sample_ratio: the negatives of SuperGAT (Kim & Oh 2021) in the place of num_negatives: int(ratio * edges) are drawn
+            for the whole graph, uniformly among the valid non-edges of rows with an edge and with replacement, each of weight
+            1. Then "mean" is over the samples, edges and negatives, and `rows` has to be None.
         num_prefix: tokens before the genes, such as CLS.
         scale: factor of the scores, 1 / sqrt(D) if None.
         target: "normalized", the row over its sum; or "binary", 1 for an edge.
         link: "softmax", a is the entry of the attention map over all tokens; or "sigmoid", a = sigmoid(s).
-        generator: a `torch.Generator` for the negatives.
+        generator: a `torch.Generator` for the negatives. Activation checkpointing draws the same again (see `sample_rows`).
         reduction: "mean" over the rows with an edge and the leading dimensions, "sum" of all, "none" for [..., R]. A row's
             value is its sum over valid pairs.
 
     Returns:
         The loss in float32 (float64 for float64 inputs). Pairs with an unknown gene enter neither side; rows without a
-        valid edge contribute 0 and are not counted. 1 - a is held at or above the spacing of the dtype, so the loss is finite.
+        valid edge contribute 0 and are not counted. Values and gradients are exact however sharp the map is: -log(1 - a) of an
+        entry above 2/3 is made of the log-sum-exp of the row's other tokens.
 
     Raises:
         ValueError, TypeError: naming the argument, what came and what was expected.
@@ -84,129 +102,260 @@ def attention_bce(
     check_generator(generator)
     relation_id = graph.relation_id(relation)
     genes = check_rows("rows", rows, graph)
+    check_negatives(num_negatives, neg_sample_ratio, rows)
     scale = resolve_scale(scale, q.shape[-1])
     total = None
     if link == "softmax":
         known = graph.known(relation)
         total = row_logsumexp(q, k, lse, known, genes, num_prefix=num_prefix, scale=scale, over="tokens")
-    inv_mass, _, counted = row_constants(graph, relation, genes, accumulation_dtype(q.dtype))
-    if genes is None:
-        genes = torch.arange(graph.num_nodes, device=graph.device)
+    inv_mass = graph.targets(accumulation_dtype(q.dtype)).inv_mass.flatten()
     negatives = None
     if num_negatives is not None:
-        require_count("num_negatives", num_negatives, minimum=1)
-        most = _MAX_ENTRIES // max(genes.shape[0], 1) - graph.max_degree(relation)
+        num_rows = graph.num_nodes if genes is None else genes.shape[0]
+        most = _MAX_ENTRIES // max(num_rows, 1) - graph.max_degree(relation)
         require(num_negatives <= most, lambda: f"num_negatives: expected at most {most} a row, got {num_negatives}")
-        negatives = sample_negatives(graph, relation, genes, num_negatives, generator)
-    loss = _bce_rows(
-        q, k, total, *graph.stacked, *graph.stacked_by_column(), inv_mass, graph.known(relation), genes, negatives,
-        relation_id, num_prefix, scale, target == "normalized",
+        negatives = sample_negatives(graph, relation, genes, num_negatives, generator, inv_mass.dtype)
+    elif neg_sample_ratio is not None:
+        most_ratio = _MAX_ENTRIES / max(graph.num_edges(relation), 1) - 1
+        require(
+            neg_sample_ratio <= most_ratio,
+            lambda: f"neg_sample_ratio: expected at most {most_ratio:.6g}, got {neg_sample_ratio}",
+        )
+        negatives = sample_negatives_of_graph(graph, relation, neg_sample_ratio, generator, inv_mass.dtype)
+    loss, *_ = _bce_rows(
+        q, k, total, *graph.stacked, *graph.stacked_by_column(), inv_mass, graph.known(relation), genes,
+        *(negatives or (None,) * 4), relation_id, num_prefix, scale, target == "normalized",
     )  # fmt: skip
-    return reduce_rows(loss, counted, reduction)
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return loss.sum()
+    num_leading = loss.shape[:-1].numel()
+    if negatives is not None and neg_sample_ratio is not None:
+        return loss.sum() / max((graph.num_edges(relation) + negatives.gene.shape[0]) * num_leading, 1)
+    if genes is None:
+        return loss.sum() / max(graph.num_rows_with_edges(relation) * num_leading, 1)
+    counted = inv_mass.index_select(0, relation_id * graph.num_nodes + genes) > 0
+    return loss.sum() / (counted.sum() * num_leading).clamp_min(1)
+
+
+def check_negatives(num_negatives: Any, neg_sample_ratio: Any, rows: Any) -> None:
+    """Check how negatives are to be drawn."""
+    if num_negatives is not None:
+        require_count("num_negatives", num_negatives, minimum=1)
+    if neg_sample_ratio is not None:
+        require_number("neg_sample_ratio", neg_sample_ratio)
+        require(neg_sample_ratio >= 0, lambda: f"neg_sample_ratio: expected at least 0, got {neg_sample_ratio}")
+        require(num_negatives is None, lambda: f"num_negatives: expected None beside neg_sample_ratio, got {num_negatives}")
+        require(rows is None, "rows: expected None beside neg_sample_ratio, which draws for the whole graph")
+
+
+class Negatives(NamedTuple):
+    """Drawn non-edges: the chosen row r has gene[ptr[r] : ptr[r + 1]], each of weight[r]."""
+
+    gene: Tensor  # int64 [M]
+    row: Tensor  # int64 [M], the chosen row of each
+    ptr: Tensor  # int64 [R + 1]
+    weight: Tensor  # [R]
 
 
 def sample_negatives(
-    graph: MultiGraph, relation: str, rows: Tensor, num_negatives: int, generator: torch.Generator | None
-) -> Tensor:
-    """Draw valid non-edges, uniformly with replacement: int64 [R, num_negatives] genes.
+    graph: MultiGraph,
+    relation: str,
+    rows: Tensor | None,
+    num_negatives: int,
+    generator: torch.Generator | None,
+    dtype: torch.dtype = torch.float64,
+) -> Negatives:
+    """Draw num_negatives valid non-edges a row, uniformly with replacement, of weight (valid non-edges / num_negatives).
 
-    Of a row with the columns c_0 < c_1 < ..., counted among the known genes, the r-th non-edge is r + e with e the number
-    of edges that stand before it: the smallest e with c_e - e > r, found by bisection. Rows where every valid pair is an
-    edge get entries of no meaning, which their weight 0 removes.
+    Rows where every valid pair is an edge get entries of no meaning, which their weight 0 removes.
     """
-    known = graph.known(relation)
-    by_rank = torch.argsort(~known, stable=True)  # known genes first, ascending
-    rank = known.cumsum(0) - 1
-    degree = graph.degree(relation)[rows]
-    first = graph.rowptr(relation)[rows, None]
-    num_free = known.sum() - degree
-    uniform = torch.empty(rows.shape[0], num_negatives, dtype=torch.float64, device=rows.device)
-    wanted = (uniform.uniform_(generator=generator) * num_free[:, None]).long()
-    low, high = torch.zeros_like(wanted), degree[:, None].expand_as(wanted)
-    col = graph.col(relation)
-    for _ in range(graph.max_degree(relation).bit_length()):
-        open_ = low < high
-        middle = (low + high) // 2
-        before = rank[col[(first + middle).clamp_max(col.numel() - 1)].long()] - middle <= wanted
-        low = torch.where(open_ & before, middle + 1, low)
-        high = torch.where(open_ & ~before, middle, high)
-    return by_rank[(wanted + low).clamp_max(graph.num_nodes - 1)]
+    num_free = take(graph.num_free(relation), 0, rows, 0)
+    num_rows = num_free.shape[0]
+    uniform = torch.empty(num_rows, num_negatives, dtype=torch.float64, device=graph.device)
+    uniform.uniform_(generator=generator_of_draw(generator))
+    rank = (uniform * num_free[:, None]).long().flatten()
+    row = torch.arange(num_rows * num_negatives, device=graph.device) // num_negatives
+    ptr = torch.arange(num_rows + 1, device=graph.device) * num_negatives
+    return Negatives(
+        nonedges(graph, relation, row if rows is None else rows[row], rank), row, ptr, num_free.to(dtype) / num_negatives
+    )
+
+
+def sample_negatives_of_graph(
+    graph: MultiGraph, relation: str, ratio: float, generator: torch.Generator | None, dtype: torch.dtype = torch.float64
+) -> Negatives:
+    """Draw int(ratio * edges) valid non-edges of the rows with an edge, uniformly over all of them with replacement."""
+    num_free, end = graph.num_free(relation), graph.free_ends(relation)
+    total = graph.num_rows_with_edges(relation) * graph.num_known(relation) - graph.num_edges(relation)
+    num_negatives = int(ratio * graph.num_edges(relation)) if total > 0 else 0
+    uniform = torch.empty(num_negatives, dtype=torch.float64, device=graph.device)
+    place = (uniform.uniform_(generator=generator_of_draw(generator)) * total).long().sort().values
+    row = torch.searchsorted(end, place, right=True)
+    rank = place - (end - num_free)[row]
+    ptr = F.pad(torch.searchsorted(place, end), (1, 0))
+    return Negatives(nonedges(graph, relation, row, rank), row, ptr, torch.ones_like(num_free, dtype=dtype))
+
+
+def nonedges(graph: MultiGraph, relation: str, gene: Tensor, rank: Tensor) -> Tensor:
+    """The valid non-edges of the given ranks in the rows of the given genes, int64 [M]."""
+    return _nonedges(*graph.stacked[:2], *graph.known_ranks(relation), gene, rank, graph.relation_id(relation))
 
 
 # ------------------------------------------------------------------------------------------------------- operators
 
-# q, k [..., T, D]; lse [..., R], None for the sigmoid link; the stacked graph by rows and by columns; inv_mass [R], 0 for a
-# row without edges; known bool [N]; rows [R] genes; negatives [R, n] genes, None for every valid non-edge.
+
+@operator("nonedges")
+def _nonedges(
+    rowptr: Tensor, col: Tensor, by_rank: Tensor, rank_of: Tensor, gene: Tensor, rank: Tensor, relation: int
+) -> Tensor:
+    """Of a row with the columns c_0 < c_1 < ..., counted among the known genes, the r-th non-edge is r + e with e the number
+    of edges that stand before it: the smallest e with c_e - e > r, found by bisection.
+    """
+    n = by_rank.shape[0]
+    first = rowptr[relation * n + gene]
+    low, high = torch.zeros_like(rank), rowptr[relation * n + gene + 1] - first
+    for _ in range(int(high.max()).bit_length() if high.numel() else 0):
+        open_ = low < high
+        middle = (low + high) // 2
+        before = rank_of[col[(first + middle).clamp_max(col.numel() - 1)].long()] - middle <= rank
+        low = torch.where(open_ & before, middle + 1, low)
+        high = torch.where(open_ & ~before, middle, high)
+    return by_rank[(rank + low).clamp_max(n - 1)]
+
+
+@_nonedges.register_fake
+def _(rowptr: Tensor, col: Tensor, by_rank: Tensor, rank_of: Tensor, gene: Tensor, rank: Tensor, relation: int) -> Tensor:
+    return torch.empty_like(rank)
+
+
+# q, k [..., T, D]; lse [..., R], None for the sigmoid link; the stacked graph by rows and by columns; inv_mass [K * N], 0 for a
+# row without edges; known bool [N]; rows [R] genes, None for all; the `Negatives`, None for every valid non-edge.
 _PROBLEM = (
     "Tensor q, Tensor k, Tensor? lse, Tensor rowptr, Tensor col, Tensor weight, "
-    "Tensor colptr, Tensor row, Tensor weight_by_column, "
-    "Tensor inv_mass, Tensor known, Tensor rows, Tensor? negatives, int relation, int num_prefix, float scale, bool normalized"
+    "Tensor colptr, Tensor row, Tensor weight_by_column, Tensor inv_mass, Tensor known, Tensor? rows, "
+    "Tensor? negatives, Tensor? negrow, Tensor? negptr, Tensor? negative_weight, "
+    "int relation, int num_prefix, float scale, bool normalized"
 )
 
 
-@operator("bce_rows", public="attention_bce", schema=f"({_PROBLEM}) -> Tensor")
-def _bce_rows(q: Tensor, k: Tensor, lse: Tensor | None, *problem: Any) -> Tensor:
-    """[..., R]"""
-    rows, num_prefix, scale = problem[8], problem[11], problem[12]
+@operator("bce_rows", public="attention_bce", schema=f"({_PROBLEM}) -> (Tensor, Tensor, Tensor, Tensor)")
+def _bce_rows(q: Tensor, k: Tensor, lse: Tensor | None, *problem: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss [..., R]; the sharp token, int32, -1 for none, rest and pull [..., R], empty for the sigmoid link)"""
+    rows, num_prefix, scale = problem[8], problem[14], problem[15]
     queries, keys, totals = _flat(q, k, lse, rows, num_prefix)
-    loss = queries.new_zeros(queries.shape[:2])
-    for block in _blocks(*problem, dtype=keys.dtype):
-        for lead in range(queries.shape[0]):
-            s = scale * block.scores(queries[lead], keys[lead])
-            total = None if totals is None else block.spread(totals[lead])
-            loss[lead, block.rows] = block.sum(_entries(s, total, block.positive, block.negative))
-    return loss.reshape(*q.shape[:-2], rows.numel())
+    num_leading, num_rows = queries.shape[:2]
+    loss, rest, pull, positive, negative = (queries.new_zeros(num_leading, num_rows) for _ in range(5))
+    sharp = torch.full((num_leading, num_rows), -1, dtype=torch.int64)
+    # A single token has a = 1, the target of its only pair if that is an edge: nothing to lose.
+    nothing = lse is not None and keys.shape[1] == 1
+    for block in [] if nothing else _blocks(*problem, dtype=keys.dtype):
+        for lead in range(num_leading):
+            s = scale * block.scores(queries[lead], keys[lead, num_prefix:])
+            if totals is None:
+                entries = (block.positive + block.negative) * F.softplus(s) - block.positive * s
+            else:
+                log_a = s.sub_(block.spread(totals[lead]))
+                gene = block.sharp(log_a)
+                at = block.at(gene)
+                log_a.view(-1)[at] = _SHARP  # a number of no meaning
+                entries = (block.positive * log_a).addcmul_(block.negative, torch.log1p(-log_a.exp())).neg_()
+                entries.view(-1)[at] = 0
+                sharp[lead, block.rows] = torch.where(gene >= 0, num_prefix + gene, -1)
+                positive[lead, block.rows] = block.sum_at(at, block.positive)
+                negative[lead, block.rows] = block.sum_at(at, block.negative)
+            loss[lead, block.rows] = block.sum(entries)
+    for lead, here, token, s in _sharp_rows(sharp, queries, keys, scale):
+        score = s.gather(1, token).squeeze(1)
+        rest[lead, here] = s.scatter_(1, token, -torch.inf).logsumexp(1)
+        gap = score - rest[lead, here]
+        t, f = positive[lead, here], negative[lead, here]
+        loss[lead, here] += t * F.softplus(-gap) + f * F.softplus(gap)
+        pull[lead, here] = f * gap.sigmoid() - t * (-gap).sigmoid()
+    shape = (*q.shape[:-2], num_rows)
+    if totals is None:
+        return loss.reshape(shape), sharp.new_zeros(0, dtype=torch.int32), loss.new_zeros(0), loss.new_zeros(0)
+    return loss.reshape(shape), sharp.int().reshape(shape), rest.reshape(shape), pull.reshape(shape)
 
 
 @_bce_rows.register_fake
-def _(q: Tensor, k: Tensor, lse: Tensor | None, *problem: Any) -> Tensor:
-    rows = problem[8]
-    return q.new_empty(*q.shape[:-2], rows.shape[0], dtype=accumulation_dtype(q.dtype))
+def _(q: Tensor, k: Tensor, lse: Tensor | None, *problem: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    known, rows = problem[7:9]
+    num_rows = known.shape[0] if rows is None else rows.shape[0]
+    loss = q.new_empty(*q.shape[:-2], num_rows, dtype=accumulation_dtype(q.dtype))
+    kept = loss.shape if lse is not None else 0
+    return loss, loss.new_empty(kept, dtype=torch.int32), loss.new_empty(kept), loss.new_empty(kept)
 
 
-@operator("bce_rows_backward", schema=f"(Tensor dloss, {_PROBLEM}) -> (Tensor, Tensor, Tensor)")
-def _bce_rows_backward(dloss: Tensor, q: Tensor, k: Tensor, lse: Tensor | None, *problem: Any) -> tuple[Tensor, Tensor, Tensor]:
+@operator(
+    "bce_rows_backward",
+    schema=f"(Tensor dloss, Tensor sharp, Tensor rest, Tensor pull, {_PROBLEM}) -> (Tensor, Tensor, Tensor)",
+)
+def _bce_rows_backward(
+    dloss: Tensor, sharp: Tensor, rest: Tensor, pull: Tensor, q: Tensor, k: Tensor, lse: Tensor | None, *problem: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     """(dq, dk [..., T, D], dlse [..., R], empty for the sigmoid link)"""
-    rows, num_prefix, scale = problem[8], problem[11], problem[12]
+    rows, num_prefix, scale = problem[8], problem[14], problem[15]
     queries, keys, totals = _flat(q, k, lse, rows, num_prefix)
-    dloss = dloss.reshape(queries.shape[:2])
+    num_leading, num_rows = queries.shape[:2]
+    dloss = dloss.reshape(num_leading, num_rows)
     dqueries, dkeys = torch.zeros_like(queries), torch.zeros_like(keys)
     dlse = torch.zeros_like(dloss) if totals is not None else dloss.new_zeros(0)
-    for block in _blocks(*problem, dtype=keys.dtype):
-        for lead in range(queries.shape[0]):
-            s = scale * block.scores(queries[lead], keys[lead])
-            total = None if totals is None else block.spread(totals[lead])
-            ds = _entry_grads(s, total, block.positive, block.negative) * block.spread(dloss[lead])
+    sharp, rest, pull = (x.reshape(num_leading, -1) for x in (sharp, rest, pull))
+    nothing = lse is not None and keys.shape[1] == 1
+    for block in [] if nothing else _blocks(*problem, dtype=keys.dtype):
+        for lead in range(num_leading):
+            s = scale * block.scores(queries[lead], keys[lead, num_prefix:])
+            if totals is None:
+                ds = (block.positive + block.negative) * s.sigmoid() - block.positive
+            else:
+                at = block.at(sharp[lead, block.rows].long() - num_prefix)
+                a = s.sub_(block.spread(totals[lead])).exp_()
+                ds = (block.negative * a).div_(1 - a).sub_(block.positive)
+                ds.view(-1)[at] = 0
+            ds *= block.spread(dloss[lead])
             if totals is not None:
                 dlse[lead, block.rows] = -block.sum(ds)
-            dqueries[lead, block.rows] = scale * block.times_keys(ds, keys[lead])
-            dkeys[lead] += scale * block.times_queries(ds, queries[lead])
-    dq = torch.zeros(queries.shape[0], *q.shape[-2:], dtype=queries.dtype)
-    dq[:, num_prefix:].index_add_(1, rows, dqueries)
-    dk = F.pad(dkeys, (0, 0, num_prefix, 0))
+            dqueries[lead, block.rows] = block.times_keys(ds, keys[lead, num_prefix:])
+            dkeys[lead, num_prefix:] += block.times_queries(ds, queries[lead])
+    for lead, here, token, s in _sharp_rows(sharp, queries, keys, scale):
+        # -1 in the place of the sharp entry, which gets pull where others get their share of -pull
+        share = s.sub_(rest[lead, here, None]).exp_().scatter_(1, token, -1)
+        ds = share.mul_(-(dloss * pull)[lead, here, None])
+        dqueries[lead, here] += ds @ keys[lead]
+        dkeys[lead] += ds.mT @ queries[lead, here]
+    dq = torch.zeros(num_leading, *q.shape[-2:], dtype=queries.dtype)
+    if rows is None:
+        dq[:, num_prefix:] = dqueries.mul_(scale)
+    else:
+        dq[:, num_prefix:].index_add_(1, rows, dqueries.mul_(scale))
     if totals is not None:
-        dlse = dlse.reshape(*q.shape[:-2], rows.numel())
-    return dq.reshape(q.shape).to(q.dtype), dk.reshape(k.shape).to(k.dtype), dlse
+        dlse = dlse.reshape(*q.shape[:-2], num_rows)
+    return dq.reshape(q.shape).to(q.dtype), dkeys.mul_(scale).reshape(k.shape).to(k.dtype), dlse
 
 
 @_bce_rows_backward.register_fake
-def _(dloss: Tensor, q: Tensor, k: Tensor, lse: Tensor | None, *problem: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    dloss: Tensor, sharp: Tensor, rest: Tensor, pull: Tensor, q: Tensor, k: Tensor, lse: Tensor | None, *problem: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), dloss.new_empty(dloss.shape if lse is not None else 0)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     *tensors, relation, num_prefix, scale, normalized = inputs
     keep_missing_grads(ctx)
-    ctx.save_for_backward(*tensors)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*output[1:], *tensors)
     ctx.constants = relation, num_prefix, scale, normalized
 
 
-def _backward(ctx: Any, dloss: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, dloss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if dloss is None:
-        return (None,) * 17
-    lse = ctx.saved_tensors[2]
-    dq, dk, dlse = _bce_rows_backward(dloss, *ctx.saved_tensors, *ctx.constants)
-    return dq, dk, None if lse is None else dlse, *(None,) * 14
+        return (None,) * 20
+    saved = ctx.saved_tensors  # once: checkpointing hands each out a single time
+    dq, dk, dlse = _bce_rows_backward(dloss, *saved, *ctx.constants)
+    return dq, dk, None if saved[5] is None else dlse, *(None,) * 17
 
 
 _bce_rows.register_autograd(_backward, setup_context=_setup_context)
@@ -216,10 +365,17 @@ refuse_double_backward(_bce_rows_backward, "attention_bce")
 
 
 @_bce_rows.register_kernel("cuda")
-def _(*arguments: Any) -> Tensor:
+def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from ..kernels import attention_bce as kernels
 
     return kernels.bce_rows(*arguments)
+
+
+@_nonedges.register_kernel("cuda")
+def _(*arguments: Any) -> Tensor:
+    from ..kernels import attention_bce as kernels
+
+    return kernels.nonedges(*arguments)
 
 
 @_bce_rows_backward.register_kernel("cuda")
@@ -232,39 +388,24 @@ def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 # ------------------------------------------------------------------------------------------------------------- CPU
 
 
-def _entries(s: Tensor, total: Tensor | None, positive: Tensor, negative: Tensor) -> Tensor:
-    """-(positive log a + negative log(1 - a)); `total` is the log-sum-exp of the row, None for the sigmoid link."""
-    if total is None:
-        return (positive + negative) * F.softplus(s) - positive * s
-    log_a = _log_a(s, total)
-    # log(1 - e^x): this branch keeps the digits of a near 0, the other those of 1 - a near 0, of which a row has at most one.
-    log_1ma = torch.log1p(-log_a.exp())
-    near_one = log_a > -0.6931
-    log_1ma[near_one] = (-torch.expm1(log_a[near_one])).log()
-    return -(positive * log_a + negative * log_1ma)
-
-
-def _entry_grads(s: Tensor, total: Tensor | None, positive: Tensor, negative: Tensor) -> Tensor:
-    """Derivative of `_entries` by s; that by `total` is its negative."""
-    if total is None:
-        return (positive + negative) * s.sigmoid() - positive
-    return negative / torch.expm1(-_log_a(s, total)) - positive
-
-
-def _log_a(s: Tensor, total: Tensor) -> Tensor:
-    """Rounding may lift s - LSE to 0 and above; the largest a below 1 keeps log(1 - a) finite."""
-    return (s - total).clamp_max(-torch.finfo(s.dtype).eps)
-
-
-def _flat(q: Tensor, k: Tensor, lse: Tensor | None, rows: Tensor, num_prefix: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(queries [L, R, D], keys [L, N, D], log-sum-exps [L, R]) in the dtype of the arithmetic."""
+def _flat(
+    q: Tensor, k: Tensor, lse: Tensor | None, rows: Tensor | None, num_prefix: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(queries [L, R, D], keys [L, T, D], log-sum-exps [L, R]) in the dtype of the arithmetic."""
     dtype = accumulation_dtype(q.dtype)
     queries = take(q, -2, rows, num_prefix).to(dtype)
-    keys = take(k, -2, None, num_prefix).to(dtype)
     num_leading = q.shape[:-2].numel()
-    totals = None if lse is None else lse.reshape(num_leading, rows.numel())
-    queries, keys = (x.reshape(num_leading, *x.shape[-2:]) for x in (queries, keys))
+    totals = None if lse is None else lse.reshape(num_leading, queries.shape[-2])
+    queries, keys = (x.reshape(num_leading, *x.shape[-2:]) for x in (queries, k.to(dtype)))
     return queries, keys, totals
+
+
+def _sharp_rows(sharp: Tensor, queries: Tensor, keys: Tensor, scale: float) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    """Blocks of the rows with a sharp entry: (leading index, rows [b], the sharp token [b, 1], all scores [b, T])."""
+    for lead, tokens in enumerate(sharp):
+        rows = (tokens >= 0).nonzero()[:, 0]
+        for here in rows.split(max(1, _BLOCK // keys.shape[1])) if rows.numel() else ():
+            yield lead, here, tokens[here, None].long(), scale * (queries[lead, here] @ keys[lead].mT)
 
 
 def _blocks(
@@ -276,8 +417,11 @@ def _blocks(
     weight_by_column: Tensor,
     inv_mass: Tensor,
     known: Tensor,
-    rows: Tensor,
+    rows: Tensor | None,
     negatives: Tensor | None,
+    negrow: Tensor | None,
+    negptr: Tensor | None,
+    negative_weight: Tensor | None,
     relation: int,
     num_prefix: int,
     scale: float,
@@ -287,17 +431,22 @@ def _blocks(
 ) -> Iterator[_DenseRows | _SparseRows]:
     """The entries of the loss with their targets: row blocks against all genes, or edges and drawn non-edges at once."""
     n = known.numel()
+    rows = torch.arange(n) if rows is None else rows
+    inv_mass = inv_mass[relation * n + rows].to(dtype)
     filled = (inv_mass > 0).nonzero()[:, 0]  # rows without an edge contribute nothing
     for here in [filled] if negatives is not None else filled.split(max(1, _BLOCK // n)):
         ptr, entry = take_rows(rowptr, relation * n + rows[here])
         local = torch.arange(ptr.numel() - 1).repeat_interleave(ptr.diff())
-        t = weight[entry].to(dtype) * inv_mass[here][local] if normalized else torch.ones(entry.numel(), dtype=dtype)
-        if negatives is None:
+        t = torch.ones(entry.numel(), dtype=dtype)
+        if normalized:  # the only edge of a row has 1 to the last bit
+            t = torch.where(ptr.diff()[local] > 1, weight[entry].to(dtype) * inv_mass[here][local], t)
+        if negatives is None or negptr is None or negative_weight is None:
             positive = torch.zeros(ptr.numel() - 1, n, dtype=dtype)
             positive[local, col[entry].long()] = t
             yield _DenseRows(here, positive, known.to(dtype) - positive)
         else:
-            yield _sparse_rows(here, ptr, local, col[entry], t, negatives[here], known)
+            negptr, drawn = take_rows(negptr, here)
+            yield _sparse_rows(here, ptr, local, col[entry], t, negatives[drawn], negptr, negative_weight[here], known.numel())
 
 
 class _DenseRows(NamedTuple):
@@ -306,6 +455,21 @@ class _DenseRows(NamedTuple):
     rows: Tensor  # positions [b] among the chosen rows
     positive: Tensor  # t, 0 for non-edges
     negative: Tensor  # 1 - t for valid pairs, 0 for others
+
+    def sharp(self, log_a: Tensor) -> Tensor:
+        """The gene with a > 2/3 in each row [b], -1 where there is none among the entries."""
+        top, gene = log_a.max(1)
+        return torch.where(top > _SHARP, gene, -1)
+
+    def at(self, gene: Tensor) -> Tensor:
+        """Where the entries of the rows' genes [b] (below 0: none) stand."""
+        row = (gene >= 0).nonzero()[:, 0]
+        return row * self.positive.shape[1] + gene[row]
+
+    def sum_at(self, at: Tensor, weight: Tensor) -> Tensor:
+        """Sum of the entries of each row that stand there [b]."""
+        row = at // self.positive.shape[1]
+        return weight.new_zeros(weight.shape[0]).index_put_((row,), weight.view(-1)[at])
 
     def scores(self, queries: Tensor, keys: Tensor) -> Tensor:
         return queries[self.rows] @ keys.mT
@@ -334,12 +498,24 @@ class _SparseRows(NamedTuple):
     colptr: Tensor
     row: Tensor
     order: Tensor  # entries by column
+    local: Tensor  # the row of each entry
+
+    def sharp(self, log_a: Tensor) -> Tensor:
+        at = (log_a > _SHARP).nonzero()[:, 0]  # a gene that was drawn twice stands there twice
+        gene = torch.full_like(self.rows, -1)
+        return gene.scatter_reduce_(0, self.local[at], self.col[at].long(), "amax")
+
+    def at(self, gene: Tensor) -> Tensor:
+        return (self.col == gene[self.local]).nonzero()[:, 0]
+
+    def sum_at(self, at: Tensor, weight: Tensor) -> Tensor:
+        return weight.new_zeros(self.rows.numel()).index_add_(0, self.local[at], weight[at])
 
     def scores(self, queries: Tensor, keys: Tensor) -> Tensor:
         return sddmm(self.ptr, self.col, queries[self.rows], keys)
 
     def spread(self, x: Tensor) -> Tensor:
-        return x[self.rows].repeat_interleave(self.ptr.diff())
+        return x[self.rows][self.local]
 
     def sum(self, entries: Tensor) -> Tensor:
         return torch.segment_reduce(entries, "sum", offsets=self.ptr, initial=0)
@@ -352,23 +528,22 @@ class _SparseRows(NamedTuple):
 
 
 def _sparse_rows(
-    here: Tensor, ptr: Tensor, local: Tensor, col: Tensor, t: Tensor, negatives: Tensor, known: Tensor
+    here: Tensor, ptr: Tensor, local: Tensor, col: Tensor, t: Tensor, drawn: Tensor, negptr: Tensor, weight: Tensor, n: int
 ) -> _SparseRows:
-    num_rows, n = negatives.shape
-    degree = ptr.diff()
-    # Entry e of row r moves to e + r * n: each row's edges are followed by its n drawn non-edges.
-    edge_at = torch.arange(local.numel()) + local * n
-    drawn_at = (ptr[1:] + torch.arange(num_rows) * n)[:, None] + torch.arange(n)
-    total = local.numel() + negatives.numel()
+    num_rows, total = here.numel(), col.numel() + drawn.numel()
+    drawn_local = torch.arange(num_rows).repeat_interleave(negptr.diff())
+    # Each row's edges are followed by its drawn non-edges.
+    edge_at = torch.arange(col.numel()) + negptr[local]
+    drawn_at = torch.arange(drawn.numel()) + ptr[1:][drawn_local]
     all_col = torch.empty(total, dtype=col.dtype)
-    all_col[edge_at], all_col[drawn_at] = col, negatives.to(col.dtype)
+    all_col[edge_at], all_col[drawn_at] = col, drawn.to(col.dtype)
     positive, negative = t.new_zeros(total), t.new_zeros(total)
     positive[edge_at], negative[edge_at] = t, 1 - t
-    free = known.sum() - degree
-    negative[drawn_at] = (free.to(t.dtype) / n)[:, None].expand(-1, n)
-    all_ptr = ptr + torch.arange(num_rows + 1) * n
+    negative[drawn_at] = weight.to(t.dtype)[drawn_local]
+    all_ptr = ptr + negptr
     order = torch.argsort(all_col, stable=True)
-    colptr = torch.zeros(known.numel() + 1, dtype=torch.int64)
-    torch.cumsum(torch.bincount(all_col, minlength=known.numel()), 0, out=colptr[1:])
-    row = torch.arange(num_rows, dtype=col.dtype).repeat_interleave(all_ptr.diff())[order]
-    return _SparseRows(here, positive, negative, all_ptr, all_col, colptr, row, order)
+    colptr = torch.zeros(n + 1, dtype=torch.int64)
+    torch.cumsum(torch.bincount(all_col, minlength=n), 0, out=colptr[1:])
+    all_local = torch.arange(num_rows).repeat_interleave(all_ptr.diff())
+    row = all_local[order].to(col.dtype)
+    return _SparseRows(here, positive, negative, all_ptr, all_col, colptr, row, order, all_local)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from .._aligned import aligned_features, first_features
-from .._check import describe, require, require_choice, require_count
+from .._check import describe, require, require_choice
 from ..graph import MultiGraph
 from ._rows import OVER, REDUCTIONS, check_graph, rows_of_ties
 from .attention import attention, check_qk, resolve_scale
-from .attention_bce import LINKS, TARGETS, attention_bce
+from .attention_bce import LINKS, TARGETS, attention_bce, check_negatives
 from .attention_kl import kl_of_ties
 from .sample_rows import check_generator
 
@@ -34,6 +34,7 @@ def graph_attention(
     over: str = "tokens",
     reduction: str = "mean",
     num_negatives: int | None = None,
+    neg_sample_ratio: float | None = None,
     target: str = "normalized",
     link: str = "softmax",
     generator: torch.Generator | None = None,
@@ -51,7 +52,7 @@ def graph_attention(
         scale: factor of the scores, 1 / sqrt(D) if None.
         over: of the "kl" loss.
         reduction: "mean", "sum" or "none", within each tie.
-        num_negatives, target, link, generator: of the "bce" loss.
+        num_negatives, neg_sample_ratio, target, link, generator: of the "bce" loss.
 
     Returns:
         out [..., H, T, Dv], and the losses, one a tie in their order, in nats, float32 (float64 for float64 inputs).
@@ -65,8 +66,7 @@ def graph_attention(
     require_choice("reduction", reduction, REDUCTIONS)
     require_choice("target", target, TARGETS)
     require_choice("link", link, LINKS)
-    if num_negatives is not None:
-        require_count("num_negatives", num_negatives, minimum=1)
+    check_negatives(num_negatives, neg_sample_ratio, rows)
     check_generator(generator)
     check_qk(q, k)
     require(q.ndim >= 3, lambda: f"q: expected shape [..., heads, tokens, head_dim], got {list(q.shape)}")
@@ -90,8 +90,8 @@ def graph_attention(
     return out, tuple(
         attention_bce(
             q[..., head, :, :], k[..., head, :, :], graph, relation, lse=lse[..., head, :], rows=index,
-            num_negatives=num_negatives, num_prefix=num_prefix, scale=scale, target=target, link=link, generator=generator,
-            reduction=reduction,
+            num_negatives=num_negatives, neg_sample_ratio=neg_sample_ratio, num_prefix=num_prefix, scale=scale, target=target,
+            link=link, generator=generator, reduction=reduction,
         )
         for (relation, head), index in zip(ties, chosen, strict=True)
     )  # fmt: skip

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._check import describe, require
+from .._check import describe, require, values_visible
 from ..graph import MultiGraph
 
 
@@ -16,7 +17,9 @@ def sample_rows(graph: MultiGraph, relation: str, num_rows: int, *, generator: t
 
     Args:
         num_rows: how many, at most `graph.num_rows_with_edges(relation)`.
-        generator: a `torch.Generator` on the graph's device, the default one if None.
+        generator: a `torch.Generator` on the graph's device, the default one if None. Under `torch.utils.checkpoint`, which
+            restores the default generator alone, the recomputation draws the same with either (as long as it keeps its
+            preserve_rng_state=True).
 
     Returns:
         int64 [num_rows], ascending, on the graph's device. The sum of a loss over these rows times
@@ -39,7 +42,8 @@ def sample_rows(graph: MultiGraph, relation: str, num_rows: int, *, generator: t
     check_generator(generator)
     has_edge = graph.inv_mass.narrow(0, first, graph.num_nodes) > 0
     # The smallest of independent uniform keys are a uniform draw, of a size that is known without looking at the data.
-    key = torch.empty(graph.num_nodes, dtype=torch.float64, device=graph.device).uniform_(generator=generator)
+    key = torch.empty(graph.num_nodes, dtype=torch.float64, device=graph.device)
+    key.uniform_(generator=generator_of_draw(generator))
     return key.masked_fill(~has_edge, 2.0).topk(num_rows, largest=False).indices.sort().values
 
 
@@ -47,3 +51,28 @@ def check_generator(generator: Any) -> None:
     """Check an optional `torch.Generator`."""
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"generator: expected a torch.Generator or None, got {describe(generator)}")
+
+
+_MAX_TICKETS = 1024  # draws that are remembered: those of a forward, where all of it is checkpointed
+_states: OrderedDict[tuple[int, int], Tensor] = OrderedDict()  # (ticket, generator): its state before the draw
+
+
+def generator_of_draw(generator: torch.Generator | None) -> torch.Generator | None:
+    """The generator to draw from: `generator`, or where checkpointing repeats a draw, a copy in the state of the first time.
+
+    Checkpointing brings back the state of PyTorch's default generator before it computes a part of the forward again, of no
+    other. So each draw from another generator takes a ticket, a number from the default one, and its state is kept under that:
+    in the recomputation, which goes on inside a backward, the same ticket comes out and finds it.
+    """
+    if generator is None or torch.compiler.is_compiling() or generator is torch.default_generator:
+        return generator
+    ticket = torch.empty((), dtype=torch.int64, device="cpu").random_()
+    if not values_visible(ticket) or (generator.device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+        return generator
+    key = int(ticket), id(generator)
+    if torch._C._current_graph_task_id() >= 0 and key in _states:
+        return torch.Generator(generator.device).set_state(_states[key])
+    _states[key] = generator.get_state()
+    while len(_states) > _MAX_TICKETS:
+        _states.popitem(last=False)
+    return generator

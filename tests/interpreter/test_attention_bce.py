@@ -15,7 +15,7 @@ from cellattn import MultiGraph, reference
 from cellattn.kernels import attention_bce as kernels
 from cellattn.kernels import config
 from cellattn.kernels.attention import attention
-from cellattn.ops.attention_bce import sample_negatives
+from cellattn.ops.attention_bce import Negatives, sample_negatives, sample_negatives_of_graph
 
 from ..compare import leaves, random_graph
 
@@ -36,7 +36,7 @@ def dense(
     graph: MultiGraph,
     relation: str,
     rows: Tensor,
-    negatives: Tensor | None,
+    negatives: Negatives | None,
     *,
     num_prefix: int,
     scale: float,
@@ -45,19 +45,43 @@ def dense(
     """[..., R]; lse [..., R] is an input of its own, None for the sigmoid link."""
     t, edges, valid = reference.target(graph, relation)
     t, edges, valid = (x[rows] for x in ((t if normalized else edges.double()), edges, valid))
-    s = scale * (q @ k.mT)[..., num_prefix:, num_prefix:][..., rows, :]
+    s = scale * (q[..., num_prefix + rows, :] @ k.mT)
     if lse is None:
         log_a, log_1ma = F.logsigmoid(s), F.logsigmoid(-s)
     else:
-        log_a = s - lse[..., None]
-        log_1ma = torch.log(torch.where((t < 1) | ~edges, -torch.expm1(log_a), 1))
-    weight = 1.0 * (valid & ~edges)
+        log_a, log_1ma = reference.log_softmax_and_complement(s, lse)
+    log_a, log_1ma = (x[..., num_prefix:] for x in (log_a, log_1ma))
+    weight = (valid & ~edges).double()
     if negatives is not None:
-        free = weight.sum(1, keepdim=True)
-        drawn = torch.zeros_like(weight).scatter_add_(1, negatives, torch.ones_like(negatives, dtype=weight.dtype))
-        weight = drawn * free / negatives.shape[1]
-    bce = torch.where(edges, t * log_a + (1 - t) * log_1ma, weight * log_1ma).sum(-1)
-    return torch.where(edges.any(1), -bce, 0)
+        weight = torch.zeros_like(weight).index_put_(
+            (negatives.row, negatives.gene), negatives.weight[negatives.row], accumulate=True
+        )
+    weight = torch.where(edges, 1 - t, weight)
+    bce = torch.where(edges, t * log_a, 0) + torch.where(weight > 0, weight * log_1ma, 0)
+    return torch.where(edges.any(1), -bce.sum(-1), 0)
+
+
+def problem_of(
+    graph: MultiGraph,
+    relation: str,
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor | None,
+    rows: Tensor | None = None,
+    negatives: Negatives | None = None,
+    *,
+    num_prefix: int = 0,
+    scale: float = 1.0,
+    normalized: bool = True,
+) -> tuple[Any, ...]:
+    """The arguments of the launchers."""
+    drawn: tuple[Tensor | None, ...] = (None,) * 4
+    if negatives is not None:
+        drawn = (*negatives[:3], negatives.weight.float())
+    return (
+        q, k, lse, *graph.stacked, *graph.stacked_by_column(), graph.inv_mass.float(), graph.known(relation), rows, *drawn,
+        graph.relation_id(relation), num_prefix, scale, normalized,
+    )  # fmt: skip
 
 
 def check(
@@ -68,6 +92,7 @@ def check(
     *,
     rows: Tensor | None = None,
     num_negatives: int | None = None,
+    ratio: float | None = None,
     num_prefix: int = 1,
     link: str = "softmax",
     normalized: bool = True,
@@ -78,30 +103,32 @@ def check(
     """Compare the launchers with autograd through `dense`, inputs rounded to the dtype; errors relative to `floor` at least."""
     n = graph.num_nodes
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    rows = torch.arange(n) if rows is None else rows
+    chosen = torch.arange(n) if rows is None else rows
     q, k = q.detach().to(dtype), k.detach().to(dtype)
     q64, k64 = q.double().requires_grad_(), k.double().requires_grad_()
     g = torch.Generator().manual_seed(3)
-    negatives = None if num_negatives is None else sample_negatives(graph, relation, rows, num_negatives, g)
+    negatives = None
+    if num_negatives is not None:
+        negatives = sample_negatives(graph, relation, rows, num_negatives, g)
+    elif ratio is not None:
+        negatives = sample_negatives_of_graph(graph, relation, ratio, g)
     lse64 = None
     if link == "softmax":
         scores = scale * (q64 @ k64.mT).detach()
-        lse64 = scores.logsumexp(-1)[..., num_prefix:][..., rows].requires_grad_()
+        lse64 = scores.logsumexp(-1)[..., num_prefix:][..., chosen].requires_grad_()
     want = dense(
-        q64, k64, lse64, graph, relation, rows, negatives, num_prefix=num_prefix, scale=scale, normalized=normalized
+        q64, k64, lse64, graph, relation, chosen, negatives, num_prefix=num_prefix, scale=scale, normalized=normalized
     )  # fmt: skip
     dloss = torch.randn(want.shape, dtype=torch.float64, generator=g)
     inputs = [x for x in (q64, k64, lse64) if x is not None]
     want_grads = torch.autograd.grad((want * dloss).sum(), inputs)
 
-    first = graph.relation_id(relation) * n
-    problem = (
-        q, k, None if lse64 is None else lse64.detach().float(), *graph.stacked, *graph.stacked_by_column(),
-        graph.inv_mass[first : first + n][rows].float(), graph.known(relation), rows, negatives, graph.relation_id(relation),
-        num_prefix, scale, normalized,
+    problem = problem_of(
+        graph, relation, q, k, None if lse64 is None else lse64.detach().float(), rows, negatives,
+        num_prefix=num_prefix, scale=scale, normalized=normalized,
     )  # fmt: skip
-    got = kernels.bce_rows(*problem)
-    dq, dk, dlse = kernels.bce_rows_backward(dloss.float(), *problem)
+    got, *sharp = kernels.bce_rows(*problem)
+    dq, dk, dlse = kernels.bce_rows_backward(dloss.float(), *sharp, *problem)
     assert got.dtype == dlse.dtype == torch.float32
     assert dq.dtype == dk.dtype == dtype
     if lse64 is None:
@@ -152,7 +179,7 @@ def mixed(n: int, *, weighted: bool = False) -> MultiGraph:
 def test_shapes(t: int, d: int, link: str, normalized: bool, step: int, num_negatives: int | None, dtype: torch.dtype) -> None:
     """T tokens, every step-th row."""
     q, k = leaves((t, d), (t, d))
-    rows = torch.arange(0, t - 1, step)
+    rows = None if step == 1 else torch.arange(0, t - 1, step)
     check(mixed(t - 1), "a", q, k, rows=rows, link=link, normalized=normalized, num_negatives=num_negatives, dtype=dtype)
 
 
@@ -197,12 +224,13 @@ def test_sharp_non_edges(num_negatives: int | None) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("ulps", [0, -2, 2], ids=["lse", "lse low", "lse high"])
-def test_entries_within_rounding_of_one(ulps: int, dtype: torch.dtype) -> None:
-    """1 - a from 3e-5 to 1e-16, with the LSE of the attention kernel, which rounds otherwise than the scores made again here.
+@pytest.mark.parametrize("most", [40.0, 10_000.0])
+def test_entries_within_rounding_of_one(most: float, ulps: int, dtype: torch.dtype) -> None:
+    """1 - a from 3e-5 to e^-40, and to e^-10,000, with the LSE of the attention kernel, rounded otherwise than scores here.
 
-    The entry near 1 is in turn the row's only edge, one of its two edges, and no edge. What log(1 - a) and a / (1 - a) are then
-    is a matter of the last bits of s and LSE: they are held to what float64 makes of log a moved by a few of those bits either
-    way, and of 1 - a >= eps. Keys are unit vectors, so that dq has the gradient of each score in a place of its own.
+    The entry near 1 is in turn the row's only edge, one of its two edges, and no edge. Keys are unit vectors: dq has the
+    gradient of each score in a place of its own. Errors are held to the rounding of scores and LSE, which the derivatives of
+    weights at most 2 hand on; dk to what dq means.
     """
     n, scale, eps = 33, 0.37, torch.finfo(torch.float32).eps
     gene = torch.arange(n)
@@ -212,45 +240,51 @@ def test_entries_within_rounding_of_one(ulps: int, dtype: torch.dtype) -> None:
     index = index[:, ~((index[0] % 3 == 0) & (index[1] == (index[0] + 2) % n))]
     graph = MultiGraph.from_edge_index({"a": index}, n)
     q = torch.randn(n, n, generator=torch.Generator().manual_seed(5))
-    q[gene, (gene + 1) % n] = (torch.linspace(14, 40, n) / scale)[torch.randperm(n, generator=torch.Generator().manual_seed(6))]
+    q[gene, (gene + 1) % n] = (torch.linspace(14, most, n) / scale)[
+        torch.randperm(n, generator=torch.Generator().manual_seed(6))
+    ]
     q, k = q.to(dtype), torch.eye(n).to(dtype)
     lse = attention(q, k, k.new_empty(n, 0), None, scale)[1]
     lse = (lse.view(torch.int32) + ulps).view(torch.float32)
-    s = scale * q.double()
     assert ulps > 0 or (scale * q.float() >= lse[:, None]).any()  # the case that this is about
 
-    t = reference.target(graph, "a")[0]
-    true = s - s.logsumexp(-1, keepdim=True)
-    # s, LSE and their factors log2 e are rounded four times in all, each to half an eps of 40 log2 e at most; and `ulps`.
-    slack = (4 + 2 * abs(ulps)) * eps * float(s.max())
-    low, high = true - slack, (true + slack).clamp_max(-eps)
-    terms = [-(t * x) - (1 - t) * (-torch.expm1(x)).log() for x in (low, high)]
-    least, most = (f(f(*terms), -t * (high if f is torch.minimum else low)) for f in (torch.minimum, torch.maximum))
-    grads = [torch.where(t < 1, (1 - t) / torch.expm1(-x), 0) - t for x in (low, high)]
-    if dtype == torch.float16:  # the dense pass holds a / (1 - a) within the range of its operand
-        grads[0] = torch.where(t == 0, grads[0].clamp_max(float(kernels.MAX_ODDS_FP16.value)), grads[0])
-    problem = (
-        q, k, lse, *graph.stacked, *graph.stacked_by_column(), graph.inv_mass.float(), graph.known("a"), gene, None, 0, 0,
-        scale, True,
-    )  # fmt: skip
-    loss = kernels.bce_rows(*problem)
-    # A power of two takes no digit; this one keeps a / (1 - a), up to 1 / eps, times q within float16.
-    dq, dk, dlse = (x.double() * 2**14 for x in kernels.bce_rows_backward(torch.full((n,), 2.0**-14), *problem))
+    q64, k64 = q.double().requires_grad_(), k.double()
+    lse64 = (scale * q64 @ k64.mT).logsumexp(-1).detach().requires_grad_()
+    want = dense(q64, k64, lse64, graph, "a", gene, None, num_prefix=0, scale=scale, normalized=True)
+    dq_want, dlse_want = torch.autograd.grad(want.sum(), (q64, lse64))
+    problem = problem_of(graph, "a", q, k, lse, scale=scale)
+    loss, *sharp = kernels.bce_rows(*problem)
+    dq, dk, dlse = (x.double() for x in kernels.bce_rows_backward(torch.ones(n), *sharp, *problem))
     for x in (loss, dq, dk, dlse):
         assert x.isfinite().all()
-
-    # Relative: 33 terms added in float32, and results (dq, dk) or operands rounded to the dtype.
+    slack = 2 * (6 + abs(ulps)) * eps * scale * q.double().abs().amax(1)
+    # Relative: sums of 33 terms in float32, and results (dq, dk) or operands rounded to the dtype.
     rtol = 4e-6 if dtype == torch.float32 else 2e-3
-    assert (loss >= least.sum(1) * (1 - 4e-6) - 1e-6).all()
-    assert (loss <= most.sum(1) * (1 + 4e-6) + 1e-6).all()
-    ds = dq / scale
-    wide = rtol * (1 + grads[1].abs())
-    assert (ds >= grads[0] - wide).all()
-    assert (ds <= grads[1] + wide).all()
-    assert (-dlse >= (grads[0] - wide).sum(1)).all()
-    assert (-dlse <= (grads[1] + wide).sum(1)).all()
-    want = dq.mT @ q.double()  # sum_i scale ds_ij q_i
-    assert float((dk - want).abs().max()) <= rtol * float(want.abs().max())
+    assert ((loss.double() - want).abs() <= 2 * slack + 4e-6 * want).all()
+    assert ((dq - dq_want).abs() / scale <= slack[:, None] + rtol * (1 + dq_want.abs() / scale)).all()
+    assert ((dlse - dlse_want).abs() <= n * slack + rtol * n).all()
+    meant = dq.mT @ q.double()  # sum_i scale ds_ij q_i
+    assert float((dk - meant).abs().max()) <= rtol * float((dq.abs().mT @ q.double().abs()).max())
+
+
+@pytest.mark.parametrize("size", [3.0, 30.0])
+@pytest.mark.parametrize("negatives", [{}, {"num_negatives": 40}, {"ratio": 3.0}], ids=["dense", "drawn", "ratio"])
+def test_sharp_maps(negatives: dict[str, Any], size: float) -> None:
+    """Rows with a sharp entry and rows without: on edges, on others, on a prefix token and an unknown gene; drawn repeatedly.
+
+    Scores are of up to some 5 `size`, and what float32 leaves of them shows in the gradients.
+    """
+    q, k = leaves((2, 40, 8), (2, 40, 8))
+    check(mixed(38, weighted=True), "a", size * q, k, num_prefix=2, floor=10 * size**2, **negatives)
+
+
+def test_nonedges_are_those_of_the_cpu() -> None:
+    graph = mixed(60, weighted=True)
+    gene = torch.arange(60).repeat_interleave(61)
+    free = graph.num_free("a")[gene]
+    rank = (torch.arange(61).repeat(60) * free) // 61  # every rank of every row, and the empty ones of full rows
+    arguments = (*graph.stacked[:2], *graph.known_ranks("a"), gene, rank, graph.relation_id("a"))
+    assert torch.equal(kernels.nonedges(*arguments), torch.ops.cellattn.nonedges(*arguments))
 
 
 def test_autotuned_tiles_give_the_same(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,6 +297,7 @@ def test_autotuned_tiles_give_the_same(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert {kernel: tile for (kernel, *_), tile in config._tuned.items()} == {
         "bce_edges_fwd": config.Gather(16, 1),
         "bce_dense_fwd": config.Tile(32, 32, 2, 1, tail=None),
+        "bce_dense_fwd_rest": config.Tile(32, 32, 2, 1, tail=None),
         "bce_edges_bwd_dq": config.Gather(16, 1),
         "bce_dense_bwd_dq": config.Tile(32, 32, 2, 1, tail=None),
         "bce_dense_bwd_dk": config.Tile(16, 64, 2, 1, tail=None),
@@ -294,11 +329,11 @@ def test_small_and_large_probabilities_are_exact() -> None:
         tl.store(loss_ptr + o, kernels._loss_term(x, SIGMOID))
         tl.store(grad_ptr + o, kernels._grad_term(x, SIGMOID))
 
-    x = -torch.logspace(-6.7, 1.9, 512).float()
+    x = -torch.logspace(-0.2, 1.9, 512).float()  # up to a = 0.65
     loss, grad = torch.full_like(x, torch.nan), torch.full_like(x, torch.nan)
     entries_kernel[(1,)](x, loss, grad, N=512, SIGMOID=False)
     log_a = x.double() * torch.log(torch.tensor(2.0, dtype=torch.float64))
-    want = torch.where(log_a > -0.6, -(-torch.expm1(log_a)).log(), -torch.log1p(-log_a.exp()))
+    want = -torch.log1p(-log_a.exp())
     torch.testing.assert_close(loss.double(), want, rtol=2e-6, atol=1e-30)
     torch.testing.assert_close(grad.double(), 1 / torch.expm1(-log_a), rtol=2e-6, atol=1e-30)
     x = torch.cat([x[::2], -x[::2]])
@@ -312,11 +347,11 @@ def test_repeats_bit_for_bit() -> None:
     q, k = (x.detach().float() for x in leaves((50, 8), (50, 8)))
     graph = random_graph(49, {"a": 300})
     rows, lse = torch.tensor([4, 4, 9, 30]), torch.full((4,), 6.0)
-    problem = (
-        q, k, lse, *graph.stacked, *graph.stacked_by_column(), graph.inv_mass[rows].float(), graph.known("a"), rows, None, 0, 1,
-        0.3, True,
-    )  # fmt: skip
-    runs = [(kernels.bce_rows(*problem), *kernels.bce_rows_backward(torch.ones(4), *problem)) for _ in range(2)]
+    problem = problem_of(graph, "a", q, k, lse, rows, num_prefix=1, scale=0.3)
+    runs = []
+    for _ in range(2):
+        loss, *sharp = kernels.bce_rows(*problem)
+        runs.append((loss, *sharp, *kernels.bce_rows_backward(torch.ones(4), *sharp, *problem)))
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
@@ -328,7 +363,7 @@ def test_repeats_bit_for_bit() -> None:
         ({"k": torch.zeros(10, 8).half()}, "k: expected the dtype of q"),
         ({"k": torch.zeros(10, 8, device="meta")}, "k: expected the device of q"),
         ({"rows": torch.arange(9, device="meta")}, "rows: expected the device of q"),
-        ({"negatives": torch.zeros(9, 2, dtype=torch.int64, device="meta")}, "negatives: expected the device of q"),
+        ({"negatives": Negatives(*(torch.zeros(9, device="meta") for _ in range(4)))}, "negatives: expected the device of q"),
     ],
     ids=["float64", "257 features", "dtypes", "k elsewhere", "rows elsewhere", "negatives elsewhere"],
 )
@@ -336,12 +371,9 @@ def test_bad_input_raises_before_any_launch(change: dict[str, Tensor], message: 
     graph = random_graph(9, {"a": 20})
     right: dict[str, Any] = {"q": torch.zeros(10, 8), "k": torch.zeros(10, 8), "rows": torch.arange(9), "negatives": None}
     x = right | change
-    problem = (
-        x["q"], x["k"], torch.zeros(9), *graph.stacked, *graph.stacked_by_column(), graph.inv_mass.float(), graph.known("a"),
-        x["rows"], x["negatives"], 0, 1, 1.0, True,
-    )  # fmt: skip
+    problem = problem_of(graph, "a", x["q"], x["k"], torch.zeros(9), x["rows"], x["negatives"], num_prefix=1)
     monkeypatch.setattr(kernels, "choose_gather", lambda *_: pytest.fail("a kernel was launched"))
     with pytest.raises(ValueError, match=message):
         kernels.bce_rows(*problem)
     with pytest.raises(ValueError, match=message):
-        kernels.bce_rows_backward(torch.zeros(9), *problem)
+        kernels.bce_rows_backward(torch.zeros(9), torch.zeros(9, dtype=torch.int32), torch.zeros(9), torch.zeros(9), *problem)

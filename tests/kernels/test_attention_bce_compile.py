@@ -15,7 +15,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 N, EDGES, RELATIONS = 6607, 50_000, 2
 
 
-def launch(dtype: torch.dtype, dim: int, link: str, num_negatives: int | None) -> None:
+def launch(dtype: torch.dtype, dim: int, link: str, num_negatives: int | None, subset: bool) -> None:
     """Forward and backward of one head in storage [T, D]."""
 
     def meta(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
@@ -24,18 +24,24 @@ def launch(dtype: torch.dtype, dim: int, link: str, num_negatives: int | None) -
     stacked = meta(RELATIONS * N + 1), meta(EDGES, dtype=torch.int32), meta(EDGES, dtype=torch.float32)
     q = meta(N + 1, dim, dtype=dtype)
     row = meta(N, dtype=torch.float32)
+    drawn: tuple[torch.Tensor | None, ...] = (None, None, None, None)
+    if num_negatives is not None:
+        draws = N * num_negatives
+        drawn = meta(draws), meta(draws), meta(N + 1), meta(N, dtype=torch.float32)
+        kernels.nonedges(*stacked[:2], meta(N), meta(N), meta(draws), meta(draws), 1)
     problem = (
-        q, q, row if link == "softmax" else None,
-        *stacked, *stacked, row, meta(N, dtype=torch.bool), meta(N),
-        None if num_negatives is None else meta(N, num_negatives), 1, 1, dim**-0.5, True,
+        q, q, row if link == "softmax" else None, *stacked, *stacked, meta(RELATIONS * N, dtype=torch.float32),
+        meta(N, dtype=torch.bool), meta(N) if subset else None, *drawn, 1, 1, dim**-0.5, True,
     )  # fmt: skip
-    kernels.bce_rows(*problem)
-    kernels.bce_rows_backward(row, *problem)
+    _, *sharp = kernels.bce_rows(*problem)
+    kernels.bce_rows_backward(row, *sharp, *problem)
 
 
-def case(arch: int, dtype: str, dim: int, link: str = "softmax", num_negatives: int | None = None) -> Case:
-    note = link + ("" if num_negatives is None else "-drawn")
-    return Case(arch, dtype, dim, functools.partial(launch, DTYPES[dtype], dim, link, num_negatives), note)
+def case(
+    arch: int, dtype: str, dim: int, link: str = "softmax", num_negatives: int | None = None, *, subset: bool = False
+) -> Case:
+    note = link + ("" if num_negatives is None else "-drawn") + ("-rows" if subset else "")
+    return Case(arch, dtype, dim, functools.partial(launch, DTYPES[dtype], dim, link, num_negatives, subset), note)
 
 
 # Head dimensions: the group's 20, and one of every tile above it.
@@ -46,6 +52,8 @@ CASES = [
     case(80, "fp32", 20),
     case(90, "fp32", 128),
     case(80, "bf16", 20, "sigmoid"),
+    case(80, "bf16", 20, subset=True),
+    case(89, "bf16", 128, "softmax", 5, subset=True),
     case(80, "bf16", 20, "softmax", 5),
     case(90, "fp16", 64, "sigmoid", 5),
 ]

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import cellattn
 from cellattn import MultiGraph, reference
-from cellattn.ops.attention_bce import sample_negatives
+from cellattn.ops.attention_bce import Negatives, sample_negatives, sample_negatives_of_graph
 
 from ..compare import assert_same, everything, leaves, random_graph, values_and_grads
 
@@ -86,7 +89,7 @@ def test_negatives_are_uniform_over_valid_non_edges() -> None:
     graph = random_graph(12, {"a": 30}).extend(2, {"a": torch.tensor([[12], [3]])})
     _, edges, valid = reference.target(graph, "a")
     rows = torch.arange(14)
-    drawn = sample_negatives(graph, "a", rows, 20_000, torch.Generator().manual_seed(0))
+    drawn = sample_negatives(graph, "a", rows, 20_000, torch.Generator().manual_seed(0)).gene.reshape(14, 20_000)
     counts = torch.stack([torch.bincount(row, minlength=14) for row in drawn])
     for i in range(13):  # gene 13 is unknown: its row has no valid pair
         free = valid[i] & ~edges[i]
@@ -137,25 +140,181 @@ def test_generator_repeats_the_draw() -> None:
     assert not torch.equal(draw(0), draw(1))
 
 
-@pytest.mark.parametrize("gap", [1e-3, 1.0, 30.0, 300.0])
-def test_log_one_minus_a_near_zero_and_one(gap: float) -> None:
-    """float32 against float64, where a is near 1 in one entry and near 0 in the other."""
-    graph = MultiGraph.from_edge_index({"a": torch.tensor([[0, 1], [1, 0]])}, 2)
-    q = torch.tensor([[gap], [gap]], dtype=torch.float64)
-    k = torch.tensor([[1.0], [0.0]], dtype=torch.float64)
+WHERE = {  # a row's sharp token, of five genes after two prefix tokens: 0 and 1 are edges, 2 and 3 are none, 4 is unknown
+    "edge": 2,
+    "non-edge": 4,
+    "unknown": 6,
+    "prefix": 1,
+}
 
-    def run(dtype: torch.dtype):
-        return values_and_grads(
-            lambda q, k: cellattn.attention_bce(q, k, graph, "a", scale=1.0, reduction="none"), q.to(dtype), k.to(dtype)
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("gap", [-3.0, 1.0, 16.0, 40.0, 1000.0, 10_000.0])
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("mode", ["normalized", "binary", "drawn"])
+def test_any_gap(mode: str, where: str, gap: float, dtype: torch.dtype) -> None:
+    """One token's score stands `gap` above the others': loss and gradients are those of the float64 definition.
+
+    q is the unit matrix and scale 1, so that scores are the entries of k, without rounding. What is left: log-sum-exps of up to
+    `gap` round by eps * gap; a row adds 7 terms; no weight of a term, and no derivative of a gradient by a log-sum-exp, is
+    above 4. dq is a sum over 7 tokens of gradients times scores. Gradients come in two parts, that through the log-sum-exp and
+    the rest, which are rounded to the dtype, and so is their sum.
+    """
+    n, num_prefix = 5, 2
+    edges = torch.tensor([[0, 0, 1, 2, 3], [0, 1, 0, 2, 3]])
+    graph = MultiGraph.from_edge_index({"a": edges}, n - 1).extend(1)
+    scores = torch.linspace(-0.5, 0.5, 49, dtype=torch.float64).view(7, 7)[
+        :, torch.randperm(7, generator=torch.Generator().manual_seed(0))
+    ]
+    scores[num_prefix] = 0.25 * scores[num_prefix].round(decimals=1)
+    scores[num_prefix, WHERE[where]] += gap
+    q, k = torch.eye(7, dtype=dtype), scores.mT.contiguous().to(dtype)
+    options: dict[str, Any] = {"num_prefix": num_prefix, "scale": 1.0, "reduction": "none"}
+    options["target"] = "binary" if mode == "binary" else "normalized"
+    drawn: dict[str, Any] = {"num_negatives": 8, "generator": torch.Generator().manual_seed(1)} if mode == "drawn" else {}
+    (loss,), (dq, dk) = values_and_grads(lambda q, k: cellattn.attention_bce(q, k, graph, "a", **options, **drawn), q, k)
+    if mode == "drawn":
+        negatives = sample_negatives(graph, "a", torch.arange(n), 8, torch.Generator().manual_seed(1))
+        exact = functools.partial(with_negatives, graph, negatives, num_prefix)
+    else:
+        exact = functools.partial(reference.attention_bce, graph=graph, relation="a", **options)
+    (want,), (dq_want, dk_want) = values_and_grads(lambda q, k: exact(q, k), q.double(), k.double())
+    eps = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    noise = 16 * eps * (7 + max(gap, 1))
+    assert ((loss.double() - want).abs() <= noise + 4 * eps * want.abs()).all()
+    for got, exact_grad, factor in ((dk, dk_want, 1.0), (dq, dq_want, float(k.abs().sum(0).max()))):
+        rounding = 2 * torch.finfo(dtype).eps * (4 * factor + exact_grad.abs()) + torch.finfo(dtype).smallest_normal
+        assert ((got.double() - exact_grad).abs() <= noise * factor + rounding).all()
+
+
+def with_negatives(graph: MultiGraph, negatives: Negatives, num_prefix: int, q: Tensor, k: Tensor) -> Tensor:
+    """[N]: edges in full and each drawn non-edge with its weight, scale 1."""
+    t, edges, _ = reference.target(graph, "a")
+    log_a, log_1ma = (x[num_prefix:, num_prefix:] for x in reference.log_softmax_and_complement(q @ k.mT))
+    row = torch.arange(graph.num_nodes).repeat_interleave(negatives.ptr.diff())
+    weight = torch.where(edges, 1 - t, 0).index_put((row, negatives.gene), negatives.weight[row], accumulate=True)
+    bce = -(torch.where(edges, t * log_a, 0) + torch.where(weight > 0, weight * log_1ma, 0)).sum(-1)
+    return torch.where(edges.any(-1), bce, 0)
+
+
+@pytest.mark.parametrize("link", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("num_negatives", [None, 30])
+@pytest.mark.parametrize("size", [1.0, 10.0, 100.0])
+def test_maps_of_any_sharpness(size: float, num_negatives: int | None, link: str) -> None:
+    """Scores of standard deviation `size` in float32, where many rows have an entry near 1, against float64.
+
+    A score is rounded to 8 eps |q| |k| scale at most, in each of two places, and a log-sum-exp likewise. The weights of terms,
+    and of what they give to each score, are below 2, or 2 N for a drawn one; gradients are sums of N of these.
+    """
+    n = 30
+    graph = random_graph(n, {"a": 150}, weighted=True).extend(1)
+    q, k = leaves((2, n + 2, 8), (2, n + 2, 8), dtype=torch.float32)
+    q, k = size * q.detach(), k.detach()
+    _, lse = cellattn.attention(q, k, k)
+    assert link == "sigmoid" or size == 1 or ((q @ k.mT / 8**0.5 - lse[..., None]).amax(-1) > -1e-6).any()
+
+    def run(*x: Tensor) -> tuple[Tensor, ...]:
+        g = torch.Generator().manual_seed(0)
+        options: dict[str, Any] = {"num_prefix": 1, "num_negatives": num_negatives, "generator": g, "link": link}
+        (loss,), grads = values_and_grads(
+            lambda q, k: cellattn.attention_bce(q, k, graph, "a", reduction="none", **options), *x
         )
+        return loss, *grads
 
-    (low,), low_grads = run(torch.float32)
-    (high,), high_grads = run(torch.float64)
-    assert low.isfinite().all()
-    assert all(g.isfinite().all() for g in low_grads + high_grads)
-    # Beyond a gap of -log eps, 1 - a is below the spacing of the dtype and is held there.
-    if gap < 15:
-        torch.testing.assert_close(low.double(), high, rtol=1e-4, atol=1e-6)
+    noise = 24 * torch.finfo(torch.float32).eps * float(q.norm(dim=-1).max() * k.norm(dim=-1).max()) / 8**0.5
+    weight = 2.0 if num_negatives is None else 2.0 * n
+    largest = (1.0, float(k.abs().max()), float(q.abs().max()))
+    for got, want, factor in zip(run(q, k), run(q.double(), k.double()), largest, strict=True):
+        assert got.isfinite().all()
+        assert float((got - want).abs().max()) <= noise * weight * factor
+
+
+def test_given_lse_is_the_one_made_here() -> None:
+    """Values and gradients, where some entries are above 1/2 and some are not."""
+    graph = random_graph(20, {"a": 80})
+    q, k = leaves((21, 8), (21, 8))
+
+    def given(q: Tensor, k: Tensor) -> Tensor:
+        lse = cellattn.attention_logsumexp(q, k)
+        return cellattn.attention_bce(q, k, graph, "a", num_prefix=1, lse=lse, reduction="none")
+
+    def made(q: Tensor, k: Tensor) -> Tensor:
+        return cellattn.attention_bce(q, k, graph, "a", num_prefix=1, reduction="none")
+
+    assert_same(given, made, 3 * q, k)
+    assert_same(made, lambda q, k: reference.attention_bce(q, k, graph, "a", num_prefix=1, reduction="none"), 3 * q, k)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_checkpointing_repeats_the_draw(layers: int, use_reentrant: bool) -> None:
+    """Loss and gradient, with the caller's generator, several draws a part and several parts, which go backwards."""
+    graph = random_graph(12, {"a": 30})
+    q, k = (x.detach() for x in leaves((12, 4), (12, 4)))
+
+    def layer(x: Tensor, g: torch.Generator) -> Tensor:
+        for ratio in (None, 1.5):
+            negatives = {"num_negatives": 3} if ratio is None else {"neg_sample_ratio": ratio}
+            rows = cellattn.sample_rows(graph, "a", 6, generator=g) if ratio is None else None
+            x = x * (1 + cellattn.attention_bce(x, k, graph, "a", rows=rows, generator=g, **negatives))
+        return x.sin()
+
+    def run(wrap: bool) -> list[Tensor]:
+        x, g = q.clone().requires_grad_(), torch.Generator().manual_seed(3)
+        out = x
+        for _ in range(layers):
+            out = checkpoint(layer, out, g, use_reentrant=use_reentrant) if wrap else layer(out, g)
+        out.sum().backward()
+        assert x.grad is not None
+        return [out.detach(), x.grad, torch.rand(3, generator=g)]
+
+    assert all(torch.equal(a, b) for a, b in zip(run(False), run(True), strict=True))
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 3.0])
+def test_neg_sample_ratio(ratio: float) -> None:
+    """The mean of torch's binary cross-entropy over the edges and the drawn non-edges, as many as asked for."""
+    graph = random_graph(15, {"a": 60}).extend(2)
+    q, k = leaves((17, 4), (17, 4))
+    n, num_edges = graph.num_nodes, graph.num_edges("a")
+    negatives = sample_negatives_of_graph(graph, "a", ratio, torch.Generator().manual_seed(5))
+    row = torch.arange(n).repeat_interleave(negatives.ptr.diff())
+    edges = reference.target(graph, "a")[1]
+    assert negatives.gene.numel() == int(ratio * num_edges)
+    assert not edges[row, negatives.gene].any()
+    assert graph.known("a")[negatives.gene].all()
+    assert (graph.degree("a")[row] > 0).all()
+
+    def ours(q: Tensor, k: Tensor) -> Tensor:
+        options: dict[str, Any] = {"target": "binary", "link": "sigmoid", "generator": torch.Generator().manual_seed(5)}
+        return cellattn.attention_bce(q, k, graph, "a", neg_sample_ratio=ratio, scale=1.0, **options)
+
+    def theirs(q: Tensor, k: Tensor) -> Tensor:
+        i = torch.cat([graph.edge_index("a"), torch.stack([row, negatives.gene])], 1)
+        is_edge = (torch.arange(i.shape[1]) < num_edges).double()
+        return F.binary_cross_entropy_with_logits((q[i[0]] * k[i[1]]).sum(1), is_edge)
+
+    assert_same(ours, theirs, q, k)
+
+
+def test_neg_sample_ratio_is_uniform() -> None:
+    graph = random_graph(8, {"a": 20}).extend(1)
+    negatives = sample_negatives_of_graph(graph, "a", 2000.0, torch.Generator().manual_seed(0))
+    row = torch.arange(9).repeat_interleave(negatives.ptr.diff())
+    _, edges, valid = reference.target(graph, "a")
+    free = valid & ~edges & edges.any(1, keepdim=True)
+    counts = torch.bincount(9 * row + negatives.gene, minlength=81).view(9, 9)
+    assert counts[~free].sum() == 0
+    expected = row.numel() / int(free.sum())
+    assert (counts[free] - expected).abs().max() < 6 * expected**0.5
+
+
+def test_one_token() -> None:
+    """The only entry is 1, and so is its target."""
+    graph = MultiGraph.from_edge_index({"a": torch.tensor([[0], [0]])}, 1, edge_weight={"a": torch.tensor([49.0])})
+    (loss,), grads = values_and_grads(lambda q, k: cellattn.attention_bce(q, k, graph, "a"), *leaves((1, 3), (1, 3)))
+    assert loss == 0
+    assert all((x == 0).all() for x in grads)
 
 
 def test_gradcheck_and_double_backward() -> None:

@@ -25,16 +25,23 @@ def graph() -> MultiGraph:
     return random_graph(N, {"a": 60, "b": 40}, weighted=True)
 
 
+def differentiable(args: tuple[Any, ...]) -> bool:
+    return any(isinstance(x, Tensor) and x.requires_grad for x in args)
+
+
 def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     g = graph()
     q, k, v = leaves((2, 3, N + 1, 8), (2, 3, N + 1, 8), (2, 3, N + 1, 5))
     dout, dlse, lse = (x.detach() for x in leaves((2, 3, N + 1, 5), (2, 3, N + 1), (2, 3, N + 1)))
     mask = torch.arange(N + 1) % 3 > 0
     q1, k1, lse1, dloss = leaves((N + 1, 8), (N + 1, 8), (N,), (N,))
-    rows, negatives = torch.arange(N), torch.arange(3 * N).reshape(N, 3) % N
+    lse1 = lse1.detach().add_(9).requires_grad_()  # above any score
+    rows, every = torch.arange(N), (None, None, None, None)
+    drawn = (torch.arange(3 * N) % N, torch.arange(3 * N) // 3, torch.arange(N + 1) * 3, torch.ones(N).double())
     cut_rows, cut_columns = g.segments
     dot = (*g.stacked, *g.stacked_by_column(), *cut_rows, *cut_columns)
-    problem = (*g.stacked, *g.stacked_by_column(), g.inv_mass[:N], g.known("a"), rows)
+    problem = (*g.stacked, *g.stacked_by_column(), g.inv_mass, g.known("a"), rows)
+    sharp = torch.arange(N, dtype=torch.int32) - 1, *torch.full((2, N), 0.5).double().unbind(0)
     index, ptr = torch.tensor([1, 5, 3]), torch.tensor([0, 2, 2, 3])
     head = leaves((3, 8), (N, 8), (N, 5), (3,), (3, 5))
     sets = leaves((3, 2, 4), (3, 2, 4), (3, 2, 4))
@@ -76,13 +83,15 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
             (torch.ones(2, 2 * N).double(), q.detach(), torch.ones(2, 2 * N, 8).double(), *g.stacked_by_column(),
              *cut_columns, [0, 1], [2, 0], None, [N, N], 1),
         ),
-        "bce_rows": (OPS.bce_rows, (q1, k1, lse1, *problem, None, 0, 1, 0.3, True)),
-        "bce_rows sampled": (OPS.bce_rows, (q1, k1, lse1, *problem, negatives, 0, 1, 0.3, True)),
-        "bce_rows sigmoid": (OPS.bce_rows, (q1, k1, None, *problem, None, 0, 1, 0.3, False)),
+        "bce_rows": (OPS.bce_rows, (q1, k1, lse1, *problem, *every, 0, 1, 0.3, True)),
+        "bce_rows all": (OPS.bce_rows, (q1, k1, lse1, *problem[:-1], None, *every, 0, 1, 0.3, True)),
+        "bce_rows sampled": (OPS.bce_rows, (q1, k1, lse1, *problem, *drawn, 0, 1, 0.3, True)),
+        "bce_rows sigmoid": (OPS.bce_rows, (q1, k1, None, *problem, *every, 0, 1, 0.3, False)),
         "bce_rows_backward": (
             OPS.bce_rows_backward,
-            (*(x.detach() for x in (dloss, q1, k1, lse1)), *problem, None, 0, 1, 0.3, True),
+            (dloss.detach(), *sharp, *(x.detach() for x in (q1, k1, lse1)), *problem, *every, 0, 1, 0.3, True),
         ),
+        "nonedges": (OPS.nonedges, (*g.stacked[:2], *g.known_ranks("b"), rows, torch.arange(N) % 3, 1)),
         "set_sum": (OPS.set_sum, (sets[0].detach().flatten(1).requires_grad_(), ptr)),
         "set_attention": (OPS.set_attention, (*sets, ptr)),
         "set_attention bound": (OPS.set_attention, (*sets, ptr, 4, True)),
@@ -152,6 +161,31 @@ def test_opcheck(name: str) -> None:
 def test_every_operator_is_checked() -> None:
     registered = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("cellattn::")}
     assert registered == {name.split(" ")[0] for name in cases()}
+
+
+@pytest.mark.parametrize("name", [name for name, (op, args) in cases().items() if differentiable(args)])
+def test_a_backward_unpacks_each_saved_tensor_once(name: str) -> None:
+    """Non-reentrant checkpointing hands out each of them a single time."""
+    op, args = cases()[name]
+    times: list[int] = []
+
+    def unpack(saved: tuple[int, Tensor]) -> Tensor:
+        position, x = saved
+        times[position] += 1
+        return x
+
+    def pack(x: Tensor) -> tuple[int, Tensor]:
+        times.append(0)
+        return len(times) - 1, x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        outputs = op(*args)
+        outputs = outputs if isinstance(outputs, (tuple, list)) else [outputs]
+        total = sum(x.double().sum() for x in outputs if x.requires_grad)
+        count = len(times)  # the sums above save nothing that is counted below
+    total.backward()
+    assert count > 0
+    assert max(times[:count]) == 1
 
 
 def losses(q: Tensor, k: Tensor, v: Tensor, g: MultiGraph, rows: Tensor | None) -> tuple[Tensor, ...]:
