@@ -178,10 +178,13 @@ def test_an_extension_without_cuda_says_so(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_mask_that_does_not_fit_says_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
     p = problem(3, 40, [60], 9)
     monkeypatch.setattr(_sets, "_WORTH_ASKING", 0)
-    monkeypatch.setattr(_sets, "available_memory", lambda device: 100)
-    with pytest.raises(MemoryError, match=r"360 bytes on cpu for a mask of 40 genes by 9 samples, .* 100 .*packed=True"):
+    monkeypatch.setattr(_sets, "available_memory", lambda device: 330)
+    with pytest.raises(MemoryError, match=r"360 bytes on cpu for a mask of 40 genes by 9 samples, .* 330 .*packed=True"):
         cellattn.khop_mask(*p, 1)
     assert cellattn.khop_mask(*p, 1, packed=True).shape == (40, 1)
+    monkeypatch.setattr(_sets, "available_memory", lambda device: 100)
+    with pytest.raises(MemoryError, match=r"320 bytes on cpu for the sets of 40 genes in 9 samples, as bits"):
+        cellattn.khop_mask(*p, 1, packed=True)
 
 
 def test_a_failed_allocation_says_what_to_lower() -> None:
