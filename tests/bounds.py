@@ -144,7 +144,7 @@ class Bounded(Tensor):
     """Exact values, their sizes, and a bound on the error of each."""
 
     def __new__(cls, value: Tensor, *_: Any) -> Bounded:
-        return Tensor._make_wrapper_subclass(cls, value.shape, strides=value.stride(), dtype=value.dtype)
+        return Tensor._make_wrapper_subclass(cls, value.shape, strides=value.stride(), dtype=value.dtype, device=value.device)
 
     def __init__(self, value: Tensor, magnitude: Tensor, error: Tensor, arithmetic: Arithmetic) -> None:
         super().__init__()
