@@ -1,6 +1,7 @@
-"""The library's launchers on the machine: `with ptx.device(arch=80): attention(q, k, v, None, 0.3)`, tensors on the CPU.
+"""The library on the machine: `with ptx.device(arch=80): cellattn.attention(q, k, v)`, tensors on the CPU.
 
-Launches are compiled as the just-in-time compiler would compile them for the chip, and executed instead of sent to it.
+Ops, their gradients too, take the way that they take on a GPU, through the launchers in kernels/. Launches are compiled as
+the just-in-time compiler would compile them for the chip, and executed instead of sent to it.
 What launchers allocate starts as bytes that nothing wrote; tensors from outside are inputs, which no kernel may write.
 """
 
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 import triton
 from torch import Tensor
+from torch._C import DispatchKey
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
@@ -38,6 +40,8 @@ _EMPTY = {
     torch.ops.aten.new_empty.default,
     torch.ops.aten.new_empty_strided.default,
 }
+# Where an operator of the library may have an implementation in Python, and how it is called; CUDA comes first.
+_IN_PYTHON = {"CUDA": DispatchKey.CUDA, "CPU": DispatchKey.CPU, "CompositeExplicitAutograd": DispatchKey.CPU}
 
 
 def bytes_at(pointer: int, size: int) -> np.ndarray:
@@ -54,7 +58,10 @@ class Made:
 
 
 class Allocations(TorchDispatchMode):
-    """Watches which storages are made, and which of their bytes PyTorch itself writes."""
+    """Watches which storages are made, and which of their bytes PyTorch itself writes; takes ops of the library to CUDA.
+
+    An operator whose CUDA implementation is in Python is called with it, on the CPU tensors that are there.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,6 +69,10 @@ class Allocations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        for implemented, key in _IN_PYTHON.items() if func.namespace == "cellattn" else ():
+            if f"{func._schema.name.replace('::', '/')}/{implemented}" in torch.library._impls:
+                with self:
+                    return func.redispatch(torch._C.DispatchKeySet(key), *args, **kwargs)
         out = func(*args, **kwargs)
         given = list(zip(func._schema.arguments, args, strict=False))
         given += [(a, kwargs[a.name]) for a in func._schema.arguments if a.name in kwargs]
@@ -180,7 +191,7 @@ class Device:
 
 @contextmanager
 def device(arch: int = 80, *, order: int | None = None, mutate: Callable[[str, str], str] | None = None) -> Iterator[Device]:
-    """Launches of Triton kernels are executed as compiled for the chip `arch`; launchers see that chip.
+    """Launches of Triton kernels are executed as compiled for the chip `arch`; ops take their CUDA way, and see that chip.
 
     Args:
         order: seed of the order of the CTAs; None: ascending.

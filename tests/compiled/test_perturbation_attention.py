@@ -1,0 +1,44 @@
+"""The correction of each set in the perturbation head, compiled."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from torch import Tensor
+
+from cellattn.kernels import perturbation_attention as kernels
+
+from .. import ptx
+from ..bounds import assert_within, with_bounds
+from ..interpreter.test_perturbation_attention import BATCHES, SCALE, correction, inputs, ragged
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+CASES = [(80, "bf16", 20, 20, batch) for batch in ("ordinary", "empty sets", "one gene in many sets", "no entries")]
+MORE = [
+    *((80, "bf16", d, d, "ordinary") for d in (1, 32, 64, 100, 128, 256)),
+    *((80, "fp16", d, d, "every gene") for d in (20, 64)),
+    *((80, "fp32", d, d, "one gene in many sets") for d in (20, 64, 128)),
+    *((arch, "bf16", d, d, "one gene in many sets") for arch in (89, 90) for d in (20, 64, 128)),
+]
+
+
+@pytest.mark.parametrize(
+    ("arch", "dtype", "d", "v", "batch"),
+    [*CASES, *(pytest.param(*case, marks=pytest.mark.tile(i)) for i, case in enumerate(MORE))],
+)
+def test_values_and_gradients(arch: int, dtype: str, d: int, v: int, batch: str) -> None:
+    index, ptr = ragged(BATCHES[batch])
+    tensors = inputs((2,), index, ptr, d, v, DTYPES[dtype])
+    query, key, value, lse, override = tensors
+    dz = torch.randn(*query.shape[:-1], v, generator=torch.Generator().manual_seed(3)).to(query.dtype)
+    problem = (query, key, value, lse, index, ptr, override, SCALE)
+    runs: list[list[Tensor]] = []
+    for order in (None, 1):
+        with ptx.device(arch, order=order):
+            runs.append([kernels.perturbation_correction(*problem), *kernels.perturbation_correction_backward(dz, *problem)])
+    wanted = with_bounds(functools.partial(correction, index=index, ptr=ptr), tensors, [dz])
+    for name, a, again, b in zip(("z", "dquery", "dkey", "dvalue", "dlse", "doverride"), *runs, wanted, strict=True):
+        assert torch.equal(a, again), f"{name} depends on the order of the CTAs"
+        assert_within(a, b, name)
