@@ -17,8 +17,7 @@ from typing import NamedTuple, TypeVar
 import torch
 import triton
 from torch import Tensor
-from triton.compiler.errors import CompilationError
-from triton.runtime.errors import OutOfResources
+from triton.errors import TritonError
 
 from cellattn._check import require
 
@@ -364,15 +363,21 @@ def _tuned_or(tile: Shape, kernel: str, x: Tensor, dim: int, launch: Callable[[S
 
 
 def search(tile: Shape, launch: Callable[[Shape], None]) -> Shape:
-    """The fastest of a tile and its neighbours."""
+    """The fastest of a tile and its neighbours; what the first refused one raised, if none can be launched."""
     candidates: list[Shape] = [tile, *tile.neighbours]
-    times = {near: milliseconds(launch, near) for near in candidates}
+    times: dict[Shape, float] = {}
+    errors: list[Exception] = []
+    for near in candidates:
+        try:
+            times[near] = milliseconds(launch, near)
+        except (TritonError, RuntimeError) as error:  # ptxas or a pass of Triton refuses it, or the chip has no room for it
+            errors.append(error)
+            print(f"cellattn: {near!r} is left out: {type(error).__name__}: {str(error).strip()[:200]}", flush=True)
+    if not times:
+        raise errors[0]
     return min(times, key=times.__getitem__)
 
 
 def milliseconds(launch: Callable[[Shape], None], tile: Shape) -> float:
-    """Median time of a launch; infinite for a tile that this Triton cannot compile, or that the chip has no room for."""
-    try:
-        return float(triton.testing.do_bench(functools.partial(launch, tile), return_mode="median"))
-    except (OutOfResources, CompilationError, RuntimeError):
-        return float("inf")
+    """Median time of a launch."""
+    return float(triton.testing.do_bench(functools.partial(launch, tile), return_mode="median"))
