@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
@@ -14,7 +15,7 @@ REFUSALS = [
     OutOfResources(200_000, 100_000, "shared memory"),
     RuntimeError("PassManager::run failed"),
 ]
-REFUSALS += [CompilationError("", None, "no such instruction")]  # type: ignore[arg-type, list-item]
+REFUSALS += [CompilationError("", None, "no such instruction")]
 
 
 def timed(launch, tile) -> float:
@@ -57,3 +58,14 @@ def test_what_is_no_refusal_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) ->
 
     with pytest.raises(TypeError, match="a bug"):
         config.search(Tile(64, 64, 4, 2), launch)
+
+
+@pytest.mark.parametrize(
+    ("multiprocessors", "programs", "parts"),
+    [(84, 104, 2), (108, 104, 2), (84, 126, 1), (132, 468, 1), (108, 1, 26), (108, 20, 11)],
+)
+def test_parts_bring_the_programs_near_to_two_a_multiprocessor(
+    multiprocessors: int, programs: int, parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "num_multiprocessors", lambda device: multiprocessors)
+    assert config.parts_for(programs, 6607, 64, torch.device("cpu"))[0] == parts
