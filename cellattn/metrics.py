@@ -267,7 +267,7 @@ def edge_recovery(
         block_rows: rows scored at a time.
 
     Returns:
-        A float in [0, 1]; NaN for a graph without a valid edge.
+        A float in [0, 1]; NaN for a graph without a valid edge, and where a score is NaN, which has no place in an order.
 
     Raises:
         ValueError: a shape, dtype or relation that does not fit.
@@ -291,6 +291,8 @@ def edge_recovery(
     hits = 0
     for rows in degree.nonzero().squeeze(-1).split(block_rows):
         scores = (q[rows] @ k.mT).masked_fill(~known, float("-inf"))
+        if scores.isnan().any():
+            return math.nan
         first, last = torch.searchsorted(source, torch.stack([rows[0], rows[-1] + 1])).tolist()
         edges = torch.zeros_like(scores, dtype=torch.bool)
         edges[torch.searchsorted(rows, source[first:last]), target[first:last]] = True

@@ -250,9 +250,10 @@ def _bce_rows(q: Tensor, k: Tensor, lse: Tensor | None, *problem: Any) -> tuple[
     sharp = torch.full((num_leading, num_rows), -1, dtype=torch.int64)
     # A single token has a = 1, the target of its only pair if that is an edge: nothing to lose.
     nothing = lse is not None and keys.shape[1] == 1
+    genes = _known_keys(keys, problem[7], num_prefix)
     for block in [] if nothing else _blocks(*problem, dtype=keys.dtype):
         for lead in range(num_leading):
-            s = scale * block.scores(queries[lead], keys[lead, num_prefix:])
+            s = scale * block.scores(queries[lead], genes[lead])
             if totals is None:
                 entries = (block.positive + block.negative) * F.softplus(s) - block.positive * s
             else:
@@ -304,9 +305,10 @@ def _bce_rows_backward(
     dlse = torch.zeros_like(dloss) if totals is not None else dloss.new_zeros(0)
     sharp, rest, pull = (x.reshape(num_leading, -1) for x in (sharp, rest, pull))
     nothing = lse is not None and keys.shape[1] == 1
+    genes = _known_keys(keys, problem[7], num_prefix)
     for block in [] if nothing else _blocks(*problem, dtype=keys.dtype):
         for lead in range(num_leading):
-            s = scale * block.scores(queries[lead], keys[lead, num_prefix:])
+            s = scale * block.scores(queries[lead], genes[lead])
             if totals is None:
                 ds = (block.positive + block.negative) * s.sigmoid() - block.positive
             else:
@@ -317,7 +319,7 @@ def _bce_rows_backward(
             ds *= block.spread(dloss[lead])
             if totals is not None:
                 dlse[lead, block.rows] = -block.sum(ds)
-            dqueries[lead, block.rows] = block.times_keys(ds, keys[lead, num_prefix:])
+            dqueries[lead, block.rows] = block.times_keys(ds, genes[lead])
             dkeys[lead, num_prefix:] += block.times_queries(ds, queries[lead])
     for lead, here, token, s in _sharp_rows(sharp, queries, keys, scale):
         # -1 in the place of the sharp entry, which gets pull where others get their share of -pull
@@ -398,6 +400,11 @@ def _flat(
     totals = None if lse is None else lse.reshape(num_leading, queries.shape[-2])
     queries, keys = (x.reshape(num_leading, *x.shape[-2:]) for x in (queries, k.to(dtype)))
     return queries, keys, totals
+
+
+def _known_keys(keys: Tensor, known: Tensor, num_prefix: int) -> Tensor:
+    """[L, N, D], zeros for unknown genes: they are in no pair of the loss, and may hold anything."""
+    return keys[:, num_prefix:].masked_fill(~known[:, None], 0)
 
 
 def _sharp_rows(sharp: Tensor, queries: Tensor, keys: Tensor, scale: float) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
