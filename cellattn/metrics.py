@@ -34,6 +34,7 @@ def _values(name: str, value: Any) -> Tensor:
     """A metric's input as a detached float64 vector on the CPU."""
     require_tensor(name, value)
     require(not value.is_complex(), f"{name}: expected real values, got a {describe(value)}")
+    require(value.device.type != "meta", f"{name}: expected a tensor that holds values, got one on device meta")
     return value.detach().reshape(-1).to("cpu", torch.float64)
 
 
@@ -52,49 +53,92 @@ def _over_ranks(state: Any) -> list[Any]:
     return states
 
 
+_MIN_EXPONENT = -1074  # of the smallest float64
+
+
+def _unit(largest: Tensor) -> Tensor:
+    """The largest power of two that is no larger than each entry, 1 for entries of 0: dividing by it rounds nothing."""
+    mantissa, _ = torch.frexp(largest)
+    return torch.where(largest > 0, largest / (2 * mantissa), 1)
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Frobenius norms [...] of float64 matrices [..., N, d], at any scale."""
+    if x.shape[-2:].numel() == 0:
+        return x.new_zeros(x.shape[:-2])
+    unit = _unit(x.abs().amax((-2, -1), keepdim=True))
+    return torch.linalg.matrix_norm(x / unit) * unit[..., 0, 0]
+
+
+class _Side(NamedTuple):
+    """What is known of one side of the pairs, in units of 2^exponent, in which no value is as large as 2.
+
+    The mean is `first + mean`, the second the small one: differences of means are exact where values differ in last digits.
+    """
+
+    exponent: int = _MIN_EXPONENT
+    first: float = 0.0  # the first value
+    mean: float = 0.0
+    square: float = 0.0  # sum of centred squares
+
+    def rescaled(self, exponent: int) -> _Side:
+        shift = self.exponent - exponent
+        return _Side(exponent, math.ldexp(self.first, shift), math.ldexp(self.mean, shift), math.ldexp(self.square, 2 * shift))
+
+
 class _Moments(NamedTuple):
     """Count, means, and sums of centred products of pairs (x, y)."""
 
     n: int = 0
-    mean_x: float = 0.0
-    mean_y: float = 0.0
-    xx: float = 0.0
-    yy: float = 0.0
-    xy: float = 0.0
+    x: _Side = _Side()
+    y: _Side = _Side()
+    product: float = 0.0  # sum of centred products, in units of 2^(x.exponent + y.exponent)
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor) -> _Moments:
         if len(x) == 0:
             return cls()
-        # centred at the first value first, so that constant input has exactly no variance
-        mean_x, mean_y = (v[0] + (v - v[0]).mean() for v in (x, y))
-        dx, dy = x - mean_x, y - mean_y
-        return cls(len(x), float(mean_x), float(mean_y), float(dx @ dx), float(dy @ dy), float(dx @ dy))
+        sides: list[_Side] = []
+        centred: list[Tensor] = []
+        for v in (x, y):
+            largest = float(v.abs().max())
+            exponent = math.frexp(largest)[1] - 1 if 0 < largest < math.inf else _MIN_EXPONENT
+            v = v / math.ldexp(1.0, exponent)
+            # centred at the first value first, so that constant input has exactly no variance
+            d = v - v[0]
+            mean = d.mean()
+            d = d - mean
+            centred.append(d)
+            sides.append(_Side(exponent, float(v[0]), float(mean), float(d @ d)))
+        return cls(len(x), sides[0], sides[1], float(centred[0] @ centred[1]))
 
     def merge(self, other: _Moments) -> _Moments:
         """Chan, Golub, LeVeque 1979: pairwise update, exact up to rounding and free of cancellation."""
         if self.n == 0 or other.n == 0:
             return self if other.n == 0 else other
         n = self.n + other.n
-        dx, dy = other.mean_x - self.mean_x, other.mean_y - self.mean_y
         share, common = other.n / n, self.n * other.n / n
-        return _Moments(
-            n,
-            self.mean_x + dx * share,
-            self.mean_y + dy * share,
-            self.xx + other.xx + dx * dx * common,
-            self.yy + other.yy + dy * dy * common,
-            self.xy + other.xy + dx * dy * common,
-        )
+        x, y = max(self.x.exponent, other.x.exponent), max(self.y.exponent, other.y.exponent)
+        a, b = self._rescaled(x, y), other._rescaled(x, y)
+        dx, dy = ((v.first - u.first) + (v.mean - u.mean) for u, v in ((a.x, b.x), (a.y, b.y)))
+        merged = [
+            _Side(u.exponent, u.first, u.mean + d * share, u.square + v.square + d * d * common)
+            for u, v, d in ((a.x, b.x, dx), (a.y, b.y, dy))
+        ]
+        return _Moments(n, merged[0], merged[1], a.product + b.product + dx * dy * common)
+
+    def _rescaled(self, x: int, y: int) -> _Moments:
+        shift = self.x.exponent - x + self.y.exponent - y
+        return _Moments(self.n, self.x.rescaled(x), self.y.rescaled(y), math.ldexp(self.product, shift))
 
     def correlation(self) -> float:
-        scale = self.xx**0.5 * self.yy**0.5
-        r = self.xy / scale if scale != 0 else math.nan
+        scale = self.x.square**0.5 * self.y.square**0.5
+        r = self.product / scale if scale != 0 else math.nan
         return r if math.isnan(r) else min(1.0, max(-1.0, r))  # rounding may leave [-1, 1]
 
 
 class PearsonCorr:
-    """Pearson correlation of all pairs seen since the last reset, in float64, in constant memory."""
+    """Pearson correlation of all pairs since the last reset, in float64, in constant memory, at any scale of either side."""
 
     def __init__(self) -> None:
         self._state = _Moments()
@@ -179,8 +223,9 @@ def oversmoothing(h: Tensor) -> float:
     require_tensor("h", h, dtypes=FLOAT_DTYPES)
     require(h.ndim >= 2, f"h: expected [..., N, d], got a {describe(h)}")
     h = h.detach().double()
-    centred = h - h.mean(-2, keepdim=True)
-    return float((torch.linalg.matrix_norm(centred) / torch.linalg.matrix_norm(h)).mean())
+    centred = h / 2 - h[..., :1, :] / 2  # equal tokens are exactly 0; halves, since a difference may overflow
+    centred = centred - centred.mean(-2, keepdim=True)
+    return float((_norm(centred) / _norm(h / 2)).mean())
 
 
 def residual_update_ratio(x_in: Tensor, x_out: Tensor) -> float:
@@ -199,8 +244,8 @@ def residual_update_ratio(x_in: Tensor, x_out: Tensor) -> float:
     require_tensor("x_out", x_out, dtypes=FLOAT_DTYPES)
     require(x_in.ndim >= 2, f"x_in: expected [..., N, d], got a {describe(x_in)}")
     require_same("shape", x_in=list(x_in.shape), x_out=list(x_out.shape))
-    x_in, x_out = x_in.detach().double(), x_out.detach().double()
-    return float((torch.linalg.matrix_norm(x_out - x_in) / torch.linalg.matrix_norm(x_in)).mean())
+    x_in, x_out = x_in.detach().double() / 2, x_out.detach().double() / 2  # halves, since a difference may overflow
+    return float((_norm(x_out - x_in) / _norm(x_in)).mean())
 
 
 class LayerRecord(NamedTuple):
@@ -280,10 +325,12 @@ def edge_recovery(
     require(block_rows >= 1, f"block_rows: expected at least 1, got {block_rows}")
     tokens = num_prefix + graph.num_nodes
     require(len(q) == tokens, f"q: expected num_prefix + num_nodes = {tokens} tokens, got {len(q)}")
-    scale = q.shape[1] ** -0.5 if scale is None else scale
     # at least float32: scores rounded to 16 bits tie
     dtype = torch.promote_types(q.dtype, torch.float32)
-    q, k = scale * q.detach()[num_prefix:].to(dtype), k.detach()[num_prefix:].to(dtype)
+    q, k = q.detach()[num_prefix:].to(dtype), k.detach()[num_prefix:].to(dtype)
+    if q.numel():  # neither overflow nor underflow has a part in the order within a row
+        q, k = q / _unit(q.abs().amax(1, keepdim=True)), k / _unit(k.abs().max())
+    q = q if scale is None or scale > 0 else -q if scale < 0 else q * scale
     known, degree = graph.known(relation), graph.degree(relation)
     source, target = graph.edge_index(relation)  # both ends known: the graph holds no other edge
     if len(source) == 0:

@@ -99,6 +99,105 @@ def test_undefined_is_nan(metric: Any, x: Any, y: Any) -> None:
 
 
 @BOTH
+@pytest.mark.parametrize("sizes", [[60], [1, 20, 9, 30]], ids=["whole", "batches"])
+@pytest.mark.parametrize("scales", [(1e-200, 1e200), (1e-310, 1), (1e300, 1e-300), (2e307, 2e307), (1e-5, 1e-5)], ids=str)
+def test_scale_does_not_matter(metric: Any, sizes: list[int], scales: tuple[float, float]) -> None:
+    """Squares of these are 0 or infinite. Values near 1e-310 have 43 bits: relative errors of 1e-13."""
+    x, y = pairs(60)
+    want, got = metric(), metric()
+    want.update(x, y)
+    for one, other in zip((x * scales[0]).split(sizes), (y * scales[1]).split(sizes), strict=True):
+        got.update(one, other)
+    assert got.compute() == pytest.approx(want.compute(), abs=1e-12 if min(scales) > 1e-307 else 1e-11)
+
+
+@BOTH
+def test_powers_of_two_change_no_bit(metric: Any) -> None:
+    x, y = pairs(60)
+    want, got = metric(), metric()
+    for one, other in zip(x.split(20), y.split(20), strict=True):
+        want.update(one, other)
+        got.update(one * 2.0**900, other * 2.0**-800)
+    assert got.compute() == want.compute()
+
+
+@BOTH
+def test_batches_of_different_scale(metric: Any) -> None:
+    """A large batch decides, whichever comes first; one of zeros has no scale."""
+    x, y = pairs(60)
+    zeros = torch.zeros(20, dtype=torch.float64)
+    for order in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):
+        parts = [(zeros, zeros), (x[:20] * 1e-200, y[:20] * 1e-180), (x[20:] * 1e-190, y[20:] * 1e-200)]
+        corr = metric()
+        for part in order:
+            corr.update(*parts[part])
+        whole = [torch.cat(side) * scale for side, scale in zip(zip(*parts, strict=True), (1e190, 1e180), strict=True)]
+        assert corr.compute() == pytest.approx(SCIPY[metric](*whole).statistic, abs=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [[64], [7, 1, 56]], ids=["whole", "batches"])
+@pytest.mark.parametrize("mean", [1e6, 2.0**52, -(2.0**52), 2.0**200], ids=str)
+def test_variance_in_the_last_digits(sizes: list[int], mean: float) -> None:
+    """Steps of one unit in the last place: what a rounded mean would lose. All of it is exact here but the quotient."""
+    generator = torch.Generator().manual_seed(0)
+    steps = torch.randint(0, 9, (64,), generator=generator).double()
+    y = steps + torch.randint(0, 9, (64,), generator=generator)
+    x = mean + steps * math.ulp(mean)
+    corr = PearsonCorr()
+    for one, other in zip(x.split(sizes), y.split(sizes), strict=True):
+        corr.update(one, other)
+    assert corr.compute() == pytest.approx(stats.pearsonr(steps, y).statistic, abs=1e-13)
+
+
+@BOTH
+@pytest.mark.parametrize("constant", [1e-320, 1e200, -1e308, 0.1], ids=str)
+def test_constants_of_any_scale_are_constant(metric: Any, constant: float) -> None:
+    corr = metric()
+    for size in (3, 7, 1):
+        corr.update(torch.full((size,), constant, dtype=torch.float64), torch.arange(size).double())
+    assert math.isnan(corr.compute())
+
+
+@BOTH
+def test_the_largest_numbers(metric: Any) -> None:
+    x = torch.tensor([1.7e308, -1.7e308, 1.6e308, 0.0], dtype=torch.float64)
+    corr = metric()
+    corr.update(x, x)
+    assert corr.compute() == pytest.approx(1, abs=1e-15)
+    corr.update(torch.tensor([math.inf]), torch.tensor([1.0]))
+    assert math.isnan(corr.compute()) == (metric is PearsonCorr)  # infinity has a rank, and no distance
+
+
+@BOTH
+def test_values_are_looked_at(metric: Any) -> None:
+    with pytest.raises(ValueError, match="pred: expected a tensor that holds values, got one on device meta"):
+        metric().update(torch.zeros(3, device="meta"), torch.zeros(3))
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e30, 1e200, 1e307], ids=str)
+def test_health_of_layers_at_any_scale(scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    h, g = torch.randn(2, 3, 11, 4, dtype=torch.float64, generator=generator).unbind(0)
+    assert oversmoothing(h * scale) == pytest.approx(oversmoothing(h), rel=1e-13)
+    assert residual_update_ratio(h * scale, g * scale) == pytest.approx(residual_update_ratio(h, g), rel=1e-13)
+    constant = torch.full((5, 3), scale / 3, dtype=torch.float64)
+    assert oversmoothing(constant) == 0
+    assert residual_update_ratio(constant, constant) == 0
+    assert math.isnan(oversmoothing(torch.zeros(5, 3)))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30], ids=str)
+@pytest.mark.parametrize("sign", [None, 0.5, -2.0], ids=str)
+def test_edge_recovery_at_any_scale(scale: float, sign: float | None) -> None:
+    """Products of these are 0 or infinite in float32."""
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 30, 8, generator=generator).unbind(0)
+    graph = MultiGraph.from_edge_index({"a": torch.randint(30, (2, 200), generator=generator)}, 30)
+    want = edge_recovery(q, k, graph, "a", scale=sign)
+    assert edge_recovery(q * scale, k * scale, graph, "a", scale=sign) == want
+
+
+@BOTH
 def test_bad_pairs(metric: Any) -> None:
     with pytest.raises(ValueError, match=r"target: expected the shape of pred, \[3, 1\], got \[3\]"):
         metric().update(torch.zeros(3, 1), torch.zeros(3))
