@@ -11,9 +11,11 @@ import json
 import os
 import stat
 import uuid
+import warnings
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from math import isqrt
 from numbers import Real
 from pathlib import Path
@@ -22,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._check import describe, require, require_count, require_mapping, require_tensor, unknown
+from ._check import describe, require, require_choice, require_count, require_mapping, require_tensor, unknown
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -85,26 +87,36 @@ class MultiGraph:
         self._weight = weight  # float32 or float64 [E], > 0
         self._known = known  # bool [K, N]
         self._offset: list[int] = rowptr[:: self.num_nodes].tolist()
-        self._max_degree: list[int] = [int(self.degree(name).max()) for name in relations]
+        degree = rowptr.diff()
+        by_relation = degree.view(known.shape)
+        self._max_degree: list[int] = by_relation.amax(1).tolist()
+        self._rows_with_edges: list[int] = by_relation.clamp_max(1).sum(1).tolist()
         self._num_known: list[int] = known.sum(1).tolist()
-        degree = rowptr.diff().view(known.shape)
         self._by_rank, self._rank_of = torch.argsort(~known, stable=True), known.cumsum(1) - 1
-        self._num_free = known.sum(1, keepdim=True) - degree
-        self._free_ends = torch.where(degree > 0, self._num_free, 0).cumsum(1)
-        self._rows_with_edges: list[int] = [int((self.degree(name) > 0).sum()) for name in relations]
-        self._inv_mass, self._entropy = _row_targets(rowptr, weight)
-        self._inv_mass32, self._entropy32 = self._inv_mass.float(), self._entropy.float()
-        self._without_edge = (self._inv_mass == 0).view(len(relations), self.num_nodes)
-        self._num_counted = (~self._without_edge).sum(1).clamp_min(1)
+        self._num_free = known.sum(1, keepdim=True) - by_relation
+        self._free_ends = torch.where(by_relation > 0, self._num_free, 0).cumsum(1)
+        double = _row_targets(rowptr, weight, self.num_nodes)
+        self._targets = double, double._replace(inv_mass=double.inv_mass.float(), entropy=double.entropy.float())
         # Not made when first needed, as the transpose is: how many segments there are depends on values, which a compiled
         # region cannot look at.
-        in_degree = [self.col(name).bincount(minlength=self.num_nodes) for name in relations]
-        self._segments = (
-            cut_rows(rowptr.diff(), self.num_nodes),
-            cut_rows(torch.cat([rowptr.new_empty(0), *in_degree]), self.num_nodes),
-        )
+        self._segments = self._cut(degree)
         self._transpose: Transpose | None = None
         self._weight_by_column: Tensor | None = None
+
+    @cached_property
+    def _lightest(self) -> float:
+        """The smallest weight."""
+        return float(self._weight.min()) if self._weight.numel() else 1.0
+
+    def _cut(self, degree: Tensor) -> tuple[Segments, Segments]:
+        """`cut_rows` of the rows and of the columns, which are not counted where none can be long."""
+        num_relations, n = len(self.relations), self.num_nodes
+        whole = Segments(degree.new_zeros(num_relations * n + 1), degree.new_empty(0), (0,) * (num_relations + 1))
+        by_row = cut_rows(degree, n) if max(self._max_degree, default=0) > SEGMENT else whole
+        most = max((self.num_edges(name) for name in self.relations), default=0)
+        if min(n, most) <= SEGMENT:
+            return by_row, whole
+        return by_row, cut_rows(torch.cat([self.col(name).bincount(minlength=n) for name in self.relations]), n)
 
     # ------------------------------------------------------------------------------------------------ constructors
 
@@ -116,6 +128,7 @@ class MultiGraph:
         *,
         edge_weight: Mapping[str, Tensor] | None = None,
         undirected: bool | Collection[str] = False,
+        undirected_reduce: str = "max",
         known: Mapping[str, Tensor] | None = None,
     ) -> Self:
         """Build from one COO edge list a relation.
@@ -126,7 +139,10 @@ class MultiGraph:
             edge_weight: relation -> floating tensor [E], finite and not negative; relations left out have weight 1.
                 An entry of weight 0 is no edge and is dropped. The weights of a duplicate edge are added, duplicates
                 without weights count once. The weights of a row add to between 1e-30 and 1e30.
-            undirected: True, or the names of the relations to symmetrise: A <- max(A, Aᵀ).
+            undirected: True, or the names of the relations to symmetrise.
+            undirected_reduce: "max": A <- max(A, Aᵀ), as for a table that may hold a pair in both directions; "sum": A + Aᵀ,
+                as PyG's `to_undirected` does by default, where a self-loop counts twice. Relations without weights keep
+                weight 1 either way.
             known: relation -> bool [N], the genes whose pairs were measured (default: all). Unmeasured pairs enter no
                 loss, so an edge at an unknown gene is refused.
 
@@ -147,6 +163,7 @@ class MultiGraph:
             for name in given:
                 if name not in relations:
                     unknown(f"{argument} relation", name, relations)
+        require_choice("undirected_reduce", undirected_reduce, ("max", "sum"))
         symmetric = _undirected_set(undirected, relations)
         devices = {name: index.device for name, index in edge_index.items() if isinstance(index, Tensor)}
         require(len(set(devices.values())) <= 1, f"edge_index: expected all relations on one device, got {devices}")
@@ -160,7 +177,9 @@ class MultiGraph:
             weight = _check_weight(name, weights.get(name), row.numel(), device, dtype)
             mask = _check_known(name, knowns.get(name), num_nodes, device)
             _check_edges_known(where, row, col, mask)
-            parts.append((*_coalesce(row, col, weight, num_nodes, name in symmetric, dtype), mask))
+            parts.append(
+                (*_coalesce(row, col, weight, num_nodes, undirected_reduce if name in symmetric else None, dtype), mask)
+            )
         return cls._stack(relations, parts, num_nodes, device, dtype)
 
     @classmethod
@@ -188,11 +207,25 @@ class MultiGraph:
         return cls(relations, rowptr, col, weight, known)
 
     @classmethod
-    def from_hetero_data(cls, data: Any, node_type: str = "gene", *, undirected: bool | Collection[str] = False) -> Self:
+    def from_hetero_data(
+        cls,
+        data: Any,
+        node_type: str = "gene",
+        *,
+        undirected: bool | Collection[str] = False,
+        undirected_reduce: str = "max",
+    ) -> Self:
         """Build from a PyG `HeteroData`: every edge type (node_type, relation, node_type) becomes a relation.
 
-        `edge_weight` of an edge type, if there, gives the weights. Raises ValueError for a missing node type, edge types
-        to other node types (select what is meant first) and everything that `from_edge_index` refuses.
+        The first of `edge_weight`, `edge_attr` and `weight` that an edge type has as [E] or [E, 1] gives the weights, other
+        names do not. Other arguments are those of `from_edge_index`.
+
+        Raises:
+            ValueError: a missing node type, edge types to other node types (select what is meant first), and everything
+                that `from_edge_index` refuses.
+
+        Warns:
+            UserWarning: weights stay 1 although an edge type has attributes that may be meant, as `edge_attr` [E, k].
         """
         require(hasattr(data, "edge_types"), f"data: expected a HeteroData, got {type(data).__name__}")
         if node_type not in data.node_types:
@@ -207,17 +240,25 @@ class MultiGraph:
             store = data[edge_type]
             require("edge_index" in store, f"data: edge type {edge_type} has no edge_index")
             edge_index[name] = store.edge_index
-            if "edge_weight" in store:
-                edge_weight[name] = store.edge_weight
+            weight = _edge_weight(store, edge_type)
+            if weight is not None:
+                edge_weight[name] = weight
         num_nodes = data[node_type].num_nodes
         require(num_nodes is not None, f"data: node type {node_type!r} has no features and no num_nodes")
-        return cls.from_edge_index(edge_index, int(num_nodes), edge_weight=edge_weight, undirected=undirected)
+        options: dict[str, Any] = {"undirected": undirected, "undirected_reduce": undirected_reduce}
+        return cls.from_edge_index(edge_index, int(num_nodes), edge_weight=edge_weight, **options)
 
     @classmethod
-    def from_scipy(cls, matrices: Mapping[str, Any], *, undirected: bool | Collection[str] = False) -> Self:
-        """Build from square scipy sparse matrices of one size, relation -> matrix; their entries are the weights."""
+    def from_scipy(
+        cls, matrices: Mapping[str, Any], *, undirected: bool | Collection[str] = False, undirected_reduce: str = "max"
+    ) -> Self:
+        """Build from square scipy sparse matrices of one size, relation -> matrix.
+
+        Their entries are the weights, added where a place has several; those of a bool matrix have no weights. Other
+        arguments are those of `from_edge_index`.
+        """
         require_mapping("matrices", matrices)
-        coo = {}
+        coo: dict[str, tuple[Any, Tensor, Tensor, Tensor | None]] = {}
         for name, matrix in matrices.items():
             where = f"matrices[{name!r}]"
             require(hasattr(matrix, "tocoo"), f"{where}: expected a scipy sparse matrix, got {describe(matrix)}")
@@ -226,13 +267,19 @@ class MultiGraph:
             require(real, f"{where}: expected entries of a real dtype, float32 or float64 at most, got {matrix.dtype}")
             m = matrix.tocoo()
             index = (torch.from_numpy(x.astype("int64")) for x in (m.row, m.col))
-            weight = m.data.astype("float64" if m.dtype == "float64" else "float32")
-            coo[name] = (m.shape, *index, torch.from_numpy(weight))
-        return cls._from_coo("matrices", coo, undirected)
+            kind = {"b": "bool", "f": str(m.dtype)}.get(m.dtype.kind, "float32")
+            coo[name] = (m.shape, *index, torch.from_numpy(m.data.astype(kind)))
+        return cls._from_coo("matrices", coo, undirected, undirected_reduce)
 
     @classmethod
-    def from_sparse_tensor(cls, tensors: Mapping[str, Any], *, undirected: bool | Collection[str] = False) -> Self:
-        """Build from square `torch_sparse.SparseTensor` or sparse `torch.Tensor` objects of one size, relation -> tensor."""
+    def from_sparse_tensor(
+        cls, tensors: Mapping[str, Any], *, undirected: bool | Collection[str] = False, undirected_reduce: str = "max"
+    ) -> Self:
+        """Build from square `torch_sparse.SparseTensor` or sparse `torch.Tensor` objects of one size, relation -> tensor.
+
+        Their entries are the weights, added where a place has several; those of a bool tensor, as those of a SparseTensor
+        without values, have no weights. Other arguments are those of `from_edge_index`.
+        """
         require_mapping("tensors", tensors)
         coo: dict[str, tuple[Any, Tensor, Tensor, Tensor | None]] = {}
         for name, tensor in tensors.items():
@@ -240,8 +287,8 @@ class MultiGraph:
                 matrix = tensor.layout in _SPARSE_LAYOUTS and tensor.ndim == 2 and tensor.dense_dim() == 0
                 require(matrix, f"tensors[{name!r}]: expected a sparse matrix, got a {describe(tensor)} and {tensor.layout}")
                 _check_has_values(f"tensors[{name!r}]", tensor)
-                t = tensor.to_sparse_coo().coalesce()
-                coo[name] = (tuple(t.shape), *t.indices().unbind(0), t.values())
+                t = tensor.detach().to_sparse_coo()  # not coalesced, which would add in the tensor's dtype
+                coo[name] = (tuple(t.shape), *t._indices().unbind(0), t._values())
             else:
                 require(
                     hasattr(tensor, "coo") and hasattr(tensor, "sizes"),
@@ -249,7 +296,7 @@ class MultiGraph:
                 )
                 row, col, value = tensor.coo()
                 coo[name] = (tuple(tensor.sizes()), row, col, value)
-        return cls._from_coo("tensors", coo, undirected)
+        return cls._from_coo("tensors", coo, undirected, undirected_reduce)
 
     @classmethod
     def _from_coo(
@@ -257,25 +304,46 @@ class MultiGraph:
         argument: str,
         coo: Mapping[str, tuple[Any, Tensor, Tensor, Tensor | None]],
         undirected: bool | Collection[str],
+        undirected_reduce: str,
     ) -> Self:
         require(len(coo) > 0, f"{argument}: expected at least one relation, which gives the number of nodes")
         num_nodes = next(iter(coo.values()))[0][0]
-        for name, (shape, _, _, _) in coo.items():
+        edge_index, edge_weight = {}, {}
+        for name, (shape, row, col, value) in coo.items():
             require(
                 tuple(shape) == (num_nodes, num_nodes),
                 f"{argument}[{name!r}]: expected shape {(num_nodes, num_nodes)}, got {tuple(shape)}",
             )
-        edge_index = {name: torch.stack([row, col]) for name, (_, row, col, _) in coo.items()}
-        edge_weight = {name: _real(value) for name, (_, _, _, value) in coo.items() if value is not None}
-        return cls.from_edge_index(edge_index, num_nodes, edge_weight=edge_weight, undirected=undirected)
+            edge_index[name] = torch.stack([row, col])
+            if value is not None and value.dtype == torch.bool:
+                edge_index[name] = edge_index[name][:, value]
+            elif value is not None:
+                edge_weight[name] = _real(value)
+        options: dict[str, Any] = {"undirected": undirected, "undirected_reduce": undirected_reduce}
+        return cls.from_edge_index(edge_index, num_nodes, edge_weight=edge_weight, **options)
 
     @classmethod
     def from_networkx(
-        cls, graphs: Mapping[str, Any], nodelist: Sequence[Any], *, undirected: bool | Collection[str] = False
+        cls,
+        graphs: Mapping[str, Any],
+        nodelist: Sequence[Any],
+        *,
+        weight: str | None = "weight",
+        undirected: bool | Collection[str] = False,
+        undirected_reduce: str = "max",
     ) -> Self:
-        """Build from networkx graphs, relation -> graph; `nodelist` gives every node's index.
+        """Build from networkx graphs, relation -> graph.
 
-        Edges of an undirected graph are stored both ways. The edge attribute "weight" is read, 1 where it is missing.
+        Edges of an undirected graph are stored both ways; the weights of parallel edges add.
+
+        Args:
+            graphs: relation -> graph.
+            nodelist: every node, in the order of their indices.
+            weight: the edge attribute that is the weight, 1 where an edge has none; None for a graph without weights.
+            undirected, undirected_reduce: as in `from_edge_index`.
+
+        Warns:
+            UserWarning: no edge of a graph has this attribute, but the first one has another that is a number.
         """
         require_mapping("graphs", graphs)
         if not isinstance(nodelist, Collection) or isinstance(nodelist, (str, set, frozenset)):  # a set has no order
@@ -290,18 +358,21 @@ class MultiGraph:
             require(hasattr(graph, "is_directed"), f"graphs[{name!r}]: expected a networkx graph, got {describe(graph)}")
             for node in graph.nodes:
                 require(node in index, f"graphs[{name!r}]: node {node!r} is not in nodelist")
-            edges = list(graph.edges(data="weight", default=1.0))
-            for u, v, w in edges:
-                require(isinstance(w, Real), f"graphs[{name!r}]: edge {(u, v)} has weight {w!r}, expected a number")
+            edges = list(graph.edges(data=True))
             ends = [(index[u], index[v]) for u, v, _ in edges]
             pairs = torch.tensor(ends, dtype=torch.int64, device="cpu").reshape(-1, 2).t()
-            weight = torch.tensor([w for _, _, w in edges], dtype=torch.float64, device="cpu").float()
+            if weight is not None:
+                _warn_of_other_attributes(name, weight, [attributes for _, _, attributes in edges])
+                given = [_number(name, (u, v), attributes.get(weight, 1)) for u, v, attributes in edges]
+                edge_weight[name] = torch.tensor(given, dtype=torch.float64, device="cpu").float()
             if not graph.is_directed():
                 other = pairs[0] != pairs[1]
                 pairs = torch.cat([pairs, pairs.flip(0)[:, other]], 1)
-                weight = torch.cat([weight, weight[other]])
-            edge_index[name], edge_weight[name] = pairs, weight
-        return cls.from_edge_index(edge_index, len(nodelist), edge_weight=edge_weight, undirected=undirected)
+                if name in edge_weight:
+                    edge_weight[name] = torch.cat([edge_weight[name], edge_weight[name][other]])
+            edge_index[name] = pairs
+        options: dict[str, Any] = {"undirected": undirected, "undirected_reduce": undirected_reduce}
+        return cls.from_edge_index(edge_index, len(nodelist), edge_weight=edge_weight, **options)
 
     # ------------------------------------------------------------------------------------------------ what it holds
 
@@ -377,18 +448,16 @@ class MultiGraph:
     @property
     def inv_mass(self) -> Tensor:
         """float64 [K * N]: 1 / (sum of the row's weights), 0 for a row without edges."""
-        return self._inv_mass
+        return self.targets(torch.float64).inv_mass.view(-1)
 
     @property
     def entropy(self) -> Tensor:
         """float64 [K * N]: sum_j t_ij log t_ij (natural log) of the row t_ij = w_ij / sum_j w_ij, 0 for a row without edges."""
-        return self._entropy
+        return self.targets(torch.float64).entropy.view(-1)
 
     def targets(self, dtype: torch.dtype) -> Targets:
         """What the losses need to know of every row, in float32 or float64."""
-        inv_mass, entropy = (self._inv_mass32, self._entropy32) if dtype == torch.float32 else (self._inv_mass, self._entropy)
-        shape = self._without_edge.shape
-        return Targets(inv_mass.view(shape), entropy.view(shape), self._without_edge, self._num_counted)
+        return self._targets[dtype == torch.float32]
 
     def num_rows_with_edges(self, relation: str) -> int:
         """Rows with at least one entry."""
@@ -425,6 +494,7 @@ class MultiGraph:
         *,
         edge_weight: Mapping[str, Tensor] | None = None,
         undirected: bool | Collection[str] = False,
+        undirected_reduce: str = "max",
     ) -> MultiGraph:
         """Append genes N .. N + num_new - 1, unknown in every relation but those in which they are given an edge.
 
@@ -432,7 +502,7 @@ class MultiGraph:
             num_new: number of new genes, >= 0.
             edge_index: relation -> integer tensor [2, E] over N + num_new genes; each edge has a new gene at an end, and
                 makes both its ends known in that relation.
-            edge_weight, undirected: as in `from_edge_index`.
+            edge_weight, undirected, undirected_reduce: as in `from_edge_index`.
         """
         require_count("num_new", num_new)
         added = {} if edge_index is None else edge_index
@@ -445,6 +515,7 @@ class MultiGraph:
             total,
             edge_weight=edge_weight,
             undirected=undirected,
+            undirected_reduce=undirected_reduce,
         )
         require(
             new.device == self.device or not added,
@@ -463,7 +534,7 @@ class MultiGraph:
             known[fresh.reshape(-1)] = True
             row, col = torch.cat([self.edge_index(name), fresh], 1).unbind(0)
             weight = torch.cat([self.weight(name).to(dtype), new.weight(name).to(dtype)])
-            parts.append((*_coalesce(row, col, weight, total, False, dtype), known))
+            parts.append((*_coalesce(row, col, weight, total, None, dtype), known))
         return MultiGraph._stack(self.relations, parts, total, self.device, dtype)
 
     def subgraph(self, nodes: Tensor) -> MultiGraph:
@@ -472,19 +543,34 @@ class MultiGraph:
         require(nodes.numel() > 0, "nodes: expected at least one gene, got none")
         _check_has_values("nodes", nodes)
         nodes = nodes.to(self.device)
-        low, high = (int(x) for x in torch.aminmax(nodes))
+        ascending = bool((nodes.diff() > 0).all())
+        low, high = (int(x) for x in ((nodes[0], nodes[-1]) if ascending else torch.aminmax(nodes)))
         require(low >= 0 and high < self.num_nodes, f"nodes: got indices {low} to {high}, expected [0, {self.num_nodes})")
-        gene, count = nodes.unique(return_counts=True)
-        require(gene.numel() == nodes.numel(), lambda: f"nodes: expected distinct genes, got {int(gene[count > 1][0])} twice")
-        label = torch.full((self.num_nodes,), -1, device=self.device)
-        label[nodes] = torch.arange(nodes.numel(), device=self.device)
-        parts = []
-        for name in self.relations:
-            row, col = label[self.edge_index(name)].unbind(0)
-            keep = (row >= 0) & (col >= 0)
-            coalesced = _coalesce(row[keep], col[keep], self.weight(name)[keep], nodes.numel(), False, self._weight.dtype)
-            parts.append((*coalesced, self.known(name)[nodes]))
-        return MultiGraph._stack(self.relations, parts, nodes.numel(), self.device, self._weight.dtype)
+        new = torch.arange(nodes.numel(), dtype=self._col.dtype, device=self.device)
+        label = new.new_full((self.num_nodes,), -1).index_copy_(0, nodes, new)
+        if not (ascending or torch.equal(label.index_select(0, nodes), new)):
+            gene, count = nodes.unique(return_counts=True)
+            raise ValueError(f"nodes: expected distinct genes, got {int(gene[count > 1][0])} twice")
+        # The entries of the rows that stay, one after the other, and which of them keep their column.
+        shape = len(self.relations), self.num_nodes
+        begin = self._rowptr[:-1].view(shape).index_select(1, nodes).view(-1)
+        degree = self._rowptr[1:].view(shape).index_select(1, nodes).view(-1) - begin
+        rowptr = begin.new_zeros(begin.numel() + 1)
+        first = rowptr[:-1]
+        torch.cumsum(degree, 0, out=rowptr[1:])
+        edge = _spread(begin - first, rowptr)
+        edge += torch.arange(edge.numel(), device=self.device)
+        col = label.index_select(0, self._col.index_select(0, edge))
+        kept = (col >= 0).nonzero().view(-1)
+        col, edge = col.index_select(0, kept), edge.index_select(0, kept)
+        rowptr = torch.searchsorted(kept, rowptr)
+        if not ascending:  # columns are in the order of their old numbers
+            order = (_spread(nodes.numel() * torch.arange(begin.numel(), device=self.device), rowptr) + col).argsort()
+            col, edge = col.index_select(0, order), edge.index_select(0, order)
+        weight, known = self._weight.index_select(0, edge), self._known.index_select(1, nodes)
+        if self._lightest < _MASS_RANGE[0]:  # a heavier edge alone may have borne the row
+            _check_mass(self.relations, rowptr, weight, nodes.numel())
+        return MultiGraph(self.relations, rowptr, col, weight, known)
 
     def to(self, device: torch.device | str) -> MultiGraph:
         """The same graph on another device; `self` if it is there already. Raises ValueError for what is no device."""
@@ -495,8 +581,7 @@ class MultiGraph:
         require(target.type != "meta", "device: expected one that holds values, got 'meta'")
         if target == self.device:
             return self
-        moved = (x.to(device) for x in (self._rowptr, self._col, self._weight, self._known))
-        graph = MultiGraph(self.relations, *moved)
+        graph = MultiGraph(self.relations, *(x.to(device) for x in self._arrays()))
         if self._transpose is not None:
             graph._transpose = Transpose(*(x.to(device) for x in self._transpose))
         if self._weight_by_column is not None:
@@ -605,6 +690,13 @@ def cut_rows(degree: Tensor, num_nodes: int, longest: int = SEGMENT) -> Segments
     return Segments(ptr, row, tuple(ptr[::num_nodes].tolist()))
 
 
+def _spread(value: Tensor, ptr: Tensor) -> Tensor:
+    """value[i] at the places ptr[i] to ptr[i + 1]: `repeat_interleave`, which wakes threads for a few numbers too."""
+    steps = value.new_zeros(int(ptr[-1]) + 1).index_add_(0, ptr[:-1], value)
+    steps.index_add_(0, ptr[1:], value, alpha=-1)
+    return steps.cumsum_(0)[:-1]
+
+
 def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file so that a reader, or a crash at any moment, finds the old content or the new, never a part.
 
@@ -707,8 +799,53 @@ def _check_has_values(where: str, x: Tensor) -> None:
 
 
 def _real(value: Tensor) -> Tensor:
-    """Integer and bool entries as floating weights; others as they are."""
+    """Weights [E] of any real dtype as floating ones [E]; a column [E, 1] too."""
+    value = value[:, 0] if value.ndim == 2 and value.shape[1] == 1 else value
     return value if value.is_floating_point() or value.is_complex() else value.float()
+
+
+def _edge_weight(store: Any, edge_type: tuple[str, str, str]) -> Tensor | None:
+    """The weights of one edge type of a `HeteroData`, None where it has none; see `MultiGraph.from_hetero_data`."""
+    num_edges = store.edge_index.shape[-1]
+    others = []
+    for name in ("edge_weight", "edge_attr", "weight"):
+        value = store.get(name)
+        if not isinstance(value, Tensor):
+            continue
+        if name == "edge_attr" and value.ndim == 2 and value.shape[1] != 1:
+            others.append(f"{name} {list(value.shape)}")
+            continue
+        return _real(value)
+    for name, value in store.items():
+        if isinstance(value, Tensor) and value.is_floating_point() and tuple(value.shape) in {(num_edges,), (num_edges, 1)}:
+            others.append(f"{name} {list(value.shape)}")
+    if others:
+        warnings.warn(
+            f"data: edge type {edge_type} has weight 1, {', '.join(others)} ignored; set edge_weight to what is meant",
+            stacklevel=3,
+        )
+    return None
+
+
+def _warn_of_other_attributes(relation: str, weight: str, attributes: Sequence[Mapping[Any, Any]]) -> None:
+    if not attributes or any(weight in one for one in attributes):
+        return
+    numbers = [name for name, value in attributes[0].items() if isinstance(value, Real)]
+    if numbers:
+        warnings.warn(
+            f"graphs[{relation!r}]: no edge has the attribute {weight!r}, all have weight 1; ignored: "
+            f"{', '.join(map(repr, numbers))}, of which weight= takes one",
+            stacklevel=3,
+        )
+
+
+def _number(relation: str, edge: tuple[Any, Any], weight: Any) -> float:
+    try:
+        if isinstance(weight, (str, bytes)):
+            raise TypeError  # float would read it
+        return float(weight)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        raise ValueError(f"graphs[{relation!r}]: edge {edge} has weight {weight!r}, expected a number") from None
 
 
 def _is_float64(weight: Any) -> bool:
@@ -763,9 +900,9 @@ def _check_mass(relations: tuple[str, ...], rowptr: Tensor, weight: Tensor, num_
 
 
 def _coalesce(
-    row: Tensor, col: Tensor, weight: Tensor | None, num_nodes: int, symmetric: bool, dtype: torch.dtype
+    row: Tensor, col: Tensor, weight: Tensor | None, num_nodes: int, symmetric: str | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sort by (row, col), merge duplicates (weights add), drop weight 0, and symmetrise by the larger of both weights."""
+    """Sort by (row, col), merge duplicates (weights add), drop weight 0, and join both directions by their "max" or "sum"."""
     key, inverse = torch.unique(row * num_nodes + col, return_inverse=True)
     if weight is None:
         merged = torch.ones(key.numel(), dtype=dtype, device=key.device)
@@ -775,21 +912,25 @@ def _coalesce(
         merged = total.to(dtype)
     keep = merged > 0
     key, merged = key[keep], merged[keep]
-    if symmetric:
+    if symmetric is not None:
         flipped = key % num_nodes * num_nodes + torch.div(key, num_nodes, rounding_mode="floor")
         key, inverse = torch.unique(torch.cat([key, flipped]), return_inverse=True)
+        reduce = "sum" if symmetric == "sum" and weight is not None else "amax"
         zeros = torch.zeros(key.numel(), dtype=dtype, device=key.device)
-        merged = zeros.scatter_reduce_(0, inverse, merged.repeat(2), reduce="amax")
+        merged = zeros.scatter_reduce_(0, inverse, merged.repeat(2), reduce=reduce)
     return torch.div(key, num_nodes, rounding_mode="floor"), key % num_nodes, merged
 
 
-def _row_targets(rowptr: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """1 / mass and sum_j t_ij log t_ij = (sum_j w_ij log w_ij) / mass - log mass of every stacked row, in float64."""
+def _row_targets(rowptr: Tensor, weight: Tensor, num_nodes: int) -> Targets:
+    """sum_j t_ij log t_ij = (sum_j w_ij log w_ij) / mass - log mass. In float64."""
     w = weight.double()
     mass = torch.segment_reduce(w, "sum", offsets=rowptr, initial=0)
     w_log_w = torch.segment_reduce(torch.xlogy(w, w), "sum", offsets=rowptr, initial=0)
     inv_mass = torch.where(mass > 0, mass.reciprocal(), 0)
-    return inv_mass, torch.where(mass > 0, w_log_w * inv_mass - mass.log(), 0)
+    entropy = torch.where(mass > 0, w_log_w * inv_mass - mass.log(), 0)
+    inv_mass, entropy = (x.view(-1, num_nodes) for x in (inv_mass, entropy))
+    without_edge = inv_mass == 0
+    return Targets(inv_mass, entropy, without_edge, (~without_edge).sum(1).clamp_min(1))
 
 
 def _transpose(rowptr: Tensor, col: Tensor, num_nodes: int) -> Transpose:

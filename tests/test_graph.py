@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import stat
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,157 @@ def test_hetero_data_without_weights() -> None:
         del data["gene", name, "gene"].edge_weight
     graph = MultiGraph.from_hetero_data(data, undirected=["regulatory"])
     assert graph == MultiGraph.from_edge_index(INDEX, N, undirected=["regulatory"])
+
+
+def hetero_with(**attributes: Any) -> Any:
+    data = pytest.importorskip("torch_geometric.data").HeteroData()
+    data["gene"].num_nodes = 3
+    data["gene", "p", "gene"].edge_index = torch.tensor([[0, 1], [1, 2]])
+    for name, value in attributes.items():
+        data["gene", "p", "gene"][name] = value
+    return data
+
+
+HALF = torch.tensor([0.5, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("attributes", "weight"),
+    [
+        ({"edge_weight": HALF}, [0.5, 0.25]),
+        ({"edge_weight": HALF[:, None]}, [0.5, 0.25]),
+        ({"edge_attr": HALF}, [0.5, 0.25]),
+        ({"edge_attr": HALF[:, None]}, [0.5, 0.25]),
+        ({"edge_attr": torch.tensor([[3], [2]])}, [3, 2]),
+        ({"edge_attr": torch.tensor([True, True])}, [1, 1]),
+        ({"weight": HALF.bfloat16()}, [0.5, 0.25]),
+        ({"edge_weight": HALF, "edge_attr": torch.rand(2, 3), "weight": HALF + 1}, [0.5, 0.25]),
+        ({"edge_attr": HALF, "weight": HALF + 1}, [0.5, 0.25]),
+        ({"edge_attr": torch.rand(2, 3), "weight": HALF}, [0.5, 0.25]),
+        ({"e_id": torch.arange(2), "name": ["a", "b"]}, [1, 1]),
+    ],
+    ids=[
+        "edge_weight", "edge_weight-column", "edge_attr", "edge_attr-column", "int", "bool", "weight", "edge_weight-first",
+        "edge_attr-first", "features-and-weight", "none",
+    ],
+)  # fmt: skip
+def test_hetero_data_weights(attributes: dict[str, Any], weight: list[float]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert MultiGraph.from_hetero_data(hetero_with(**attributes)).weight("p").tolist() == weight
+
+
+@pytest.mark.parametrize(
+    ("attributes", "ignored"),
+    [
+        ({"edge_attr": torch.rand(2, 3)}, r"edge_attr \[2, 3\]"),
+        ({"score": HALF}, r"score \[2\]"),
+        ({"edge_attr": torch.rand(2, 2), "score": HALF[:, None]}, r"edge_attr \[2, 2\], score \[2, 1\]"),
+    ],
+    ids=["features", "other-name", "both"],
+)
+def test_hetero_data_says_what_it_ignores(attributes: dict[str, Any], ignored: str) -> None:
+    with pytest.warns(
+        UserWarning, match=rf"\('gene', 'p', 'gene'\) has weight 1, {ignored} ignored; set edge_weight"
+    ) as caught:
+        assert MultiGraph.from_hetero_data(hetero_with(**attributes)).weight("p").tolist() == [1, 1]
+    assert caught[0].filename == __file__
+
+
+def test_hetero_data_refuses_weights_of_another_shape() -> None:
+    with pytest.raises(
+        ValueError, match=r"edge_weight\['p'\]: expected 1 dimension\(s\), got a float32 tensor of shape \[2, 2\]"
+    ):
+        MultiGraph.from_hetero_data(hetero_with(edge_weight=torch.rand(2, 2)))
+
+
+TWICE = torch.tensor([[0, 0, 1], [1, 1, 2]])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int64", "float16", "bfloat16", "float32", "float64"])
+def test_duplicates_add_without_loss_in_any_dtype(dtype: str) -> None:
+    """Added in 8 or 16 bits they would wrap around or be rounded."""
+    value = torch.tensor([100, 101, 3]).to(getattr(torch, dtype))
+    tensors = {"r": torch.sparse_coo_tensor(TWICE, value, (3, 3))}
+    assert MultiGraph.from_sparse_tensor(tensors).weight("r").tolist() == [201, 3]
+    assert MultiGraph.from_sparse_tensor({"r": SparseTensor(TWICE, value[:, None], [3, 3])}).weight("r").tolist() == [201, 3]
+    if "float16" not in dtype:  # scipy has neither
+        matrix = sp.coo_array((value.numpy(), (TWICE[0].numpy(), TWICE[1].numpy())), shape=(3, 3))
+        assert MultiGraph.from_scipy({"r": matrix}).weight("r").tolist() == [201, 3]
+
+
+def test_bool_entries_have_no_weights() -> None:
+    value = torch.tensor([True, True, False])
+    matrix = sp.coo_array((value.numpy(), (TWICE[0].numpy(), TWICE[1].numpy())), shape=(3, 3))
+    for graph in (
+        MultiGraph.from_sparse_tensor({"r": torch.sparse_coo_tensor(TWICE, value, (3, 3))}),
+        MultiGraph.from_sparse_tensor({"r": SparseTensor(TWICE, value, [3, 3])}),
+        MultiGraph.from_scipy({"r": matrix}),
+    ):
+        assert graph.edge_index("r").tolist() == [[0], [1]]
+        assert graph.weight("r").tolist() == [1]
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), 1j], ids=str)
+def test_entries_that_are_no_weights_are_refused(value: Any) -> None:
+    """Also where another entry of the same place would hide them."""
+    values = torch.tensor([value, 2, 3])
+    with pytest.raises(ValueError, match=r"edge_weight\['r'\]: "):
+        MultiGraph.from_sparse_tensor({"r": torch.sparse_coo_tensor(TWICE, values, (3, 3))})
+    with pytest.raises(ValueError, match=r"(edge_weight|matrices)\['r'\]: "):
+        MultiGraph.from_scipy({"r": sp.coo_array((values.numpy(), (TWICE[0].numpy(), TWICE[1].numpy())), shape=(3, 3))})
+    with pytest.raises(ValueError, match=r"(edge_weight|graphs)\['r'\]: "):
+        MultiGraph.from_networkx({"r": nx.DiGraph([(0, 1, {"weight": value})])}, [0, 1])
+
+
+def test_networkx_reads_the_attribute_that_is_asked_for() -> None:
+    graphs = {"r": nx.DiGraph([(0, 1, {"score": 0.5, "label": "x"}), (1, 2, {"score": np.float32(0.25)}), (2, 0, {})])}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert MultiGraph.from_networkx(graphs, [0, 1, 2], weight="score").weight("r").tolist() == [0.5, 0.25, 1]
+        assert MultiGraph.from_networkx(graphs, [0, 1, 2], weight=None).weight("r").tolist() == [1, 1, 1]
+    with pytest.warns(
+        UserWarning, match=r"graphs\['r'\]: no edge has the attribute 'weight'.*ignored: 'score', of which weight="
+    ):
+        assert MultiGraph.from_networkx(graphs, [0, 1, 2]).weight("r").tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("weight", ["1", None, 1j, [1], 10**400], ids=["text", "none", "complex", "list", "large"])
+def test_networkx_weights_are_numbers(weight: Any) -> None:
+    with pytest.raises(ValueError, match=r"graphs\['r'\]: edge \(0, 1\) has weight .*, expected a number"):
+        MultiGraph.from_networkx({"r": nx.DiGraph([(0, 1, {"weight": weight})])}, [0, 1])
+
+
+@pytest.mark.parametrize("weights", [False, True], ids=["without", "with"])
+@pytest.mark.parametrize("reduce", ["max", "sum"])
+def test_undirected_is_what_pyg_gives(reduce: str, weights: bool) -> None:
+    """Duplicates, both directions and self-loops; float64 sums of quarters are exact."""
+    to_undirected = pytest.importorskip("torch_geometric.utils").to_undirected
+    generator = torch.Generator().manual_seed(0)
+    index = torch.randint(9, (2, 60), generator=generator)
+    value = torch.randint(1, 9, (60,), generator=generator).double() / 4
+    if reduce == "max":  # PyG has one reduction for duplicates, which we add, and for directions
+        index, first = index.unique(dim=1), torch.randperm(60, generator=generator)
+        value = value[first[: index.shape[1]]]
+    given = {"r": value} if weights else None
+    graph = MultiGraph.from_edge_index({"r": index}, 9, edge_weight=given, undirected=True, undirected_reduce=reduce)
+    want, wanted = to_undirected(index, value, num_nodes=9, reduce="add" if reduce == "sum" else reduce)
+    assert torch.equal(graph.edge_index("r"), want)
+    assert torch.equal(graph.weight("r"), wanted if weights else torch.ones(len(wanted)))
+
+
+def test_every_constructor_takes_undirected_reduce() -> None:
+    options: dict[str, Any] = {"undirected": True, "undirected_reduce": "sum"}
+    want = weighted(**options)
+    assert MultiGraph.from_scipy(scipy_matrices("csr_matrix"), **options) == want
+    assert MultiGraph.from_sparse_tensor({name: sparse_tensor(name) for name in EDGES}, **options) == want
+    assert MultiGraph.from_networkx(networkx_graphs(nx.MultiDiGraph), NODES, **options) == want
+    assert MultiGraph.from_hetero_data(hetero_data(), **options) == want
+    loop = {"physical": torch.tensor([[N, N, 0], [N, 0, N]])}
+    extended = weighted().extend(1, loop, edge_weight={"physical": torch.tensor([1.0, 2, 4])}, **options)
+    assert dense(extended, "physical")[N].tolist() == [6, *[0] * (N - 1), 2]
+    with pytest.raises(ValueError, match="undirected_reduce: unknown value 'mean', expected one of 'max', 'sum'"):
+        weighted(undirected_reduce="mean")
 
 
 def test_hetero_data_refuses_edges_to_other_node_types() -> None:

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 import cellattn
 from cellattn import MultiGraph
-from cellattn.graph import Segments, Transpose
+from cellattn.graph import Segments, Targets, Transpose
 
 from ..compare import random_graph
 
@@ -61,6 +61,7 @@ def graph_on(device: str, of: MultiGraph = CPU) -> MultiGraph:
     graph._transpose = Transpose(*(_like(x, device) for x in of.transpose()))
     by_row, by_column = (Segments(_like(ptr, device), _like(row, device), offset) for ptr, row, offset in of.segments)
     graph._segments = by_row, by_column
+    graph._targets = tuple(Targets(*(_like(x, device) for x in of.targets(dtype))) for dtype in (torch.float64, torch.float32))
     return graph
 
 
