@@ -244,7 +244,7 @@ _EDGES = {16: Gather(32, 4), 32: Gather(32, 4), 64: Gather(32, 4, 128), 128: Gat
 _SETS = {16: Gather(16, 1), 32: Gather(16, 2), 64: Gather(16, 4), 128: Gather(8, 4), 256: Gather(4, 4)}
 GATHERS: dict[tuple[str, int], dict[int, Gather]] = {
     ("row_dot_fwd", 80): _ROWS | {16: Gather(128, 4, 128), 128: Gather(16, 4, 128)},
-    ("row_dot_fwd_segments", 80): _ROWS,
+    ("row_dot_fwd_segments", 80): _ROWS | {32: Gather(64, 4, 128)},
     ("row_dot_bwd_dq", 80): _ROWS,
     ("row_dot_bwd_dk", 80): _ROWS | {16: Gather(128, 4, 128)},
     ("row_dot_bwd_dk_segments", 80): _ROWS,

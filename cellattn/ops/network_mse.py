@@ -89,6 +89,8 @@ def network_mse(
 
     known = counted = graph.known(relation)
     target = graph.weight(relation).to(accumulation_dtype(z.dtype))
+    if genes is not None:  # other rows may hold anything
+        z = z.masked_fill(torch.ones(n, 1, dtype=torch.bool, device=z.device).index_fill(0, genes, False), 0)
     loss, _ = _network_mse(z, weight, bias, target, known, *both_ways(graph, r), float(zero_weight))
     if genes is not None:
         # embedding: its backward adds the gradients of a gene that stands twice in a fixed order
@@ -141,10 +143,7 @@ def _network_mse_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     known, rowptr, col, colptr, row, edge, first, zero_weight = rest
     g = torch.where(known, 2 * g, 0)
-    read = g != 0  # other rows, such as those that were not chosen, may hold anything
-    z = z.masked_fill(~read[:, None], 0)
-    g_of_edge = g.repeat_interleave(rowptr.diff(), output_size=col.shape[0])
-    c = torch.where(g_of_edge == 0, 0, d.mul(1 - zero_weight).sub_(target).mul_(g_of_edge))
+    c = d.mul(1 - zero_weight).sub_(target).mul_(g.repeat_interleave(rowptr.diff(), output_size=col.shape[0]))
     c_t = c.index_select(0, edge - first)  # as the columns have them
     dz = torch.ops.cellattn.masked_spmm(rowptr, col, c, weight.to(c.dtype).contiguous(), _all(z), 1, False)[0]
     dw = torch.ops.cellattn.masked_spmm(colptr, row, c_t, z.to(c.dtype).contiguous(), _all(z), 1, False)[0]

@@ -61,7 +61,8 @@ def graph_on(device: str, of: MultiGraph = CPU) -> MultiGraph:
     graph._transpose = Transpose(*(_like(x, device) for x in of.transpose()))
     by_row, by_column = (Segments(_like(ptr, device), _like(row, device), offset) for ptr, row, offset in of.segments)
     graph._segments = by_row, by_column
-    graph._targets = tuple(Targets(*(_like(x, device) for x in of.targets(dtype))) for dtype in (torch.float64, torch.float32))
+    double, single = (Targets(*(_like(x, device) for x in of.targets(dtype))) for dtype in (torch.float64, torch.float32))
+    graph._targets = double, single
     return graph
 
 
