@@ -15,11 +15,12 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active as transforms_active
-from torch._library.custom_ops import CustomOpDef
 from torch.autograd import forward_ad
 
+from ._definition import Definition
 
-class Operator(CustomOpDef):
+
+class Operator(Definition):
     """`cellattn::name`, with its backends, its fake and its autograd formula; called like a function.
 
     Args:
@@ -115,7 +116,10 @@ def operator(
     def decorate(implementation: Callable[..., Any]) -> Operator:
         @functools.wraps(implementation)
         def without_autocast(*args: Any) -> Any:
-            with torch.autocast(next(x.device.type for x in args if isinstance(x, Tensor)), enabled=False):
+            device_type = next(x.device.type for x in args if isinstance(x, Tensor))
+            if not torch.is_autocast_enabled(device_type):
+                return implementation(*args)
+            with torch.autocast(device_type, enabled=False):
                 return implementation(*args)
 
         signature = schema or torch.library.infer_schema(implementation, mutates_args=())

@@ -35,6 +35,7 @@ show either are found beforehand, and go to the dense formula in blocks of rows 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import sqrt
 from typing import Any
 
@@ -145,10 +146,8 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 @operator("attention", leading=("q", "k", "v"))
 def _attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    out = q.new_zeros(*q.shape[:-1], v.shape[-1])
-    lse = torch.zeros(q.shape[:-1], dtype=accumulation_dtype(q.dtype))
-    if lse.numel() == 0:  # PyTorch's kernel divides by the number of queries
-        return out, lse
+    if 0 in q.shape[:-1]:  # PyTorch's kernel divides by the number of queries
+        return q.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(q.shape[:-1], dtype=accumulation_dtype(q.dtype))
     if key_mask is None:
         return (_flash if _is_ordinary(q, k, v, scale) else _dense)(q, k, v, None, scale)
     k, keep = _without_masked(k, key_mask)
@@ -174,7 +173,7 @@ def _attention_backward(
     lse: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if lse.numel() == 0 or (dout is None and dlse is None):
+    if 0 in lse.shape or (dout is None and dlse is None):
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     keep = None
     if key_mask is not None:
@@ -267,11 +266,12 @@ def _without_masked(k: Tensor, key_mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    width = max(q.shape[-1], v.shape[-1])
-    heads = [_heads(x, width, q.dtype) for x in (q, k, v)]
+    dim_v = v.shape[-1]
+    width = max(q.shape[-1], dim_v)
     mask = None if keep is None else _additive_mask(keep, q, accumulation_dtype(q.dtype))
+    heads = (_heads(x, width, q.dtype) for x in (q, k, v))
     out, lse = _FLASH(*heads, attn_mask=mask, scale=scale)
-    return out[..., : v.shape[-1]].reshape(*q.shape[:-1], v.shape[-1]).contiguous(), lse.reshape(q.shape[:-1]).contiguous()
+    return _unpad(out, dim_v, (*q.shape[:-1], dim_v), q.dtype), lse.reshape(q.shape[:-1]).contiguous()
 
 
 def _flash_backward(
@@ -284,32 +284,28 @@ def _flash_backward(
     width = max(dim, dim_v + (dlse is not None))
     if dout is None:
         dout = torch.zeros_like(out)
-    # [1, L, T, width]
+    # [B, H, T, width]
     q4, k4, v4, out4, dout4 = (_heads(x, width, dtype) for x in (q, k, v, out, dout))
-    lse3 = lse.reshape(q4.shape[:-1])
+    lse4 = lse.reshape(q4.shape[:-1])
     if dlse is not None:
         out4[..., dim_v] = 1
-        dout4[..., dim_v] = -dlse.reshape(lse3.shape)
+        torch.neg(dlse.reshape(lse4.shape), out=dout4[..., dim_v])
     mask = None
     if keep is not None:
         mask = _additive_mask(keep, q, lse.dtype)
-        lse3 = lse3.masked_fill(lse3 == -torch.inf, 0)  # rows without a key: what the kernel itself returned for them
-    parts = _query_parts(q4.shape[1], q4.shape[2])
+        lse4 = lse4.masked_fill(lse4 == -torch.inf, 0)  # rows without a key: what the kernel itself returned for them
+    parts = _query_parts(q4.shape[0] * q4.shape[1], q4.shape[2])
     if parts > 1:
         q4, out4, dout4 = (_split_queries(x, parts) for x in (q4, out4, dout4))
-        lse3 = _split_queries(lse3.unsqueeze(-1), parts).squeeze(-1)
-        k4, v4 = (x.expand(parts, -1, -1, -1) for x in (k4, v4))
+        lse4 = _split_queries(lse4.unsqueeze(-1), parts).squeeze(-1)
+        k4, v4 = (x.flatten(0, 1).expand(parts, -1, -1, -1) for x in (k4, v4))
         if mask is not None:
-            mask = mask[:, :, :1].expand(parts, -1, q4.shape[2], -1)
-    dq, dk, dv = _FLASH_BACKWARD(dout4, q4, k4, v4, out4, lse3, 0.0, False, attn_mask=mask, scale=scale)
+            mask = mask[:, :, :1].flatten(0, 1).expand(parts, -1, q4.shape[2], -1)
+    dq, dk, dv = _FLASH_BACKWARD(dout4, q4, k4, v4, out4, lse4, 0.0, False, attn_mask=mask, scale=scale)
     if parts > 1:
         dq = dq.transpose(0, 1).flatten(1, 2)[:, : q.shape[-2]]
         dk, dv = dk.sum(0), dv.sum(0)
-    return (
-        dq[..., :dim].reshape(q.shape).to(q.dtype).contiguous(),
-        dk[..., :dim].reshape(k.shape).to(k.dtype).contiguous(),
-        dv[..., :dim_v].reshape(v.shape).to(v.dtype).contiguous(),
-    )
+    return _unpad(dq, dim, q.shape, q.dtype), _unpad(dk, dim, k.shape, k.dtype), _unpad(dv, dim_v, v.shape, v.dtype)
 
 
 def _dense(q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
@@ -360,17 +356,33 @@ def _scores(q: Tensor, k: Tensor, keep: Tensor | None, scale: float) -> Tensor:
 
 
 def _heads(x: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-    """[..., T, D] -> [1, L, T, width], zeros on the right; rows are contiguous and apart, which PyTorch's kernel relies on."""
-    x = x.to(dtype).reshape(1, x.shape[:-2].numel(), *x.shape[-2:])
+    """[..., T, D] -> [B, H, T, width], zeros on the right; rows are contiguous and apart, which PyTorch's kernel relies on."""
+    if x.dtype != dtype:
+        x = x.to(dtype)
+    if x.ndim > 4:
+        x = x.flatten(0, -4)
+    while x.ndim < 4:
+        x = x.unsqueeze(0)
     if x.shape[-1] < width:
         return F.pad(x, (0, width - x.shape[-1]))
-    return x if x.stride(-1) == 1 and x.stride(-2) >= width else x.contiguous()
+    *_, row_stride, stride = x.stride()
+    return x if stride == 1 and row_stride >= width else x.contiguous()
+
+
+def _unpad(x: Tensor, width: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """The first columns of the kernel's result, in the shape and dtype of an input, contiguous."""
+    if x.shape[-1] > width:
+        x = x[..., :width]
+    if x.dtype != dtype:
+        x = x.to(dtype)
+    return x.reshape(shape).contiguous()
 
 
 def _additive_mask(keep: Tensor, q: Tensor, dtype: torch.dtype) -> Tensor:
-    """[1, L, Tq, Tk] of 0 and -inf, as a view of [L, Tk] values."""
+    """[B, H, Tq, Tk] of 0 and -inf, as a view of one row a head."""
     mask = torch.zeros(keep.shape, dtype=dtype).masked_fill_(~keep, -torch.inf)
-    return mask.reshape(1, -1, 1, keep.shape[-1]).expand(-1, -1, q.shape[-2], -1)
+    mask = _heads(mask.unsqueeze(-2), 0, dtype)
+    return mask.expand(-1, -1, q.shape[-2], -1)
 
 
 def _query_parts(num_heads: int, num_queries: int) -> int:
@@ -380,7 +392,7 @@ def _query_parts(num_heads: int, num_queries: int) -> int:
 
 
 def _split_queries(x: Tensor, parts: int) -> Tensor:
-    """[1, L, T, d] -> [parts, L, ceil(T / parts), d]; rows of zeros fill the last part and add nothing to any gradient."""
+    """[B, H, T, d] -> [parts, B H, ceil(T / parts), d]; rows of zeros fill the last part and add nothing to any gradient."""
     length = -(-x.shape[2] // parts)
     x = F.pad(x, (0, 0, 0, parts * length - x.shape[2]))
-    return x.reshape(x.shape[1], parts, length, x.shape[3]).transpose(0, 1).contiguous()
+    return x.reshape(-1, parts, length, x.shape[3]).transpose(0, 1).contiguous()
