@@ -259,6 +259,11 @@ def _largest(x: Tensor) -> float:
     return max(-float(low), float(high))
 
 
+def _kernel_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype PyTorch's kernel runs in: 16 bits only where the processor multiplies them; elsewhere float32 is faster."""
+    return dtype if dtype.itemsize > 2 or torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
 def _without_masked(k: Tensor, key_mask: Tensor) -> tuple[Tensor, Tensor]:
     """(k with zeros where the mask leaves a key out, the mask as [..., Tk])"""
     keep = key_mask.expand(k.shape[:-1])
@@ -269,7 +274,7 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, scale: float) -
     dim_v = v.shape[-1]
     width = max(q.shape[-1], dim_v)
     mask = None if keep is None else _additive_mask(keep, q, accumulation_dtype(q.dtype))
-    heads = (_heads(x, width, q.dtype) for x in (q, k, v))
+    heads = (_heads(x, width, _kernel_dtype(q.dtype)) for x in (q, k, v))
     out, lse = _FLASH(*heads, attn_mask=mask, scale=scale)
     return _unpad(out, dim_v, (*q.shape[:-1], dim_v), q.dtype), lse.reshape(q.shape[:-1]).contiguous()
 
@@ -279,7 +284,7 @@ def _flash_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     # A gradient of lse keeps the range and precision of float32.
-    dtype = q.dtype if dlse is None else lse.dtype
+    dtype = _kernel_dtype(q.dtype) if dlse is None else lse.dtype
     dim, dim_v = q.shape[-1], v.shape[-1]
     width = max(dim, dim_v + (dlse is not None))
     if dout is None:

@@ -249,9 +249,17 @@ def test_rows_sum_to_one_where_scores_are_large(size: float, scale: float | None
     torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=min(2 * 10 * eps * largest, 1 / 32) + 64 * eps)
 
 
+@pytest.mark.parametrize("native", [False, True], ids=["in float32", "in 16 bits"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-def test_low_precision_is_within_rounding(dtype: torch.dtype) -> None:
+def test_low_precision_is_within_rounding(dtype: torch.dtype, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a processor that multiplies 16 bits, and on one that does not; with and without a gradient of lse."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
     assert_within_rounding(cellattn.attention, reference.attention, *leaves(*[(2, 300, 20)] * 3, dtype=dtype))
+    assert_within_rounding(
+        lambda q, k, v: cellattn.attention(q, k, v)[0],
+        lambda q, k, v: reference.attention(q, k, v)[0],
+        *leaves(*[(2, 300, 20)] * 3, dtype=dtype),
+    )
 
 
 def test_dtypes_of_results() -> None:
