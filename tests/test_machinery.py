@@ -34,7 +34,7 @@ class Case:
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
-        return tuple(x.clone() for x in self.entry.floats.values())
+        return tuple(x.detach().clone() for x in self.entry.floats.values())
 
     def outputs(self, *floats: Tensor, module: nn.Module | None = None) -> tuple[Tensor, ...]:
         """The floating outputs."""

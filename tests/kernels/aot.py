@@ -66,8 +66,8 @@ class Launch:
 
     @property
     def config(self) -> str:
-        """The compile-time arguments by name, as they stand in the record."""
-        values = [f"{p.name}={self.args[p.name]}" for p in self.fn.params if p.is_constexpr]
+        """The compile-time arguments by name, as they stand in the record; of tensors those that are not there."""
+        values = [f"{p.name}={self.args[p.name]}" for p in self.fn.params if p.is_constexpr or self.args[p.name] is None]
         return " ".join([*values, f"warps={self.options['num_warps']}", f"stages={self.options['num_stages']}"])
 
 

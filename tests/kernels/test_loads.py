@@ -113,7 +113,9 @@ LAUNCHERS: dict[str, tuple[Callable[[Callable[[], Tensor]], None], set[str]]] = 
 BRANCHES_IN_LOOPS = {"masked_spmm_kernel", "masked_sddmm_kernel"}
 
 # Of seven features the addresses of these go through shared memory, where they are not followed.
-THROUGH_SHARED = {(name, "odd") for name in ("masked_spmm", "relational_spmm", "perturbation_attention")}
+THROUGH_SHARED = {(name, "odd") for name in ("row_dot", "masked_spmm", "relational_spmm", "perturbation_attention")}
+# A tile of 64 rows of 16 numbers is four a thread.
+WIDTHS = {("attention", "odd"): {8, 16}}
 CASES = [(name, layout, 80) for name in LAUNCHERS for layout in LAYOUTS if (name, layout) not in THROUGH_SHARED] + [
     (name, "heads of 20", 90) for name in LAUNCHERS
 ]
@@ -129,7 +131,8 @@ def test_rows_load_in_16_bytes(name: str, layout: str, arch: int) -> None:
         kernel: feature_loads(launch, arch, loops_only=kernel not in BRANCHES_IN_LOOPS) for kernel, launch in kernels.items()
     }
     assert {kernel for kernel, found in loads.items() if not found} == without
-    assert {kernel: found for kernel, found in loads.items() if any(widths != {16} for widths in found.values())} == {}
+    wide = WIDTHS.get((name, layout), {16})
+    assert {kernel: found for kernel, found in loads.items() if any(not widths <= wide for widths in found.values())} == {}
 
 
 def test_narrow_loads_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,4 +140,4 @@ def test_narrow_loads_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_dot, "aligned", lambda x, lead: x[None])
     with recorded(80) as launches:
         _row_dot(_joint(20, 1))
-    assert [feature_loads(launch, 80) for launch in launches if launch.fn is row_dot.row_dot_fwd_kernel] == [{"k_ptr": {4}}]
+    assert [feature_loads(launch, 80) for launch in launches if launch.fn is row_dot.row_dot_fwd_kernel] == [{"k_ptr": {2}}]
