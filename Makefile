@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CONSTRAINTS := constraints.txt
 OLDEST := .venv-oldest
-# Versions of Triton in kernels/resources.csv: what torch 2.11, 2.13 and 2.15 require.
-TRITONS := 3.6.0 3.7.1 3.9.0
+# Versions of Triton in kernels/resources.csv: what torch 2.11 and 2.13 require.
+TRITONS := 3.6.0 3.7.1
 TEST_ARGS ?=
 BENCH_ARGS ?=
 OUT ?= runs/gpu-check
