@@ -258,7 +258,7 @@ GATHERS: dict[tuple[str, int], dict[int, Gather]] = {
     # samples that share x divide a program among them, which is larger for it
     ("masked_spmm_shared", 80): {16: Gather(128, 4), 32: Gather(64, 4), 64: Gather(64, 8), 128: Gather(32, 8)},
     ("masked_sddmm", 80): _EDGES,
-    ("relational_spmm", 80): _ROWS | {16: Gather(64, 4), 64: Gather(32, 4, 128)},
+    ("relational_spmm", 80): _ROWS | {16: Gather(64, 4), 64: Gather(32, 4, 128), 128: Gather(16, 4, 128)},
 }
 GATHERS_FLOAT32: dict[str, dict[int, Gather]] = {
     "bce_edges_fwd": {**_EDGES, 128: Gather(8, 4)},

@@ -41,7 +41,8 @@ MAKE: dict[str, tuple[str, Callable[[], nn.Module | None]]] = {
 def run(name: str, module: nn.Module, dtype: torch.dtype, rounded: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
     """Outputs, and gradients of all parameters and inputs, in `dtype` on values that `rounded` can hold."""
     entry = MODELS[name]
-    tensors = {key: x.detach().clone().to(rounded).to(dtype) if x.is_floating_point() else x for key, x in entry.tensors.items()}
+    tensors = {key: x.detach().clone() for key, x in entry.tensors.items()}
+    tensors = {key: x.to(rounded).to(dtype) if x.is_floating_point() else x for key, x in tensors.items()}
     leaves = [tensors[key].requires_grad_() for key in entry.floats] + list(module.parameters())
     out = outputs(entry.call(module, **tensors))
     total = [(x * torch.linspace(0.5, 1.5, x.numel()).view(x.shape)).sum().double() for x in out if x.requires_grad]
