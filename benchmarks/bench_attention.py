@@ -63,6 +63,7 @@ KERNELS = {
     "row_dot_bwd_kernel": "attention_kl",
     "bce_rows_fwd_kernel": "attention_bce, every non-edge",
     "bce_rows_bwd_kernel": "attention_bce, every non-edge",
+    "nonedges_kernel": "attention_bce, 32 non-edges a row",
     "perturbation_attention_fwd_kernel": "perturbation_attention",
     "perturbation_attention_bwd_kernel": "perturbation_attention",
 }
