@@ -82,12 +82,6 @@ def rows_of(x: Tensor) -> Tensor:
     return aligned(x.reshape(-1, x.shape[-1]), 1)[0]
 
 
-def flat(x: Tensor) -> Tensor:
-    """[..., n, features] -> [L, n, features] with consecutive features; a copy only where the strides leave no other way."""
-    x = x.reshape(x.shape[:-2].numel(), *x.shape[-2:])
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 def lead_strides(x: Tensor) -> tuple[int, ...]:
     """Strides of all dimensions but the last two, 0 for a dimension of one, whose stride means nothing."""
     return tuple(stride if size > 1 else 0 for stride, size in zip(x.stride()[:-2], x.shape[:-2], strict=True))

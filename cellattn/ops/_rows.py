@@ -91,14 +91,6 @@ def row_logsumexp(
     return attention_logsumexp(queries, take(k, -2, None, num_prefix), key_mask=known, scale=scale)
 
 
-def row_constants(graph: MultiGraph, relation: str, rows: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """(1 / mass, sum_j t_ij log t_ij, whether the row has an edge) of the chosen rows, each [R]."""
-    first = graph.relation_id(relation) * graph.num_nodes
-    inv_mass = take(graph.inv_mass.narrow(0, first, graph.num_nodes), 0, rows, 0)
-    entropy = take(graph.entropy.narrow(0, first, graph.num_nodes), 0, rows, 0)
-    return inv_mass.to(dtype), entropy.to(dtype), inv_mass > 0
-
-
 def targets_of_ties(graph: MultiGraph, relations: Sequence[str], rows: Sequence[Tensor | None], dtype: torch.dtype) -> Targets:
     """The constants of the chosen rows of every tie, all of as many rows: [ties, R], and [ties]."""
     ids = [graph.relation_id(relation) for relation in relations]
