@@ -138,6 +138,8 @@ def ldmatrix(i: Decoding) -> Run:
         where = m.wide(address(m))
         giving = (m.thread & 31) < 8 * count
         thread = np.flatnonzero(giving if mask is None else giving & mask)
+        if m.counts is not None:
+            m.counts.shared_access(m.pc, where[thread], 16, thread)
         try:
             got = m.shared.load(where[thread], 2, 8, thread)
         except AccessError as error:
@@ -184,6 +186,8 @@ def stmatrix(i: Decoding) -> Run:
             tiles = tiles.transpose(0, 1, 3, 2)
         rows = np.zeros((len(tiles), 32, 8), np.uint16)
         rows[:, : 8 * count] = tiles.reshape(-1, 8 * count, 8)
+        if m.counts is not None:
+            m.counts.shared_access(m.pc, where[thread], 16, thread)
         try:
             m.shared.store(where[thread], rows.reshape(-1, 8)[thread], thread)
         except AccessError as error:

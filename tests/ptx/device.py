@@ -28,6 +28,7 @@ from triton.runtime.jit import JITFunction
 from cellattn.kernels import config
 from tests.kernels.aot import Launch, specialise
 
+from .counts import Counts
 from .decode import decode
 from .machine import Fault, Program, execute
 from .memory import Global, Storage, Window
@@ -133,12 +134,23 @@ def program_of(ptx: str) -> Program:
     return decode(kernel)
 
 
+@dataclass(frozen=True)
+class Counted:
+    """A launch that was executed, and what it cost."""
+
+    launch: Launch
+    grid: tuple[int, int, int]
+    program: Program
+    counts: Counts
+
+
 class Device:
     """What `device` gives: knobs and a record of what ran."""
 
-    def __init__(self, arch: int, order: int | None, mutate: Callable[[str, str], str] | None) -> None:
-        self.arch, self.order, self.mutate = arch, order, mutate
+    def __init__(self, arch: int, order: int | None, mutate: Callable[[str, str], str] | None, count: bool) -> None:
+        self.arch, self.order, self.mutate, self.count = arch, order, mutate, count
         self.launches: list[str] = []
+        self.counted: list[Counted] = []
         self.allocations = Allocations()
 
     def launch(self, launch: Launch, grid: tuple[int, ...]) -> None:
@@ -151,8 +163,11 @@ class Device:
         memory, parameters = self._arguments(launch, program)
         x, y, z = (*(int(g) for g in grid), 1, 1)[:3]
         order = None if self.order is None else np.random.default_rng(self.order).permutation(x * y * z)
+        counts = Counts(len(program.steps)) if self.count else None
+        if counts is not None:
+            self.counted.append(Counted(launch, (x, y, z), program, counts))
         try:
-            execute(program, memory, parameters, (x, y, z), compiled.threads, compiled.shared, order=order)
+            execute(program, memory, parameters, (x, y, z), compiled.threads, compiled.shared, order=order, counts=counts)
         except Fault as fault:
             test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
             raise Fault(f"{fault}\n  on sm_{self.arch}" + (f"; to repeat: python -m pytest '{test}'" if test else "")) from None
@@ -190,18 +205,21 @@ class Device:
 
 
 @contextmanager
-def device(arch: int = 80, *, order: int | None = None, mutate: Callable[[str, str], str] | None = None) -> Iterator[Device]:
+def device(
+    arch: int = 80, *, order: int | None = None, mutate: Callable[[str, str], str] | None = None, count: bool = False
+) -> Iterator[Device]:
     """Launches of Triton kernels are executed as compiled for the chip `arch`; ops take their CUDA way, and see that chip.
 
     Args:
         order: seed of the order of the CTAs; None: ascending.
         mutate: (kernel, PTX) -> the PTX to execute in its place.
+        count: keep what each launch cost, in `counted`.
 
     Raises:
         Fault: where a kernel does what it must not, at once.
         PtxError: for PTX that the machine does not know.
     """
-    made = Device(arch, order, mutate)
+    made = Device(arch, order, mutate, count)
 
     def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         options = {"num_warps": 4, "num_stages": 3}  # Triton's defaults

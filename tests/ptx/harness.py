@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .counts import Counts
 from .decode import decode
 from .machine import Program, execute
 from .memory import Global, Storage, Window
@@ -33,7 +34,7 @@ def entry(body: str, pointers: Sequence[str], *, threads: int = 32, head: str = 
 def launch(
     program: Program, arrays: Mapping[str, np.ndarray], *, inputs: Sequence[str] = (), unwritten: Sequence[str] = (),
     grid: tuple[int, int, int] = (1, 1, 1), shared: int = 0, order: Sequence[int] | None = None,
-    counts: np.ndarray | None = None,
+    counts: Counts | None = None,
 ) -> None:  # fmt: skip
     """Run it on arrays, which it changes in place."""
     memory, parameters = Global(), np.zeros(program.parameter_bytes, np.uint8)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .counts import Counts
 from .memory import AccessError, Global, Shared
 from .parser import Instruction, Kernel, PtxError, Register
 
@@ -79,7 +80,7 @@ class Machine:
 
     def __init__(
         self, program: Program, memory: Global, parameters: np.ndarray, grid: tuple[int, int, int], threads: int,
-        dynamic_shared: int, ctas: np.ndarray, counts: np.ndarray | None = None,
+        dynamic_shared: int, ctas: np.ndarray, counts: Counts | None = None,
     ) -> None:  # fmt: skip
         kernel = program.kernel
         self.program, self.memory, self.parameters, self.grid = program, memory, parameters, grid
@@ -100,7 +101,7 @@ class Machine:
         self.product_group = 0  # wgmma groups committed
         self.product_fence = -1  # when the last wgmma.fence came
         self.register_clock = np.full(len(kernel.widths), 0, np.int64)  # when each was written last
-        self.counts = counts  # [instructions]: how many warps executed each
+        self.counts = counts
         self.pc = self.done = 0
         # groups of threads by the instruction before which they stand
         self.runnable: dict[int, Mask] = {}
@@ -277,7 +278,7 @@ class Machine:
         if self.done > MAX_STEPS:
             raise self.fault(f"no end after {MAX_STEPS} instructions")
         if self.counts is not None:
-            self.counts[pc] += self.size // 32 if mask is None else int(mask.reshape(-1, 32).any(1).sum())
+            self.counts.execute(pc, self.size // 32 if mask is None else int(mask.reshape(-1, 32).any(1).sum()))
 
     def _guarded(self, predicate: Register, mask: Mask) -> tuple[bool | None, Mask]:
         """Whether the threads of a mask agree on a predicate (None: they do not), and those for whom it holds."""
@@ -354,7 +355,7 @@ class Machine:
 
 def execute(
     program: Program, memory: Global, parameters: np.ndarray, grid: tuple[int, int, int], threads: int,
-    dynamic_shared: int = 0, *, order: np.ndarray | None = None, counts: np.ndarray | None = None,
+    dynamic_shared: int = 0, *, order: np.ndarray | None = None, counts: Counts | None = None,
 ) -> None:  # fmt: skip
     """A launch. `order` [CTAs]: which come first; those of a batch run side by side."""
     total = grid[0] * grid[1] * grid[2]

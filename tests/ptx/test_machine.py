@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from .counts import Counts
 from .harness import entry, launch
 from .parser import Immediate, Pair, PtxError, Register, Vector, parse
 
@@ -87,10 +88,41 @@ def test_the_order_of_the_ctas_is_free() -> None:
 def test_counts_are_of_warps() -> None:
     code = "setp.lt.u32 %p1, %r1, 40; @%p1 bra $end; add.s32 %r4, %r1, 1; $end: bar.sync 0; mov.u32 %r5, 1;"
     program = entry(PLACES + code, ["d"], threads=64)
-    counts = np.zeros(len(program.steps), np.int64)
+    counts = Counts(len(program.steps))
     launch(program, {"d": np.zeros(192, U32)}, grid=(3, 1, 1), counts=counts)
-    found = {step.instruction.text: int(n) for step, n in zip(program.steps, counts, strict=True)}
+    found = {step.instruction.text: int(n) for step, n in zip(program.steps, counts.warps, strict=True)}
     assert (found["add.s32 %r4, %r1, 1"], found["bar.sync 0"], found["mov.u32 %r5, 1"]) == (3, 6, 6)
+
+
+@pytest.mark.parametrize(
+    ("stride", "width", "sectors"),
+    [(4, 1, 4), (8, 1, 8), (32, 1, 32), (0, 1, 1), (16, 4, 16), (64, 4, 32), (28, 1, 28)],
+)
+def test_counts_sectors(stride: int, width: int, sectors: int) -> None:
+    """Lane l of a warp reads `width` words at `stride` l bytes."""
+    registers = ", ".join(f"%r{10 + i}" for i in range(width))
+    load = f"ld.global.v{width}.b32 {{{registers}}}" if width > 1 else "ld.global.b32 %r10"
+    program = entry(f"mov.u32 %r0, %tid.x; mad.wide.u32 %rd0, %r0, {stride}, d; {load}, [%rd0];", ["d"])
+    counts = Counts(len(program.steps))
+    launch(program, {"d": np.zeros(1024, U32)}, counts=counts)
+    assert counts.sectors.sum() == sectors
+    assert counts.bytes.sum() == 128 * width
+
+
+@pytest.mark.parametrize(
+    ("stride", "width", "waves"),
+    [(4, 1, 1), (8, 1, 2), (12, 1, 1), (128, 1, 32), (0, 1, 1), (8, 2, 2), (16, 4, 4), (32, 4, 8), (144, 4, 4), (128, 4, 32)],
+)
+def test_counts_waves_of_shared_memory(stride: int, width: int, waves: int) -> None:
+    """Odd strides meet no bank twice, powers of two do; lanes that store to one word share it."""
+    registers = ", ".join(["%r1"] * width)
+    store = f"st.shared.v{width}.b32 [%r2], {{{registers}}}" if width > 1 else "st.shared.b32 [%r2], %r1"
+    code = f"mov.u32 %r0, %tid.x; mov.u32 %r1, 0; mul.lo.u32 %r2, %r0, {stride}; {store};"
+    program = entry(code, ["d"])
+    counts = Counts(len(program.steps))
+    launch(program, {"d": np.zeros(32, U32)}, shared=8192, counts=counts)
+    assert counts.waves.sum() == waves
+    assert counts.least_waves.sum() == width
 
 
 # -------------------------------------------------------------------------------------------------------------- parser

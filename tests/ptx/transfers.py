@@ -59,6 +59,12 @@ def _active(m: Machine, mask: Mask, address: Array) -> tuple[np.ndarray | None, 
     return active, active, where[active]
 
 
+def _count(m: Machine, space: str, where: np.ndarray, size: int, thread: np.ndarray) -> None:
+    if m.counts is not None:
+        count = m.counts.global_access if space == "global" else m.counts.shared_access
+        count(m.pc, where, size, thread)
+
+
 @opcode("ld")
 def ld(i: Decoding) -> Run:
     """9.7.9.8. A wider register is filled with the sign of .s types, else with zeros (section 9.4.1)."""
@@ -93,6 +99,7 @@ def ld(i: Decoding) -> Run:
 
     def run(m: Machine, mask: Mask) -> None:
         active, thread, where = _active(m, mask, address(m))
+        _count(m, space, where, unit * count, thread)
         try:
             if space == "global":
                 cta = m.cta if active is None else m.cta[active]
@@ -128,6 +135,7 @@ def st(i: Decoding) -> Run:
         active, thread, where = _active(m, mask, address(m))
         columns = [m.wide(get(m)) for get in sources]
         value = np.stack(columns if active is None else [x[active] for x in columns], 1)
+        _count(m, space, where, unit * count, thread)
         try:
             if space == "global":
                 m.memory.store(where, value, m.cta if active is None else m.cta[active], strong=bool(strong))
@@ -183,11 +191,13 @@ def cp(i: Decoding) -> Run:
             raise m.fault("a copy of a part of its bytes is not known", int(thread[read[0]]))
         try:
             if len(read):
+                _count(m, "global", origin[read], size, thread[read])
                 unit = min(size, 8)
                 got = m.memory.load(origin[read], unit, size // unit, m.cta[thread[read]])
                 data[read] = np.ascontiguousarray(got).view(np.uint8)
         except AccessError as error:
             raise m.access_fault(error, thread[read]) from None
+        _count(m, "shared", where, size, thread)
         try:
             at = m.shared.begin_copy(where, size, thread)
         except AccessError as error:
