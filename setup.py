@@ -65,7 +65,7 @@ def extension() -> Extension:
 
 setup(
     package_dir={"cellattn": "cellattn", "cellattn.kernels": "kernels"},
-    packages=["cellattn", "cellattn.data", "cellattn.nn", "cellattn.ops", "cellattn.kernels"],
+    packages=["cellattn", "cellattn.data", "cellattn.nn", "cellattn.ops", "cellattn.screen", "cellattn.kernels"],
     package_data={"cellattn": ["py.typed"]},
     ext_modules=[extension()],
     cmdclass={"build_ext": cpp_extension.BuildExtension},

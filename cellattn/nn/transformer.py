@@ -82,7 +82,7 @@ class CellTransformer(nn.Module):
             max_size=max_size,
         )
         self.tokens = GeneTokens(dim, num_genes=num_genes, feature_dim=feature_dim)
-        self.sampled_rows = sampled_rows
+        self.num_types, self.sampled_rows = num_types, sampled_rows
 
     def forward(
         self,

@@ -1,0 +1,163 @@
+"""Scores of sets are what the model predicts for them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cellattn import MultiGraph
+from cellattn.nn import CellTransformer, Dango, PairwiseInteraction, WildtypeDifference
+from cellattn.nn.perturbation import POOLS
+from cellattn.screen import make_scorer
+
+N, DIM, NUM_TYPES = 37, 12, 4
+
+
+def random_graph() -> MultiGraph:
+    g = torch.Generator().manual_seed(3)
+    return MultiGraph.from_edge_index({name: torch.randint(N, (2, 90), generator=g) for name in ("a", "b")}, N)
+
+
+GRAPH = random_graph()
+
+
+class Additive(nn.Module):
+    """A user's own: without a graph, a tensor [B] of which comes back."""
+
+    num_genes, num_types = N, NUM_TYPES
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.effect = nn.Parameter(torch.randn(NUM_TYPES, N))
+
+    def forward(self, seeds: Tensor, ptr: Tensor, types: Tensor) -> Tensor:
+        return torch.segment_reduce(self.effect[types, seeds], "sum", offsets=ptr)
+
+
+def transformer(pool: Any = "sum", **options: Any) -> CellTransformer:
+    return CellTransformer(DIM, 1, 3, num_genes=N, num_types=NUM_TYPES, pool=pool, out_dim=2, **options)
+
+
+def wildtype(conv: str, mode: str) -> WildtypeDifference:
+    return WildtypeDifference(
+        DIM, 2, relations=GRAPH.relations, num_genes=N, num_types=NUM_TYPES, conv=conv, mode=mode, out_dim=2
+    )
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    **{f"transformer {pool}": lambda pool=pool: transformer(pool) for pool in POOLS},
+    "transformer sum, 3 cross heads": lambda: transformer(cross_heads=3),
+    "transformer sum and mean": lambda: transformer(("sum", "mean")),
+    "transformer mean and pairwise": lambda: transformer(("mean", "pairwise")),
+    "pairwise interaction": lambda: PairwiseInteraction(DIM, num_genes=N, num_types=NUM_TYPES, out_dim=2),
+    "dango": lambda: Dango(DIM, relations=GRAPH.relations, num_genes=N, out_dim=2),
+    **{f"wildtype {conv}": lambda conv=conv: wildtype(conv, "delta") for conv in ("sage", "gin", "gat")},
+    "wildtype lazy": lambda: wildtype("sage", "lazy"),
+    "wildtype khop": lambda: wildtype("sage", "khop"),
+}  # fmt: skip
+
+
+def make(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = MODELS[name]()
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if "rezero" in key:
+                parameter.fill_(0.5)  # at its first value the others of a set are not seen
+    return model
+
+
+def sets_of(k: int, number: int = 300) -> tuple[Tensor, Tensor]:
+    """Sets in the order of their ranks, and types of every gene."""
+    genes = torch.tensor(list(itertools.combinations(range(12 if k > 2 else N), k))).flip(0)[:number].flip(1)
+    return genes, torch.randint(NUM_TYPES, genes.shape, generator=torch.Generator().manual_seed(k))
+
+
+def called(model: nn.Module, genes: Tensor, types: Tensor, phenotype: int) -> Tensor:
+    """What the model predicts of the sets, as it would be asked without a screen."""
+    ptr = torch.arange(len(genes) + 1) * genes.shape[1]
+    with torch.no_grad():
+        return model.eval()(GRAPH, genes.flatten(), ptr, types.flatten()).prediction[:, phenotype]
+
+
+def assert_scores(got: Tensor, want: Tensor, share: float) -> None:
+    """Equal to a share of how far the predictions lie apart."""
+    spread = float(want.std()) if len(want) > 1 else float(want.abs().max())
+    assert spread > 0
+    assert got.shape == want.shape
+    error = float((got.double() - want.double()).abs().max())
+    assert error <= share * spread, f"{error / spread:.1e} of the spread"
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", MODELS)
+def test_equal_to_the_model(name: str, k: int) -> None:
+    model = make(name).double()
+    genes, types = sets_of(k)
+    scorer = make_scorer(model, GRAPH, phenotype=1)
+    assert scorer.num_genes == N
+    assert_scores(scorer.score(genes, types), called(model, genes, types, 1), 1e-12)
+
+
+def test_own_module() -> None:
+    torch.manual_seed(0)
+    model = Additive()
+    genes, types = sets_of(3)
+    got = make_scorer(model).score(genes, types)
+    assert_scores(got, model.effect[types, genes].sum(1).detach(), 1e-6)
+
+
+def test_types_default_to_deleted() -> None:
+    scorer = make_scorer(Additive())
+    genes, _ = sets_of(2)
+    assert torch.equal(scorer.score(genes), scorer.score(genes, torch.ones_like(genes)))
+
+
+def test_model_is_left_as_it_was() -> None:
+    model = make("transformer sum").train()
+    make_scorer(model, GRAPH, dtype=torch.float64).score(*sets_of(2))
+    assert model.training
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_small_calls(size: int) -> None:
+    genes, types = sets_of(3)
+    assert make_scorer(make("transformer sum"), GRAPH).score(genes[:size], types[:size]).shape == (size,)
+
+
+@pytest.mark.parametrize(
+    ("genes", "types", "message"),
+    [
+        ([[0, N]], None, "genes"),
+        ([[0, -1]], None, "genes"),
+        ([[3, 3]], None, "distinct"),
+        ([[0, 1]], [[0, NUM_TYPES]], "types"),
+        ([[0, 1]], [[0]], "types"),
+        ([0, 1], None, "genes"),
+        ([[0.0, 1.0]], None, "genes"),
+    ],
+)
+def test_bad_sets(genes: Any, types: Any, message: str) -> None:
+    scorer = make_scorer(make("transformer sum"), GRAPH)
+    with pytest.raises((ValueError, TypeError), match=message):
+        scorer.score(torch.tensor(genes), None if types is None else torch.tensor(types))
+
+
+def test_bad_arguments() -> None:
+    model = make("transformer sum")
+    with pytest.raises(TypeError, match="model"):
+        make_scorer("model")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="graph"):
+        make_scorer(model, "graph")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="phenotype"):
+        make_scorer(model, GRAPH, phenotype=2).score(*sets_of(2))
+    with pytest.raises(ValueError, match="dtype"):
+        make_scorer(model, GRAPH, dtype=torch.int64)
+    with pytest.raises(ValueError, match="num_threads"):
+        make_scorer(model, GRAPH, num_threads=0)
