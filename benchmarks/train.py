@@ -47,6 +47,7 @@ from cellattn.data import (
     load_dcell_subset,
     load_yeast,
     read_interactions,
+    require_same_genes,
     synthetic_cell,
     synthetic_phenotypes,
 )
@@ -142,6 +143,10 @@ class Cell:
     notes: dict[str, int]  # counts that the report tells
     validation: PerturbationDataset | None = None  # None: drawn from train
 
+    def __post_init__(self) -> None:
+        for part in (self.train, self.test, *([] if self.validation is None else [self.validation])):
+            require_same_genes(self.graph.names, part.names, what=("graph", "measured pairs"))
+
 
 def load_cell(folder: Path | None, tokens: str = "labelled") -> Cell:
     """The real cell of a folder of yeast tables, or the synthetic one.
@@ -204,7 +209,8 @@ def distinct_pairs(data: PerturbationDataset, nodes: Tensor) -> PerturbationData
     token = torch.full((data.num_genes,), -1).index_put_((nodes,), torch.arange(len(nodes)))
     pairs, inverse = token[data.seeds.view(-1, 2)].sort(1).values.unique(dim=0, return_inverse=True)
     y = torch.zeros(len(pairs), dtype=torch.float64).index_add_(0, inverse, data.y.double()) / inverse.bincount()
-    return PerturbationDataset.from_sets(pairs.tolist(), y, num_genes=len(nodes))
+    names = None if data.names is None else data.names.select(nodes)
+    return PerturbationDataset.from_sets(pairs.tolist(), y, num_genes=len(nodes), genes=names)
 
 
 def spectral_features(graph: MultiGraph, rank: int = SPECTRAL_RANK) -> Tensor:
@@ -253,7 +259,7 @@ def split(cell: Cell, seed: int) -> Splits:
 
 
 def _with_y(data: PerturbationDataset, y: Tensor) -> PerturbationDataset:
-    return PerturbationDataset(data.seeds, data.ptr, data.types, y, num_genes=data.num_genes)
+    return PerturbationDataset(data.seeds, data.ptr, data.types, y, num_genes=data.num_genes, names=data.names)
 
 
 # ------------------------------------------------------------------------------------------------------- models
@@ -268,7 +274,8 @@ def ties(graph: MultiGraph) -> list[tuple[int, int, str]]:
 
 def edges_alone(graph: MultiGraph) -> MultiGraph:
     """The graph without weights, as DANGO reconstructs it: an edge is there or not."""
-    return MultiGraph.from_edge_index({name: graph.edge_index(name) for name in graph.relations}, graph.num_nodes)
+    edges = {name: graph.edge_index(name) for name in graph.relations}
+    return MultiGraph.from_edge_index(edges, graph.num_nodes, names=graph.names)
 
 
 def build(variant: Variant, cell: Cell) -> tuple[nn.Module, Forward]:
@@ -563,11 +570,8 @@ def _say_nothing(record: dict[str, Any]) -> None:
 
 def fingerprint(cell: Cell, data: Splits) -> int:
     """A checksum of all that a run reads."""
-    crc = zlib.crc32(f"{cell.source} {cell.graph.num_nodes}".encode())
-    edges = [
-        part(relation) for relation in cell.graph.relations for part in (cell.graph.rowptr, cell.graph.col, cell.graph.weight)
-    ]
-    for tensor in (*edges, *(x for part in data for x in (part.seeds, part.y))):
+    crc = zlib.crc32(f"{cell.source} {cell.graph.digest()}".encode())
+    for tensor in (x for part in data for x in (part.seeds, part.y)):
         crc = zlib.crc32(tensor.contiguous().numpy().tobytes(), crc)
     return crc
 

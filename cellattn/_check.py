@@ -161,4 +161,6 @@ def unknown(name: str, value: Any, choices: Iterable[str]) -> NoReturn:
     near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     listed = ", ".join(repr(choice) for choice in choices) or "nothing"
+    if len(choices) > 40:  # a gene list, whose names nobody reads in a message
+        listed = f"{len(choices)} names"
     raise ValueError(f"{name}: unknown value {value!r}, expected one of {listed}{hint}")

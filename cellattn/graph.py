@@ -7,6 +7,7 @@ arrays serves any number of relations, so an operator that reads nine graphs tak
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import stat
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from ._check import describe, require, require_choice, require_count, require_mapping, require_tensor, unknown
+from .genes import GeneList, as_names
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -33,7 +35,7 @@ _INT32_MAX = 2**31 - 1
 _MAX_NODES = isqrt(2**63 - 1)  # an edge is sorted by the key i * N + j, in int64
 _MASS_RANGE = (1e-30, 1e30)  # of a row's weights: the losses divide by their sum, in float32 too
 _SPARSE_LAYOUTS = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
-_FORMAT = "cellattn.MultiGraph/1"
+_FORMAT, _FORMAT_WITH_NAMES = "cellattn.MultiGraph/1", "cellattn.MultiGraph/2"
 
 SEGMENT = 1024  # entries of a row or column that one GPU program walks at most; why so many stands in kernels/row_dot.py
 
@@ -75,12 +77,25 @@ class MultiGraph:
     Attributes:
         relations: names of the relations, in the order of their stacking.
         num_nodes: N, the genes.
+        names: the genes' names, or None. They travel with the graph: into graphs made from it, files and copies. Where
+            it meets a dataset, `cellattn.data.require_same_genes` compares them.
     """
 
-    def __init__(self, relations: tuple[str, ...], rowptr: Tensor, col: Tensor, weight: Tensor, known: Tensor) -> None:
+    names: GeneList | None = None  # of a graph that was pickled before there were any, too
+
+    def __init__(
+        self,
+        relations: tuple[str, ...],
+        rowptr: Tensor,
+        col: Tensor,
+        weight: Tensor,
+        known: Tensor,
+        names: GeneList | None = None,
+    ) -> None:
         """Take sorted, merged arrays as they are; `from_edge_index` is the constructor that checks and sorts."""
         self.relations = relations
         self.num_nodes = known.shape[1]
+        self.names = names
         self._relation_id = {name: i for i, name in enumerate(relations)}
         self._rowptr = rowptr  # int64 [K * N + 1]
         self._col = col  # int32 [E], int64 if N needs it
@@ -130,6 +145,7 @@ class MultiGraph:
         undirected: bool | Collection[str] = False,
         undirected_reduce: str = "max",
         known: Mapping[str, Tensor] | None = None,
+        names: GeneList | Sequence[str] | None = None,
     ) -> Self:
         """Build from one COO edge list a relation.
 
@@ -145,6 +161,7 @@ class MultiGraph:
                 weight 1 either way.
             known: relation -> bool [N], the genes whose pairs were measured (default: all). Unmeasured pairs enter no
                 loss, so an edge at an unknown gene is refused.
+            names: the genes' names, N of them, or None.
 
         Raises:
             ValueError: with the relation, the position and the value of the first fault.
@@ -153,6 +170,7 @@ class MultiGraph:
         require_mapping("edge_index", edge_index)
         require_count("num_nodes", num_nodes, minimum=1)
         require(num_nodes <= _MAX_NODES, f"num_nodes: expected at most {_MAX_NODES}, got {num_nodes}")
+        names = as_names(names, num_nodes)
         relations = tuple(edge_index)
         for name in relations:
             require(isinstance(name, str) and name != "", f"edge_index: expected non-empty str names, got {describe(name)}")
@@ -180,7 +198,7 @@ class MultiGraph:
             parts.append(
                 (*_coalesce(row, col, weight, num_nodes, undirected_reduce if name in symmetric else None, dtype), mask)
             )
-        return cls._stack(relations, parts, num_nodes, device, dtype)
+        return cls._stack(relations, parts, num_nodes, device, dtype, names)
 
     @classmethod
     def _stack(
@@ -190,6 +208,7 @@ class MultiGraph:
         num_nodes: int,
         device: torch.device,
         dtype: torch.dtype,
+        names: GeneList | None,
     ) -> Self:
         """Stack per-relation (row, col, weight, known), each sorted by (row, col) and free of duplicates."""
         counts = [torch.bincount(row, minlength=num_nodes) for row, _, _, _ in parts]
@@ -204,7 +223,7 @@ class MultiGraph:
             weight = torch.cat([part[2] for part in parts])
             known = torch.stack([part[3] for part in parts])
         _check_mass(relations, rowptr, weight, num_nodes)
-        return cls(relations, rowptr, col, weight, known)
+        return cls(relations, rowptr, col, weight, known, names)
 
     @classmethod
     def from_hetero_data(
@@ -214,11 +233,13 @@ class MultiGraph:
         *,
         undirected: bool | Collection[str] = False,
         undirected_reduce: str = "max",
+        names: GeneList | Sequence[str] | None = None,
     ) -> Self:
         """Build from a PyG `HeteroData`: every edge type (node_type, relation, node_type) becomes a relation.
 
         The first of `edge_weight`, `edge_attr` and `weight` that an edge type has as [E] or [E, 1] gives the weights, other
-        names do not. Other arguments are those of `from_edge_index`.
+        names do not. Unless `names` are given, a list of strings that the node type has as `names` or `node_ids` is taken.
+        Other arguments are those of `from_edge_index`.
 
         Raises:
             ValueError: a missing node type, edge types to other node types (select what is meant first), and everything
@@ -245,12 +266,18 @@ class MultiGraph:
                 edge_weight[name] = weight
         num_nodes = data[node_type].num_nodes
         require(num_nodes is not None, f"data: node type {node_type!r} has no features and no num_nodes")
-        options: dict[str, Any] = {"undirected": undirected, "undirected_reduce": undirected_reduce}
+        names = _hetero_names(data[node_type]) if names is None else names
+        options: dict[str, Any] = {"undirected": undirected, "undirected_reduce": undirected_reduce, "names": names}
         return cls.from_edge_index(edge_index, int(num_nodes), edge_weight=edge_weight, **options)
 
     @classmethod
     def from_scipy(
-        cls, matrices: Mapping[str, Any], *, undirected: bool | Collection[str] = False, undirected_reduce: str = "max"
+        cls,
+        matrices: Mapping[str, Any],
+        *,
+        undirected: bool | Collection[str] = False,
+        undirected_reduce: str = "max",
+        names: GeneList | Sequence[str] | None = None,
     ) -> Self:
         """Build from square scipy sparse matrices of one size, relation -> matrix.
 
@@ -269,11 +296,16 @@ class MultiGraph:
             index = (torch.from_numpy(x.astype("int64")) for x in (m.row, m.col))
             kind = {"b": "bool", "f": str(m.dtype)}.get(m.dtype.kind, "float32")
             coo[name] = (m.shape, *index, torch.from_numpy(m.data.astype(kind)))
-        return cls._from_coo("matrices", coo, undirected, undirected_reduce)
+        return cls._from_coo("matrices", coo, undirected, undirected_reduce, names)
 
     @classmethod
     def from_sparse_tensor(
-        cls, tensors: Mapping[str, Any], *, undirected: bool | Collection[str] = False, undirected_reduce: str = "max"
+        cls,
+        tensors: Mapping[str, Any],
+        *,
+        undirected: bool | Collection[str] = False,
+        undirected_reduce: str = "max",
+        names: GeneList | Sequence[str] | None = None,
     ) -> Self:
         """Build from square `torch_sparse.SparseTensor` or sparse `torch.Tensor` objects of one size, relation -> tensor.
 
@@ -296,7 +328,7 @@ class MultiGraph:
                 )
                 row, col, value = tensor.coo()
                 coo[name] = (tuple(tensor.sizes()), row, col, value)
-        return cls._from_coo("tensors", coo, undirected, undirected_reduce)
+        return cls._from_coo("tensors", coo, undirected, undirected_reduce, names)
 
     @classmethod
     def _from_coo(
@@ -305,6 +337,7 @@ class MultiGraph:
         coo: Mapping[str, tuple[Any, Tensor, Tensor, Tensor | None]],
         undirected: bool | Collection[str],
         undirected_reduce: str,
+        names: GeneList | Sequence[str] | None,
     ) -> Self:
         require(len(coo) > 0, f"{argument}: expected at least one relation, which gives the number of nodes")
         num_nodes = next(iter(coo.values()))[0][0]
@@ -319,7 +352,7 @@ class MultiGraph:
                 edge_index[name] = edge_index[name][:, value]
             elif value is not None:
                 edge_weight[name] = _real(value)
-        options: dict[str, Any] = {"undirected": undirected, "undirected_reduce": undirected_reduce}
+        options: dict[str, Any] = {"undirected": undirected, "undirected_reduce": undirected_reduce, "names": names}
         return cls.from_edge_index(edge_index, num_nodes, edge_weight=edge_weight, **options)
 
     @classmethod
@@ -331,6 +364,7 @@ class MultiGraph:
         weight: str | None = "weight",
         undirected: bool | Collection[str] = False,
         undirected_reduce: str = "max",
+        names: GeneList | Sequence[str] | None = None,
     ) -> Self:
         """Build from networkx graphs, relation -> graph.
 
@@ -340,7 +374,7 @@ class MultiGraph:
             graphs: relation -> graph.
             nodelist: every node, in the order of their indices.
             weight: the edge attribute that is the weight, 1 where an edge has none; None for a graph without weights.
-            undirected, undirected_reduce: as in `from_edge_index`.
+            undirected, undirected_reduce, names: as in `from_edge_index`.
 
         Warns:
             UserWarning: no edge of a graph has this attribute, but the first one has another that is a number.
@@ -371,7 +405,7 @@ class MultiGraph:
                 if name in edge_weight:
                     edge_weight[name] = torch.cat([edge_weight[name], edge_weight[name][other]])
             edge_index[name] = pairs
-        options: dict[str, Any] = {"undirected": undirected, "undirected_reduce": undirected_reduce}
+        options: dict[str, Any] = {"undirected": undirected, "undirected_reduce": undirected_reduce, "names": names}
         return cls.from_edge_index(edge_index, len(nodelist), edge_weight=edge_weight, **options)
 
     # ------------------------------------------------------------------------------------------------ what it holds
@@ -495,6 +529,7 @@ class MultiGraph:
         edge_weight: Mapping[str, Tensor] | None = None,
         undirected: bool | Collection[str] = False,
         undirected_reduce: str = "max",
+        names: Sequence[str] | None = None,
     ) -> MultiGraph:
         """Append genes N .. N + num_new - 1, unknown in every relation but those in which they are given an edge.
 
@@ -503,8 +538,11 @@ class MultiGraph:
             edge_index: relation -> integer tensor [2, E] over N + num_new genes; each edge has a new gene at an end, and
                 makes both its ends known in that relation.
             edge_weight, undirected, undirected_reduce: as in `from_edge_index`.
+            names: the new genes' names, where the graph has names; "new1", "new2", ... by default.
         """
         require_count("num_new", num_new)
+        require(names is None or self.names is not None, "names: the graph has none for the genes that are there")
+        new_names = as_names(names, num_new)
         added = {} if edge_index is None else edge_index
         require_mapping("edge_index", added)
         for name in added:
@@ -535,7 +573,8 @@ class MultiGraph:
             row, col = torch.cat([self.edge_index(name), fresh], 1).unbind(0)
             weight = torch.cat([self.weight(name).to(dtype), new.weight(name).to(dtype)])
             parts.append((*_coalesce(row, col, weight, total, None, dtype), known))
-        return MultiGraph._stack(self.relations, parts, total, self.device, dtype)
+        everyone = None if self.names is None else self.names.extend(new_names or self.names.fresh(num_new))
+        return MultiGraph._stack(self.relations, parts, total, self.device, dtype, everyone)
 
     def subgraph(self, nodes: Tensor) -> MultiGraph:
         """The graph induced on `nodes` (int64 [M], distinct), relabelled: nodes[m] becomes m."""
@@ -570,7 +609,8 @@ class MultiGraph:
         weight, known = self._weight.index_select(0, edge), self._known.index_select(1, nodes)
         if self._lightest < _MASS_RANGE[0]:  # a heavier edge alone may have borne the row
             _check_mass(self.relations, rowptr, weight, nodes.numel())
-        return MultiGraph(self.relations, rowptr, col, weight, known)
+        names = None if self.names is None else self.names.select(nodes)
+        return MultiGraph(self.relations, rowptr, col, weight, known, names)
 
     def to(self, device: torch.device | str) -> MultiGraph:
         """The same graph on another device; `self` if it is there already. Raises ValueError for what is no device."""
@@ -581,7 +621,8 @@ class MultiGraph:
         require(target.type != "meta", "device: expected one that holds values, got 'meta'")
         if target == self.device:
             return self
-        graph = MultiGraph(self.relations, *(x.to(device) for x in self._arrays()))
+        rowptr, col, weight, known = (x.to(device) for x in self._arrays())
+        graph = MultiGraph(self.relations, rowptr, col, weight, known, self.names)
         if self._transpose is not None:
             graph._transpose = Transpose(*(x.to(device) for x in self._transpose))
         if self._weight_by_column is not None:
@@ -597,8 +638,10 @@ class MultiGraph:
         path = _file_path(path)
         arrays = zip(("rowptr", "col", "weight", "known"), self._arrays(), strict=True)
         tensors = {name: x.cpu().contiguous() for name, x in arrays}
-        relations = json.dumps(list(self.relations))
-        metadata = {"format": _FORMAT, "relations": relations, "crc32": _checksum(relations, tensors)}
+        format, texts = _FORMAT, {"relations": json.dumps(list(self.relations))}
+        if self.names is not None:
+            format, texts["names"] = _FORMAT_WITH_NAMES, json.dumps([self.names.names, self.names.aliases])
+        metadata = {"format": format, **texts, "crc32": _checksum(texts, tensors)}
         write_atomic(path, save(tensors, metadata))
 
     @classmethod
@@ -616,14 +659,28 @@ class MultiGraph:
         # behind its length, the header that `load` found whole
         metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
         try:
-            require(metadata.get("format") == _FORMAT, f"expected format {_FORMAT!r}, got {metadata.get('format')!r}")
-            require(metadata["crc32"] == _checksum(metadata["relations"], tensors), "its checksum does not fit, it is damaged")
-            return cls._from_arrays(tuple(json.loads(metadata["relations"])), **tensors)
+            fields = _texts_of(metadata.get("format"))
+            crc, texts = metadata["crc32"], {name: metadata[name] for name in fields}
+            require(crc == _checksum(texts, tensors), "its checksum does not fit, it is damaged")
+            genes = None
+            if "names" in texts:
+                names, aliases = json.loads(texts["names"])
+                genes = GeneList(names, aliases=aliases)
+            return cls._from_arrays(tuple(json.loads(texts["relations"])), genes, **tensors)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"path: {str(path)!r} holds no valid MultiGraph: {error}") from error
 
     @classmethod
-    def _from_arrays(cls, relations: tuple[str, ...], *, rowptr: Tensor, col: Tensor, weight: Tensor, known: Tensor) -> Self:
+    def _from_arrays(
+        cls,
+        relations: tuple[str, ...],
+        names: GeneList | None,
+        *,
+        rowptr: Tensor,
+        col: Tensor,
+        weight: Tensor,
+        known: Tensor,
+    ) -> Self:
         """Check stacked arrays from outside by the same door as any edge list."""
         require_tensor("rowptr", rowptr, ndim=1, dtypes=(torch.int64,))
         require_tensor("col", col, ndim=1, dtypes=(torch.int32, torch.int64))
@@ -646,6 +703,7 @@ class MultiGraph:
             n,
             edge_weight={name: weight[at] for name, at in span.items()},
             known=dict(zip(relations, known, strict=True)),
+            names=names,
         )
 
     # ------------------------------------------------------------------------------------------------ Python's own
@@ -655,6 +713,7 @@ class MultiGraph:
             return NotImplemented
         return (
             self.relations == other.relations
+            and self.names == other.names
             and self.device == other.device
             and self._known.shape == other._known.shape
             and all(torch.equal(a, b) for a, b in zip(self._arrays(), other._arrays(), strict=True))
@@ -662,11 +721,28 @@ class MultiGraph:
 
     __hash__ = None  # type: ignore[assignment]
 
+    def digest(self) -> str:
+        """SHA-256, in hex, of all that the graph is: relations, edges, weights, known genes and names, on whatever device.
+
+        Equal graphs have equal digests; it depends on no version of Python or PyTorch.
+        """
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        names = None if self.names is None else self.names.digest()
+        hashed = hashlib.sha256(json.dumps([list(self.relations), self.num_nodes, names]).encode())
+        for x in self._arrays():
+            hashed.update(f"{x.dtype} {list(x.shape)}".encode())
+            hashed.update(x.cpu().contiguous().numpy().data)
+        return hashed.hexdigest()
+
     def _arrays(self) -> tuple[Tensor, ...]:
         return self._rowptr, self._col, self._weight, self._known
 
     def __repr__(self) -> str:
-        lines = [f"MultiGraph(num_nodes={self.num_nodes}, num_edges={self.num_edges()}, device={self.device})"]
+        named = "" if self.names is None else f", names={self.names}"
+        lines = [f"MultiGraph(num_nodes={self.num_nodes}, num_edges={self.num_edges()}, device={self.device}{named})"]
         width = max((len(name) for name in self.relations), default=0)
         header = f"  {'relation':<{max(width, 8)}} {'genes':>7} {'edges':>9} {'mean deg':>9} {'max deg':>8} {'unknown':>8}"
         for name in self.relations:
@@ -759,9 +835,15 @@ def _file_path(path: Any) -> Path:
     return path
 
 
-def _checksum(relations: str, tensors: Mapping[str, Tensor]) -> str:
+def _texts_of(format: Any) -> tuple[str, ...]:
+    """The names of the texts in a file of this format."""
+    require(format in (_FORMAT, _FORMAT_WITH_NAMES), f"expected format {_FORMAT!r} or {_FORMAT_WITH_NAMES!r}, got {format!r}")
+    return ("relations",) if format == _FORMAT else ("relations", "names")
+
+
+def _checksum(texts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     """Of the names and the arrays, so that a damaged weight does not pass for another weight."""
-    crc = zlib.crc32(relations.encode())
+    crc = zlib.crc32("".join(texts.values()).encode())
     for name in sorted(tensors):
         crc = zlib.crc32(tensors[name].numpy().data, crc)
     return f"{crc:08x}"
@@ -824,6 +906,15 @@ def _edge_weight(store: Any, edge_type: tuple[str, str, str]) -> Tensor | None:
             f"data: edge type {edge_type} has weight 1, {', '.join(others)} ignored; set edge_weight to what is meant",
             stacklevel=3,
         )
+    return None
+
+
+def _hetero_names(store: Any) -> Sequence[str] | None:
+    """The genes' names that a node type of a `HeteroData` brings along, None where it has none."""
+    for field in ("names", "node_ids"):
+        value = store.get(field)
+        if isinstance(value, Sequence) and value and all(isinstance(name, str) for name in value):
+            return value
     return None
 
 

@@ -335,6 +335,7 @@ EXCEPTIONS = {
     "data.read_edge_table": "takes a path",
     "data.read_interactions": "takes a path",
     "data.read_string_links": "takes a path",
+    "data.require_same_genes": "takes gene lists",
     "data.synthetic_cell": "takes numbers",
     "data.synthetic_phenotypes": "takes a graph and numbers",
 }

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cellattn import MultiGraph
+from cellattn.data import GeneList
 from cellattn.graph import SEGMENT, cut_rows, write_atomic
 
 N = 7
@@ -736,8 +737,10 @@ def test_every_truncation_is_found(tmp_path: Path) -> None:
             MultiGraph.load(tmp_path / "part")
 
 
-def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
-    weighted().save(tmp_path / "g")
+@pytest.mark.parametrize("with_names", [False, True], ids=["plain", "names"])
+def test_every_flipped_bit_is_found(tmp_path: Path, with_names: bool) -> None:
+    graph = named() if with_names else weighted()
+    graph.save(tmp_path / "g")
     content = (tmp_path / "g").read_bytes()
     for position in range(len(content)):
         damaged = bytearray(content)
@@ -748,7 +751,7 @@ def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
         except ValueError as error:
             assert "damaged'" in str(error)  # noqa: PT017 (a flip in the padding of the header does no harm)
         else:
-            assert loaded == weighted(), f"byte {position}"
+            assert loaded == graph, f"byte {position}"
 
 
 @pytest.mark.parametrize("content", [b"", b"YAL001C\tYAL002W\n" * 10, bytes(100)], ids=["empty", "text", "zeros"])
@@ -822,6 +825,113 @@ def test_file_with_impossible_arrays(tmp_path: Path, relations: Any, change: dic
         MultiGraph.load(tmp_path / "g")
 
 
+# --------------------------------------------------------------------------------------------------------------- names
+
+NAMES = [f"Y{i}" for i in range(N)]
+
+
+def named(**options: Any) -> MultiGraph:
+    return weighted(names=GeneList(NAMES, aliases={"TFC3": "Y3", "é": "Y5"}), **options)
+
+
+def test_names_are_taken_by_every_constructor() -> None:
+    matrices = {name: sp.coo_matrix(a.numpy()) for name, a in DENSE.items()}
+    sparse = {name: a.to_sparse() for name, a in DENSE.items()}
+    graphs = {name: nx.from_scipy_sparse_array(a, create_using=nx.DiGraph) for name, a in matrices.items()}
+    for graph in (
+        MultiGraph.from_edge_index(INDEX, N, names=NAMES),
+        MultiGraph.from_scipy(matrices, names=NAMES),
+        MultiGraph.from_sparse_tensor(sparse, names=NAMES),
+        MultiGraph.from_networkx(graphs, range(N), names=NAMES),
+    ):
+        assert graph.names == GeneList(NAMES)
+    assert weighted().names is None
+
+
+def test_hetero_data_brings_its_names() -> None:
+    data = pytest.importorskip("torch_geometric.data").HeteroData()
+    data["gene", "physical", "gene"].edge_index = INDEX["physical"]
+    data["gene"].num_nodes = N
+    assert MultiGraph.from_hetero_data(data).names is None
+    data["gene"].node_ids = NAMES
+    assert MultiGraph.from_hetero_data(data).names == GeneList(NAMES)
+    other = NAMES[::-1]
+    assert MultiGraph.from_hetero_data(data, names=other).names == GeneList(other)
+    data["gene"].node_ids = NAMES[1:]
+    with pytest.raises(ValueError, match="names: expected 7, one a gene, got 6"):
+        MultiGraph.from_hetero_data(data)
+
+
+@pytest.mark.parametrize(
+    ("names", "error", "words"),
+    [
+        (NAMES[:-1], ValueError, "names: expected 7, one a gene, got 6"),
+        (["Y0"] * N, ValueError, "names: 'Y0' stands at positions 0 and 1"),
+        ("YAL001C", TypeError, "names: expected several gene names"),
+        (range(N), TypeError, "names: expected a string at position 0, got int 0"),
+        (7, TypeError, "names: expected a GeneList or a sequence of names, got int 7"),
+    ],
+    ids=["few", "twice", "one", "numbers", "number"],
+)
+def test_names_that_are_none(names: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        MultiGraph.from_edge_index(INDEX, N, names=names)
+
+
+def test_names_travel(tmp_path: Path) -> None:
+    graph = named()
+    assert graph.names is not None
+    assert graph.subgraph(torch.tensor([5, 0, 3])).names == GeneList(["Y5", "Y0", "Y3"], aliases={"TFC3": "Y3", "é": "Y5"})
+    assert graph.extend(2).names == graph.names.extend(["new1", "new2"])
+    assert graph.extend(1).extend(1).names == graph.names.extend(["new1", "new2"])
+    assert graph.extend(1, names=["GFP"]).names == graph.names.extend(["GFP"])
+    graph.save(tmp_path / "g")
+    loaded = MultiGraph.load(tmp_path / "g")
+    assert loaded == graph
+    assert loaded.names is not None
+    assert loaded.names.index(["TFC3", "é"]).tolist() == [3, 5]
+    for copied in (copy.copy(graph), copy.deepcopy(graph), pickle.loads(pickle.dumps(graph)), graph.to("cpu")):
+        assert copied.names == graph.names
+    with pytest.raises(ValueError, match="names: expected 2, one a gene, got 1"):
+        graph.extend(2, names=["GFP"])
+    with pytest.raises(ValueError, match="'Y1' stands at positions 1 and 7"):
+        graph.extend(1, names=["Y1"])
+    with pytest.raises(ValueError, match="names: the graph has none"):
+        weighted().extend(1, names=["GFP"])
+
+
+def test_a_graph_without_names_has_the_file_that_it_had(tmp_path: Path) -> None:
+    weighted().save(tmp_path / "g")
+    assert b"cellattn.MultiGraph/1" in (tmp_path / "g").read_bytes()
+    assert b"names" not in (tmp_path / "g").read_bytes()
+
+
+def test_an_old_pickle_has_no_names() -> None:
+    graph = weighted()
+    del graph.__dict__["names"]
+    assert pickle.loads(pickle.dumps(graph)).names is None
+
+
+def test_digest_is_of_all_that_a_graph_is(tmp_path: Path) -> None:
+    graph = named()
+    graph.save(tmp_path / "g")
+    assert graph.digest() == named().digest() == MultiGraph.load(tmp_path / "g").digest() == copy.deepcopy(graph).digest()
+    others = [
+        weighted(),
+        weighted(names=NAMES[::-1]),
+        named(undirected=True),
+        named(known={"empty": torch.arange(N) > 0}),
+        MultiGraph.from_edge_index(INDEX, N, names=NAMES),
+        MultiGraph.from_edge_index({name + "'": index for name, index in INDEX.items()}, N, edge_weight={}, names=NAMES),
+        graph.subgraph(torch.arange(N).flip(0)),
+        graph.extend(1),
+        MultiGraph.from_edge_index(INDEX, N, edge_weight={k: w.double() for k, w in WEIGHT.items()}, names=NAMES),
+    ]
+    digests = {graph.digest(), *(other.digest() for other in others)}
+    assert len(digests) == 1 + len(others)
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests)
+
+
 # -------------------------------------------------------------------------------------------------------- Python's own
 
 
@@ -834,10 +944,11 @@ def test_file_with_impossible_arrays(tmp_path: Path, relations: Any, change: dic
         MultiGraph.from_edge_index(dict(reversed(INDEX.items())), N, edge_weight=WEIGHT),
         MultiGraph.from_edge_index({k: INDEX[k] for k in ("physical", "regulatory")}, N, edge_weight={}),
         weighted(known={"empty": torch.arange(N) > 0}),
+        named(),
         "physical",
         None,
     ],
-    ids=["weights", "nodes", "edges", "order", "relations", "known", "str", "none"],
+    ids=["weights", "nodes", "edges", "order", "relations", "known", "names", "str", "none"],
 )
 def test_unequal(other: Any) -> None:
     assert weighted() != other
@@ -873,6 +984,7 @@ def test_copies(copied: Callable[[MultiGraph], MultiGraph], transposed: bool) ->
 def test_repr() -> None:
     lines = repr(weighted(known={"empty": torch.arange(N) > 0})).splitlines()
     assert lines[0] == "MultiGraph(num_nodes=7, num_edges=7, device=cpu)"
+    assert repr(named()).startswith(lines[0][:-1] + ", names=GeneList(7 genes: Y0, Y1, Y2, ...))\n")
     assert lines[1].split() == ["relation", "genes", "edges", "mean", "deg", "max", "deg", "unknown"]
     assert lines[2].split() == ["physical", "6", "5", "1.2", "2", "0"]
     assert lines[3].split() == ["regulatory", "3", "2", "1.0", "1", "0"]

@@ -7,7 +7,7 @@ from .dataset import (
     PerturbationSample,
     batches_on,
 )
-from .genes import GeneList
+from .genes import GeneList, require_same_genes
 from .readers import EdgeTable, InteractionTable, read_edge_table, read_interactions, read_string_links
 from .synthetic import synthetic_cell, synthetic_phenotypes
 from .yeast import load_dcell_subset, load_yeast
@@ -26,6 +26,7 @@ __all__ = [
     "read_edge_table",
     "read_interactions",
     "read_string_links",
+    "require_same_genes",
     "synthetic_cell",
     "synthetic_phenotypes",
 ]

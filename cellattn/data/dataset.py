@@ -17,8 +17,8 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 
 from .._check import describe, require, require_choice, require_count, require_indices, require_tensor, unknown
 from .._profiling import span
+from ..genes import GeneList, as_names
 from . import hetero
-from .genes import GeneList
 from .readers import InteractionTable
 
 PERTURBATION_TYPES = ("present", "deleted", "added", "overexpressed", "knocked_down", "mutated")
@@ -151,6 +151,8 @@ class PerturbationDataset(Dataset[PerturbationSample]):
         y: float [B] or [B, P], finite phenotypes; stored as float32.
         num_genes: number of genes that `seeds` refers to.
         split: the name of each sample's split, B strings, or None.
+        names: the genes' names, `num_genes` of them, or None. They stay with every part of the dataset; where it meets a
+            graph, `cellattn.data.require_same_genes(graph.names, dataset.names)` compares them.
 
     Raises:
         TypeError: an argument of a wrong type.
@@ -169,6 +171,7 @@ class PerturbationDataset(Dataset[PerturbationSample]):
         *,
         num_genes: int,
         split: Sequence[str] | None = None,
+        names: GeneList | Sequence[str] | None = None,
     ) -> None:
         require_count("num_genes", num_genes)
         require_tensor("seeds", seeds, ndim=1, dtypes=(torch.int64,))
@@ -202,6 +205,7 @@ class PerturbationDataset(Dataset[PerturbationSample]):
 
         self.seeds, self.ptr, self.types, self.y = seeds, ptr, types, y
         self.num_genes = num_genes
+        self.names = as_names(names, num_genes)
         self.split_names: tuple[str, ...] = ()
         self._split = torch.zeros(num_samples, dtype=torch.int64)
         if split is not None:
@@ -229,7 +233,7 @@ class PerturbationDataset(Dataset[PerturbationSample]):
             sets: B sets.
             y: phenotypes [B] or [B, P].
             types: names from `PERTURBATION_TYPES`: one for all genes, or one for each gene of each set.
-            genes: the gene list; needed for names.
+            genes: the gene list; needed for names. The dataset carries it where it has `num_genes` names.
             num_genes: number of genes; that of `genes` when None.
             split: the name of each sample's split.
 
@@ -254,6 +258,7 @@ class PerturbationDataset(Dataset[PerturbationSample]):
             _as_tensor("y", y, torch.float32),
             num_genes=num_genes,
             split=split,
+            names=genes if genes is not None and len(genes) == num_genes else None,
         )
 
     @classmethod
@@ -268,7 +273,8 @@ class PerturbationDataset(Dataset[PerturbationSample]):
             raise TypeError(f"table: expected an InteractionTable, got {describe(table)}")
         require_choice("perturbation", perturbation, PERTURBATION_TYPES[1:])
         types = torch.full_like(table.seeds, PERTURBATION_TYPES.index(perturbation))
-        return cls(table.seeds, table.ptr, types, table.score, num_genes=len(table.genes), split=table.split)
+        genes = table.genes
+        return cls(table.seeds, table.ptr, types, table.score, num_genes=len(genes), split=table.split, names=genes)
 
     @classmethod
     def from_hetero_data(
@@ -279,6 +285,7 @@ class PerturbationDataset(Dataset[PerturbationSample]):
         node_type: str = "gene",
         types: str = "deleted",
         split: Sequence[str] | None = None,
+        names: GeneList | Sequence[str] | None = None,
     ) -> PerturbationDataset:
         """Build a dataset from PyG `HeteroData`, one a sample or batches of several; see `PerturbationBatch.from_hetero_data`.
 
@@ -286,6 +293,7 @@ class PerturbationDataset(Dataset[PerturbationSample]):
             samples: a list or dataset of `HeteroData`.
             num_genes: number of genes; `num_nodes` of the first sample's node type when None.
             split: the name of each sample's split.
+            names: the genes' names, as `MultiGraph.names` of the graph that the samples belong to.
 
         Raises:
             ValueError: no samples, an unknown number of genes, or what the constructor refuses.
@@ -301,7 +309,7 @@ class PerturbationDataset(Dataset[PerturbationSample]):
             raise ValueError("samples: expected at least one sample, got none")
         ptr = torch.cat([torch.zeros(1, dtype=torch.int64), *(batch.ptr.diff() for batch in batches)]).cumsum(0)
         seeds, kinds, y = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("seeds", "types", "y"))
-        return cls(seeds, ptr, kinds, y, num_genes=num_genes, split=split)
+        return cls(seeds, ptr, kinds, y, num_genes=num_genes, split=split, names=names)
 
     @property
     def split(self) -> list[str] | None:
@@ -327,7 +335,8 @@ class PerturbationDataset(Dataset[PerturbationSample]):
         batch = self._gather(selection)
         names = self.split_names
         split = [names[code] for code in self._split[selection].tolist()] if names else None
-        return PerturbationDataset(batch.seeds, batch.ptr, batch.types, batch.y, num_genes=self.num_genes, split=split)
+        kept: dict[str, Any] = {"num_genes": self.num_genes, "split": split, "names": self.names}
+        return PerturbationDataset(batch.seeds, batch.ptr, batch.types, batch.y, **kept)
 
     def split_mask(self, pattern: str) -> Tensor:
         """Whether each sample is in a split whose name is or matches `pattern` ("*_training"), bool [B].

@@ -56,7 +56,7 @@ def synthetic_cell(
     """Make a multigraph with the nine relations of the published yeast cell, 2,482,833 entries as it stands.
 
     Genes and edges of each relation are exact. An undirected relation holds each pair once, in a random direction; in
-    the directed ones ("regulatory", "tflink") a twentieth of the genes are the sources.
+    the directed ones ("regulatory", "tflink") a twentieth of the genes are the sources. Genes are named "gene0", "gene1", ...
 
     Args:
         seed: equal seeds give equal graphs.
@@ -96,7 +96,7 @@ def synthetic_cell(
         if self_loops:
             edges = torch.cat([edges, torch.arange(num_genes).expand(2, -1)], 1)
         edge_index[name] = edges
-    return MultiGraph.from_edge_index(edge_index, num_genes)
+    return MultiGraph.from_edge_index(edge_index, num_genes, names=[f"gene{i}" for i in range(num_genes)])
 
 
 def _draw_edges(
@@ -225,6 +225,7 @@ def synthetic_phenotypes(
         torch.from_numpy(y),
         num_genes=num_genes,
         split=split,
+        names=graph.names,
     )
 
 

@@ -52,7 +52,8 @@ def load_yeast(folder: str | PathLike[str], *, weighted: bool = True) -> tuple[G
         weighted: keep the weights of the tables; otherwise each edge weighs 1.
 
     Returns:
-        The gene list (systematic names, standard names as aliases) and the multigraph, undirected relations symmetric.
+        The gene list (systematic names, standard names as aliases) and the multigraph, undirected relations symmetric, which
+        carries it as `names`.
 
     Raises:
         FileNotFoundError: a table is not there.
@@ -80,6 +81,7 @@ def load_yeast(folder: str | PathLike[str], *, weighted: bool = True) -> tuple[G
         edge_weight={r: t.weight.abs() for r, t in tables.items() if t.weight is not None} if weighted else None,
         # the STRING file holds both directions already
         undirected=[relation for relation, table in _TABLES.items() if not table.directed],
+        names=genes,
     )
     return genes, graph
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +21,9 @@ from cellattn.data import (
     PerturbationDataset,
     PerturbationSample,
     batches_on,
+    require_same_genes,
+    synthetic_cell,
+    synthetic_phenotypes,
 )
 
 SETS = [[3, 1], [], [0, 2, 4], [4], [1, 3]]
@@ -377,3 +382,28 @@ def test_batches_on_a_device() -> None:
         assert parts(moved) == parts(batch)
     (elsewhere, *_) = batches_on("meta", loader)
     assert elsewhere.seeds.device == elsewhere.y.device == torch.device("meta")
+
+
+NAMES = ["a", "b", "c", "d"]
+
+
+def test_names_stay_with_every_part() -> None:
+    data = PerturbationDataset.from_sets(
+        [["a", "c"], ["d"], ["b"]], [1.0, 2.0, 3.0], genes=GeneList(NAMES), split=["x", "y", "y"]
+    )
+    assert data.names == GeneList(NAMES)
+    for part in (data.subset("y"), data[1:], data[torch.tensor([0])], pickle.loads(pickle.dumps(data)), copy.deepcopy(data)):
+        assert part.names == GeneList(NAMES)
+    again = PerturbationDataset(data.seeds, data.ptr, data.types, data.y, num_genes=4, names=NAMES)
+    require_same_genes(again.names, data.names)
+    assert PerturbationDataset.from_sets([[0]], [1.0], num_genes=4).names is None
+    assert PerturbationDataset.from_sets([["a"]], [1.0], genes=GeneList(NAMES), num_genes=5).names is None
+    with pytest.raises(ValueError, match="names: expected 5, one a gene, got 4"):
+        PerturbationDataset(data.seeds, data.ptr, data.types, data.y, num_genes=5, names=NAMES)
+
+
+def test_planted_phenotypes_carry_the_names_of_their_graph() -> None:
+    graph = synthetic_cell(num_genes=40)
+    assert graph.names is not None
+    assert graph.names[39] == "gene39"
+    assert synthetic_phenotypes(graph, 5).names is graph.names

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from cellattn.data import GeneList
+from cellattn.data import GeneList, require_same_genes
 
 
 def test_index_takes_names_and_aliases() -> None:
@@ -89,3 +90,66 @@ def test_from_table_reads_a_list_without_header(tmp_path: Path) -> None:
     assert GeneList.from_table(path, header=False, name=0, comment="#").names == ("Y1", "Y2")
     with pytest.raises(ValueError, match=r"no column 'name', its columns are 'Y1'; .* header=False takes columns by"):
         GeneList.from_table(path, comment="#")
+
+
+def test_digest_is_of_the_names_in_their_order() -> None:
+    genes = GeneList(["YAL001C", "YBR002W"])
+    # sha256 of '["YAL001C","YBR002W"]': what stands in files must be found again by any version and any other program
+    assert genes.digest() == "4d0b8c43761c2acc6e7eacee01b06b2c3c50fd027e36807afed314ed9c6132df"
+    assert genes.digest() == GeneList(["YAL001C", "YBR002W"], aliases={"TFC3": "YAL001C"}).digest()
+    others = [
+        GeneList(names) for names in (["YBR002W", "YAL001C"], ["YAL001C"], ["YAL001CYBR002W"], ["YAL001C", "YBR002", "W"])
+    ]
+    assert len({genes.digest(), *(other.digest() for other in others)}) == 5
+
+
+def test_select_and_extend_keep_aliases() -> None:
+    genes = GeneList(["a", "b", "c"], aliases={"A": "a", "C": "c", "b": "b"})
+    assert genes.aliases == {"A": "a", "C": "c"}
+    chosen = genes.select(torch.tensor([2, 1]))
+    assert chosen == GeneList(["c", "b"], aliases={"C": "c"})
+    assert chosen.index(["C", "c", "b"]).tolist() == [0, 0, 1]
+    assert chosen.get("A") is None
+    assert genes.extend(["d"]) == GeneList(["a", "b", "c", "d"], aliases={"A": "a", "C": "c"})
+    with pytest.raises(ValueError, match="'a' stands at positions 0 and 3"):
+        genes.extend(["a"])
+    assert GeneList(["new2", "x"]).fresh(3) == ["new1", "new3", "new4"]
+
+
+def test_same_genes() -> None:
+    a = GeneList(["x", "y"], aliases={"X": "x"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        require_same_genes(a, GeneList(["x", "y"]))
+        require_same_genes(a, a)
+        require_same_genes(None, None)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "words"),
+    [
+        (["x", "y", "z"], ["x", "z", "y"], "got 'y' in the graph and 'z' in the data at position 1 (3 and 3 genes)"),
+        (["x", "y"], ["x"], "got 'y' in the graph and no gene in the data at position 1 (2 and 1 genes)"),
+        (["x"], ["x", "y"], "got no gene in the graph and 'y' in the data at position 1"),
+    ],
+    ids=["order", "short", "long"],
+)
+def test_other_genes_are_named(a: list[str], b: list[str], words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        require_same_genes(GeneList(a), GeneList(b), what=("graph", "data"))
+
+
+def test_what_has_no_names_is_said() -> None:
+    with pytest.warns(UserWarning, match="dataset: has no gene names, so it is not checked .* are those of the graph"):
+        require_same_genes(GeneList(["x"]), None)
+    with pytest.warns(UserWarning, match="^graph: has no gene names, .* those of the dataset"):
+        require_same_genes(None, GeneList(["x"]))
+    with pytest.raises(TypeError, match="dataset: expected its GeneList or None, got list"):
+        require_same_genes(None, ["x"])  # type: ignore[arg-type]
+
+
+def test_an_unknown_name_does_not_print_the_genome() -> None:
+    genes = GeneList([f"Y{i}" for i in range(6607)])
+    with pytest.raises(ValueError, match="expected one of 6607 names; did you mean 'Y66") as caught:
+        genes.index(["Y66O7"])
+    assert len(str(caught.value)) < 200
