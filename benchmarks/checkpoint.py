@@ -1,8 +1,7 @@
-"""A checkpoint on disk, and the states of the random generators that belong in it."""
+"""The checkpoint that a run goes on from, and the states of the random generators that belong in it."""
 
 from __future__ import annotations
 
-import io
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,25 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from cellattn.graph import write_atomic
-
-
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors and plain Python values; the file appears whole or not at all."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_atomic(path, buffer.getvalue())
+from cellattn.checkpoint import Checkpoint, load
 
 
-def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """What `save_checkpoint` wrote, on the CPU; None where there is none. Parts of a write that was killed are removed."""
+def load_checkpoint(path: Path, model: nn.Module) -> Checkpoint | None:
+    """What `cellattn.checkpoint.save` wrote of such a model; None where there is none. Parts of a write that was killed are
+    removed."""
     for part in path.parent.glob(f".{path.name}.*"):
         part.unlink()
-    if not path.is_file():
-        return None
-    state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    return state
+    return load(path, model=model) if path.is_file() else None
 
 
 def rng_state() -> dict[str, Any]:

@@ -7,8 +7,10 @@ The data are the digenic interaction scores of Costanzo et al. 2016 for two GO t
 graphs; where the tables are missing, a synthetic cell and planted phenotypes. A fifth of the training pairs, drawn anew
 for each seed, is held out for validation; the test pairs are looked at once a run, at the epoch that validated best.
 
-Each run has a folder of its own under --out with `metrics.jsonl` (one line an epoch), `checkpoint.pt` and, once finished,
-`result.json`. A run that was interrupted goes on from its checkpoint to the same bits, one that has finished is read back.
+Each run has a folder of its own under --out with `metrics.jsonl` (one line an epoch), `checkpoint.safetensors` and, once
+finished, `result.json`; the graph that models are called with is beside the folders. The checkpoint holds the model of the
+best validation epoch, as `cellattn.checkpoint` writes it, to screen with, and all that the run needs to go on. A run that was
+interrupted goes on from its checkpoint to the same bits, one that has finished is read back.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cellattn import MultiGraph, attention_kl
+from cellattn.checkpoint import save as save_checkpoint
 from cellattn.data import (
     PERTURBATION_TYPES,
     PerturbationDataset,
@@ -57,7 +60,7 @@ from cellattn.nn import CellTransformer, Dango, PairwiseInteraction, WildtypeDif
 
 from .baselines import PENALTIES, fit_ridge
 from .cells import data_dir
-from .checkpoint import keep_rng, load_checkpoint, rng_state, save_checkpoint, seed_everything, set_rng_state
+from .checkpoint import keep_rng, load_checkpoint, rng_state, seed_everything, set_rng_state
 from .distributed import distributed, from_main, is_main, shares, sum_over_ranks, world_size
 from .engine import AUTOCAST, Execution, Forward, Trainer, mean_squared_error
 from .measure import environment, results_dir
@@ -249,13 +252,25 @@ class Splits(NamedTuple):
 
 def split(cell: Cell, seed: int) -> Splits:
     """Hold out the validation pairs of a seed, and standardise by the rest."""
+    train, validation = held_out(cell, seed)
+    unit = unit_of(train)
+    parts = (_with_y(part, (part.y - unit["mean"]) / unit["std"]) for part in (train, validation, cell.test))
+    return Splits(*parts)
+
+
+def unit_of(train: PerturbationDataset) -> dict[str, float]:
+    """Mean and standard deviation of phenotypes as they were measured, which predictions are in."""
+    return {"mean": float(train.y.mean()), "std": float(train.y.std())}
+
+
+def held_out(cell: Cell, seed: int) -> tuple[PerturbationDataset, PerturbationDataset]:
+    """Training and validation pairs of a seed, phenotypes as they were measured."""
     train, validation = cell.train, cell.validation
     if validation is None:
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(1000 + seed))
-        held_out = round(VALIDATION_SHARE * len(order))
-        train, validation = train.subset(order[held_out:]), train.subset(order[:held_out])
-    mean, std = train.y.mean(), train.y.std()
-    return Splits(*(_with_y(part, (part.y - mean) / std) for part in (train, validation, cell.test)))
+        size = round(VALIDATION_SHARE * len(order))
+        train, validation = train.subset(order[size:]), train.subset(order[:size])
+    return train, validation
 
 
 def _with_y(data: PerturbationDataset, y: Tensor) -> PerturbationDataset:
@@ -278,9 +293,23 @@ def edges_alone(graph: MultiGraph) -> MultiGraph:
     return MultiGraph.from_edge_index(edges, graph.num_nodes, names=graph.names)
 
 
+def graph_of(variant: Variant, cell: Cell) -> MultiGraph:
+    """The graph that a variant's model is called with."""
+    return edges_alone(cell.graph) if variant.model == "DANGO" else cell.graph
+
+
+def keep_graph(variant: Variant, cell: Cell, out: Path) -> Path:
+    """The file of `graph_of`, beside the folders of the runs; written by the first that needs it."""
+    graph = graph_of(variant, cell)
+    path = out / f"graph-{graph.digest()[:8]}.safetensors"
+    if not path.is_file():
+        graph.save(path)
+    return path
+
+
 def build(variant: Variant, cell: Cell) -> tuple[nn.Module, Forward]:
     """The untrained model, and how it is called."""
-    graph, num_genes = cell.graph, cell.graph.num_nodes
+    graph, num_genes = graph_of(variant, cell), cell.graph.num_nodes
     if variant.model == "pair MLP":
         return pair_mlp(graph, cell.features.device)
     features = cell.features if variant.features else None
@@ -288,7 +317,6 @@ def build(variant: Variant, cell: Cell) -> tuple[nn.Module, Forward]:
     num_types = len(PERTURBATION_TYPES)
     model: nn.Module
     if variant.model == "DANGO":
-        graph = edges_alone(graph)
         model = Dango(DIM, relations=dict.fromkeys(graph.relations, variant.weight / len(graph.relations)), **genes)
     elif variant.model == "pairwise interaction":
         model = PairwiseInteraction(DIM, num_types=num_types, **genes)
@@ -340,8 +368,8 @@ def fit(
 
     Args:
         cell: on the device of `execution`.
-        folder: where `checkpoint.pt` and `metrics.jsonl` are, written every `checkpoint_steps` steps and every epoch, by the
-            main process.
+        folder: where `checkpoint.safetensors` and `metrics.jsonl` are, written every `checkpoint_steps` steps and every epoch,
+            by the main process.
         on_epoch: called with the metrics of each epoch.
         execution: how steps are computed.
 
@@ -368,11 +396,21 @@ def fit(
     trainer = Trainer(model, forward, optimizer, execution=execution, clip=how.clip)
     # A batch in several passes draws from seed and step alone, so that it does not matter who computes which.
     divided = execution.accumulate * world_size() > 1 or execution.cuda_graph
-    path = folder / "checkpoint.pt"
-    state = from_main(lambda: load_checkpoint(path))
-    if state is None:
+    path = folder / "checkpoint.safetensors"
+    selected = copy.deepcopy(average)  # of the best validation epoch
+    about: dict[str, Any] = {
+        "graph": graph_of(variant, cell),
+        "graph_file": keep_graph(variant, cell, folder.parent) if is_main() else None,
+        "features": cell.features if variant.features else None,
+    }
+    found = from_main(lambda: load_checkpoint(path, copy.deepcopy(average).cpu()))
+    state: dict[str, Any] | None = None
+    if found is None:
         step, history, sums, best, seconds = 0, [], torch.zeros(2, dtype=torch.float64), None, 0.0
     else:
+        selected.load_state_dict(found.model.state_dict())
+        state = found.state
+        assert state is not None  # written below
         step, history, sums, best, seconds = (state[key] for key in ("step", "history", "sums", "best", "seconds"))
         for name, part in (("model", model), ("average", average), ("optimizer", optimizer), ("scheduler", scheduler)):
             part.load_state_dict(state[name])
@@ -400,8 +438,8 @@ def fit(
                 raise FloatingPointError(f"{variant.title}, seed {seed}: loss {train_loss} + {regularization} in epoch {epoch}")
             score, validation_loss, losses = evaluate(average, forward, data.validation)
             if best is None or score["pearson"] > best["validation_pearson"]:
-                weights = {name: value.clone() for name, value in average.state_dict().items()}
-                best = {"epoch": epoch, "validation_pearson": score["pearson"], "weights": weights}
+                selected.load_state_dict(average.state_dict())
+                best = {"epoch": epoch, "validation_pearson": score["pearson"]}
             history.append(
                 {
                     "epoch": epoch,
@@ -432,10 +470,10 @@ def fit(
                 "rng": rng_state(),
             }
             if is_main():
-                save_checkpoint(path, state)
+                told = {"variant": variant.title, "seed": seed, "y": unit_of(held_out(cell, seed)[0]), "validation": best}
+                save_checkpoint(path, selected, metadata=told, state=state, **about)
     assert state is not None  # there is at least one step
-    average.load_state_dict(state["best"]["weights"])
-    return average, forward, state
+    return selected, forward, state
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from ..graph import MultiGraph
 from ..ops import network_mse
 from ..ops.relational_spmm import relational_spmm
 from ._check import require_graph, require_perturbations, require_weight
+from ._config import keeps_config
 from ._rows import draw_rows, require_sampled_rows
 from .hypersagnn import HyperSAGNN
 from .tokens import CellOutput, GeneTokens
@@ -83,6 +84,7 @@ class Decoder(GeneTokens):
             nn.init.zeros_(self.embedding.weight[:, -1].detach())  # biases
 
 
+@keeps_config
 class Dango(nn.Module):
     """Predict sets of perturbed genes from embeddings that are held to gene networks.
 

@@ -11,6 +11,7 @@ from ..graph import MultiGraph
 from ..ops.set_pairs import set_pairs
 from ..ops.set_sum import set_sum
 from ._check import require_graph, require_max_size, require_perturbations, require_probability
+from ._config import keeps_config
 from .perturbation import PerturbationFeatures
 from .tokens import CellOutput, GeneTokens
 
@@ -31,6 +32,7 @@ class PairSum(nn.Module):
         return pairs.sum(_at_least_float32(self.mlp(torch.cat([first + second, first * second], dim=-1))))
 
 
+@keeps_config
 class PairwiseInteraction(nn.Module):
     """Predict sets of perturbed genes as single effects and pairwise interactions of the genes' latents; graphs are not read.
 

@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 
 from ..graph import MultiGraph
 from ._check import require_graph
+from ._config import keeps_config
 from ._rows import draw_rows, require_sampled_rows
 from .attention import GraphLossOptions, Rows
 from .encoder import CellEncoder
@@ -17,6 +18,7 @@ from .perturbation import PerturbationHead
 from .tokens import CellOutput, GeneTokens
 
 
+@keeps_config
 class CellTransformer(nn.Module):
     """Gene features, a graph-regularised encoder over all genes, and a perturbation head for a batch of mutants.
 

@@ -32,6 +32,7 @@ from ..ops import khop_mask
 from ..ops.relational_spmm import relational_degree, relational_spmm
 from ..ops.set_sum import set_sum
 from ._check import read_by, require_graph, require_perturbations, require_probability
+from ._config import keeps_config
 from .tokens import CellOutput, GeneTokens
 
 MODES = ("lazy", "khop", "delta")
@@ -230,6 +231,7 @@ class _Means:
         return set_sum(F.embedding(self._entry, sums.flatten(0, 1)) * self._change, self._ptr).to(sums.dtype)
 
 
+@keeps_config
 class WildtypeDifference(nn.Module):
     """Predict the phenotype of each deletion from what it changes in the encoded cell.
 

@@ -24,10 +24,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from benchmarks import train
-from benchmarks.checkpoint import save_checkpoint
 from benchmarks.distributed import distributed, from_main, is_main, shares, sum_over_ranks
 from benchmarks.engine import Execution, Forward
-from cellattn import MultiGraph
+from cellattn import MultiGraph, checkpoint
 
 from .test_engine import assert_close, mlp, trained, transformer
 from .test_train import EPOCHS, assert_same_runs, folder_of, tiny_cell, train_tiny
@@ -150,9 +149,9 @@ def train_and_kill(out: Path) -> None:
     dist.all_gather_object(pids, os.getpid())
     written = 0
 
-    def save_and_kill(path: Path, state: dict[str, Any]) -> None:
+    def save_and_kill(*args: Any, **kwargs: Any) -> None:
         nonlocal written
-        save_checkpoint(path, state)
+        checkpoint.save(*args, **kwargs)
         written += 1
         if written == 3:
             os.kill(pids[1], signal.SIGKILL)

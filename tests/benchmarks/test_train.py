@@ -19,8 +19,8 @@ from torch import Tensor
 
 from benchmarks import train
 from benchmarks.baselines import PairMLP, fit_ridge
-from benchmarks.checkpoint import load_checkpoint, rng_state, save_checkpoint, seed_everything, set_rng_state
-from cellattn import MultiGraph
+from benchmarks.checkpoint import load_checkpoint, rng_state, seed_everything, set_rng_state
+from cellattn import MultiGraph, checkpoint
 from cellattn.data import PerturbationDataset, synthetic_cell, synthetic_phenotypes
 
 from .process_tree import alive, children, soon
@@ -85,8 +85,9 @@ def assert_same(a: Any, b: Any, where: str = "") -> None:
 
 def assert_same_runs(out: Path, expected: Path) -> None:
     """Parameters, optimizer, generators and metrics of two finished runs."""
-    ours, theirs = (load_checkpoint(folder_of(path) / "checkpoint.pt") for path in (out, expected))
-    assert_same(timeless(ours), timeless(theirs))
+    ours, theirs = (checkpoint.load(folder_of(path) / "checkpoint.safetensors") for path in (out, expected))
+    assert_same(timeless(ours.state), timeless(theirs.state))
+    assert ours.digest == theirs.digest
     ours, theirs = (json.loads((folder_of(path) / "result.json").read_text()) for path in (out, expected))
     assert_same(timeless(ours), timeless(theirs))
     metrics, expected_metrics = ((folder_of(path) / "metrics.jsonl").read_text() for path in (out, expected))
@@ -103,9 +104,9 @@ def uninterrupted(cell: train.Cell, tmp_path_factory: pytest.TempPathFactory) ->
 def interrupt(cell: train.Cell, out: Path, monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
     """Stop at the end of a checkpoint's write."""
 
-    def save_and_stop(path: Path, state: dict[str, Any]) -> None:
+    def save_and_stop(*args: Any, **kwargs: Any) -> None:
         nonlocal writes
-        save_checkpoint(path, state)
+        checkpoint.save(*args, **kwargs)
         writes -= 1
         if writes == 0:
             raise KeyboardInterrupt
@@ -132,8 +133,8 @@ def test_parts_of_a_write_are_ignored(
     """A process killed while it writes leaves a truncated file beside the checkpoint, and metrics ahead of it."""
     interrupt(cell, tmp_path, monkeypatch, 4)
     folder = folder_of(tmp_path)
-    content = (folder / "checkpoint.pt").read_bytes()
-    part = folder / ".checkpoint.pt.0123456789abcdef"
+    content = (folder / "checkpoint.safetensors").read_bytes()
+    part = folder / ".checkpoint.safetensors.0123456789abcdef"
     part.write_bytes(content[: len(content) // 2])
     metrics = folder / "metrics.jsonl"
     metrics.write_text(metrics.read_text() + json.dumps({"epoch": 2, "step": 9}) + '\n{"epoch": 3, "st')
@@ -154,9 +155,9 @@ def test_kill(cell: train.Cell, tmp_path: Path) -> None:
     killed, expected = tmp_path / "killed", tmp_path / "expected"
     delays = [random.SystemRandom().uniform(0, 0.5) for _ in range(2)]
     for delay in delays:
-        before = max((path.stat().st_mtime_ns for path in killed.glob("*/checkpoint.pt")), default=0)
+        before = max((path.stat().st_mtime_ns for path in killed.glob("*/checkpoint.safetensors")), default=0)
         process = subprocess.Popen([sys.executable, "-c", code, os.fspath(killed)], cwd=ROOT)
-        while max((path.stat().st_mtime_ns for path in killed.glob("*/checkpoint.pt")), default=0) == before:
+        while max((path.stat().st_mtime_ns for path in killed.glob("*/checkpoint.safetensors")), default=0) == before:
             assert process.poll() is None, "ended before its first checkpoint"
             time.sleep(0.005)
         time.sleep(delay)
@@ -361,12 +362,13 @@ def test_rng_state_survives_a_checkpoint(tmp_path: Path) -> None:
 
     seed_everything(5)
     draws()
-    save_checkpoint(tmp_path / "checkpoint.pt", rng_state())
+    model = PairMLP(3)
+    checkpoint.save(tmp_path / "checkpoint.safetensors", model, state=rng_state())
     expected = draws()
     seed_everything(6)
-    state = load_checkpoint(tmp_path / "checkpoint.pt")
-    assert state is not None
-    set_rng_state(state)
+    found = load_checkpoint(tmp_path / "checkpoint.safetensors", model)
+    assert found is not None
+    set_rng_state(found.state)
     assert draws() == expected
 
 
@@ -402,7 +404,7 @@ def test_workers_end_with_a_run_that_is_killed(tmp_path: Path) -> None:
     )
     process = subprocess.Popen([sys.executable, "-c", code, os.fspath(tmp_path)], cwd=ROOT)
     try:
-        assert soon(lambda: len(list(tmp_path.glob("*/checkpoint.pt"))) == 2, 120.0)
+        assert soon(lambda: len(list(tmp_path.glob("*/checkpoint.safetensors"))) == 2, 120.0)
         workers = [pid for pid in children(process.pid) if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
     finally:
         process.kill()
