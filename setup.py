@@ -15,7 +15,7 @@ import os
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from torch.utils import cpp_extension
 
 TORCH_TARGET = "0x020b000000000000"  # 2.11, the oldest torch that loads the extension
@@ -65,7 +65,7 @@ def extension() -> Extension:
 
 setup(
     package_dir={"cellattn": "cellattn", "cellattn.kernels": "kernels"},
-    packages=["cellattn", "cellattn.data", "cellattn.nn", "cellattn.ops", "cellattn.screen", "cellattn.kernels"],
+    packages=[*find_packages(include=["cellattn", "cellattn.*"]), "cellattn.kernels"],
     package_data={"cellattn": ["py.typed"]},
     ext_modules=[extension()],
     cmdclass={"build_ext": cpp_extension.BuildExtension},

@@ -31,8 +31,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cellattn import MultiGraph
+from cellattn._file import write_atomic
 from cellattn.data import synthetic_cell
-from cellattn.graph import write_atomic
 
 from .cells import benchmark_graph
 from .measure import cache_bytes, environment, memory_limit, peak_memory, phase_times, results_dir

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from cellattn import MultiGraph
+from cellattn._file import write_atomic
 from cellattn.data import PERTURBATION_TYPES, PerturbationDataset, synthetic_cell
-from cellattn.graph import write_atomic
 from cellattn.nn import WildtypeDifference
 from cellattn.nn.wildtype import CONVS
 

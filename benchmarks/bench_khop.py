@@ -26,8 +26,8 @@ import torch
 from tqdm import tqdm
 
 from cellattn import MultiGraph
+from cellattn._file import write_atomic
 from cellattn.data import synthetic_cell
-from cellattn.graph import write_atomic
 
 from .khop_measure import Bench, work
 from .khop_peers import PACKAGES

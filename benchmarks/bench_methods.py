@@ -34,9 +34,9 @@ import torch
 from tqdm import tqdm
 
 from cellattn import MultiGraph
+from cellattn._file import write_atomic
 from cellattn._profiling import span
 from cellattn.data import PerturbationBatch, PerturbationDataset, synthetic_cell
-from cellattn.graph import write_atomic
 
 from .distributed import Share
 from .engine import Execution, Trainer, Workload, largest_batch, time_steps

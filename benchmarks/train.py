@@ -43,6 +43,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cellattn import MultiGraph, attention_kl
+from cellattn._file import write_atomic
 from cellattn.checkpoint import save as save_checkpoint
 from cellattn.data import (
     PERTURBATION_TYPES,
@@ -54,7 +55,6 @@ from cellattn.data import (
     synthetic_cell,
     synthetic_phenotypes,
 )
-from cellattn.graph import write_atomic
 from cellattn.metrics import PearsonCorr, SpearmanCorr, edge_recovery, oversmoothing, record_layers
 from cellattn.nn import CellTransformer, Dango, PairwiseInteraction, WildtypeDifference
 

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from ._check import describe, require
+from ._file import file_path, write_atomic
 from .genes import GeneList, require_same_genes
-from .graph import MultiGraph, _file_path, write_atomic
+from .graph import MultiGraph
 from .nn import CellTransformer, Dango, PairwiseInteraction, WildtypeDifference
 
 _FORMAT = "cellattn.checkpoint/1"
@@ -85,7 +86,7 @@ def save(
     """
     from safetensors.torch import save as to_bytes
 
-    path = _file_path(path)
+    path = file_path(path)
     require(isinstance(model, nn.Module), f"model: expected a module, got {describe(model)}")
     genes = genes if genes is None or isinstance(genes, GeneList) else GeneList(genes)
     named = None if graph is None else graph.names
@@ -131,7 +132,7 @@ def load(path: str | os.PathLike[str], *, model: nn.Module | None = None) -> Che
     from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes
 
-    path = _file_path(path)
+    path = file_path(path)
     content = path.read_bytes()  # not mapped: another program may rewrite the file at any moment
     try:
         tensors = from_bytes(content)

@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cellattn import MultiGraph
+from cellattn._file import write_atomic
 from cellattn.data import GeneList
-from cellattn.graph import SEGMENT, cut_rows, write_atomic
+from cellattn.graph import SEGMENT, cut_rows
 
 N = 7
 

@@ -6,66 +6,45 @@ arrays serves any number of relations, so an operator that reads nine graphs tak
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-import stat
-import uuid
-import warnings
-import zlib
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from functools import cached_property
 from math import isqrt
-from numbers import Real
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ._check import describe, require, require_choice, require_count, require_mapping, require_tensor, unknown
-from .genes import GeneList, as_names
+from .._check import describe, require, require_choice, require_count, require_mapping, require_tensor, unknown
+from ..genes import GeneList, as_names
+from . import file
+from .build import (
+    MASS_RANGE,
+    check_edge_index,
+    check_edges_known,
+    check_has_values,
+    check_known,
+    check_mass,
+    check_weight,
+    coalesce,
+    hetero_names,
+    hetero_weight,
+    is_float64,
+    number,
+    real,
+    undirected_set,
+    warn_of_other_attributes,
+)
+from .rows import SEGMENT, Segments, Targets, Transpose, cut_rows, row_targets, spread, transpose_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 _INT32_MAX = 2**31 - 1
 _MAX_NODES = isqrt(2**63 - 1)  # an edge is sorted by the key i * N + j, in int64
-_MASS_RANGE = (1e-30, 1e30)  # of a row's weights: the losses divide by their sum, in float32 too
 _SPARSE_LAYOUTS = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
-_FORMAT, _FORMAT_WITH_NAMES = "cellattn.MultiGraph/1", "cellattn.MultiGraph/2"
-
-SEGMENT = 1024  # entries of a row or column that one GPU program walks at most; why so many stands in kernels/row_dot.py
-
-
-class Transpose(NamedTuple):
-    """The stacked graph by columns: entry p of stacked column r * N + j is relation r's edge (row[p], j), CSR entry edge[p]."""
-
-    colptr: Tensor  # int64 [K * N + 1]
-    row: Tensor  # int32 [E]
-    edge: Tensor  # int64 [E]
-
-
-class Segments(NamedTuple):
-    """Where long rows of the stacked graph are cut: row i into ptr[i + 1] - ptr[i] segments, none if it is left whole.
-
-    They are as even as can be: the s-th of n segments of a row with d entries holds its entries s * d // n to (s + 1) * d // n.
-    """
-
-    ptr: Tensor  # int64 [K * N + 1]
-    row: Tensor  # int64 [S], the stacked row of each segment
-    offset: tuple[int, ...]  # [K + 1], on the host: relation r has the segments offset[r] to offset[r + 1]
-
-
-class Targets(NamedTuple):
-    """Constants of the rows t_ij = w_ij / sum_j w_ij."""
-
-    inv_mass: Tensor  # [K, N]: 1 / sum_j w_ij, 0 for a row without edges
-    entropy: Tensor  # [K, N]: sum_j t_ij log t_ij (natural log), 0 for a row without edges
-    without_edge: Tensor  # bool [K, N]
-    num_counted: Tensor  # int64 [K]: rows with an edge, at least 1
 
 
 class MultiGraph:
@@ -110,7 +89,7 @@ class MultiGraph:
         self._by_rank, self._rank_of = torch.argsort(~known, stable=True), known.cumsum(1) - 1
         self._num_free = known.sum(1, keepdim=True) - by_relation
         self._free_ends = torch.where(by_relation > 0, self._num_free, 0).cumsum(1)
-        double = _row_targets(rowptr, weight, self.num_nodes)
+        double = row_targets(rowptr, weight, self.num_nodes)
         self._targets = double, double._replace(inv_mass=double.inv_mass.float(), entropy=double.entropy.float())
         # Not made when first needed, as the transpose is: how many segments there are depends on values, which a compiled
         # region cannot look at.
@@ -182,21 +161,21 @@ class MultiGraph:
                 if name not in relations:
                     unknown(f"{argument} relation", name, relations)
         require_choice("undirected_reduce", undirected_reduce, ("max", "sum"))
-        symmetric = _undirected_set(undirected, relations)
+        symmetric = undirected_set(undirected, relations)
         devices = {name: index.device for name, index in edge_index.items() if isinstance(index, Tensor)}
         require(len(set(devices.values())) <= 1, f"edge_index: expected all relations on one device, got {devices}")
         device = next(iter(devices.values()), torch.device("cpu"))
 
-        dtype = torch.float64 if any(_is_float64(w) for w in weights.values()) else torch.float32
+        dtype = torch.float64 if any(is_float64(w) for w in weights.values()) else torch.float32
         parts = []
         for name in relations:
             where = f"edge_index[{name!r}]"
-            row, col = _check_edge_index(where, edge_index[name], num_nodes)
-            weight = _check_weight(name, weights.get(name), row.numel(), device, dtype)
-            mask = _check_known(name, knowns.get(name), num_nodes, device)
-            _check_edges_known(where, row, col, mask)
+            row, col = check_edge_index(where, edge_index[name], num_nodes)
+            weight = check_weight(name, weights.get(name), row.numel(), device, dtype)
+            mask = check_known(name, knowns.get(name), num_nodes, device)
+            check_edges_known(where, row, col, mask)
             parts.append(
-                (*_coalesce(row, col, weight, num_nodes, undirected_reduce if name in symmetric else None, dtype), mask)
+                (*coalesce(row, col, weight, num_nodes, undirected_reduce if name in symmetric else None, dtype), mask)
             )
         return cls._stack(relations, parts, num_nodes, device, dtype, names)
 
@@ -222,7 +201,7 @@ class MultiGraph:
             col = torch.cat([part[1] for part in parts]).to(col_dtype)
             weight = torch.cat([part[2] for part in parts])
             known = torch.stack([part[3] for part in parts])
-        _check_mass(relations, rowptr, weight, num_nodes)
+        check_mass(relations, rowptr, weight, num_nodes)
         return cls(relations, rowptr, col, weight, known, names)
 
     @classmethod
@@ -261,12 +240,12 @@ class MultiGraph:
             store = data[edge_type]
             require("edge_index" in store, f"data: edge type {edge_type} has no edge_index")
             edge_index[name] = store.edge_index
-            weight = _edge_weight(store, edge_type)
+            weight = hetero_weight(store, edge_type)
             if weight is not None:
                 edge_weight[name] = weight
         num_nodes = data[node_type].num_nodes
         require(num_nodes is not None, f"data: node type {node_type!r} has no features and no num_nodes")
-        names = _hetero_names(data[node_type]) if names is None else names
+        names = hetero_names(data[node_type]) if names is None else names
         options: dict[str, Any] = {"undirected": undirected, "undirected_reduce": undirected_reduce, "names": names}
         return cls.from_edge_index(edge_index, int(num_nodes), edge_weight=edge_weight, **options)
 
@@ -318,7 +297,7 @@ class MultiGraph:
             if isinstance(tensor, Tensor):
                 matrix = tensor.layout in _SPARSE_LAYOUTS and tensor.ndim == 2 and tensor.dense_dim() == 0
                 require(matrix, f"tensors[{name!r}]: expected a sparse matrix, got a {describe(tensor)} and {tensor.layout}")
-                _check_has_values(f"tensors[{name!r}]", tensor)
+                check_has_values(f"tensors[{name!r}]", tensor)
                 t = tensor.detach().to_sparse_coo()  # not coalesced, which would add in the tensor's dtype
                 coo[name] = (tuple(t.shape), *t._indices().unbind(0), t._values())
             else:
@@ -351,7 +330,7 @@ class MultiGraph:
             if value is not None and value.dtype == torch.bool:
                 edge_index[name] = edge_index[name][:, value]
             elif value is not None:
-                edge_weight[name] = _real(value)
+                edge_weight[name] = real(value)
         options: dict[str, Any] = {"undirected": undirected, "undirected_reduce": undirected_reduce, "names": names}
         return cls.from_edge_index(edge_index, num_nodes, edge_weight=edge_weight, **options)
 
@@ -396,8 +375,8 @@ class MultiGraph:
             ends = [(index[u], index[v]) for u, v, _ in edges]
             pairs = torch.tensor(ends, dtype=torch.int64, device="cpu").reshape(-1, 2).t()
             if weight is not None:
-                _warn_of_other_attributes(name, weight, [attributes for _, _, attributes in edges])
-                given = [_number(name, (u, v), attributes.get(weight, 1)) for u, v, attributes in edges]
+                warn_of_other_attributes(name, weight, [attributes for _, _, attributes in edges])
+                given = [number(name, (u, v), attributes.get(weight, 1)) for u, v, attributes in edges]
                 edge_weight[name] = torch.tensor(given, dtype=torch.float64, device="cpu").float()
             if not graph.is_directed():
                 other = pairs[0] != pairs[1]
@@ -504,7 +483,7 @@ class MultiGraph:
     def transpose(self) -> Transpose:
         """All relations by columns. Built when first needed, then kept."""
         if self._transpose is None:
-            self._transpose = _transpose(self._rowptr, self._col, self.num_nodes)
+            self._transpose = transpose_of(self._rowptr, self._col, self.num_nodes)
         return self._transpose
 
     def stacked_by_column(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -572,7 +551,7 @@ class MultiGraph:
             known[fresh.reshape(-1)] = True
             row, col = torch.cat([self.edge_index(name), fresh], 1).unbind(0)
             weight = torch.cat([self.weight(name).to(dtype), new.weight(name).to(dtype)])
-            parts.append((*_coalesce(row, col, weight, total, None, dtype), known))
+            parts.append((*coalesce(row, col, weight, total, None, dtype), known))
         everyone = None if self.names is None else self.names.extend(new_names or self.names.fresh(num_new))
         return MultiGraph._stack(self.relations, parts, total, self.device, dtype, everyone)
 
@@ -580,7 +559,7 @@ class MultiGraph:
         """The graph induced on `nodes` (int64 [M], distinct), relabelled: nodes[m] becomes m."""
         require_tensor("nodes", nodes, ndim=1, dtypes=(torch.int64,))
         require(nodes.numel() > 0, "nodes: expected at least one gene, got none")
-        _check_has_values("nodes", nodes)
+        check_has_values("nodes", nodes)
         nodes = nodes.to(self.device)
         ascending = bool((nodes.diff() > 0).all())
         low, high = (int(x) for x in ((nodes[0], nodes[-1]) if ascending else torch.aminmax(nodes)))
@@ -597,18 +576,18 @@ class MultiGraph:
         rowptr = begin.new_zeros(begin.numel() + 1)
         first = rowptr[:-1]
         torch.cumsum(degree, 0, out=rowptr[1:])
-        edge = _spread(begin - first, rowptr)
+        edge = spread(begin - first, rowptr)
         edge += torch.arange(edge.numel(), device=self.device)
         col = label.index_select(0, self._col.index_select(0, edge))
         kept = (col >= 0).nonzero().view(-1)
         col, edge = col.index_select(0, kept), edge.index_select(0, kept)
         rowptr = torch.searchsorted(kept, rowptr)
         if not ascending:  # columns are in the order of their old numbers
-            order = (_spread(nodes.numel() * torch.arange(begin.numel(), device=self.device), rowptr) + col).argsort()
+            order = (spread(nodes.numel() * torch.arange(begin.numel(), device=self.device), rowptr) + col).argsort()
             col, edge = col.index_select(0, order), edge.index_select(0, order)
         weight, known = self._weight.index_select(0, edge), self._known.index_select(1, nodes)
-        if self._lightest < _MASS_RANGE[0]:  # a heavier edge alone may have borne the row
-            _check_mass(self.relations, rowptr, weight, nodes.numel())
+        if self._lightest < MASS_RANGE[0]:  # a heavier edge alone may have borne the row
+            check_mass(self.relations, rowptr, weight, nodes.numel())
         names = None if self.names is None else self.names.select(nodes)
         return MultiGraph(self.relations, rowptr, col, weight, known, names)
 
@@ -633,42 +612,15 @@ class MultiGraph:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file. It appears whole or not at all; a link stays one, a file that is there keeps its mode."""
-        from safetensors.torch import save
-
-        path = _file_path(path)
-        arrays = zip(("rowptr", "col", "weight", "known"), self._arrays(), strict=True)
-        tensors = {name: x.cpu().contiguous() for name, x in arrays}
-        format, texts = _FORMAT, {"relations": json.dumps(list(self.relations))}
-        if self.names is not None:
-            format, texts["names"] = _FORMAT_WITH_NAMES, json.dumps([self.names.names, self.names.aliases])
-        metadata = {"format": format, **texts, "crc32": _checksum(texts, tensors)}
-        write_atomic(path, save(tensors, metadata))
+        arrays = dict(zip(("rowptr", "col", "weight", "known"), self._arrays(), strict=True))
+        file.write(path, self.relations, self.names, arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read a file written by `save`, checking all that the constructors check. Raises ValueError with the path."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-
-        path = _file_path(path)
-        content = path.read_bytes()  # not mapped: another program may rewrite the file at any moment
-        try:
-            tensors = load(content)
-        except (SafetensorError, KeyError) as error:  # KeyError: of a dtype that torch does not have
-            raise ValueError(f"path: {str(path)!r} is not a complete safetensors file ({error})") from error
-        # behind its length, the header that `load` found whole
-        metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
-        try:
-            fields = _texts_of(metadata.get("format"))
-            crc, texts = metadata["crc32"], {name: metadata[name] for name in fields}
-            require(crc == _checksum(texts, tensors), "its checksum does not fit, it is damaged")
-            genes = None
-            if "names" in texts:
-                names, aliases = json.loads(texts["names"])
-                genes = GeneList(names, aliases=aliases)
-            return cls._from_arrays(tuple(json.loads(texts["relations"])), genes, **tensors)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"path: {str(path)!r} holds no valid MultiGraph: {error}") from error
+        relations, names, arrays = file.read(path)
+        with file.of_file(path):
+            return cls._from_arrays(relations, names, **arrays)
 
     @classmethod
     def _from_arrays(
@@ -755,279 +707,3 @@ class MultiGraph:
             counts = f"{genes:>7} {self.num_edges(name):>9} {mean:>9.1f} {self.max_degree(name):>8} {unmeasured:>8}"
             lines.append(f"  {name:<{max(width, 8)}} {counts}")
         return "\n".join(lines)
-
-
-def cut_rows(degree: Tensor, num_nodes: int, longest: int = SEGMENT) -> Segments:
-    """Cut each row of more than `longest` entries into the fewest segments of no more; degree int64 [K * N]."""
-    count = torch.where(degree > longest, (degree + longest - 1).div(longest, rounding_mode="floor"), 0)
-    ptr = count.new_zeros(count.numel() + 1)
-    torch.cumsum(count, 0, out=ptr[1:])
-    row = torch.arange(count.numel(), device=count.device).repeat_interleave(count)
-    return Segments(ptr, row, tuple(ptr[::num_nodes].tolist()))
-
-
-def _spread(value: Tensor, ptr: Tensor) -> Tensor:
-    """value[i] at the places ptr[i] to ptr[i + 1]: `repeat_interleave`, which wakes threads for a few numbers too."""
-    steps = value.new_zeros(int(ptr[-1]) + 1).index_add_(0, ptr[:-1], value)
-    steps.index_add_(0, ptr[1:], value, alpha=-1)
-    return steps.cumsum_(0)[:-1]
-
-
-def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file so that a reader, or a crash at any moment, finds the old content or the new, never a part.
-
-    A link is followed, and stays one; a file that is there keeps its mode, and its owner where this process may give it;
-    a new one has the mode that the umask leaves it. Nothing else is left behind.
-
-    Raises:
-        OSError: the file may not be written, or is no regular one.
-    """
-    path = Path(os.path.realpath(path))  # the new content takes the place of what the link points to
-    try:
-        old: os.stat_result | None = path.lstat()
-    except FileNotFoundError:
-        old = None
-    if old is not None and stat.S_ISLNK(old.st_mode):  # of a circle of links nothing else is left
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
-    if old is not None and not stat.S_ISREG(old.st_mode):
-        raise OSError(errno.EINVAL, "expected a regular file, which can be replaced in one step", str(path))
-    if old is not None and not os.access(path, os.W_OK):  # replacing it takes no more than write access to its folder
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-    part = path.with_name(f".{path.name[:50]}.{uuid.uuid4().hex}")  # no longer than a name may be
-    try:
-        # nobody else reads it before it has its mode
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if old is None else 0o600), "wb") as file:
-            if old is not None:
-                _keep_owner_and_mode(part, old)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _keep_owner_and_mode(path: Path, old: os.stat_result) -> None:
-    new = path.stat()
-    if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
-        with suppress(PermissionError):
-            os.chown(path, old.st_uid, old.st_gid)
-    path.chmod(stat.S_IMODE(old.st_mode))  # after the owner, whose change may clear bits
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the name of a file last, where a folder can be synced."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _file_path(path: Any) -> Path:
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"path: expected a path, got {describe(path)}")
-    path = Path(path)
-    require(not path.is_dir(), f"path: {str(path)!r} is a folder, expected a file")
-    return path
-
-
-def _texts_of(format: Any) -> tuple[str, ...]:
-    """The names of the texts in a file of this format."""
-    require(format in (_FORMAT, _FORMAT_WITH_NAMES), f"expected format {_FORMAT!r} or {_FORMAT_WITH_NAMES!r}, got {format!r}")
-    return ("relations",) if format == _FORMAT else ("relations", "names")
-
-
-def _checksum(texts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    """Of the names and the arrays, so that a damaged weight does not pass for another weight."""
-    crc = zlib.crc32("".join(texts.values()).encode())
-    for name in sorted(tensors):
-        crc = zlib.crc32(tensors[name].numpy().data, crc)
-    return f"{crc:08x}"
-
-
-# ---------------------------------------------------------------------------------------------------- construction
-
-
-def _undirected_set(undirected: bool | Collection[str], relations: tuple[str, ...]) -> set[str]:
-    if isinstance(undirected, bool):
-        return set(relations) if undirected else set()
-    if not isinstance(undirected, Collection) or isinstance(undirected, Mapping):
-        raise TypeError(f"undirected: expected a bool or names of relations, got {describe(undirected)}")
-    named = (undirected,) if isinstance(undirected, str) else tuple(undirected)
-    for name in named:
-        if name not in relations:
-            unknown("undirected relation", name, relations)
-    return set(named)
-
-
-def _check_edge_index(where: str, index: Any, num_nodes: int) -> tuple[Tensor, Tensor]:
-    require_tensor(where, index, ndim=2, dtypes=(torch.int64, torch.int32))
-    require(index.shape[0] == 2, f"{where}: expected shape [2, E], got {list(index.shape)}")
-    _check_has_values(where, index)
-    wrong = (index < 0) | (index >= num_nodes)
-    if wrong.any():
-        end, position = wrong.nonzero()[0].tolist()
-        value = int(index[end, position])
-        raise ValueError(f"{where}: position [{end}, {position}] holds {value}, expected an index in [0, {num_nodes})")
-    return index[0].long(), index[1].long()
-
-
-def _check_has_values(where: str, x: Tensor) -> None:
-    require(x.device.type != "meta", f"{where}: expected a tensor that holds values, got one on device {x.device}")
-
-
-def _real(value: Tensor) -> Tensor:
-    """Weights [E] of any real dtype as floating ones [E]; a column [E, 1] too."""
-    value = value[:, 0] if value.ndim == 2 and value.shape[1] == 1 else value
-    return value if value.is_floating_point() or value.is_complex() else value.float()
-
-
-def _edge_weight(store: Any, edge_type: tuple[str, str, str]) -> Tensor | None:
-    """The weights of one edge type of a `HeteroData`, None where it has none; see `MultiGraph.from_hetero_data`."""
-    num_edges = store.edge_index.shape[-1]
-    others = []
-    for name in ("edge_weight", "edge_attr", "weight"):
-        value = store.get(name)
-        if not isinstance(value, Tensor):
-            continue
-        if name == "edge_attr" and value.ndim == 2 and value.shape[1] != 1:
-            others.append(f"{name} {list(value.shape)}")
-            continue
-        return _real(value)
-    for name, value in store.items():
-        if isinstance(value, Tensor) and value.is_floating_point() and tuple(value.shape) in {(num_edges,), (num_edges, 1)}:
-            others.append(f"{name} {list(value.shape)}")
-    if others:
-        warnings.warn(
-            f"data: edge type {edge_type} has weight 1, {', '.join(others)} ignored; set edge_weight to what is meant",
-            stacklevel=3,
-        )
-    return None
-
-
-def _hetero_names(store: Any) -> Sequence[str] | None:
-    """The genes' names that a node type of a `HeteroData` brings along, None where it has none."""
-    for field in ("names", "node_ids"):
-        value = store.get(field)
-        if isinstance(value, Sequence) and value and all(isinstance(name, str) for name in value):
-            return value
-    return None
-
-
-def _warn_of_other_attributes(relation: str, weight: str, attributes: Sequence[Mapping[Any, Any]]) -> None:
-    if not attributes or any(weight in one for one in attributes):
-        return
-    numbers = [name for name, value in attributes[0].items() if isinstance(value, Real)]
-    if numbers:
-        warnings.warn(
-            f"graphs[{relation!r}]: no edge has the attribute {weight!r}, all have weight 1; ignored: "
-            f"{', '.join(map(repr, numbers))}, of which weight= takes one",
-            stacklevel=3,
-        )
-
-
-def _number(relation: str, edge: tuple[Any, Any], weight: Any) -> float:
-    try:
-        if isinstance(weight, (str, bytes)):
-            raise TypeError  # float would read it
-        return float(weight)
-    except (TypeError, ValueError, OverflowError, RuntimeError):
-        raise ValueError(f"graphs[{relation!r}]: edge {edge} has weight {weight!r}, expected a number") from None
-
-
-def _is_float64(weight: Any) -> bool:
-    return isinstance(weight, Tensor) and weight.dtype == torch.float64
-
-
-def _check_weight(relation: str, weight: Any, num_edges: int, device: torch.device, dtype: torch.dtype) -> Tensor | None:
-    """Checked weights in the graph's dtype, or None where the relation has none."""
-    if weight is None:
-        return None
-    where = f"edge_weight[{relation!r}]"
-    require_tensor(where, weight, ndim=1)
-    require(weight.dtype.is_floating_point, f"{where}: expected a floating dtype, got a {describe(weight)}")
-    require(weight.numel() == num_edges, f"{where}: expected {num_edges} weights, one an edge, got {weight.numel()}")
-    require(weight.device == device, f"{where}: expected device {device} of edge_index, got {weight.device}")
-    weight = weight.detach().to(dtype)
-    wrong = ~(torch.isfinite(weight) & (weight >= 0))
-    if wrong.any():
-        position = int(wrong.nonzero()[0])
-        raise ValueError(f"{where}: position {position} holds {float(weight[position])}, expected a finite weight >= 0")
-    return weight
-
-
-def _check_known(relation: str, known: Any, num_nodes: int, device: torch.device) -> Tensor:
-    if known is None:
-        return torch.ones(num_nodes, dtype=torch.bool, device=device)
-    where = f"known[{relation!r}]"
-    require_tensor(where, known, ndim=1, dtypes=(torch.bool,))
-    require(known.numel() == num_nodes, f"{where}: expected {num_nodes} entries, one a gene, got {known.numel()}")
-    require(known.device == device, f"{where}: expected device {device} of edge_index, got {known.device}")
-    return known
-
-
-def _check_edges_known(where: str, row: Tensor, col: Tensor, known: Tensor) -> None:
-    wrong = ~(known[row] & known[col])
-    if wrong.any():
-        position = int(wrong.nonzero()[0])
-        pair = [int(row[position]), int(col[position])]
-        raise ValueError(f"{where}: position {position} holds the edge {pair}, of which `known` marks a gene as unknown")
-
-
-def _check_mass(relations: tuple[str, ...], rowptr: Tensor, weight: Tensor, num_nodes: int) -> None:
-    mass = torch.segment_reduce(weight.double(), "sum", offsets=rowptr, initial=0)
-    low, high = _MASS_RANGE
-    wrong = (mass != 0) & ~((mass >= low) & (mass <= high))
-    if wrong.any():
-        relation, row = divmod(int(wrong.nonzero()[0]), num_nodes)
-        total = float(mass[relation * num_nodes + row])
-        raise ValueError(
-            f"edge_weight[{relations[relation]!r}]: the weights of row {row} add to {total}, expected a sum in [{low}, {high}]"
-        )
-
-
-def _coalesce(
-    row: Tensor, col: Tensor, weight: Tensor | None, num_nodes: int, symmetric: str | None, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Sort by (row, col), merge duplicates (weights add), drop weight 0, and join both directions by their "max" or "sum"."""
-    key, inverse = torch.unique(row * num_nodes + col, return_inverse=True)
-    if weight is None:
-        merged = torch.ones(key.numel(), dtype=dtype, device=key.device)
-    else:
-        # Summed in float64 so that the order of a file's lines does not show in the last bit of a float32 weight.
-        total = torch.zeros(key.numel(), dtype=torch.float64, device=key.device).index_add_(0, inverse, weight.double())
-        merged = total.to(dtype)
-    keep = merged > 0
-    key, merged = key[keep], merged[keep]
-    if symmetric is not None:
-        flipped = key % num_nodes * num_nodes + torch.div(key, num_nodes, rounding_mode="floor")
-        key, inverse = torch.unique(torch.cat([key, flipped]), return_inverse=True)
-        reduce = "sum" if symmetric == "sum" and weight is not None else "amax"
-        zeros = torch.zeros(key.numel(), dtype=dtype, device=key.device)
-        merged = zeros.scatter_reduce_(0, inverse, merged.repeat(2), reduce=reduce)
-    return torch.div(key, num_nodes, rounding_mode="floor"), key % num_nodes, merged
-
-
-def _row_targets(rowptr: Tensor, weight: Tensor, num_nodes: int) -> Targets:
-    """sum_j t_ij log t_ij = (sum_j w_ij log w_ij) / mass - log mass. In float64."""
-    w = weight.double()
-    mass = torch.segment_reduce(w, "sum", offsets=rowptr, initial=0)
-    w_log_w = torch.segment_reduce(torch.xlogy(w, w), "sum", offsets=rowptr, initial=0)
-    inv_mass = torch.where(mass > 0, mass.reciprocal(), 0)
-    entropy = torch.where(mass > 0, w_log_w * inv_mass - mass.log(), 0)
-    inv_mass, entropy = (x.view(-1, num_nodes) for x in (inv_mass, entropy))
-    without_edge = inv_mass == 0
-    return Targets(inv_mass, entropy, without_edge, (~without_edge).sum(1).clamp_min(1))
-
-
-def _transpose(rowptr: Tensor, col: Tensor, num_nodes: int) -> Transpose:
-    """No shape in here depends on values, so that it can be built inside a compiled region too."""
-    stacked = torch.arange(rowptr.numel(), device=rowptr.device)
-    stacked_row = stacked[:-1].repeat_interleave(rowptr.diff(), output_size=col.numel())
-    row = stacked_row % num_nodes
-    stacked_col, edge = torch.sort(stacked_row - row + col, stable=True)  # rows stay ascending within a column
-    return Transpose(torch.searchsorted(stacked_col, stacked), row[edge].to(col.dtype), edge)

@@ -1,0 +1,75 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ._check import describe, require
+
+
+def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file so that a reader, or a crash at any moment, finds the old content or the new, never a part.
+
+    A link is followed, and stays one; a file that is there keeps its mode, and its owner where this process may give it;
+    a new one has the mode that the umask leaves it. Nothing else is left behind.
+
+    Raises:
+        OSError: the file may not be written, or is no regular one.
+    """
+    path = Path(os.path.realpath(path))  # the new content takes the place of what the link points to
+    try:
+        old: os.stat_result | None = path.lstat()
+    except FileNotFoundError:
+        old = None
+    if old is not None and stat.S_ISLNK(old.st_mode):  # of a circle of links nothing else is left
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    if old is not None and not stat.S_ISREG(old.st_mode):
+        raise OSError(errno.EINVAL, "expected a regular file, which can be replaced in one step", str(path))
+    if old is not None and not os.access(path, os.W_OK):  # replacing it takes no more than write access to its folder
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    part = path.with_name(f".{path.name[:50]}.{uuid.uuid4().hex}")  # no longer than a name may be
+    try:
+        # nobody else reads it before it has its mode
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if old is None else 0o600), "wb") as file:
+            if old is not None:
+                _keep_owner_and_mode(part, old)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _keep_owner_and_mode(path: Path, old: os.stat_result) -> None:
+    new = path.stat()
+    if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
+        with suppress(PermissionError):
+            os.chown(path, old.st_uid, old.st_gid)
+    path.chmod(stat.S_IMODE(old.st_mode))  # after the owner, whose change may clear bits
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the name of a file last, where a folder can be synced."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def file_path(path: Any) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path: expected a path, got {describe(path)}")
+    path = Path(path)
+    require(not path.is_dir(), f"path: {str(path)!r} is a folder, expected a file")
+    return path

@@ -1,0 +1,75 @@
+"""Facts of the stacked rows that a graph keeps: its transpose, where long rows are cut, and the constants of the targets."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+SEGMENT = 1024  # entries of a row or column that one GPU program walks at most; why so many stands in kernels/row_dot.py
+
+
+class Transpose(NamedTuple):
+    """The stacked graph by columns: entry p of stacked column r * N + j is relation r's edge (row[p], j), CSR entry edge[p]."""
+
+    colptr: Tensor  # int64 [K * N + 1]
+    row: Tensor  # int32 [E]
+    edge: Tensor  # int64 [E]
+
+
+class Segments(NamedTuple):
+    """Where long rows of the stacked graph are cut: row i into ptr[i + 1] - ptr[i] segments, none if it is left whole.
+
+    They are as even as can be: the s-th of n segments of a row with d entries holds its entries s * d // n to (s + 1) * d // n.
+    """
+
+    ptr: Tensor  # int64 [K * N + 1]
+    row: Tensor  # int64 [S], the stacked row of each segment
+    offset: tuple[int, ...]  # [K + 1], on the host: relation r has the segments offset[r] to offset[r + 1]
+
+
+class Targets(NamedTuple):
+    """Constants of the rows t_ij = w_ij / sum_j w_ij."""
+
+    inv_mass: Tensor  # [K, N]: 1 / sum_j w_ij, 0 for a row without edges
+    entropy: Tensor  # [K, N]: sum_j t_ij log t_ij (natural log), 0 for a row without edges
+    without_edge: Tensor  # bool [K, N]
+    num_counted: Tensor  # int64 [K]: rows with an edge, at least 1
+
+
+def cut_rows(degree: Tensor, num_nodes: int, longest: int = SEGMENT) -> Segments:
+    """Cut each row of more than `longest` entries into the fewest segments of no more; degree int64 [K * N]."""
+    count = torch.where(degree > longest, (degree + longest - 1).div(longest, rounding_mode="floor"), 0)
+    ptr = count.new_zeros(count.numel() + 1)
+    torch.cumsum(count, 0, out=ptr[1:])
+    row = torch.arange(count.numel(), device=count.device).repeat_interleave(count)
+    return Segments(ptr, row, tuple(ptr[::num_nodes].tolist()))
+
+
+def spread(value: Tensor, ptr: Tensor) -> Tensor:
+    """value[i] at the places ptr[i] to ptr[i + 1]: `repeat_interleave`, which wakes threads for a few numbers too."""
+    steps = value.new_zeros(int(ptr[-1]) + 1).index_add_(0, ptr[:-1], value)
+    steps.index_add_(0, ptr[1:], value, alpha=-1)
+    return steps.cumsum_(0)[:-1]
+
+
+def row_targets(rowptr: Tensor, weight: Tensor, num_nodes: int) -> Targets:
+    """sum_j t_ij log t_ij = (sum_j w_ij log w_ij) / mass - log mass. In float64."""
+    w = weight.double()
+    mass = torch.segment_reduce(w, "sum", offsets=rowptr, initial=0)
+    w_log_w = torch.segment_reduce(torch.xlogy(w, w), "sum", offsets=rowptr, initial=0)
+    inv_mass = torch.where(mass > 0, mass.reciprocal(), 0)
+    entropy = torch.where(mass > 0, w_log_w * inv_mass - mass.log(), 0)
+    inv_mass, entropy = (x.view(-1, num_nodes) for x in (inv_mass, entropy))
+    without_edge = inv_mass == 0
+    return Targets(inv_mass, entropy, without_edge, (~without_edge).sum(1).clamp_min(1))
+
+
+def transpose_of(rowptr: Tensor, col: Tensor, num_nodes: int) -> Transpose:
+    """No shape in here depends on values, so that it can be built inside a compiled region too."""
+    stacked = torch.arange(rowptr.numel(), device=rowptr.device)
+    stacked_row = stacked[:-1].repeat_interleave(rowptr.diff(), output_size=col.numel())
+    row = stacked_row % num_nodes
+    stacked_col, edge = torch.sort(stacked_row - row + col, stable=True)  # rows stay ascending within a column
+    return Transpose(torch.searchsorted(stacked_col, stacked), row[edge].to(col.dtype), edge)
