@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
+import math
 import re
 import subprocess
 import tempfile
@@ -63,6 +64,11 @@ class Launch:
     fn: JITFunction
     args: dict[str, Any]
     options: dict[str, Any]  # num_warps and the like
+    grid: tuple[int, ...] = (1,)
+
+    @property
+    def ctas(self) -> int:
+        return math.prod(self.grid)
 
     @property
     def config(self) -> str:
@@ -98,12 +104,13 @@ def recorded(arch: int) -> Iterator[list[Launch]]:
     """Every launch of a Triton kernel is recorded instead of run; launchers see the chip `arch`."""
     launches: list[Launch] = []
 
-    def record(self: JITFunction, *args: Any, grid: object, warmup: bool, **kwargs: Any) -> None:
+    def record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         options = {"num_warps": 4, "num_stages": 3}  # Triton's defaults
         options |= {name: kwargs.pop(name) for name in list(kwargs) if name not in self.signature.parameters}
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        launches.append(Launch(self, dict(bound.arguments), options))
+        arguments = dict(bound.arguments)
+        launches.append(Launch(self, arguments, options, tuple(grid(arguments) if callable(grid) else grid)))
 
     with mock.patch.object(JITFunction, "run", record), mock.patch.object(config, "capability", return_value=arch):
         yield launches

@@ -139,7 +139,6 @@ class Counted:
     """A launch that was executed, and what it cost."""
 
     launch: Launch
-    grid: tuple[int, int, int]
     program: Program
     counts: Counts
 
@@ -153,7 +152,7 @@ class Device:
         self.counted: list[Counted] = []
         self.allocations = Allocations()
 
-    def launch(self, launch: Launch, grid: tuple[int, ...]) -> None:
+    def launch(self, launch: Launch) -> None:
         """Execute one."""
         compiled = compile_launch(launch, self.arch)
         name = launch.fn.__name__
@@ -161,11 +160,11 @@ class Device:
         program = program_of(ptx)
         self.launches.append(name)
         memory, parameters = self._arguments(launch, program)
-        x, y, z = (*(int(g) for g in grid), 1, 1)[:3]
+        x, y, z = (*(int(g) for g in launch.grid), 1, 1)[:3]
         order = None if self.order is None else np.random.default_rng(self.order).permutation(x * y * z)
         counts = Counts(len(program.steps)) if self.count else None
         if counts is not None:
-            self.counted.append(Counted(launch, (x, y, z), program, counts))
+            self.counted.append(Counted(launch, program, counts))
         try:
             execute(program, memory, parameters, (x, y, z), compiled.threads, compiled.shared, order=order, counts=counts)
         except Fault as fault:
@@ -227,7 +226,7 @@ def device(
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         arguments = dict(bound.arguments)
-        made.launch(Launch(self, arguments, options), grid(arguments) if callable(grid) else grid)
+        made.launch(Launch(self, arguments, options, tuple(grid(arguments) if callable(grid) else grid)))
 
     with (
         mock.patch.object(JITFunction, "run", run),
