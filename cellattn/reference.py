@@ -111,7 +111,7 @@ def log_softmax_and_complement(scores: Tensor, lse: Tensor | None = None) -> tup
     sharp = top & (log_a > log(2 / 3))
     gap = scores - scores.masked_fill(top, -torch.inf).logsumexp(-1, keepdim=True)
     others = torch.log1p(-log_a.masked_fill(sharp, -1).exp())
-    return torch.where(sharp, -F.softplus(-gap), log_a), torch.where(sharp, -F.softplus(gap), others)
+    return torch.where(sharp, F.logsigmoid(gap), log_a), torch.where(sharp, F.logsigmoid(-gap), others)
 
 
 def graph_attention(

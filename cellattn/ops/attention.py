@@ -30,7 +30,7 @@ On the CPU PyTorch's flash attention does the work. It computes D inside, as row
 folded into the inputs: q, k, v get one column of zeros, Out a column of ones and dOut the column -dLSE. Then
 rowsum(dOut * Out) = D - dLSE, and dP = dOut Vᵀ is unchanged because V's new column is zero. It hides some of the table's NaN,
 and its backward rounds scores otherwise than its forward, so that P <= 1 is lost where scores are large. Inputs that could
-show either are found beforehand, and go to the dense formula in blocks of rows instead.
+show either are found beforehand, and go to the dense formula, in float64 and in blocks of rows, instead.
 """
 
 from __future__ import annotations
@@ -246,9 +246,28 @@ _BLOCK = 2**20
 
 def _is_ordinary(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
     """Whether PyTorch's kernel is right: no value is NaN or infinite, and no score can be larger than rounding allows."""
+    return _largest_rounding(q, k, scale) <= _LARGEST_ERROR and _largest(v) < torch.inf
+
+
+def _largest_rounding(q: Tensor, k: Tensor, scale: float) -> float:
+    """By how much two sums of one score may differ at most; NaN if an entry is."""
     d = q.shape[-1]
-    spacing = torch.finfo(accumulation_dtype(q.dtype)).eps * d * abs(scale) * _largest(q) * _largest(k)
-    return 2 * (d + 2) * spacing <= _LARGEST_ERROR and _largest(v) < torch.inf
+    return 2 * (d + 2) * torch.finfo(accumulation_dtype(q.dtype)).eps * d * abs(scale) * _largest(q) * _largest(k)
+
+
+def unrounded(q: Tensor, k: Tensor, lse: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(q, k, lse [..., Tq]) in the dtype of lse; in float64 where scores are so large that float32 leaves little of P.
+
+    There lse is made again, to be of the same scores, unless rounding does not explain how it differs: then it is not that of
+    these keys, but of others, which the caller had a mind to.
+    """
+    rounding = _largest_rounding(q, k, scale)
+    if lse.dtype == torch.float64 or rounding <= _LARGEST_ERROR:
+        return q.to(lse.dtype), k.to(lse.dtype), lse
+    q, k, lse = q.double(), k.double(), lse.double()
+    exact = [(scale * rows @ k.mT).logsumexp(-1) for rows in _row_blocks(q, k)]
+    total = torch.cat(exact, -1) if exact else lse
+    return q, k, torch.where((total - lse).abs() <= rounding, total, lse)
 
 
 def _largest(x: Tensor) -> float:
@@ -276,7 +295,7 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, scale: float) -
     mask = None if keep is None else _additive_mask(keep, q, accumulation_dtype(q.dtype))
     heads = (_heads(x, width, _kernel_dtype(q.dtype)) for x in (q, k, v))
     out, lse = _FLASH(*heads, attn_mask=mask, scale=scale)
-    return _unpad(out, dim_v, (*q.shape[:-1], dim_v), q.dtype), lse.reshape(q.shape[:-1]).contiguous()
+    return _unpad(out, dim_v, (*q.shape[:-1], dim_v), q.dtype), lse.contiguous().view(q.shape[:-1])
 
 
 def _flash_backward(
@@ -315,10 +334,11 @@ def _flash_backward(
 
 def _dense(q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     out, lse = [], []
-    k, v = (x.to(accumulation_dtype(q.dtype)) for x in (k, v))
+    dtype = accumulation_dtype(q.dtype)
+    k, v = k.double(), v.double()
     for rows in _row_blocks(q, k):
         scores = _scores(rows, k, keep, scale)
-        lse.append(scores.logsumexp(-1))
+        lse.append(scores.logsumexp(-1).to(dtype))
         out.append((scores.softmax(-1) @ v).to(q.dtype))
     return torch.cat(out, -2), torch.cat(lse, -1)
 
@@ -327,8 +347,7 @@ def _dense_backward(
     dout: Tensor | None, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, out: Tensor, lse: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    dtype = lse.dtype
-    keys, values = k.to(dtype), v.to(dtype)
+    keys, values = k.double(), v.double()
     dq, dk, dv = [], torch.zeros_like(keys), torch.zeros_like(values)
     first = 0
     for queries in _row_blocks(q, k):
@@ -338,7 +357,7 @@ def _dense_backward(
             p = p.masked_fill_(~keep.unsqueeze(-2), 0)
         ds = p.new_zeros(())
         if dout is not None:
-            above = dout[..., here, :].to(dtype)
+            above = dout[..., here, :].double()
             dv += p.mT @ above
             dp = above @ values.mT
             ds = dp - (p * dp).sum(-1, keepdim=True)
@@ -346,7 +365,7 @@ def _dense_backward(
             ds = ds + dlse[..., here, None]
         ds = scale * p * ds
         dq.append((ds @ keys).to(q.dtype))
-        dk += ds.mT @ queries.to(dtype)
+        dk += ds.mT @ queries.double()
     return torch.cat(dq, -2), dk.to(k.dtype), dv.to(v.dtype)
 
 
@@ -380,7 +399,8 @@ def _unpad(x: Tensor, width: int, shape: Sequence[int], dtype: torch.dtype) -> T
         x = x[..., :width]
     if x.dtype != dtype:
         x = x.to(dtype)
-    return x.reshape(shape).contiguous()
+    x = x.contiguous()
+    return x if x.shape == shape else x.view(shape)
 
 
 def _additive_mask(keep: Tensor, q: Tensor, dtype: torch.dtype) -> Tensor:

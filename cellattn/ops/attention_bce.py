@@ -18,8 +18,8 @@ exact at any gap,
 and every other token k gets -pull_i exp(s_ik - rest_i): none of it goes through LSE. Which token is sharp, rest and pull are
 found once, in the forward, and kept: the backward makes scores again, rounded in other orders, and compares indices alone.
 
-For the sigmoid link the entry is softplus(s) - t s. Scores are made row block by row block, or for the edges and the drawn
-non-edges alone, and made again in the backward.
+For the sigmoid link the entry is t softplus(-s) + (1 - t) softplus(s), whose terms do not cancel. Scores are made row block by
+row block, or for the edges and the drawn non-edges alone, and made again in the backward.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from ..graph import MultiGraph
 from ._csr import sddmm, spmm, take_rows
 from ._operator import keep_missing_grads, operator, refuse_double_backward
 from ._rows import check_head, check_rows, row_logsumexp, take
-from .attention import accumulation_dtype, resolve_scale
+from .attention import accumulation_dtype, resolve_scale, unrounded
 from .sample_rows import check_generator, generator_of_draw
 
 TARGETS = ("normalized", "binary")
@@ -244,7 +244,7 @@ _PROBLEM = (
 def _bce_rows(q: Tensor, k: Tensor, lse: Tensor | None, *problem: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss [..., R]; the sharp token, int32, -1 for none, rest and pull [..., R], empty for the sigmoid link)"""
     rows, num_prefix, scale = problem[8], problem[14], problem[15]
-    queries, keys, totals = _flat(q, k, lse, rows, num_prefix)
+    queries, keys, totals = _flat(q, k, lse, rows, num_prefix, scale)
     num_leading, num_rows = queries.shape[:2]
     loss, rest, pull, positive, negative = (queries.new_zeros(num_leading, num_rows) for _ in range(5))
     sharp = torch.full((num_leading, num_rows), -1, dtype=torch.int64)
@@ -255,7 +255,7 @@ def _bce_rows(q: Tensor, k: Tensor, lse: Tensor | None, *problem: Any) -> tuple[
         for lead in range(num_leading):
             s = scale * block.scores(queries[lead], genes[lead])
             if totals is None:
-                entries = (block.positive + block.negative) * F.softplus(s) - block.positive * s
+                entries = _cross_entropy(s, block.positive, block.negative)
             else:
                 log_a = s.sub_(block.spread(totals[lead]))
                 gene = block.sharp(log_a)
@@ -272,12 +272,13 @@ def _bce_rows(q: Tensor, k: Tensor, lse: Tensor | None, *problem: Any) -> tuple[
         rest[lead, here] = s.scatter_(1, token, -torch.inf).logsumexp(1)
         gap = score - rest[lead, here]
         t, f = positive[lead, here], negative[lead, here]
-        loss[lead, here] += t * F.softplus(-gap) + f * F.softplus(gap)
-        pull[lead, here] = f * gap.sigmoid() - t * (-gap).sigmoid()
-    shape = (*q.shape[:-2], num_rows)
+        loss[lead, here] += _cross_entropy(gap, t, f)
+        pull[lead, here] = _cross_entropy_slope(gap, t, f)
+    shape, dtype = (*q.shape[:-2], num_rows), accumulation_dtype(q.dtype)
+    loss, rest, pull = (x.to(dtype).reshape(shape) for x in (loss, rest, pull))
     if totals is None:
-        return loss.reshape(shape), sharp.new_zeros(0, dtype=torch.int32), loss.new_zeros(0), loss.new_zeros(0)
-    return loss.reshape(shape), sharp.int().reshape(shape), rest.reshape(shape), pull.reshape(shape)
+        return loss, sharp.new_zeros(0, dtype=torch.int32), loss.new_zeros(0), loss.new_zeros(0)
+    return loss, sharp.int().reshape(shape), rest, pull
 
 
 @_bce_rows.register_fake
@@ -298,19 +299,19 @@ def _bce_rows_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dq, dk [..., T, D], dlse [..., R], empty for the sigmoid link)"""
     rows, num_prefix, scale = problem[8], problem[14], problem[15]
-    queries, keys, totals = _flat(q, k, lse, rows, num_prefix)
+    queries, keys, totals = _flat(q, k, lse, rows, num_prefix, scale)
     num_leading, num_rows = queries.shape[:2]
-    dloss = dloss.reshape(num_leading, num_rows)
+    dtype, dloss = dloss.dtype, dloss.reshape(num_leading, num_rows).to(keys.dtype)
     dqueries, dkeys = torch.zeros_like(queries), torch.zeros_like(keys)
     dlse = torch.zeros_like(dloss) if totals is not None else dloss.new_zeros(0)
-    sharp, rest, pull = (x.reshape(num_leading, -1) for x in (sharp, rest, pull))
+    sharp, pull = (x.reshape(num_leading, -1) for x in (sharp, pull))
     nothing = lse is not None and keys.shape[1] == 1
     genes = _known_keys(keys, problem[7], num_prefix)
     for block in [] if nothing else _blocks(*problem, dtype=keys.dtype):
         for lead in range(num_leading):
             s = scale * block.scores(queries[lead], genes[lead])
             if totals is None:
-                ds = (block.positive + block.negative) * s.sigmoid() - block.positive
+                ds = _cross_entropy_slope(s, block.positive, block.negative)
             else:
                 at = block.at(sharp[lead, block.rows].long() - num_prefix)
                 a = s.sub_(block.spread(totals[lead])).exp_()
@@ -322,8 +323,8 @@ def _bce_rows_backward(
             dqueries[lead, block.rows] = block.times_keys(ds, genes[lead])
             dkeys[lead, num_prefix:] += block.times_queries(ds, queries[lead])
     for lead, here, token, s in _sharp_rows(sharp, queries, keys, scale):
-        # -1 in the place of the sharp entry, which gets pull where others get their share of -pull
-        share = s.sub_(rest[lead, here, None]).exp_().scatter_(1, token, -1)
+        # exp(s - rest), and -1 in the place of the sharp entry, which gets pull where others get their share of -pull
+        share = s.scatter_(1, token, -torch.inf).softmax(1).scatter_(1, token, -1)
         ds = share.mul_(-(dloss * pull)[lead, here, None])
         dqueries[lead, here] += ds @ keys[lead]
         dkeys[lead] += ds.mT @ queries[lead, here]
@@ -333,7 +334,7 @@ def _bce_rows_backward(
     else:
         dq[:, num_prefix:].index_add_(1, rows, dqueries.mul_(scale))
     if totals is not None:
-        dlse = dlse.reshape(*q.shape[:-2], num_rows)
+        dlse = dlse.to(dtype).reshape(*q.shape[:-2], num_rows)
     return dq.reshape(q.shape).to(q.dtype), dkeys.mul_(scale).reshape(k.shape).to(k.dtype), dlse
 
 
@@ -391,15 +392,27 @@ def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _flat(
-    q: Tensor, k: Tensor, lse: Tensor | None, rows: Tensor | None, num_prefix: int
+    q: Tensor, k: Tensor, lse: Tensor | None, rows: Tensor | None, num_prefix: int, scale: float
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """(queries [L, R, D], keys [L, T, D], log-sum-exps [L, R]) in the dtype of the arithmetic."""
-    dtype = accumulation_dtype(q.dtype)
-    queries = take(q, -2, rows, num_prefix).to(dtype)
     num_leading = q.shape[:-2].numel()
-    totals = None if lse is None else lse.reshape(num_leading, queries.shape[-2])
-    queries, keys = (x.reshape(num_leading, *x.shape[-2:]) for x in (queries, k.to(dtype)))
-    return queries, keys, totals
+    queries, keys = (x.reshape(num_leading, *x.shape[-2:]) for x in (take(q, -2, rows, num_prefix), k))
+    if lse is not None:
+        return unrounded(queries, keys, lse.reshape(num_leading, -1), scale)
+    dtype = accumulation_dtype(q.dtype)
+    return queries.to(dtype), keys.to(dtype), None
+
+
+def _cross_entropy(s: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    """positive softplus(-s) + negative softplus(s), to the last digits of either: softplus(s) = max(s, 0) + log(1 + e^-|s|)."""
+    both = (positive + negative) * s.abs().neg_().exp_().log1p_()
+    return both.addcmul_(negative, s.relu()).addcmul_(positive, s.neg().relu_())
+
+
+def _cross_entropy_slope(s: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    """Its derivative, negative sigmoid(s) - positive sigmoid(-s)."""
+    e = s.abs().neg_().exp_()
+    return torch.where(s < 0, negative * e - positive, negative - positive * e).div_(1 + e)
 
 
 def _known_keys(keys: Tensor, known: Tensor, num_prefix: int) -> Tensor:

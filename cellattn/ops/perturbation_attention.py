@@ -27,7 +27,7 @@ from .._check import (
     require_tensor,
 )
 from ._operator import keep_missing_grads, operator, refuse_double_backward
-from .attention import attention
+from .attention import attention, unrounded
 from .set_sum import members, set_sum
 
 
@@ -102,7 +102,7 @@ def _correction(query: Tensor, key: Tensor, value: Tensor, lse: Tensor, index: T
     """sum_{e in b} beta_e (U_e - V_i(e)), [..., B, Dv], and what values that are not finite add."""
     _check_sets(index, ptr, query.shape[-2], key.shape[-2])  # the public function sees no values while it is compiled
     sample, _, _, beta, difference = _entries(query, key, value, lse, index, ptr, *rest)
-    z = torch.zeros(*query.shape[:-1], value.shape[-1], dtype=lse.dtype)
+    z = torch.zeros(*query.shape[:-1], value.shape[-1], dtype=beta.dtype)
     z.index_add_(-2, sample, beta[..., None] * difference)
     if not value.sum(-2).isfinite().all():
         z += _not_overridden(value, index, ptr)
@@ -132,14 +132,14 @@ def _correction_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(dquery, dkey, dvalue, dlse, doverride)"""
     sample, queries, keys, beta, difference = _entries(query, key, value, lse, index, ptr, override, scale)
-    weighted = beta[..., None] * dz.to(lse.dtype).index_select(-2, sample)  # the gradient of U_e - V_i(e)
+    weighted = beta[..., None] * dz.to(beta.dtype).index_select(-2, sample)  # the gradient of U_e - V_i(e)
     ds = (weighted * difference).sum(-1, keepdim=True)  # beta dbeta, the gradient of scale * q . k
-    dquery, dkey, dvalue = (torch.zeros(x.shape, dtype=lse.dtype) for x in (query, key, value))
+    dquery, dkey, dvalue = (torch.zeros(x.shape, dtype=beta.dtype) for x in (query, key, value))
     dquery.index_add_(-2, sample, scale * ds * keys)
     dkey.index_add_(-2, index, scale * ds * queries)
     dvalue.index_add_(-2, index, weighted.neg().where(value.index_select(-2, index).isfinite(), 0))
-    dlse = torch.zeros_like(lse).index_add_(-1, sample, -ds.squeeze(-1))
-    return dquery.to(query.dtype), dkey.to(key.dtype), dvalue.to(value.dtype), dlse, weighted.to(override.dtype)
+    dlse = torch.zeros(lse.shape, dtype=beta.dtype).index_add_(-1, sample, -ds.squeeze(-1))
+    return dquery.to(query.dtype), dkey.to(key.dtype), dvalue.to(value.dtype), dlse.to(lse.dtype), weighted.to(override.dtype)
 
 
 @_correction_backward.register_fake
@@ -199,10 +199,10 @@ def _entries(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Of every entry: its sample [nnz], query and key [..., nnz, D], beta [..., nnz], and U - V [..., nnz, Dv]."""
     sample = members(ptr, index.numel())
-    queries = query.index_select(-2, sample).to(lse.dtype)
-    keys = key.index_select(-2, index).to(lse.dtype)
+    query, key, lse = unrounded(query, key, lse, scale)
+    queries, keys = query.index_select(-2, sample), key.index_select(-2, index)
     beta = (scale * (queries * keys).sum(-1) - lse.index_select(-1, sample)).exp()
-    difference = override.to(lse.dtype) - _finite(value.index_select(-2, index)).to(lse.dtype)
+    difference = override.to(beta.dtype) - _finite(value.index_select(-2, index)).to(beta.dtype)
     return sample, queries, keys, beta, difference
 
 

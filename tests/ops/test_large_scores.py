@@ -1,0 +1,153 @@
+"""Scores from 100 to 1e10: every function of scores keeps its values and gradients, in every dtype.
+
+A float32 score of 1e6 is off by a tenth, whoever adds it up; P would be off by as much, and where the score and its log-sum-exp
+are rounded apart, P is not even a probability. So on the CPU such scores are made in float64. What may be left, relative to the
+sizes of a sum's terms: the roundings of a score, d + 2 of d |q| |k|, in the arithmetic that is used, and a few of the dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import cellattn
+from cellattn import reference
+from cellattn.ops.attention import _LARGEST_ERROR, _largest_rounding
+
+from ..compare import random_graph, values_and_grads
+
+D, PREFIX = 8, 1
+GRAPH = random_graph(37, {"a": 200}, weighted=True).extend(2)
+TOKENS = GRAPH.num_nodes + PREFIX
+INDEX, PTR = torch.tensor([3, 8, 1, 0, 5]), torch.tensor([0, 2, 3, 3, 5])
+UPSTREAM = 4.0  # larger than any of the few normal deviates that gradients are weighed with
+
+
+def loss(name: str, **options: Any) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    def of(module: Any) -> Callable[..., Tensor]:
+        return lambda q, k: getattr(module, name)(q, k, GRAPH, "a", num_prefix=PREFIX, reduction="none", **options)
+
+    return of(cellattn), of(reference)
+
+
+LOSSES = {
+    "kl": loss("attention_kl"),
+    "kl valid": loss("attention_kl", over="valid"),
+    "bce": loss("attention_bce"),
+    "bce binary": loss("attention_bce", target="binary"),
+    "bce sigmoid": loss("attention_bce", link="sigmoid"),
+    "bce sigmoid binary": loss("attention_bce", link="sigmoid", target="binary"),
+}
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+SIZES = [1e2, 1e4, 1e5, 1e6, 1e8, 1e10]  # no float16 is large enough for the last
+sizes = pytest.mark.parametrize(
+    ("size", "dtype"), [(size, dtype) for dtype in DTYPES for size in SIZES[: 4 if dtype == torch.float16 else None]]
+)
+
+
+def draw(size: float, dtype: torch.dtype, *shapes: tuple[int, ...]) -> list[Tensor]:
+    g = torch.Generator().manual_seed(0)
+    return [(size**0.5 * torch.randn(shape, dtype=torch.float64, generator=g)).to(dtype) for shape in shapes]
+
+
+def left(q: Tensor, k: Tensor, scale: float = D**-0.5) -> float:
+    """Of a sum of terms weighed with P, by their size."""
+    rounding = _largest_rounding(q, k, scale)
+    if rounding > _LARGEST_ERROR:
+        rounding = _largest_rounding(q.double(), k.double(), scale)
+    return 8 * rounding + 8 * torch.finfo(q.dtype).eps
+
+
+def assert_near(got: Tensor, want: Tensor, size: float, share: float, name: str) -> None:
+    fits = want.abs() <= torch.finfo(got.dtype).max
+    got = got.double()
+    near = torch.where(fits, (got - want).abs() <= share * size, got.isinf())
+    assert near.all(), f"{name}: off by {float((got - want).abs().max() / size):.1e} of its size, {share:.1e} is explained"
+
+
+@sizes
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses(name: str, size: float, dtype: torch.dtype) -> None:
+    ours, theirs = LOSSES[name]
+    q, k = draw(size, dtype, (TOKENS, D), (TOKENS, D))
+    (got,), grads = values_and_grads(ours, q, k)
+    (want,), exact = values_and_grads(theirs, q.double(), k.double())
+    score = max(1.0, float((q.double() @ k.double().mT).abs().max()) * D**-0.5)
+    terms = 1 if name.startswith("kl") else GRAPH.num_nodes  # those of KL have weights that add up to 1
+    assert_near(got, want, terms * score, 8 * torch.finfo(got.dtype).eps, "loss")
+    largest_k, largest_q = (UPSTREAM * D**-0.5 * float(x.abs().max()) for x in (k, q))
+    assert_near(grads[0], exact[0], 2 * largest_k, left(q, k), "dq")
+    assert_near(grads[1], exact[1], TOKENS * largest_q, left(q, k), "dk")
+
+
+@pytest.mark.parametrize("score", [20.0, 25.0, 36.0, 500.0, 1e4])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sigmoid_link_keeps_what_is_left_of_a_certain_pair(score: float, dtype: torch.dtype) -> None:
+    """-log sigmoid(s) = log(1 + e^-s) is e^-s to the last digits, and so is its derivative: neither is s - s or 1 - 1."""
+    graph = cellattn.MultiGraph.from_edge_index({"a": torch.tensor([[0], [0]])}, 1)
+    q, k = torch.ones(1, 1, dtype=dtype), torch.full((1, 1), score, dtype=dtype)
+    for target in ("binary", "normalized"):
+        options: dict[str, Any] = {"link": "sigmoid", "target": target, "scale": 1.0, "reduction": "sum"}
+        (got,), (dq, dk) = values_and_grads(lambda q, k: cellattn.attention_bce(q, k, graph, "a", **options), q, k)
+        (want,), exact = values_and_grads(lambda q, k: torch.exp(-(q * k).sum()).log1p(), q.double(), k.double())
+        floor = torch.finfo(got.dtype).smallest_normal
+        torch.testing.assert_close(got.double(), want, rtol=8 * torch.finfo(got.dtype).eps, atol=floor)
+        least = torch.finfo(dtype).smallest_normal if dtype != torch.float16 else 2.0**-24
+        for a, b in zip((dq, dk), exact, strict=True):
+            torch.testing.assert_close(a.double(), b, rtol=8 * torch.finfo(dtype).eps, atol=least)
+
+
+@sizes
+def test_attention(size: float, dtype: torch.dtype) -> None:
+    q, k, v = draw(size, dtype, (40, D), (50, D), (50, 6))
+    v = (v.double() / size**0.5).to(dtype)
+    (out, lse), grads = values_and_grads(cellattn.attention, q, k, v)
+    (out_want, lse_want), exact = values_and_grads(reference.attention, q.double(), k.double(), v.double())
+    share, value = left(q, k), float(v.abs().max())
+    assert_near(out, out_want, value, share, "out")
+    assert_near(lse, lse_want, max(1.0, float(lse_want.abs().max())), 8 * torch.finfo(lse.dtype).eps, "lse")
+    above = UPSTREAM * D**-0.5 * (1 + 2 * v.shape[-1] * value)
+    assert_near(grads[0], exact[0], above * float(k.abs().max()), share, "dq")
+    assert_near(grads[1], exact[1], 40 * above * float(q.abs().max()), share, "dk")
+    assert_near(grads[2], exact[2], 40 * UPSTREAM, share, "dv")
+
+
+@sizes
+def test_perturbation_attention(size: float, dtype: torch.dtype) -> None:
+    """Queries that single out a gene of the set, one of none, and others."""
+    query, key, value, override = draw(size, dtype, (4, D), (12, D), (12, 6), (5, 6))
+    query[0], query[1], query[3] = key[3], key[1], key[7]
+    value, override = ((x.double() / size**0.5).to(dtype) for x in (value, override))
+    inputs = query, key, value, override
+    (z,), grads = values_and_grads(lambda q, k, v, u: cellattn.perturbation_attention(q, k, v, INDEX, PTR, u), *inputs)
+    (want,), exact = values_and_grads(
+        lambda q, k, v, u: reference.perturbation_attention(q, k, v, INDEX, PTR, u), *(x.double() for x in inputs)
+    )
+    share, most = left(query, key, 1.0), float(max(value.abs().max(), override.abs().max()))
+    assert_near(z, want, 4 * most, share, "z")
+    above = 8 * UPSTREAM * 6 * most
+    for name, a, b, factor in zip(
+        ("dquery", "dkey", "dvalue", "doverride"), grads, exact,
+        (above * float(key.abs().max()), 4 * above * float(query.abs().max()), 8 * UPSTREAM, UPSTREAM), strict=True,
+    ):  # fmt: skip
+        assert_near(a, b, factor, share, name)
+
+
+@pytest.mark.parametrize(("z_size", "w_size"), [(1e18, 1e-18), (1e18, 1e18), (1e-20, 1e-20), (1e-20, 1e20), (1e10, 1e10)])
+def test_network_mse(z_size: float, w_size: float) -> None:
+    """float32 of any size: what is infinite is larger than float32 can hold, and nothing is NaN."""
+    n = GRAPH.num_nodes
+    g = torch.Generator().manual_seed(0)
+    z, w, b = (
+        (x * torch.randn(shape, generator=g, dtype=torch.float64)).float()
+        for x, shape in ((z_size, (n, D)), (w_size, (n, D)), (1.0, (n,)))
+    )
+    got = [y for ys in values_and_grads(lambda *x: cellattn.network_mse(*x, GRAPH, "a"), z, w, b) for y in ys]
+    double = (x.double() for x in (z, w, b))
+    want = [y for ys in values_and_grads(lambda *x: reference.network_mse(*x, GRAPH, "a"), *double) for y in ys]
+    for i, (x, y) in enumerate(zip(got, want, strict=True)):
+        assert_near(x, y, float(y.abs().max()), 64 * torch.finfo(torch.float32).eps, f"result {i}")
