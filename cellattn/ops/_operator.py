@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._C import _are_functorch_transforms_active as transforms_active
 from torch.autograd import forward_ad
 
-from ._definition import Definition
+from ._definition import Definition, is_plain
 
 
 class Operator(Definition):
@@ -45,6 +45,7 @@ class Operator(Definition):
     ) -> None:
         super().__init__("cellattn", name, schema, implementation)
         self.register_kernel(device)(implementation)
+        self._on_cpu = implementation if device in (None, "cpu") else None
         self.public = public
         self._arguments = self._opoverload._schema.arguments
         self._leading, self._linear = ([x.name in chosen for x in self._arguments] for chosen in (leading, linear))
@@ -64,6 +65,8 @@ class Operator(Definition):
                 )
             rest = (kwargs.get(x.name, x.default_value) for x in self._arguments[len(args) :])
             return self._function.apply(*args, *rest)
+        if len(args) == len(self._arguments) and self._on_cpu is not None and is_plain(args):
+            return self._differentiable(self._on_cpu, *args)
         return self._opoverload(*args, **kwargs)
 
     def jvp(self, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
