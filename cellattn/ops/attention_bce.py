@@ -321,7 +321,7 @@ def _bce_rows_backward(
             if totals is not None:
                 dlse[lead, block.rows] = -block.sum(ds)
             dqueries[lead, block.rows] = block.times_keys(ds, genes[lead])
-            dkeys[lead, num_prefix:] += block.times_queries(ds, queries[lead])
+            dkeys[lead, num_prefix:] += block.times_queries(ds, queries[lead]).masked_fill_(~problem[7][:, None], 0)
     for lead, here, token, s in _sharp_rows(sharp, queries, keys, scale):
         # exp(s - rest), and -1 in the place of the sharp entry, which gets pull where others get their share of -pull
         share = s.scatter_(1, token, -torch.inf).softmax(1).scatter_(1, token, -1)

@@ -18,7 +18,7 @@ import cellattn
 from cellattn import reference
 from cellattn.ops.attention import _LARGEST_ERROR, _largest_rounding
 
-from ..compare import random_graph, values_and_grads
+from ..compare import everything, random_graph, values_and_grads
 
 D, PREFIX = 8, 1
 GRAPH = random_graph(37, {"a": 200}, weighted=True).extend(2)
@@ -146,8 +146,7 @@ def test_network_mse(z_size: float, w_size: float) -> None:
         (x * torch.randn(shape, generator=g, dtype=torch.float64)).float()
         for x, shape in ((z_size, (n, D)), (w_size, (n, D)), (1.0, (n,)))
     )
-    got = [y for ys in values_and_grads(lambda *x: cellattn.network_mse(*x, GRAPH, "a"), z, w, b) for y in ys]
-    double = (x.double() for x in (z, w, b))
-    want = [y for ys in values_and_grads(lambda *x: reference.network_mse(*x, GRAPH, "a"), *double) for y in ys]
+    got = everything(lambda z, w, b: cellattn.network_mse(z, w, b, GRAPH, "a"), z, w, b)
+    want = everything(lambda z, w, b: reference.network_mse(z, w, b, GRAPH, "a"), z.double(), w.double(), b.double())
     for i, (x, y) in enumerate(zip(got, want, strict=True)):
         assert_near(x, y, float(y.abs().max()), 64 * torch.finfo(torch.float32).eps, f"result {i}")
