@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from math import isqrt
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .._check import describe, require, require_choice, require_count, require_mapping, require_tensor, unknown
 from ..genes import GeneList, as_names
-from . import file
+from . import derive, file
 from .build import (
     MASS_RANGE,
     check_edge_index,
@@ -37,6 +37,7 @@ from .build import (
     undirected_set,
     warn_of_other_attributes,
 )
+from .derive import Rows
 from .rows import SEGMENT, Segments, Targets, Transpose, cut_rows, row_targets, spread, transpose_of
 
 if TYPE_CHECKING:
@@ -174,33 +175,32 @@ class MultiGraph:
             weight = check_weight(name, weights.get(name), row.numel(), device, dtype)
             mask = check_known(name, knowns.get(name), num_nodes, device)
             check_edges_known(where, row, col, mask)
-            parts.append(
-                (*coalesce(row, col, weight, num_nodes, undirected_reduce if name in symmetric else None, dtype), mask)
-            )
+            reduce = undirected_reduce if name in symmetric else None
+            row, col, weight = coalesce(row, col, weight, num_nodes, reduce, dtype)
+            parts.append(Rows(row.bincount(minlength=num_nodes), col, weight, mask))
         return cls._stack(relations, parts, num_nodes, device, dtype, names)
 
     @classmethod
     def _stack(
         cls,
         relations: tuple[str, ...],
-        parts: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]],
+        parts: Sequence[Rows],
         num_nodes: int,
         device: torch.device,
         dtype: torch.dtype,
         names: GeneList | None,
     ) -> Self:
-        """Stack per-relation (row, col, weight, known), each sorted by (row, col) and free of duplicates."""
-        counts = [torch.bincount(row, minlength=num_nodes) for row, _, _, _ in parts]
+        """Stack relations, each sorted by (row, col) and free of duplicates."""
         rowptr = torch.zeros(len(parts) * num_nodes + 1, dtype=torch.int64, device=device)
         col_dtype = torch.int32 if num_nodes <= _INT32_MAX else torch.int64
         col = torch.empty(0, dtype=col_dtype, device=device)
         weight = torch.empty(0, dtype=dtype, device=device)
         known = torch.ones(0, num_nodes, dtype=torch.bool, device=device)
         if parts:
-            torch.cumsum(torch.cat(counts), 0, out=rowptr[1:])
-            col = torch.cat([part[1] for part in parts]).to(col_dtype)
-            weight = torch.cat([part[2] for part in parts])
-            known = torch.stack([part[3] for part in parts])
+            torch.cumsum(torch.cat([part.degree for part in parts]), 0, out=rowptr[1:])
+            col = torch.cat([part.col.to(col_dtype) for part in parts])
+            weight = torch.cat([part.weight for part in parts])
+            known = torch.stack([part.known for part in parts])
         check_mass(relations, rowptr, weight, num_nodes)
         return cls(relations, rowptr, col, weight, known, names)
 
@@ -551,7 +551,8 @@ class MultiGraph:
             known[fresh.reshape(-1)] = True
             row, col = torch.cat([self.edge_index(name), fresh], 1).unbind(0)
             weight = torch.cat([self.weight(name).to(dtype), new.weight(name).to(dtype)])
-            parts.append((*coalesce(row, col, weight, total, None, dtype), known))
+            row, col, weight = coalesce(row, col, weight, total, None, dtype)
+            parts.append(Rows(row.bincount(minlength=total), col, weight, known))
         everyone = None if self.names is None else self.names.extend(new_names or self.names.fresh(num_new))
         return MultiGraph._stack(self.relations, parts, total, self.device, dtype, everyone)
 
@@ -590,6 +591,77 @@ class MultiGraph:
             check_mass(self.relations, rowptr, weight, nodes.numel())
         names = None if self.names is None else self.names.select(nodes)
         return MultiGraph(self.relations, rowptr, col, weight, known, names)
+
+    def select(self, relations: Sequence[str]) -> MultiGraph:
+        """The graph of these relations alone, in this order. Raises ValueError for a name that is none or stands twice."""
+        if isinstance(relations, str) or not isinstance(relations, Sequence):
+            raise TypeError(f"relations: expected a sequence of names, got {describe(relations)}")
+        require(len(set(relations)) == len(relations), f"relations: expected distinct names, got {list(relations)}")
+        parts = [derive.rows_of(self, name) for name in relations]
+        return self._stack(tuple(relations), parts, self.num_nodes, self.device, self._weight.dtype, self.names)
+
+    def hops(self, relation: str | Sequence[str] | None, k: int) -> MultiGraph:
+        """Join i to every j that is reached along 1 to k edges, with weight 1; i itself only where a cycle leads back to it.
+
+        Args:
+            relation: the relation, several, or None for all; the others stay as they are. The same holds below.
+            k: >= 1 edges.
+
+        Raises:
+            ImportError, NotImplementedError: the extension was not built, or not for the graph's device.
+        """
+        require_count("k", k, minimum=1)
+        return self._replaced(relation, lambda name: derive.hops(self, name, k))
+
+    def symmetrized(self, relation: str | Sequence[str] | None) -> MultiGraph:
+        """max(A, Aᵀ): an edge in both directions wherever there is one in either, with the larger of two weights."""
+        return self._replaced(relation, lambda name: derive.symmetrized(self, name))
+
+    def with_self_loops(self, relation: str | Sequence[str] | None) -> MultiGraph:
+        """A loop at each known gene: those that are there keep their weight, new ones have weight 1."""
+        return self._replaced(relation, lambda name: derive.with_self_loops(self, name))
+
+    def without_self_loops(self, relation: str | Sequence[str] | None) -> MultiGraph:
+        """No edge from a gene to itself."""
+        return self._replaced(relation, lambda name: derive.without_self_loops(self, name))
+
+    def rewired(self, relation: str | Sequence[str] | None, seed: int = 0) -> MultiGraph:
+        """A random graph with the degrees of this one, to compare a prior with: edges swap ends (Maslov and Sneppen 2002).
+
+        Each gene keeps its number of outgoing and of incoming edges. No edge stands twice, loops stay as they are and none
+        is made, a symmetric relation stays symmetric, weights are dealt out anew among the edges that are no loops (in a
+        symmetric relation among its pairs, both weights of a pair together). Each edge takes part in ten swaps on average, in
+        as far as a graph so full allows: in one that joins nearly all pairs little can move.
+
+        Args:
+            relation: the relation, several, or None for all.
+            seed: equal seeds give equal graphs, on any device; a relation's does not depend on which others are chosen.
+        """
+        require_count("seed", seed)
+        return self._replaced(relation, lambda name: derive.rewired(self, name, seed))
+
+    def permuted(self, relation: str | Sequence[str] | None, seed: int = 0) -> MultiGraph:
+        """The same graph with its genes renamed at random, to compare a prior with: all of its structure, at other genes.
+
+        Genes that are known in the relation change places among themselves: in the same way in all relations in which the
+        same genes are known. `names` stay with their positions.
+
+        Args:
+            relation: the relation, several, or None for all.
+            seed: equal seeds give equal graphs, on any device.
+        """
+        require_count("seed", seed)
+        return self._replaced(relation, lambda name: derive.permuted(self, name, seed))
+
+    def _replaced(self, relation: str | Sequence[str] | None, make: Callable[[str], Rows]) -> MultiGraph:
+        """The graph with some relations made anew."""
+        chosen = self.relations if relation is None else (relation,) if isinstance(relation, str) else relation
+        if not isinstance(chosen, Sequence):
+            raise TypeError(f"relation: expected a name, several or None, got {describe(relation)}")
+        for name in chosen:
+            self.relation_id(name)
+        parts = [make(name) if name in chosen else derive.rows_of(self, name) for name in self.relations]
+        return self._stack(self.relations, parts, self.num_nodes, self.device, self._weight.dtype, self.names)
 
     def to(self, device: torch.device | str) -> MultiGraph:
         """The same graph on another device; `self` if it is there already. Raises ValueError for what is no device."""
