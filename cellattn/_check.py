@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
@@ -32,6 +33,14 @@ def describe(value: Any) -> str:
         return f"{str(value.dtype).removeprefix('torch.')} tensor of shape {list(value.shape)}"
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 80 else text[:77] + '...'}"
+
+
+def tensor_of(value: Any) -> Any:
+    """A NumPy array as a tensor, of the same memory where it may be written; all else as it came."""
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
+        return value
+    value = np.ascontiguousarray(value)
+    return torch.from_numpy(value if value.flags.writeable else value.copy())
 
 
 def require_tensor(name: str, value: Any, *, ndim: int | None = None, dtypes: Collection[torch.dtype] = ()) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.data._utils.collate import default_collate_fn_map
 
-from .._check import describe, require, require_choice, require_count, require_indices, require_tensor, unknown
+from .._check import describe, require, require_choice, require_count, require_indices, require_tensor, tensor_of, unknown
 from .._profiling import span
 from ..genes import GeneList, as_names
 from . import hetero
@@ -26,14 +26,14 @@ PERTURBATION_TYPES = ("present", "deleted", "added", "overexpressed", "knocked_d
 
 
 class PerturbationSample(NamedTuple):
-    """One mutant: `seeds` int64 [n], `types` int64 [n], `y` float32 [] or [P]."""
+    """One mutant: `seeds` int64 [n], `types` int64 [n], `y` float32 [] or [P], P = 0 where none was measured."""
 
     seeds: Tensor
     types: Tensor
     y: Tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # not frozen: what walks over batches, as Lightning does, sets the fields of a copy
 class PerturbationBatch:
     """A batch of mutants; set b holds the entries ptr[b] to ptr[b + 1].
 
@@ -41,7 +41,7 @@ class PerturbationBatch:
         seeds: int64 [nnz], perturbed genes.
         ptr: int64 [B + 1].
         types: int64 [nnz], positions in `PERTURBATION_TYPES`.
-        y: float32 [B] or [B, P], phenotypes.
+        y: float32 [B] or [B, P], phenotypes; [B, 0] where none were measured.
     """
 
     seeds: Tensor
@@ -82,9 +82,10 @@ class PerturbationBatch:
         """The PyG batch that a `DataLoader` with follow_batch=["perturbation_indices"] over one `HeteroData` a sample gives.
 
         The node type holds `perturbation_indices` int64 [nnz] with `_batch` [nnz] and `_ptr` [B + 1], `perturbation_types`
-        int64 [nnz], `phenotype_values` float32 [B P] with `phenotype_type_indices` and `phenotype_sample_indices`, and
-        `num_nodes`; to_data_list() and indexing work. Its samples, collated by PyG again, give the same batch: their class
-        says that `phenotype_sample_indices` are counted up, and with `offset` `perturbation_indices` too.
+        int64 [nnz], `phenotype_values` float32 [B P] with `phenotype_type_indices` and `phenotype_sample_indices` (none of the
+        three where P is 0), and `num_nodes`; to_data_list() and indexing work. Its samples, collated by PyG again, give the
+        same batch: their class says that `phenotype_sample_indices` are counted up, and with `offset` `perturbation_indices`
+        too.
 
         Args:
             num_genes: N, the genes of a sample.
@@ -116,7 +117,8 @@ class PerturbationBatch:
             types: what was done to the genes, a name from `PERTURBATION_TYPES`, where there are no `perturbation_types`.
 
         Returns:
-            The batch; y is [B] where each sample has one phenotype, and [B, P] by ascending type where it has P.
+            The batch; y is [B] where each sample has one phenotype, and [B, P] by ascending type where it has P: [B, 0]
+            without `phenotype_values`, as for inference.
 
         Raises:
             ValueError: a node type or field that is missing, or phenotypes that not every sample has.
@@ -145,10 +147,10 @@ class PerturbationDataset(Dataset[PerturbationSample]):
     """Mutants stored flat, so that a batch is one gather.
 
     Args:
-        seeds: int64 [nnz], perturbed genes of all sets, one set after the other.
+        seeds: int64 [nnz], perturbed genes of all sets, one set after the other; here and below NumPy arrays will do.
         ptr: int64 [B + 1], where each set begins; sets may be empty.
         types: int64 [nnz], positions in `PERTURBATION_TYPES`, none of them 0, "present".
-        y: float [B] or [B, P], finite phenotypes; stored as float32.
+        y: float [B] or [B, P], finite phenotypes, stored as float32; None for mutants to predict, [B, 0].
         num_genes: number of genes that `seeds` refers to.
         split: the name of each sample's split, B strings, or None.
         names: the genes' names, `num_genes` of them, or None. They stay with every part of the dataset; where it meets a
@@ -167,16 +169,18 @@ class PerturbationDataset(Dataset[PerturbationSample]):
         seeds: Tensor,
         ptr: Tensor,
         types: Tensor,
-        y: Tensor,
+        y: Tensor | None = None,
         *,
         num_genes: int,
         split: Sequence[str] | None = None,
         names: GeneList | Sequence[str] | None = None,
     ) -> None:
+        seeds, ptr, types, y = (tensor_of(x) for x in (seeds, ptr, types, y))
         require_count("num_genes", num_genes)
         require_tensor("seeds", seeds, ndim=1, dtypes=(torch.int64,))
         require_tensor("ptr", ptr, ndim=1, dtypes=(torch.int64,))
         require_tensor("types", types, ndim=1, dtypes=(torch.int64,))
+        y = torch.empty(max(len(ptr) - 1, 0), 0) if y is None else y
         require_tensor("y", y)
         for name, value in (("seeds", seeds), ("ptr", ptr), ("types", types), ("y", y)):
             require(value.device.type == "cpu", f"{name}: expected a tensor on the CPU, got one on {value.device}")
@@ -220,7 +224,7 @@ class PerturbationDataset(Dataset[PerturbationSample]):
     def from_sets(
         cls,
         sets: Iterable[Sequence[int | str]],
-        y: Tensor | Sequence[float],
+        y: Tensor | Sequence[float] | None = None,
         *,
         types: str | Sequence[Sequence[str]] = "deleted",
         genes: GeneList | None = None,
@@ -231,7 +235,7 @@ class PerturbationDataset(Dataset[PerturbationSample]):
 
         Args:
             sets: B sets.
-            y: phenotypes [B] or [B, P].
+            y: phenotypes [B] or [B, P]; None for mutants to predict.
             types: names from `PERTURBATION_TYPES`: one for all genes, or one for each gene of each set.
             genes: the gene list; needed for names. The dataset carries it where it has `num_genes` names.
             num_genes: number of genes; that of `genes` when None.
@@ -255,7 +259,7 @@ class PerturbationDataset(Dataset[PerturbationSample]):
             _as_tensor("sets", flat, torch.int64),
             ptr,
             _type_ids(types, ptr.diff().tolist()),
-            _as_tensor("y", y, torch.float32),
+            None if y is None else _as_tensor("y", y, torch.float32),
             num_genes=num_genes,
             split=split,
             names=genes if genes is not None and len(genes) == num_genes else None,

@@ -19,7 +19,7 @@ class Fields(NamedTuple):
     seeds: Tensor  # int64 [nnz], genes, whatever was added to them in collation
     ptr: Tensor  # int64 [B + 1]
     types: Tensor | None  # int64 [nnz]
-    y: Tensor  # float32 [B], or [B, P] of P phenotypes
+    y: Tensor  # float32 [B], or [B, P] of P phenotypes: [B, 0] where there are none
 
 
 def write(
@@ -34,20 +34,23 @@ def write(
     graph = torch.arange(num_sets, device=device)
     sample = graph.repeat_interleave(ptr.diff())
     first = num_genes * graph  # where each sample's genes begin in the batch
-    num_phenotypes = y[:1].numel() if num_sets else 1
+    num_phenotypes = y.shape[1] if y.ndim == 2 else 1
     data = Batch(_base_cls=NumberedMutantData if offset else MutantData)
     genes = data[node_type]
     genes[INDICES] = seeds + first[sample] if offset else seeds
     genes[f"{INDICES}_batch"], genes[f"{INDICES}_ptr"], genes[TYPES] = sample, ptr, types
-    genes[VALUES] = y.reshape(-1)
-    genes[VALUE_TYPES] = torch.arange(num_phenotypes, device=device).repeat(num_sets)
-    genes[VALUE_SAMPLES] = graph.repeat_interleave(num_phenotypes)
+    if num_phenotypes:
+        genes[VALUES] = y.reshape(-1)
+        genes[VALUE_TYPES] = torch.arange(num_phenotypes, device=device).repeat(num_sets)
+        genes[VALUE_SAMPLES] = graph.repeat_interleave(num_phenotypes)
     genes.num_nodes, genes._num_nodes = num_sets * num_genes, [num_genes] * num_sets
     # What PyG separates a batch by: where each sample's entries begin, and what was added to them.
-    by_value = num_phenotypes * torch.arange(num_sets + 1)
-    slices = dict.fromkeys((INDICES, TYPES), ptr.cpu()) | dict.fromkeys((VALUES, VALUE_TYPES, VALUE_SAMPLES), by_value)
+    slices = dict.fromkeys((INDICES, TYPES), ptr.cpu())
+    if num_phenotypes:
+        slices |= dict.fromkeys((VALUES, VALUE_TYPES, VALUE_SAMPLES), num_phenotypes * torch.arange(num_sets + 1))
     added = dict.fromkeys(slices, torch.zeros(num_sets, dtype=torch.int64))
-    added[VALUE_SAMPLES] = graph.cpu()
+    if num_phenotypes:
+        added[VALUE_SAMPLES] = graph.cpu()
     if offset:
         added[INDICES] = first.cpu()
     if masks:
@@ -69,11 +72,10 @@ def read(data: Any, node_type: str) -> Fields:
     if node_type not in data.node_types:
         unknown("node_type", node_type, data.node_types)
     store = data[node_type]
-    for name in (INDICES, VALUES):
-        require(name in store, lambda: f"data: node type {node_type!r} has no {name}, but {', '.join(store.keys())}")
+    _require_field(store, node_type, INDICES)
     collated = isinstance(data, Batch)
     slices = data._slice_dict[node_type] if collated else {}
-    seeds, values = store[INDICES].reshape(-1), store[VALUES].reshape(-1)
+    seeds = store[INDICES].reshape(-1)
     ptr = _ptr(store, slices, INDICES)
     num_sets = len(ptr) - 1
     sample = torch.arange(num_sets, device=seeds.device).repeat_interleave(ptr.diff(), output_size=len(seeds))
@@ -83,7 +85,14 @@ def read(data: Any, node_type: str) -> Fields:
     if "n_id" in store:  # subgraphs, whose genes are numbered anew
         seeds = store.n_id[seeds + store.ptr[sample] if collated else seeds]
     types = store.get(TYPES)
-    return Fields(seeds, ptr, types, _phenotypes(store, slices, values, num_sets))
+    if not any(name in store for name in (VALUES, VALUE_TYPES, VALUE_SAMPLES)):
+        return Fields(seeds, ptr, types, torch.empty(num_sets, 0, device=seeds.device))
+    _require_field(store, node_type, VALUES)
+    return Fields(seeds, ptr, types, _phenotypes(store, slices, store[VALUES].reshape(-1), num_sets))
+
+
+def _require_field(store: Any, node_type: str, name: str) -> None:
+    require(name in store, lambda: f"data: node type {node_type!r} has no {name}, but {', '.join(store.keys())}")
 
 
 def _ptr(store: Any, slices: dict[str, Tensor], name: str) -> Tensor:

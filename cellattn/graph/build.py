@@ -72,6 +72,24 @@ def hetero_weight(store: Any, edge_type: tuple[str, str, str]) -> Tensor | None:
     return None
 
 
+def hetero_relations(data: Any, node_type: str, relations: Sequence[str] | None) -> list[tuple[str, str, str]]:
+    """The edge types of a `HeteroData` that become relations: all, which have to join `node_type` to itself, or those named."""
+    if relations is None:
+        for edge_type in data.edge_types:
+            require(
+                edge_type[0] == edge_type[2] == node_type,
+                f"data: edge type {edge_type} does not join {node_type!r} to {node_type!r}; name those that do: relations=",
+            )
+        return list(data.edge_types)
+    if isinstance(relations, str) or not isinstance(relations, Sequence):
+        raise TypeError(f"relations: expected a sequence of names, got {describe(relations)}")
+    there = [name for source, name, target in data.edge_types if source == target == node_type]
+    for name in relations:
+        if name not in there:
+            unknown("relations", name, there)
+    return [(node_type, name, node_type) for name in relations]
+
+
 def hetero_names(store: Any) -> Sequence[str] | None:
     """The genes' names that a node type of a `HeteroData` brings along, None where it has none."""
     for field in ("names", "node_ids"):

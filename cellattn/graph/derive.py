@@ -218,5 +218,5 @@ def _from_edges(graph: MultiGraph, relation: str, source: np.ndarray, target: np
     old = rows_of(graph, relation)
     order = np.argsort(source * graph.num_nodes + target)
     degree = torch.from_numpy(np.bincount(source, minlength=graph.num_nodes))
-    new = (degree, torch.from_numpy(target[order]), torch.from_numpy(weight[order]))
-    return Rows(*(x.to(y) for x, y in zip(new, old, strict=False)), old.known)
+    col, dealt = torch.from_numpy(target[order]), torch.from_numpy(weight[order])
+    return Rows(degree.to(old.degree), col.to(old.col), dealt.to(old.weight), old.known)

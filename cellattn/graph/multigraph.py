@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from math import isqrt
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .._check import describe, require, require_choice, require_count, require_mapping, require_tensor, unknown
+from .._check import describe, require, require_choice, require_count, require_mapping, require_tensor, tensor_of, unknown
 from ..genes import GeneList, as_names
 from . import derive, file
 from .build import (
@@ -30,6 +30,7 @@ from .build import (
     check_weight,
     coalesce,
     hetero_names,
+    hetero_relations,
     hetero_weight,
     is_float64,
     number,
@@ -38,7 +39,7 @@ from .build import (
     warn_of_other_attributes,
 )
 from .derive import Rows
-from .rows import SEGMENT, Segments, Targets, Transpose, cut_rows, row_targets, spread, transpose_of
+from .rows import SEGMENT, Relation, Segments, Targets, Transpose, cut_rows, row_targets, spread, transpose_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -52,7 +53,8 @@ class MultiGraph:
     """Directed, weighted graphs (relations) over one set of nodes.
 
     `A[i, j] = w` for an edge from i = edge_index[0] to j = edge_index[1]. Columns are sorted within a row. Instances are
-    built by `from_edge_index` and its siblings, which check everything, and are not changed afterwards.
+    built by `from_edge_index` and its siblings, which check everything, and are not changed afterwards. Where tensors go in,
+    NumPy arrays do too. As a mapping it is one of names to relations: `graph["physical"]`, `"physical" in graph`, `len(graph)`.
 
     Attributes:
         relations: names of the relations, in the order of their stacking.
@@ -96,6 +98,7 @@ class MultiGraph:
         # region cannot look at.
         self._segments = self._cut(degree)
         self._transpose: Transpose | None = None
+        self._selected: dict[tuple[str, ...], MultiGraph] = {}
         self._weight_by_column: Tensor | None = None
 
     @cached_property
@@ -151,16 +154,11 @@ class MultiGraph:
         require_count("num_nodes", num_nodes, minimum=1)
         require(num_nodes <= _MAX_NODES, f"num_nodes: expected at most {_MAX_NODES}, got {num_nodes}")
         names = as_names(names, num_nodes)
+        edge_index = {name: tensor_of(index) for name, index in edge_index.items()}
         relations = tuple(edge_index)
         for name in relations:
             require(isinstance(name, str) and name != "", f"edge_index: expected non-empty str names, got {describe(name)}")
-        weights = {} if edge_weight is None else edge_weight
-        knowns = {} if known is None else known
-        for argument, given in (("edge_weight", weights), ("known", knowns)):
-            require_mapping(argument, given)
-            for name in given:
-                if name not in relations:
-                    unknown(f"{argument} relation", name, relations)
+        weights, knowns = (_by_relation(*given, relations) for given in (("edge_weight", edge_weight), ("known", known)))
         require_choice("undirected_reduce", undirected_reduce, ("max", "sum"))
         symmetric = undirected_set(undirected, relations)
         devices = {name: index.device for name, index in edge_index.items() if isinstance(index, Tensor)}
@@ -213,16 +211,18 @@ class MultiGraph:
         undirected: bool | Collection[str] = False,
         undirected_reduce: str = "max",
         names: GeneList | Sequence[str] | None = None,
+        relations: Sequence[str] | None = None,
     ) -> Self:
         """Build from a PyG `HeteroData`: every edge type (node_type, relation, node_type) becomes a relation.
 
         The first of `edge_weight`, `edge_attr` and `weight` that an edge type has as [E] or [E, 1] gives the weights, other
         names do not. Unless `names` are given, a list of strings that the node type has as `names` or `node_ids` is taken.
-        Other arguments are those of `from_edge_index`.
+        Of the edge types, `relations` names those that are meant, in this order; others, of other node types too, are left
+        out. Other arguments are those of `from_edge_index`.
 
         Raises:
-            ValueError: a missing node type, edge types to other node types (select what is meant first), and everything
-                that `from_edge_index` refuses.
+            ValueError: a missing node type or relation, without `relations` an edge type to another node type, and
+                everything that `from_edge_index` refuses.
 
         Warns:
             UserWarning: weights stay 1 although an edge type has attributes that may be meant, as `edge_attr` [E, k].
@@ -231,12 +231,8 @@ class MultiGraph:
         if node_type not in data.node_types:
             unknown("node_type", node_type, data.node_types)
         edge_index, edge_weight = {}, {}
-        for edge_type in data.edge_types:
-            source, name, target = edge_type
-            require(
-                source == target == node_type,
-                f"data: edge type {edge_type} does not join {node_type!r} to {node_type!r}; remove it first",
-            )
+        for edge_type in hetero_relations(data, node_type, relations):
+            name = edge_type[1]
             store = data[edge_type]
             require("edge_index" in store, f"data: edge type {edge_type} has no edge_index")
             edge_index[name] = store.edge_index
@@ -524,6 +520,7 @@ class MultiGraph:
         new_names = as_names(names, num_new)
         added = {} if edge_index is None else edge_index
         require_mapping("edge_index", added)
+        added = {name: tensor_of(index) for name, index in added.items()}
         for name in added:
             self.relation_id(name)
         total = self.num_nodes + num_new
@@ -558,6 +555,7 @@ class MultiGraph:
 
     def subgraph(self, nodes: Tensor) -> MultiGraph:
         """The graph induced on `nodes` (int64 [M], distinct), relabelled: nodes[m] becomes m."""
+        nodes = tensor_of(nodes)
         require_tensor("nodes", nodes, ndim=1, dtypes=(torch.int64,))
         require(nodes.numel() > 0, "nodes: expected at least one gene, got none")
         check_has_values("nodes", nodes)
@@ -593,12 +591,22 @@ class MultiGraph:
         return MultiGraph(self.relations, rowptr, col, weight, known, names)
 
     def select(self, relations: Sequence[str]) -> MultiGraph:
-        """The graph of these relations alone, in this order. Raises ValueError for a name that is none or stands twice."""
+        """The graph of these relations alone, in this order. It is kept, so that asking again costs nothing.
+
+        Raises:
+            ValueError: a name that is no relation's, or stands twice.
+        """
         if isinstance(relations, str) or not isinstance(relations, Sequence):
             raise TypeError(f"relations: expected a sequence of names, got {describe(relations)}")
         require(len(set(relations)) == len(relations), f"relations: expected distinct names, got {list(relations)}")
-        parts = [derive.rows_of(self, name) for name in relations]
-        return self._stack(tuple(relations), parts, self.num_nodes, self.device, self._weight.dtype, self.names)
+        chosen = tuple(relations)
+        if chosen == self.relations:
+            return self
+        if chosen not in self._selected:
+            parts = [derive.rows_of(self, name) for name in chosen]
+            dtype = self._weight.dtype
+            self._selected[chosen] = MultiGraph._stack(chosen, parts, self.num_nodes, self.device, dtype, self.names)
+        return self._selected[chosen]
 
     def hops(self, relation: str | Sequence[str] | None, k: int) -> MultiGraph:
         """Join i to every j that is reached along 1 to k edges, with weight 1; i itself only where a cycle leads back to it.
@@ -732,6 +740,32 @@ class MultiGraph:
 
     # ------------------------------------------------------------------------------------------------ Python's own
 
+    def __getitem__(self, relation: str) -> Relation:
+        """One relation, with `edge_index`, `weight` and the like; `select` gives a graph of some of them."""
+        arrays = (of(relation) for of in (self.rowptr, self.col, self.weight, self.known))
+        return Relation(relation, *arrays)
+
+    def __contains__(self, relation: object) -> bool:
+        return relation in self.relations
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of the relations."""
+        return iter(self.relations)
+
+    def __len__(self) -> int:
+        """The number of relations."""
+        return len(self.relations)
+
+    def __bool__(self) -> bool:
+        """A graph is there, with or without relations."""
+        return True
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_selected": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({"_selected": {}, **state})
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, MultiGraph):
             return NotImplemented
@@ -779,3 +813,18 @@ class MultiGraph:
             counts = f"{genes:>7} {self.num_edges(name):>9} {mean:>9.1f} {self.max_degree(name):>8} {unmeasured:>8}"
             lines.append(f"  {name:<{max(width, 8)}} {counts}")
         return "\n".join(lines)
+
+
+def _by_relation(argument: str, given: Any, relations: tuple[str, ...]) -> dict[str, Any]:
+    """A dict by relation, each of which there is; empty where nothing was given."""
+    if given is None:
+        return {}
+    require_mapping(argument, given)
+    for name in given:
+        if name not in relations:
+            unknown(f"{argument} relation", name, relations)
+    return {name: tensor_of(value) for name, value in given.items()}
+
+
+# A graph that `torch.save` wrote is read by `torch.load` with weights_only=True.
+torch.serialization.add_safe_globals([MultiGraph, GeneList, Transpose, Segments, Targets])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,47 @@ class Transpose(NamedTuple):
     colptr: Tensor  # int64 [K * N + 1]
     row: Tensor  # int32 [E]
     edge: Tensor  # int64 [E]
+
+
+@dataclass(frozen=True, eq=False)
+class Relation:
+    """One relation of a graph, `graph["physical"]`: the graph's own arrays, not copies.
+
+    Attributes:
+        name: of the relation.
+        rowptr, col, weight: CSR, int64 [N + 1], int32 [E] (columns ascending within a row) and float [E].
+        known: bool [N], genes measured in the relation.
+    """
+
+    name: str
+    rowptr: Tensor
+    col: Tensor
+    weight: Tensor
+    known: Tensor
+
+    @property
+    def num_edges(self) -> int:
+        """Stored entries."""
+        return self.col.numel()
+
+    @property
+    def degree(self) -> Tensor:
+        """int64 [N]: entries of each row."""
+        return self.rowptr.diff()
+
+    @property
+    def edge_index(self) -> Tensor:
+        """int64 [2, E], sorted by row, then column; the order of `weight`."""
+        rows = torch.arange(self.known.numel(), device=self.col.device).repeat_interleave(self.degree)
+        return torch.stack([rows, self.col.long()])
+
+    def to_sparse_csr(self) -> Tensor:
+        """A as a sparse CSR tensor [N, N]."""
+        n = self.known.numel()
+        return torch.sparse_csr_tensor(self.rowptr, self.col.long(), self.weight, (n, n))
+
+    def __repr__(self) -> str:
+        return f"Relation({self.name!r}, num_nodes={self.known.numel()}, num_edges={self.num_edges}, device={self.col.device})"
 
 
 class Segments(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._check import require_choice, require_count
+from .._check import require_choice, require_count, tensor_of
 from .._extension import fake
 from ..graph import MultiGraph
 from ._sets import allocating, check_sets
@@ -54,6 +54,7 @@ def khop_mask(
         MemoryError, torch.OutOfMemoryError: on the CPU, on a GPU: the mask does not fit.
         ImportError, NotImplementedError: the extension was not built, or not for the graph's device.
     """
+    seeds, ptr = tensor_of(seeds), tensor_of(ptr)
     words = khop_words(graph, seeds, ptr, num_hops, traversal=traversal, direction=direction)
     return words if packed else unpack(words, ptr.numel() - 1, "genes")
 

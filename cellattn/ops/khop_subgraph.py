@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._check import describe, require, require_choice, require_count
+from .._check import describe, require, require_choice, require_count, tensor_of
 from .._extension import fake
 from ..graph import MultiGraph
 from ..subgraph import Buffers, SubgraphBatch
-from ._sets import INT32_MAX, allocating
+from ._sets import INT32_MAX, allocating, check_graph
 from .khop_mask import khop_words
 from .perturbation_mask import set_words
 
@@ -39,6 +39,7 @@ def khop_subgraph(
     out: SubgraphBatch | None = None,
     max_nodes: int | None = None,
     max_edges: int | Mapping[str, int] | None = None,
+    relations: Sequence[str] | None = None,
 ) -> SubgraphBatch:
     """Extract the genes within `num_hops` hops of each perturbation set, and all edges of all relations between them.
 
@@ -61,6 +62,7 @@ def khop_subgraph(
             arrays hold the new one.
         max_nodes: places for genes, of all samples together.
         max_edges: places for edges, of all samples together: a number for each relation, or one by relation.
+        relations: those along which to go, and whose edges are in the result, in this order; all by default.
 
     Returns:
         A `SubgraphBatch`. With `max_nodes` and `max_edges` its arrays have those lengths, 0 and False past the end, and its
@@ -80,6 +82,10 @@ def khop_subgraph(
             raise TypeError(f"{name}: expected a bool, got {describe(flag)}")
     if out is not None and not isinstance(out, SubgraphBatch):
         raise TypeError(f"out: expected a SubgraphBatch or None, got {describe(out)}")
+    seeds, ptr = tensor_of(seeds), tensor_of(ptr)
+    if relations is not None:
+        check_graph(graph)
+        graph = graph.select(relations)
     words = khop_words(graph, seeds, ptr, num_hops, traversal=traversal, direction=direction)
     capacity = _check_capacity(graph, max_nodes, max_edges)
     seed_words = set_words(seeds, ptr, graph.num_nodes)

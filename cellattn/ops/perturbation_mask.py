@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._check import tensor_of
 from .._extension import fake
 from ..graph import MultiGraph
 from ._sets import allocating, check_sets
@@ -34,6 +35,7 @@ def perturbation_mask(
         MemoryError, torch.OutOfMemoryError: on the CPU, on a GPU: a mask does not fit.
         ImportError, NotImplementedError: the extension was not built, or not for the graph's device.
     """
+    seeds, ptr = tensor_of(seeds), tensor_of(ptr)
     check_sets(graph, seeds, ptr)
     num_sets = ptr.numel() - 1
     words = set_words(seeds, ptr, graph.num_nodes, complement=True)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, random_split
+from torch.utils.data import ConcatDataset, DataLoader, random_split
 
 from cellattn.data import (
     PERTURBATION_TYPES,
@@ -407,3 +407,24 @@ def test_planted_phenotypes_carry_the_names_of_their_graph() -> None:
     assert graph.names is not None
     assert graph.names[39] == "gene39"
     assert synthetic_phenotypes(graph, 5).names is graph.names
+
+
+def test_mutants_to_predict_have_no_phenotypes() -> None:
+    data = PerturbationDataset.from_sets(SETS, num_genes=5)
+    batch = next(iter(DataLoader(data, batch_size=3)))
+    assert batch.y.shape == (3, 0)
+    assert parts(batch)[:3] == [[3, 1, 0, 2, 4], [0, 2, 2, 5], [1] * 5]
+    assert batch.to("cpu").y.shape == (3, 0)
+    assert data[0].y.shape == (0,)
+    assert data.subset([4, 1]).y.shape == (2, 0)
+    plain = PerturbationDataset(data.seeds, data.ptr, data.types, num_genes=5)
+    assert parts(plain.__getitems__([0, 4])) == parts(data.__getitems__([0, 4]))
+    default = next(iter(DataLoader(ConcatDataset([data]), batch_size=3)))
+    assert parts(default) == parts(batch)
+
+
+def test_numpy_arrays_go_in() -> None:
+    data = dataset()
+    arrays: Any = (x.numpy() for x in (data.seeds, data.ptr, data.types, data.y))
+    again = PerturbationDataset(*arrays, num_genes=5)
+    assert parts(again.__getitems__(range(5))) == parts(data.__getitems__(range(5)))

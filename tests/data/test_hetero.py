@@ -241,3 +241,17 @@ def test_bad_input() -> None:
     uneven[0]["gene"].phenotype_values, uneven[1]["gene"].phenotype_values = torch.zeros(2), torch.zeros(0)
     with pytest.raises(ValueError, match="data: expected the same phenotypes for each of 5 samples, got 5"):
         PerturbationBatch.from_hetero_data(Batch.from_data_list(uneven))
+
+
+def test_batches_without_phenotypes() -> None:
+    data = PerturbationDataset.from_sets([[3, 1], [], [2]], num_genes=NUM_GENES)
+    batch = data.__getitems__([0, 1, 2])
+    for offset in (False, True):
+        pyg = batch.to_hetero_data(NUM_GENES, offset=offset)
+        assert not any("phenotype" in name for name in pyg["gene"].keys())  # noqa: SIM118
+        assert_same_batch(PerturbationBatch.from_hetero_data(pyg), batch)
+        again = Batch.from_data_list(pyg.to_data_list(), follow_batch=["perturbation_indices"])
+        assert_same_batch(PerturbationBatch.from_hetero_data(again), batch)
+    assert PerturbationDataset.from_hetero_data([batch.to_hetero_data(NUM_GENES)]).y.shape == (3, 0)
+    whole_batch = PerturbationDataset.from_hetero_data([batch.to_hetero_data(NUM_GENES)], names=list("abcdefgh")[:NUM_GENES])
+    assert whole_batch.names is not None
