@@ -10,9 +10,10 @@ OLDEST := .venv-oldest
 TRITONS := 3.6.0 3.7.1
 TEST_ARGS ?=
 BENCH_ARGS ?=
+SCREEN_ARGS ?=
 OUT ?= runs/gpu-check
 
-.PHONY: install install-peers bench test test-machines test-compiled test-oldest record sanitize lint gpu-check clean
+.PHONY: install install-peers bench screen test test-ray test-machines test-compiled test-oldest record sanitize lint gpu-check clean
 
 install: $(STAMP)
 
@@ -29,10 +30,20 @@ install-peers: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.report $(BENCH_ARGS)
 
+# Trains at the full cell for a few epochs, then screens all triples of 632 genes and all pairs; an hour or so on two cores.
+# Run again, it goes on. SCREEN_ARGS="--tokens labelled --roster 40 --epochs 1" makes it small.
+screen: $(STAMP)
+	$(BIN)/python -m benchmarks.screen $(SCREEN_ARGS)
+
 # Two processes: Triton either compiles or interprets, by a variable that is read when it is imported.
 test: $(STAMP)
 	$(if $(TEST_ARGS),,TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter)
 	$(BIN)/python -m pytest $(TEST_ARGS)
+
+# A Ray cluster of two nodes on this machine, one of which is killed; Ray is no part of `make install`, where it is skipped.
+test-ray: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[ray]' --no-build-isolation
+	$(BIN)/python -m pytest tests/screen/test_ray.py $(TEST_ARGS)
 
 # The same tests with the threads, instruction sets and libraries of other machines, one after another: an hour or more.
 test-machines: $(STAMP)

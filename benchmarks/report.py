@@ -21,7 +21,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from . import bench_attention, bench_khop, bench_methods, khop_plan, khop_tables, train
+from . import bench_attention, bench_khop, bench_methods, khop_plan, khop_tables, screen, train
 from .measure import environment, results_dir
 
 # Methods of the table, and the variants of `train` that tell what they learn.
@@ -116,6 +116,7 @@ genes and edges. The whole page is [{khop["name"]}.md]({khop["name"]}.md); `--on
 
 ![curves](training.png)
 
+{screen.section(folder)}
 ## Not confirmed here
 
 Nothing on this page was measured on a GPU unless the line at the top names one.

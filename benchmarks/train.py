@@ -72,6 +72,7 @@ TIED_RELATIONS = ("physical", "database", "complex", "neighborhood", "coexpressi
 DIM, NUM_LAYERS, NUM_HEADS, FFN_DIM = 64, 2, 4, 128
 SPECTRAL_RANK = 128
 VALIDATION_SHARE = 0.2
+CHECKPOINT = "checkpoint.safetensors"  # in the folder of each run
 _PLAIN = Execution()
 SYNTHETIC_SIZES = {"labelled": (200, 8_000), "full": (6607, 100_000)}  # genes and measured sets
 
@@ -396,7 +397,7 @@ def fit(
     trainer = Trainer(model, forward, optimizer, execution=execution, clip=how.clip)
     # A batch in several passes draws from seed and step alone, so that it does not matter who computes which.
     divided = execution.accumulate * world_size() > 1 or execution.cuda_graph
-    path = folder / "checkpoint.safetensors"
+    path = folder / CHECKPOINT
     selected = copy.deepcopy(average)  # of the best validation epoch
     about: dict[str, Any] = {
         "graph": graph_of(variant, cell),

@@ -338,4 +338,12 @@ EXCEPTIONS = {
     "data.require_same_genes": "takes gene lists",
     "data.synthetic_cell": "takes numbers",
     "data.synthetic_phenotypes": "takes a graph and numbers",
+    "screen.Bins": "numbers",
+    "screen.ScreenError": "an error",
+    "screen.Scorer": "what make_scorer returns",
+    "screen.Status": "numbers",
+    "screen.make_scorer": "takes a trained model; held to every model in tests/screen",
+    "screen.merge": "takes a folder",
+    "screen.screen": "takes models and names, writes a folder",
+    "screen.status": "takes a folder",
 }

@@ -9,12 +9,19 @@ import cellattn
 import cellattn.data
 import cellattn.metrics
 import cellattn.nn
+import cellattn.screen
 
 from .registry import ENTRIES, EXCEPTIONS
 
 
 def public_names() -> set[str]:
-    modules = {"": cellattn, "nn.": cellattn.nn, "metrics.": cellattn.metrics, "data.": cellattn.data}
+    modules = {
+        "": cellattn,
+        "nn.": cellattn.nn,
+        "metrics.": cellattn.metrics,
+        "data.": cellattn.data,
+        "screen.": cellattn.screen,
+    }
     return {prefix + name for prefix, module in modules.items() for name in module.__all__}
 
 

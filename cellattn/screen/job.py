@@ -1,0 +1,196 @@
+"""What is done with a unit: its sets are made, scored by every model, counted, and the rows to keep chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from ..data.dataset import PERTURBATION_TYPES
+from ..genes import GeneList
+from .agreement import Agreement
+from .members import Member
+from .scorers import Scorer
+from .store import Unit
+
+CHUNK = 1 << 16  # ranks that are scored at a time, between which a run can be interrupted
+
+
+class Sets(Protocol):
+    """Sets of genes, counted by rank. Those that a filter forbids have one too, and are left out where sets are made."""
+
+    order: int
+    total: int
+
+    def block(self, begin: int, end: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Of ranks begin to end: those that stay, int64 [B], ascending; their genes int64 [B, k] and types, where they vary."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values that say which sets they are."""
+        ...
+
+
+class Tables(Protocol):
+    """What is counted over all sets."""
+
+    def add(self, genes: Tensor, mean: Tensor, sd: Tensor) -> None:
+        """Genes int64 [B, k]; mean and standard deviation over the models, float64 [B]."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """All of it."""
+        ...
+
+
+class Keep(Protocol):
+    """Which rows of a unit are kept."""
+
+    def choose(self, mean: Tensor, sd: Tensor) -> Tensor | None:
+        """Positions int64, ascending, of float64 [B] means and standard deviations; None for all."""
+        ...
+
+
+class Result(NamedTuple):
+    """A unit, computed."""
+
+    rows: pl.DataFrame
+    tables: dict[str, Tensor]
+    sets: int
+
+
+@dataclass
+class Job:
+    """All that a worker needs; it can be sent to another process.
+
+    Attributes:
+        sets: to score.
+        members: of the ensemble.
+        roster: genes of which sets are made, in the order in which a reader's categories list them.
+        keep: which rows to keep.
+        tables: makes empty ones.
+        options: of `make_scorer`.
+    """
+
+    sets: Sets
+    members: Sequence[Member]
+    names: GeneList
+    roster: Tensor
+    keep: Keep
+    tables: Callable[[], Tables]
+    options: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        self._scorers: list[Scorer] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_scorers": None}  # they are made where they score
+
+    def forget_scorers(self) -> None:
+        """Make them anew, as the options are now."""
+        self._scorers = None
+
+    @property
+    def scorers(self) -> list[Scorer]:
+        """One a member; the first use encodes the cell."""
+        if self._scorers is None:
+            self._scorers = [member.scorer(**self.options) for member in self.members]
+        return self._scorers
+
+    def compute(self, unit: Unit, on_ranks: Callable[[int], Any] = lambda ranks: None) -> Result:
+        """Score the sets of a unit; on_ranks is told how many ranks further it is.
+
+        Raises:
+            FloatingPointError: a prediction that is not finite; it names the model and the set.
+        """
+        tables, agreement, rows, sets = self.tables(), Agreement(len(self.members)), _Rows(self.keep), 0
+        for begin in range(unit.begin, unit.end, CHUNK):
+            end = min(begin + CHUNK, unit.end)
+            rank, genes, types = self.sets.block(begin, end)
+            if len(rank):
+                scores = torch.stack([scorer.score(genes, types).cpu().double() for scorer in self.scorers])
+                self._require_finite(scores, genes)
+                mean, sd = scores.mean(0), _sd(scores)
+                tables.add(genes, mean, sd)
+                agreement.add(scores)
+                rows.add(_Part(rank, genes, types, mean, sd, scores.amin(0), scores.amax(0)))
+                sets += len(rank)
+            on_ranks(end - begin)
+        return Result(self._frame(rows), tables.state() | agreement.state(), sets)
+
+    def _require_finite(self, scores: Tensor, genes: Tensor) -> None:
+        if scores.isfinite().all():
+            return
+        member, row = (~scores.isfinite()).nonzero()[0].tolist()
+        named = ", ".join(self.names[gene] for gene in genes[row].tolist())
+        raise FloatingPointError(f"{self.members[member].name} predicts {float(scores[member, row])} for {{{named}}}")
+
+    def _frame(self, rows: _Rows) -> pl.DataFrame:
+        kept = rows.all(self.sets.order)
+        names = pl.Series([self.names[gene] for gene in self.roster.tolist()], dtype=pl.String)
+        categories = names.cast(pl.Enum(names))
+        position = torch.full((len(self.names),), -1).index_put_((self.roster,), torch.arange(len(self.roster)))
+        columns: dict[str, Any] = {"rank": kept.rank.numpy()}
+        for place, gene in enumerate(kept.genes.unbind(1)):
+            columns[f"gene{place + 1}"] = categories.gather(position[gene].numpy())
+        if kept.types is not None:
+            kinds = pl.Series(PERTURBATION_TYPES, dtype=pl.Enum(PERTURBATION_TYPES))
+            for place, kind in enumerate(kept.types.unbind(1)):
+                columns[f"type{place + 1}"] = kinds.gather(kind.numpy())
+        columns["mean"], columns["sd"] = kept.mean.float().numpy(), kept.sd.float().numpy()
+        if len(self.members) > 1:
+            columns["min"], columns["max"] = kept.low.float().numpy(), kept.high.float().numpy()
+        return pl.DataFrame(columns)
+
+
+def _sd(scores: Tensor) -> Tensor:
+    """Over the models, with n - 1 below the sum; 0 of one model. Scores float64 [M, B] to [B]."""
+    return scores.std(0) if len(scores) > 1 else torch.zeros_like(scores[0])
+
+
+class _Part(NamedTuple):
+    """Rows, by column."""
+
+    rank: Tensor
+    genes: Tensor
+    types: Tensor | None
+    mean: Tensor
+    sd: Tensor
+    low: Tensor
+    high: Tensor
+
+    def take(self, at: Tensor) -> _Part:
+        return _Part(*(None if x is None else x[at] for x in self))  # type: ignore[arg-type]
+
+    @staticmethod
+    def join(parts: Sequence[_Part]) -> _Part:
+        columns = [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
+        return _Part(*columns)  # type: ignore[arg-type]
+
+
+class _Rows:
+    """Rows kept so far: of a unit, no more than it has; of the best, no more than are asked for and a chunk."""
+
+    def __init__(self, keep: Keep) -> None:
+        self.keep = keep
+        self.parts: list[_Part] = []
+
+    def add(self, part: _Part) -> None:
+        chosen = self.keep.choose(part.mean, part.sd)
+        self.parts.append(part if chosen is None else part.take(chosen))
+        if chosen is not None and len(self.parts) >= 8:  # the best of the best, before they are many
+            self.parts = [self.all(0)]
+
+    def all(self, order: int) -> _Part:
+        """What is kept of all that was added."""
+        if not self.parts:
+            empty = torch.empty(0, dtype=torch.float64)
+            none = torch.empty(0, dtype=torch.int64)
+            return _Part(none, none.view(0, order), None, empty, empty, empty, empty)
+        part = _Part.join(self.parts)
+        chosen = self.keep.choose(part.mean, part.sd)
+        return part if chosen is None else part.take(chosen)

@@ -1,0 +1,180 @@
+"""The models of a screen: from files or from Python, each with its graph, held to the same genes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import checkpoint
+from .._check import describe, require
+from ..genes import GeneList, require_same_genes
+from ..graph import MultiGraph
+from ..nn import PairwiseInteraction
+from .scorers import Scorer, make_scorer
+
+Model = nn.Module | str | os.PathLike[str]
+Path_ = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of an ensemble and what it is called with.
+
+    Attributes:
+        name: of its file, or of its class.
+        model: the module.
+        graph: that it is called with; None for a module that takes none.
+        features: that it is called with.
+        genes: names that its file holds.
+        digest: of the model, its features and genes.
+    """
+
+    name: str
+    model: nn.Module
+    graph: MultiGraph | None
+    features: Tensor | None
+    genes: GeneList | None
+    digest: str
+
+    @property
+    def num_genes(self) -> int:
+        """Of the graph, or what the module says."""
+        if self.graph is not None:
+            return self.graph.num_nodes
+        found = getattr(self.model, "num_genes", None)
+        if not isinstance(found, int):
+            raise TypeError(f"graph: expected one, since {self.name} has no attribute num_genes")
+        return found
+
+    def scorer(
+        self, *, phenotype: int, dtype: torch.dtype | None, device: torch.device | str | None, num_threads: int | None
+    ) -> Scorer:
+        """Ready to score, the cell encoded; see `make_scorer`."""
+        return make_scorer(
+            self.model, self.graph, phenotype=phenotype, dtype=dtype, device=device, num_threads=num_threads,
+            features=self.features,
+        )  # fmt: skip
+
+
+def members_of(models: Model | Sequence[Model], graph: MultiGraph | Path_ | None = None) -> list[Member]:
+    """The ensemble.
+
+    Args:
+        models: files that `checkpoint.save` wrote, and modules; one or several.
+        graph: what all of them are called with, or its file; None: each with the graph that its file names.
+
+    Raises:
+        FileNotFoundError: a file is not there. ValueError: one is damaged, or belongs to another graph.
+    """
+    several = [models] if isinstance(models, str | os.PathLike | nn.Module) else list(models)
+    require(len(several) > 0, "models: expected at least one, got none")
+    if isinstance(graph, str | os.PathLike):
+        graph = MultiGraph.load(graph)
+    if graph is not None and not isinstance(graph, MultiGraph):
+        raise TypeError(f"graph: expected a MultiGraph, its file or None, got {describe(graph)}")
+    members = [_from_module(model, graph) if isinstance(model, nn.Module) else _from_file(model, graph) for model in several]
+    members = [replace(member, name=name) for member, name in zip(members, _distinct(members, several), strict=True)]
+    digests = [member.digest for member in members]
+    for position, digest in enumerate(digests):
+        first = digests.index(digest)
+        require(first == position, f"models: {members[position].name} is the same model as {members[first].name}")
+    return members
+
+
+def _distinct(members: Sequence[Member], models: Sequence[Model]) -> list[str]:
+    """Names that tell members apart: with the folders of their files, or numbered, where they are alike."""
+    names = [member.name for member in members]
+    if len(set(names)) < len(names):
+        folders = [None if isinstance(model, nn.Module) else Path(model).absolute().parent.name for model in models]
+        names = [name if folder is None else f"{folder}/{name}" for name, folder in zip(names, folders, strict=True)]
+    if len(set(names)) < len(names):
+        names = [f"{name} {position + 1}" for position, name in enumerate(names)]
+    return names
+
+
+def _from_module(model: nn.Module, graph: MultiGraph | None) -> Member:
+    if graph is None and isinstance(model, PairwiseInteraction):
+        graph = _without_edges(model, None)
+    return Member(type(model).__name__, model, graph, None, None, checkpoint.digest(model))
+
+
+def _from_file(path: Path_, graph: MultiGraph | None) -> Member:
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"models: expected modules and files, got {describe(path)}")
+    path = Path(path)
+    found = checkpoint.load(path)
+    if graph is None and found.graph_file is not None and found.graph_file.is_file():
+        graph = MultiGraph.load(found.graph_file)
+    if graph is None and isinstance(found.model, PairwiseInteraction):
+        graph = _without_edges(found.model, found.genes)
+    elif graph is None:
+        told = "it names none" if found.graph_file is None else f"{str(found.graph_file)!r}, which it names, is not there"
+        raise ValueError(f"graph: expected one for {str(path)!r}: {told}")
+    elif found.graph_digest is not None and graph.digest() != found.graph_digest:
+        if found.genes is not None and graph.names is not None:
+            require_same_genes(found.genes, graph.names, what=(path.name, "graph"))
+        raise ValueError(
+            f"graph: {str(path)!r} belongs to a graph with digest {found.graph_digest[:12]}, got one with {graph.digest()[:12]}"
+        )
+    return Member(path.name, found.model, graph, found.features, found.genes, found.digest)
+
+
+def _without_edges(model: PairwiseInteraction, genes: GeneList | None) -> MultiGraph | None:
+    """For a model that reads no graph but for the number of genes."""
+    size = model.tokens.num_genes
+    return None if size is None else MultiGraph.from_edge_index({}, size, names=genes)
+
+
+def names_of(members: Sequence[Member], names: GeneList | Sequence[str] | None = None) -> tuple[GeneList, list[str]]:
+    """The gene names that all members and graphs, and `names`, agree on, and what there is to say about those without.
+
+    Where nobody has names, genes are called by their index.
+
+    Raises:
+        ValueError: two of them part; the message says where.
+    """
+    sizes = {member.name: member.num_genes for member in members}
+    require(len(set(sizes.values())) == 1, f"models: expected equal numbers of genes, got {sizes}")
+    (size,) = set(sizes.values())
+    given = names if names is None or isinstance(names, GeneList) else GeneList(names)
+    sources: dict[str, GeneList | None] = {} if given is None else {"names": given}
+    for member in members:
+        if member.genes is not None or member.graph is None:
+            sources[member.name] = member.genes
+        if member.graph is not None:
+            sources[f"graph of {member.name}"] = member.graph.names
+    named = {source: found for source, found in sources.items() if found is not None}
+    if not named:
+        return GeneList(str(gene) for gene in range(size)), ["no gene names anywhere: genes are called by their index"]
+    first, agreed = next(iter(named.items()))
+    if len(agreed) != size:
+        raise ValueError(f"{first}: expected names of {size} genes, got {len(agreed)}")
+    notes: list[str] = []
+    for source, found in sources.items():
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            require_same_genes(agreed, found, what=(first, source))
+        notes.extend(str(one.message) for one in caught)
+    return agreed, notes
+
+
+def function_of(name: str) -> Callable[..., nn.Module]:
+    """A function by where it stands, "package.module:function"."""
+    module, _, attribute = name.partition(":")
+    require(bool(module and attribute), f"model: expected package.module:function, got {name!r}")
+    try:
+        found: Any = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"model: {name!r} is not found: {error}") from error
+    if not callable(found):
+        raise TypeError(f"model: expected {name!r} to be a function, got {describe(found)}")
+    make: Callable[..., nn.Module] = found
+    return make

@@ -1,0 +1,149 @@
+"""The page of a finished screen: what was screened, its distribution, the best sets, genes by best partner, agreement."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from .._file import write_atomic
+
+if TYPE_CHECKING:
+    from .merge import Merged
+
+SHOWN = 20  # rows of either end in tables and figures
+
+
+def write_page(merged: Merged, ranking: pl.DataFrame, folder: Path) -> Path:
+    """Write `page.md`, and its figures where matplotlib is installed; returns the page."""
+    figures = draw(merged, folder)
+    path = folder / "page.md"
+    write_atomic(path, page(merged, ranking, figures).encode())
+    return path
+
+
+def page(merged: Merged, ranking: pl.DataFrame, figures: Sequence[str]) -> str:
+    """The page as Markdown."""
+    plan, status = merged.store.plan, merged.status
+    members = merged.store.labels["models"]
+    about = [
+        ("sets scored", f"{status.sets:,}"),
+        ("ranks", f"{merged.store.total:,}, in {merged.store.num_units:,} units"),
+        ("of", _describe_sets(plan["sets"])),
+        ("models", ", ".join(members)),
+        ("kept", plan["keep"]["rule"]),
+        ("products in", plan["dtype"]),
+        ("computed with", "; ".join(status.versions)),
+        ("gene names", f"SHA-256 {plan['digests']['genes'][:12]}"),
+    ]
+    if status.rate is not None:
+        about.append(("ranks a second", f"{status.rate:,.0f}, all workers together"))
+    parts = ["# Screen", "", table(["", ""], about), ""]
+    parts += ["## Distribution", "", table(["", "mean over the models"], merged.tables.moments()), ""]
+    parts += _figure(figures, "histogram.png", "histogram of all sets")
+    shown = min(SHOWN, len(ranking))
+    parts += ["## Highest", "", _rows(merged.high.head(shown)), "", "## Lowest", "", _rows(merged.low.head(shown)), ""]
+    parts += _figure(figures, "top.png", "the sets at both ends")
+    genes = merged.genes
+    parts += ["## Genes by their best partner", "", _rows(genes.head(SHOWN)), ""]
+    parts += _figure(figures, "genes.png", "genes by their best partner")
+    if len(members) > 1:
+        correlation = merged.agreement.correlation.tolist()
+        lines = [(name, *(f"{x:.3f}" for x in row)) for name, row in zip(members, correlation, strict=True)]
+        parts += ["## Agreement of the models", "", "Pearson correlation of predictions over all sets:", ""]
+        parts += [table(["", *members], lines), "", *_figure(figures, "agreement.png", "correlation of the models")]
+    parts.append(
+        f"`ranking.parquet` has {len(ranking):,} rows, the highest first. Everything that was kept is in the units: "
+        '`polars.scan_parquet("../*.parquet")`.'
+    )
+    if not figures:
+        parts += ["", "No figures: matplotlib is not installed (`pip install 'cellattn[bench]'`)."]
+    return "\n".join(parts) + "\n"
+
+
+def _figure(figures: Sequence[str], name: str, what: str) -> list[str]:
+    return [f"![{what}]({name})", ""] if name in figures else []
+
+
+def _describe_sets(sets: dict[str, Any]) -> str:
+    return str(sets.get("text") or ", ".join(f"{key} {value}" for key, value in sets.items() if isinstance(value, str | int)))
+
+
+def _rows(frame: pl.DataFrame) -> str:
+    """A frame as Markdown."""
+    return table(frame.columns, [[_text(x) for x in row] for row in frame.iter_rows()])
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Markdown."""
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows)
+
+
+# ------------------------------------------------------------------------------------------------------- figures
+
+
+def draw(merged: Merged, folder: Path) -> list[str]:
+    """Names of the figures that were written; none without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return []
+    figures = {"histogram.png": _histogram, "top.png": _top, "genes.png": _genes}
+    if len(merged.store.labels["models"]) > 1:
+        figures["agreement.png"] = _agreement
+    for name, f in figures.items():
+        figure = Figure(figsize=(8, 4.5), layout="constrained")  # without pyplot: nothing of it is global
+        f(merged, figure)
+        for axis in figure.axes:
+            axis.spines[["top", "right"]].set_visible(False)
+        image = io.BytesIO()
+        figure.savefig(image, dpi=130, format="png")
+        write_atomic(folder / name, image.getvalue())
+    return list(figures)
+
+
+def _histogram(merged: Merged, figure: Any) -> None:
+    axis = figure.add_subplot()
+    edges, counts = merged.tables.histogram()
+    axis.stairs(counts, edges, fill=True, color="#1b6ca8")
+    axis.set(xlabel="mean over the models", ylabel="sets", yscale="log")
+
+
+def _top(merged: Merged, figure: Any) -> None:
+    for axis, (title, frame) in zip(figure.subplots(1, 2), (("lowest", merged.low), ("highest", merged.high)), strict=True):
+        shown = frame.head(SHOWN)
+        names = [" ".join(row) for row in shown.select("^gene[0-9]+$").cast(pl.String).iter_rows()]
+        axis.errorbar(
+            shown["mean"].to_list(), range(len(names)), xerr=shown["sd"].to_list(), fmt="o", markersize=3, color="#1b6ca8"
+        )
+        axis.set_yticks(range(len(names)), names, fontsize=6)
+        axis.invert_yaxis()
+        axis.set(title=title, xlabel="mean ± sd over the models")
+
+
+def _genes(merged: Merged, figure: Any) -> None:
+    axis = figure.add_subplot()
+    shown = merged.genes.head(SHOWN)
+    axis.barh(range(len(shown)), shown["highest"].to_list(), color="#1b6ca8")
+    names = [f"{gene} with {others}" for gene, others in shown.select("gene", "highest_with").iter_rows()]
+    axis.set_yticks(range(len(shown)), names, fontsize=7)
+    axis.invert_yaxis()
+    axis.set(xlabel="mean over the models of the gene's best set")
+
+
+def _agreement(merged: Merged, figure: Any) -> None:
+    axis = figure.add_subplot()
+    names = merged.store.labels["models"]
+    correlation = merged.agreement.correlation
+    image = axis.imshow(correlation.tolist(), cmap="viridis", vmax=1)
+    figure.colorbar(image, label="Pearson correlation over all sets")
+    axis.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=7)
+    axis.set_yticks(range(len(names)), names, fontsize=7)

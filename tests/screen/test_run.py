@@ -1,0 +1,399 @@
+"""Screens from Python and from the command line: begun, interrupted, gone on with, shared out, merged; and what is refused."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+
+from cellattn import MultiGraph, checkpoint
+from cellattn.nn import CellTransformer, PairwiseInteraction
+from cellattn.screen import Bins, ScreenError, merge, screen, status
+from cellattn.screen.__main__ import main, read_names
+from cellattn.screen.run import parse_shard, unit_size
+
+from ..conftest import ROOT
+from .stubs import Additive, N, Pairs
+
+NAMES = [f"Y{i:02d}" for i in range(N)]
+EDGES = {"a": torch.tensor([[0, 1, 2], [1, 2, 3]])}
+GRAPH = MultiGraph.from_edge_index(EDGES, N, names=NAMES)
+QUIET: dict[str, Any] = {"progress": False, "num_threads": 1}
+PAIRS = N * (N - 1) // 2  # 435
+
+
+def model_of(seed: int) -> CellTransformer:
+    torch.manual_seed(seed)
+    return CellTransformer(8, 1, 2, num_types=6, num_genes=N)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two checkpoints, each with its graph."""
+    folder = tmp_path_factory.mktemp("models")
+    GRAPH.save(folder / "graph.safetensors")
+    found = [folder / f"run{seed}" / "checkpoint.safetensors" for seed in range(2)]
+    for seed, file in enumerate(found):
+        file.parent.mkdir()
+        checkpoint.save(file, model_of(seed), graph=GRAPH, graph_file=folder / "graph.safetensors")
+    return found
+
+
+def rows_of(folder: Path) -> pl.DataFrame:
+    return pl.read_parquet(folder / "*.parquet").sort("rank")
+
+
+# ------------------------------------------------------------------------------------------------------- from Python
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_scores_are_those_of_the_models(order: int, files: list[Path], tmp_path: Path) -> None:
+    roster = NAMES[3:20:2]
+    found = screen(files, out=tmp_path / "s", genes=roster, order=order, keep="all", unit=20, **QUIET)
+    assert found.complete
+    assert found == status(tmp_path / "s")
+    rows = rows_of(tmp_path / "s")
+    sets = Pairs(torch.tensor([NAMES.index(name) for name in roster]), order)
+    assert found.sets == len(rows) == sets.total
+    for place in range(order):
+        names = [NAMES[gene] for gene in sets.genes[:, place].tolist()]
+        assert rows[f"gene{place + 1}"].cast(pl.String).to_list() == names
+    ptr, types = torch.arange(sets.total + 1) * order, torch.ones(sets.total * order, dtype=torch.int64)
+    with torch.no_grad():
+        models = [model_of(seed).double().eval() for seed in range(2)]
+        scores = torch.stack([model(GRAPH, sets.genes.flatten(), ptr, types).prediction[:, 0] for model in models])
+    spread = float(scores.std())
+    for name, expected in (("mean", scores.mean(0)), ("sd", scores.std(0)), ("min", scores.amin(0)), ("max", scores.amax(0))):
+        error = (torch.tensor(rows[name].to_list(), dtype=torch.float64) - expected).abs().max()
+        assert error < 1e-5 * max(spread, float(scores.abs().max())), name  # float32 models, a few roundings
+
+
+def test_modules_need_no_file(tmp_path: Path) -> None:
+    found = screen([Additive(0), Additive(1)], out=tmp_path / "s", order=2, keep="all", **QUIET)
+    assert found.sets == PAIRS
+    assert rows_of(tmp_path / "s")["gene1"].dtype == pl.Enum([str(i) for i in range(N)])
+    named = screen(Additive(0), out=tmp_path / "named", names=NAMES, genes=NAMES[:3], keep="all", **QUIET)
+    assert named.sets == 3
+    assert rows_of(tmp_path / "named")["gene2"].cast(pl.String).to_list() == ["Y01", "Y02", "Y02"]
+
+
+def test_shards_make_the_whole(files: list[Path], tmp_path: Path) -> None:
+    options: dict[str, Any] = {"keep": "top:7", "unit": 50, **QUIET}
+    screen(files, out=tmp_path / "whole", **options)
+    for index in (2, 0, 1):
+        found = screen(files, out=tmp_path / "shards", shard=f"{index}/3", **options)
+    assert found.complete
+    for path in (tmp_path / "whole").glob("unit-*.parquet"):
+        assert path.read_bytes() == (tmp_path / "shards" / path.name).read_bytes()
+
+
+def test_top_is_the_top_of_all(tmp_path: Path) -> None:
+    """What units keep and merge chooses is what a sort of everything gives."""
+    for name, keep in (("all", "all"), ("top", "top:9"), ("above", "above:1.5")):
+        screen([Additive(0), Additive(1)], out=tmp_path / name, names=NAMES, order=3, keep=keep, unit=301, **QUIET)
+    everything = rows_of(tmp_path / "all").sort("mean", "rank")
+    merge(tmp_path / "top", top=9)
+    ranking = pl.read_parquet(tmp_path / "top/result/ranking.parquet")
+    assert ranking.equals(pl.concat([everything.head(9), everything.tail(9)]).reverse())
+    above = rows_of(tmp_path / "above")
+    assert above.equals(everything.filter(pl.col("mean").cast(pl.Float64).abs() >= 1.5).sort("rank"))
+    assert 0 < len(above) < len(everything)
+
+
+def test_certainty(tmp_path: Path) -> None:
+    models = [Additive(seed) for seed in range(3)]
+    screen(models, out=tmp_path / "all", keep="all", **QUIET)
+    screen(models, out=tmp_path / "top", keep="top:5", by="certainty", unit=100, **QUIET)
+    merge(tmp_path / "top", top=5)
+    score = pl.col("mean") / pl.col("sd")
+    everything = rows_of(tmp_path / "all").sort(score, "rank")
+    ranking = pl.read_parquet(tmp_path / "top/result/ranking.parquet")
+    assert ranking.equals(pl.concat([everything.head(5), everything.tail(5)]).reverse())
+
+
+def test_tables_are_those_of_all_rows(tmp_path: Path) -> None:
+    models = [Additive(seed) for seed in range(2)]
+    screen(models, out=tmp_path / "s", names=NAMES, order=3, keep="all", unit=333, thresholds=(-2, 1.5), **QUIET)
+    merge(tmp_path / "s")
+    rows = rows_of(tmp_path / "s").with_columns(pl.col("^gene.$").cast(pl.String))
+    genes = pl.read_parquet(tmp_path / "s/result/genes.parquet")
+    assert genes["highest"].to_list() == sorted(genes["highest"], reverse=True)
+    assert sorted(genes["gene"]) == NAMES
+    for gene, sets, mean, below, above, highest, highest_with, lowest, lowest_with in genes.iter_rows():
+        own = rows.filter((pl.col("gene1") == gene) | (pl.col("gene2") == gene) | (pl.col("gene3") == gene))
+        assert sets == len(own)
+        assert mean == pytest.approx(own["mean"].cast(pl.Float64).mean(), rel=1e-5, abs=1e-6)
+        assert below == (own["mean"] < -2).sum()
+        assert above == (own["mean"] > 1.5).sum()
+        for value, others, row in (
+            (highest, highest_with, own.row(int(own["mean"].arg_max() or 0), named=True)),
+            (lowest, lowest_with, own.row(int(own["mean"].arg_min() or 0), named=True)),
+        ):
+            assert value == pytest.approx(row["mean"], rel=1e-6)
+            assert sorted([gene, *others.split()]) == [row["gene1"], row["gene2"], row["gene3"]]
+
+
+def test_page(files: list[Path], tmp_path: Path) -> None:
+    screen(files, out=tmp_path / "s", bins=Bins(-1.0, 1.0, 200), unit=100, **QUIET)
+    page = merge(tmp_path / "s")
+    text = page.read_text()
+    assert page.name == "page.md"
+    figures = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    assert figures == ["histogram.png", "top.png", "genes.png", "agreement.png"]
+    for figure in figures:
+        assert (page.parent / figure).read_bytes().startswith(b"\x89PNG")
+    assert "| sets scored | 435 |" in text
+    assert "run0/checkpoint.safetensors, run1/checkpoint.safetensors" in text
+    rows = rows_of(tmp_path / "s")
+    best = rows.sort("mean").row(-1, named=True)
+    assert f"| {best['rank']:,} | {best['gene1']} | {best['gene2']} | {best['mean']:.4g} |" in text
+    assert "nan" not in text
+    assert rows_of(tmp_path / "s").shape == rows.shape  # the result is no unit
+
+
+# ------------------------------------------------------------------------------------------------------- the command line
+
+
+def cli(*words: str | Path) -> int:
+    return main([str(word) for word in words])
+
+
+def test_three_lines(files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    roster = tmp_path / "roster.txt"
+    roster.write_text("# my genes\n" + "".join(f"{name}\tcomment\n" for name in NAMES[:12]))
+    out = tmp_path / "s"
+    assert cli(files[0], files[1], "--genes", roster, "--order", "3", "--out", out, "--unit", "50", "--shard", "0/2") == 0
+    assert cli("status", out) == 3
+    assert "3 of 5 units done" in capsys.readouterr().out
+    assert cli("merge", out) == 1
+    assert "is not complete: missing units 1, 3; the same run again does the rest" in capsys.readouterr().err
+    assert not (out / "result").exists()
+    assert cli("run", files[0], files[1], "--genes", roster, "--order", "3", "--out", out, "--unit", "50") == 0
+    said = capsys.readouterr()
+    assert "3 of 5 units are there already" in said.err
+    assert "5 of 5 units done" in said.out
+    assert cli("status", out) == 0
+    assert cli("merge", out) == 0
+    assert capsys.readouterr().out.endswith(f"{out / 'result' / 'page.md'}\n")
+
+
+def test_ctrl_c_and_on(tmp_path: Path) -> None:
+    """A real one: the current unit is dropped, the way to go on said, and what was done is not done again."""
+    code = (
+        "import sys, time\n"
+        "from tests.screen.stubs import Additive\n"
+        "from cellattn.screen.__main__ import main\n"
+        "plain = Additive.forward\n"
+        "def forward(self, *sets):\n"
+        "    time.sleep(0.1)\n"
+        "    return plain(self, *sets)\n"
+        "Additive.forward = forward\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    words = ["--model", "tests.screen.stubs:Additive", "--out", str(tmp_path / "s"), "--unit", "20"]
+    command = [sys.executable, "-c", code, *words]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while len(list((tmp_path / "s").glob("unit-*.json"))) < 3:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    found = status(tmp_path / "s")
+    assert 3 <= found.done < 22
+    assert not found.damaged
+    assert f"interrupted: {found.done} of 22 units are done; the same command, or the same call, goes on from here" in said
+    assert not [path.name for path in (tmp_path / "s").iterdir() if path.name.startswith(".")]
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "s").glob("unit-*")}
+    assert cli(*words) == 0
+    assert {name: (tmp_path / "s" / name).stat().st_mtime_ns for name in before} == before
+    assert status(tmp_path / "s").complete
+
+
+def test_damage_is_said_and_mended(files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words: list[str | Path] = [files[0], "--out", tmp_path / "s", "--unit", "100"]
+    assert cli(*words) == 0
+    data = tmp_path / "s/unit-00000002.parquet"
+    data.write_bytes(data.read_bytes()[:-3])
+    capsys.readouterr()
+    assert cli("merge", tmp_path / "s") == 1
+    assert "damaged unit 2 (unit-00000002.parquet has " in capsys.readouterr().err
+    assert cli(*words) == 0
+    assert "unit 2 is damaged and is computed again: unit-00000002.parquet has" in capsys.readouterr().err
+    assert cli("merge", tmp_path / "s") == 0
+
+
+def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words: list[str | Path] = ["--model", "tests.screen.stubs:Additive", "--out", tmp_path / "s", "--unit", "100"]
+    real, left = os.fsync, 12
+
+    def fsync(descriptor: int) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        assert cli(*words) == 1
+    said = capsys.readouterr().err
+    wanted = r"error: .*no room for '.*s': No space left on device; 1 of 5 units are done; make room, and the same command"
+    assert re.search(wanted, said)
+    assert cli(*words) == 0
+    assert status(tmp_path / "s").complete
+
+
+# ------------------------------------------------------------------------------------------------------- names and graphs
+
+
+def test_names_have_to_agree(files: list[Path], tmp_path: Path) -> None:
+    shifted = [*NAMES[:7], "new", *NAMES[7:-1]]
+    with pytest.raises(ValueError, match=r"got 'new' in the names and 'Y07' in the run0/checkpoint\.safetensors at position 7"):
+        screen(files, out=tmp_path / "s", names=shifted, **QUIET)
+    other = MultiGraph.from_edge_index(EDGES, N, names=shifted)
+    with pytest.raises(ValueError, match=r"got 'Y07' in the checkpoint\.safetensors and 'new' in the graph at position 7"):
+        screen(files[0], other, out=tmp_path / "s", **QUIET)
+    checkpoint.save(tmp_path / "m", model_of(2), graph=other, graph_file=tmp_path / "g")
+    other.save(tmp_path / "g")
+    with pytest.raises(ValueError, match=r"got 'Y07' in the checkpoint\.safetensors and 'new' in the m at position 7"):
+        screen([files[0], tmp_path / "m"], out=tmp_path / "s", **QUIET)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_graph_without_names_works_and_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bare = MultiGraph.from_edge_index(EDGES, N)
+    checkpoint.save(tmp_path / "m", model_of(0), genes=NAMES, graph=bare)
+    bare.save(tmp_path / "g")
+    assert cli(tmp_path / "m", "--graph", tmp_path / "g", "--out", tmp_path / "s", "--keep", "all") == 0
+    assert "graph of m: has no gene names, so it is not checked that its genes are those of the m" in capsys.readouterr().err
+    assert rows_of(tmp_path / "s")["gene1"].dtype == pl.Enum(NAMES)
+    assert cli("--model", "tests.screen.stubs:Additive", "--out", tmp_path / "t") == 0
+    assert "no gene names anywhere: genes are called by their index" in capsys.readouterr().err
+
+
+def test_another_graph_is_refused(files: list[Path], tmp_path: Path) -> None:
+    other = MultiGraph.from_edge_index({"a": torch.tensor([[0, 1], [1, 2]])}, N, names=NAMES)
+    with pytest.raises(ValueError, match=r"belongs to a graph with digest [0-9a-f]{12}, got one with [0-9a-f]{12}"):
+        screen(files[0], other, out=tmp_path / "s", **QUIET)
+    checkpoint.save(tmp_path / "m", model_of(0), graph=GRAPH)
+    with pytest.raises(ValueError, match=r"graph: expected one for '.*m': it names none"):
+        screen(tmp_path / "m", out=tmp_path / "s", **QUIET)
+    checkpoint.save(tmp_path / "m", model_of(0), graph=GRAPH, graph_file=tmp_path / "gone")
+    with pytest.raises(ValueError, match=r"graph: expected one for '.*m': '.*gone', which it names, is not there"):
+        screen(tmp_path / "m", out=tmp_path / "s", **QUIET)
+
+
+def test_a_model_that_reads_no_graph_needs_none(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "m", PairwiseInteraction(8, num_types=6, num_genes=N), genes=NAMES)
+    assert screen(tmp_path / "m", out=tmp_path / "s", **QUIET).sets == PAIRS
+
+
+# ------------------------------------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param({"genes": ["Y01", "Y2"]}, "unknown value 'Y2'.*did you mean 'Y2", id="unknown gene"),
+        pytest.param({"genes": ["Y01", "Y02", "Y01"]}, "'Y01' .*(twice|positions 0 and 2)", id="repeated gene"),
+        pytest.param({"order": 0}, "order: expected at least 1, got 0", id="order 0"),
+        pytest.param({"order": 5}, "order: expected", id="order 5"),
+        pytest.param({"shard": "0/0"}, "shard: expected n of at least 1 in i/n, got 0/0", id="no shards"),
+        pytest.param({"shard": "4/4"}, "shard: expected i from 0 to 3 in i/4, got 4", id="shard out of range"),
+        pytest.param({"shard": "-1/4"}, "shard: expected i from 0 to 3 in i/4, got -1", id="negative shard"),
+        pytest.param({"shard": "half"}, "shard: expected i/n, such as 0/4, got 'half'", id="no shard"),
+        pytest.param({"keep": "best:5"}, "keep: expected", id="keep"),
+        pytest.param({"keep": "top:0"}, "keep: expected", id="top 0"),
+        pytest.param({"keep": "above:high"}, "keep: expected", id="above what"),
+        pytest.param({"unit": 0}, "unit: expected at least 1, got 0", id="unit"),
+        pytest.param({"engine": "slurm"}, "engine: unknown value 'slurm', expected one of 'local', 'ray'", id="engine"),
+        pytest.param({"dtype": torch.int8}, "dtype: expected one of", id="dtype"),
+        pytest.param({"device": []}, "device: expected at least one, got none", id="device"),
+        pytest.param({"phenotype": 1}, "phenotype: ", id="phenotype"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], message: str, files: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        screen(files, out=tmp_path / "s", **{**QUIET, **options})
+    assert not list(tmp_path.glob("s/unit-*"))
+
+
+def test_bad_models(files: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="models: expected at least one, got none"):
+        screen([], out=tmp_path / "s", **QUIET)
+    with pytest.raises(FileNotFoundError):
+        screen(tmp_path / "none", out=tmp_path / "s", **QUIET)
+    with pytest.raises(ValueError, match=r"run0/checkpoint\.safetensors 2 is the same model as run0/checkpoint\.safetensors 1"):
+        screen([files[0], files[0]], out=tmp_path / "s", **QUIET)
+    with pytest.raises(ValueError, match="models: expected equal numbers of genes, got"):
+        screen([Additive(0), Additive(0, N + 1)], out=tmp_path / "s", **QUIET)
+    with pytest.raises(TypeError, match="models: expected modules and files, got int 3"):
+        screen([3], out=tmp_path / "s", **QUIET)  # type: ignore[list-item]
+    (tmp_path / "torn").write_bytes(files[0].read_bytes()[:-10])
+    with pytest.raises(ValueError, match="torn' is not a complete safetensors file"):
+        screen(tmp_path / "torn", out=tmp_path / "s", **QUIET)
+    assert not (tmp_path / "s").exists()
+
+
+def test_predictions_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    model = Additive(0)
+    model.effect.data[5] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"Additive predicts nan for \{Y00, Y05\}"):
+        screen(model, out=tmp_path / "s", names=NAMES, **QUIET)
+
+
+def test_the_folder_of_another_screen_is_refused(files: list[Path], tmp_path: Path) -> None:
+    screen(files, out=tmp_path / "s", unit=100, **QUIET)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()}
+    for options, message in (
+        ({"order": 3}, "total is 435 there and 4060 here"),
+        ({"genes": NAMES[::-1]}, r"sets\.roster\[0\] is 'Y00' there and 'Y29' here"),
+        ({"keep": "all"}, r"keep\.rule is 'top:10000' there and 'all' here"),
+    ):
+        with pytest.raises(ScreenError, match=f"is the folder of another screen: .*{message}"):
+            screen(files, out=tmp_path / "s", **{"unit": 100, **QUIET, **options})
+    with pytest.raises(ScreenError, match=r"is the folder of another screen: digests\.models"):
+        screen(files[::-1], out=tmp_path / "s", unit=100, **QUIET)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()} == before
+
+
+def test_shards_in_words() -> None:
+    assert parse_shard(None) is None
+    assert parse_shard("1/4") == parse_shard((1, 4)) == (1, 4)
+    with pytest.raises(TypeError, match=r"shard: expected 'i/n' or \(i, n\), got float 0.5"):
+        parse_shard(0.5)  # type: ignore[arg-type]
+
+
+def test_units_are_a_hundredth_within_bounds() -> None:
+    assert [unit_size(total) for total in (1, 10**6, 41_873_160, 48_000_000_000)] == [4096, 10_000, 418_732, 1_000_000]
+
+
+def test_command_line_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("status", tmp_path) == 1
+    assert "is no screen: there is no screen.json" in capsys.readouterr().err
+    assert cli("--model", "tests.screen.stubs", "--out", tmp_path / "s") == 1
+    assert "model: expected package.module:function, got 'tests.screen.stubs'" in capsys.readouterr().err
+    assert cli("--model", "tests.screen.stubs:Nothing", "--out", tmp_path / "s") == 1
+    assert "model: 'tests.screen.stubs:Nothing' is not found" in capsys.readouterr().err
+    assert cli("--model", "tests.screen.stubs:Additive", "--out", tmp_path / "s", "--bins", "1:2") == 1
+    assert "bins: expected low:high:number" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli("--help")
+    assert "go" in capsys.readouterr().out
+
+
+def test_read_names(tmp_path: Path) -> None:
+    (tmp_path / "r").write_text("YAL001C\tTFC3\n\n# all of it\nYBR002W # why\r\n")
+    assert read_names(tmp_path / "r") == ["YAL001C", "YBR002W"]
