@@ -39,7 +39,7 @@ struct Hop {
   const Word* now;
   Word* next;
   const int* changed_before;  // [chunk]
-  int* changed;
+  volatile int* changed;      // written by many warps at once, which the memory model allows of volatile accesses alone
 };
 
 // Each lane's word together with those of the lanes that hold the same word of other edges.

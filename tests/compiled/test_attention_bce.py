@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import cellattn
 from cellattn import MultiGraph, reference
+from cellattn.ops.attention_bce import sample_negatives, sample_negatives_of_graph
 
 from ..compare import leaves, random_graph
 from .check import assert_on_chip
@@ -47,3 +49,42 @@ def test_every_non_edge(arch: int, dtype: str, d: int, link: str) -> None:
 
     q, k = (x.detach() for x in leaves((72, d), (72, d), dtype=DTYPES[dtype]))
     assert_on_chip(arch, through(cellattn), through(reference), q, k, kernels=["bce_rows_fwd_kernel_dense"], parts=True)
+
+
+def with_drawn_negatives(
+    graph: MultiGraph, relation: str, rows: Tensor | None, count: int | float, *, link: str, num_prefix: int
+) -> tuple[Any, Any]:
+    """The op with negatives drawn, so many a row or (a float) an edge, and its definition with the same ones."""
+    ratio = isinstance(count, float)
+    options: dict[str, Any] = {"rows": rows, "neg_sample_ratio" if ratio else "num_negatives": count}
+
+    def generator() -> torch.Generator:
+        return torch.Generator().manual_seed(7)
+
+    def op(q: Tensor, k: Tensor) -> Tensor:
+        return cellattn.attention_bce(
+            q, k, graph, relation, link=link, num_prefix=num_prefix, generator=generator(), reduction="none", **options
+        )
+
+    genes = torch.arange(graph.num_nodes) if rows is None else rows
+    if ratio:
+        negatives = sample_negatives_of_graph(graph, relation, count, generator(), torch.float32)
+    else:
+        negatives = sample_negatives(graph, relation, rows, int(count), generator(), torch.float32)
+
+    def definition(q: Tensor, k: Tensor) -> Tensor:
+        t, edges, _ = (x[genes] for x in reference.target(graph, relation))
+        scores = (q @ k.mT) * q.shape[-1] ** -0.5
+        if link == "sigmoid":
+            log_a, log_1ma = F.logsigmoid(scores), F.logsigmoid(-scores)
+        else:
+            log_a, log_1ma = reference.log_softmax_and_complement(scores)
+        log_a, log_1ma = (x[..., num_prefix:, num_prefix:][..., genes, :] for x in (log_a, log_1ma))
+        weight = torch.zeros_like(t).index_put_(
+            (negatives.row, negatives.gene), negatives.weight.double()[negatives.row], accumulate=True
+        )
+        weight = torch.where(edges, 1 - t, weight)
+        bce = torch.where(edges, t * log_a, 0) + torch.where(weight > 0, weight * log_1ma, 0)
+        return torch.where(edges.any(-1), -bce.sum(-1), 0)
+
+    return op, definition
