@@ -127,7 +127,7 @@ def compile_launch(launch: Launch, arch: int) -> Compiled:
     return _compiled[key]
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1024)  # mutants come and go
 def program_of(ptx: str) -> Program:
     """Of PTX with one entry."""
     (kernel,) = parse(ptx).kernels.values()

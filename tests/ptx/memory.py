@@ -88,7 +88,7 @@ class Global:
     def _each(self, address: Array, size: int) -> list[tuple[Window, Array, Array | None]]:
         """(window, offsets in its storage, which threads; None for all) of the accesses; faults outside."""
         _require((address & (size - 1)) == 0, f"misaligned access of {size} bytes", address)
-        number = address >> 32
+        number = self._numbers(address)
         found = []
         first = int(number[0])
         groups: Sequence[int] = [first] if (number == first).all() else [int(x) for x in np.unique(number)]
@@ -108,6 +108,10 @@ class Global:
                 raise AccessError(f"access outside: {where} argument {window.name}", bad, address)
             found.append((window, offset, pick))
         return found
+
+    def _numbers(self, address: Array) -> Array:
+        """Of the window that each address belongs to, from 1; others belong to none."""
+        return address >> 32
 
     def load(self, address: Array, unit: int, count: int, cta: Array, *, strong: bool = False) -> np.ndarray:
         """[n, count] units; `strong`: an access that is meant to meet others' (.relaxed, .volatile, .acquire)."""
@@ -210,6 +214,27 @@ class Global:
             before = storage.reader[at]
             ok = (before == 0) | (before == mine)
             self._check(ok, f"write to bytes of {window.name} that another CTA reads in the same launch", pick, address)
+
+
+class Flat(Global):
+    """Storages at the addresses of the host, for launches whose arguments hold pointers that only their kernel knows of.
+
+    Allocations may be neighbours, so that an access far outside of one is found only where it meets none.
+    """
+
+    def put(self, window: Window, address: int) -> None:
+        self.windows.append(window)
+        self.bases.append(address)
+        self.storages.append(window.storage)
+
+    def begin(self) -> None:
+        order = np.argsort(self.bases)
+        self.windows, self.bases = [self.windows[k] for k in order], [self.bases[k] for k in order]
+        self._starts = np.array(self.bases, np.int64)
+        super().begin()
+
+    def _numbers(self, address: Array) -> Array:
+        return np.searchsorted(self._starts, address, "right")
 
 
 # -------------------------------------------------------------------------------------------------------------- shared

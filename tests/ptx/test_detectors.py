@@ -7,6 +7,7 @@ import pytest
 
 from .harness import entry, launch
 from .machine import Fault
+from .memory import AccessError, Flat, Storage, Window
 
 U32 = np.uint32
 
@@ -232,3 +233,22 @@ def test_loops_without_end(monkeypatch) -> None:
 
     monkeypatch.setattr(machine, "MAX_STEPS", 1000)
     caught("$again: bra $again;", "no end after 1000 instructions")
+
+
+def test_storages_at_the_addresses_of_the_host() -> None:
+    """Each access finds its storage by address, and has to stay inside of it."""
+    memory, arrays = Flat(), [np.arange(k, k + 8, dtype=np.uint32) for k in (10, 20)]
+    places = [0x2000, 0x1000]
+    for name, array, place in zip("ab", arrays, places, strict=True):
+        memory.put(Window(name, Storage(array.view(np.uint8), is_input=name == "a"), 0, 32), place)
+    memory.begin()
+    cta = np.zeros(2, np.int32)
+    got = memory.load(np.array([0x2004, 0x1008]), 4, 1, cta)
+    assert got[:, 0].tolist() == [11, 22]
+    memory.store(np.array([0x1000]), np.array([[7]], np.uint32), cta[:1])
+    assert arrays[1][0] == 7
+    for address, what in ((0x2020, "4 bytes past argument a"), (0x1FFC, "bytes past argument b"), (0xFFC, "outside of every")):
+        with pytest.raises(AccessError, match=what):
+            memory.load(np.array([address]), 4, 1, cta[:1])
+    with pytest.raises(AccessError, match="write to the input a"):
+        memory.store(np.array([0x2000]), np.array([[7]], np.uint32), cta[:1])

@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from .decode import decode
 from .harness import entry, launch
-from .machine import Fault
+from .machine import Fault, execute
+from .memory import Global, Storage, Window
+from .parser import parse
 
 U8, U16, U32, U64, S32 = np.uint8, np.uint16, np.uint32, np.uint64, np.int32
 
@@ -56,12 +59,32 @@ def test_an_inactive_lane_may_have_any_address() -> None:
     assert d.tolist() == [7]
 
 
+def test_a_parameter_s_address_may_differ_between_threads() -> None:
+    text = (
+        ".version 8.7\n.target sm_80\n.address_size 64\n"
+        ".entry f(\n.param .align 4 .b8 s[128],\n.param .u64 d\n)\n.reqntid 32\n{\n"
+        ".reg .b32 %r<4>; .reg .b64 %rd<5>; mov.u32 %r0, %tid.x; mov.b64 %rd1, s; mad.wide.u32 %rd1, %r0, 4, %rd1;\n"
+        "ld.param.u32 %r1, [%rd1];\n"
+        "ld.param.u64 %rd3, [d]; mad.wide.u32 %rd3, %r0, 4, %rd3; st.global.b32 [%rd3], %r1; ret;\n}\n"
+    )
+    program = decode(parse(text).kernels["f"])
+    out, memory = np.zeros(32, U32), Global()
+    base = memory.add(Window("d", Storage(out.view(np.uint8)), 0, 128), 0)
+    given = np.arange(32, dtype=U32) * 3
+    execute(program, memory, np.concatenate([given.view(np.uint8), np.array([base], U64).view(np.uint8)]), (1, 1, 1), 32)
+    assert out.tolist() == given.tolist()
+    with pytest.raises(Fault, match="load outside of the parameters"):
+        execute(
+            decode(parse(text.replace("%r0, 4, %rd1", "%r0, 5, %rd1")).kernels["f"]),
+            memory,
+            np.zeros(136, np.uint8),
+            (1, 1, 1),
+            32,
+        )
+
+
 def test_parameters_are_bytes() -> None:
     """Structures by value, also through an address in a register."""
-    from .decode import decode
-    from .machine import execute
-    from .memory import Global, Storage, Window
-    from .parser import parse
 
     text = (
         ".entry f(\n.param .align 8 .b8 s[24],\n.param .u64 d\n)\n.reqntid 32\n{\n"

@@ -83,13 +83,14 @@ def ld(i: Decoding) -> Run:
     if space == "param":
 
         def from_parameters(m: Machine, mask: Mask) -> None:
-            at = address(m)
-            if np.ndim(at):
-                raise m.fault("a parameter's address that differs between threads")
-            if not 0 <= at <= len(m.parameters) - unit * count:
-                raise m.fault("load outside of the parameters")
+            at = np.asarray(address(m))
+            outside = (at < 0) | (at > len(m.parameters) - unit * count)
+            if np.any(outside & m.full(mask)):
+                raise m.fault("load outside of the parameters", int(np.flatnonzero(m.wide(outside) & m.full(mask))[0]))
+            at = np.where(outside, 0, at)
             for k, put in enumerate(puts):
-                put(m, m.parameters[at + k * unit : at + (k + 1) * unit].view(dtype)[0], mask)
+                data = m.parameters[at[..., None] + np.arange(k * unit, (k + 1) * unit)]
+                put(m, np.ascontiguousarray(data).view(dtype)[..., 0], mask)
 
         return from_parameters
     if space != "global":
