@@ -108,7 +108,7 @@ _BCE_BY_ROWS_FLOAT32 = {
 TILES: dict[tuple[str, int], dict[int, Tile]] = {
     ("attention_fwd", 80): {
         16: Tile(128, 64, 8, 2),
-        32: Tile(128, 64, 8, 2, registers=128),
+        32: Tile(128, 64, 4, 2),
         64: Tile(128, 64, 8, 2),
         128: Tile(128, 64, 8, 2, tail=False),
         256: Tile(64, 16, 4, 1, tail=False),
@@ -136,14 +136,14 @@ TILES: dict[tuple[str, int], dict[int, Tile]] = {
     },
     ("attention_bwd_dq", 80): {
         16: Tile(128, 64, 8, 3),
-        32: Tile(128, 64, 8, 2),
+        32: Tile(128, 32, 4, 2),
         64: Tile(128, 32, 8, 2, tail=False),
         128: Tile(128, 32, 8, 2, tail=False),
         256: Tile(64, 16, 4, 1, tail=False),
     },
     ("attention_bwd_dq", 86): {
         16: Tile(128, 64, 8, 3),
-        32: Tile(128, 64, 8, 2),
+        32: Tile(128, 32, 4, 2),
         64: Tile(128, 32, 8, 2, tail=False),
         128: Tile(128, 32, 8, 2, tail=False),
         256: Tile(64, 16, 4, 1, tail=False),
@@ -164,14 +164,14 @@ TILES: dict[tuple[str, int], dict[int, Tile]] = {
     },
     ("attention_bwd_dkv", 80): {
         16: Tile(64, 128, 8, 2),
-        32: Tile(64, 128, 8, 2),
+        32: Tile(32, 128, 4, 2),
         64: Tile(32, 128, 8, 2, tail=False),
         128: Tile(16, 64, 4, 1, tail=False),
         256: Tile(16, 64, 8, 1, tail=False),
     },
     ("attention_bwd_dkv", 86): {
         16: Tile(64, 128, 8, 2),
-        32: Tile(64, 128, 8, 3),
+        32: Tile(32, 128, 4, 2),
         64: Tile(32, 128, 8, 2, tail=False),
         128: Tile(16, 128, 8, 1, tail=False),
         256: Tile(16, 64, 8, 1, tail=False),
@@ -239,14 +239,17 @@ TILES_FLOAT32: dict[str, dict[int, Tile]] = {
 
 # Kernels that gather rows, likewise; float32 takes the same, but where it would spill.
 _ROWS = {16: Gather(128, 4), 32: Gather(64, 4), 64: Gather(32, 4), 128: Gather(16, 4), 256: Gather(8, 4)}
+# A row that one warp takes whole: four of them would do four times what is done once a row, for 42 entries in the mean. Twice
+# the entries a step would take the places of the next step's rows through shared memory.
+_ROW_OF_A_WARP = {16: Gather(32, 1), 32: Gather(16, 1), 64: Gather(8, 1), 128: Gather(4, 1), 256: Gather(2, 1)}
 _EDGES = {16: Gather(32, 4), 32: Gather(32, 4), 64: Gather(32, 4, 128), 128: Gather(16, 4), 256: Gather(8, 4)}
 # Few sets, so that none waits long for the fullest. Triton 3.6 does not compile the forward for 32 sets and more.
 _SETS = {16: Gather(16, 1), 32: Gather(16, 2), 64: Gather(16, 4), 128: Gather(8, 4), 256: Gather(4, 4)}
 GATHERS: dict[tuple[str, int], dict[int, Gather]] = {
-    ("row_dot_fwd", 80): _ROWS | {16: Gather(128, 4, 128), 128: Gather(16, 4, 128)},
+    ("row_dot_fwd", 80): _ROW_OF_A_WARP,
     ("row_dot_fwd_segments", 80): _ROWS | {32: Gather(64, 4, 128)},
     ("row_dot_bwd_dq", 80): _ROWS,
-    ("row_dot_bwd_dk", 80): _ROWS | {16: Gather(128, 4, 128)},
+    ("row_dot_bwd_dk", 80): _ROW_OF_A_WARP,
     ("row_dot_bwd_dk_segments", 80): _ROWS,
     ("bce_edges_fwd", 80): _EDGES,
     ("bce_edges_bwd_dq", 80): _EDGES,

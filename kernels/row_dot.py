@@ -11,26 +11,24 @@ and backward, with g_i the sum of dy over the places where row i was chosen (0 w
 the second along the rows of the transposed graph. Both sums over ties run inside the program that owns the output row, so
 that dq and dk are written once, in a fixed order, without atomics.
 
-One program takes one row, four warps wide, and splits it over its threads: it gathers EDGES rows of k at once, keeps EDGES
-partial sums [EDGES, D] and adds them up once after its loop, so that nothing inside the loop waits for another lane. At D = 32
-that is 64 entries a step: an ordinary row (42 entries in the mean of the yeast graphs) is a single step. The loop is a
-pipeline: while a step gathers, the entries of the next are on their way (in dk, where entries lead to g and g to rows, those of
-the next two as well), so that a step waits for one load, not for two (three) one after the other.
+One program takes one row, and one warp does: a row has 42 entries in the mean of the yeast graphs, and what is done once a row
+(its place, its end, the sum of lanes) costs as much as several steps, on each warp that has a part in it. It gathers EDGES rows
+of k at once, keeps EDGES partial sums [EDGES, D] and adds them up once after its loop, so that nothing inside the loop waits
+for another lane. At D = 32 that is 16 entries a step. The loop is a pipeline: while a step gathers, the entries of the next are
+on their way (in dk, where entries lead to g and g to rows, those of the next two as well), so that a step waits for one load,
+not for two (three) one after the other.
 
 Hub rows. A row (in dk, a column) of more than SEGMENT = 1,024 entries is cut into segments, alike to within one entry. A launch
-before sums each segment in a program of its own, and the program that owns the row adds these partial sums, EDGES at once,
-where it would have walked the entries. Which rows are cut, and how many segments a relation has, are constants of the graph
-(`MultiGraph.segments`), the second known to the host: no grid and no size depends on anything that only the device knows, and
-where no tie has a hub there is no such launch.
+before sums each segment in a program of its own, of four warps, and the program that owns the row adds these partial sums,
+EDGES at once, where it would have walked the entries. Which rows are cut, and how many segments a relation has, are constants
+of the graph (`MultiGraph.segments`), the second known to the host: no grid and no size depends on anything that only the device
+knows, and where no tie has a hub there is no such launch.
 
-By count, not measured, at 0.7 us a load: whole, the fullest row, of 3,800 entries, would be 60 steps, or 40 us. The longest
-loop is the 16 steps of 1,024 entries, 11 us, once in either launch (at D = 128, with 16 entries a step, 64 steps and 45 us
-instead of 240 and 170; in dk once for each tie of the head). The 60,000 rows of nine ties, programs of four dependent loads,
-some 1,000 at a time, take 170 us, and their 2.5 million entries of 64 bytes each out of L2 40 us at best: a row that starts
-last adds a fifteenth to that, not a quarter. Of these rows 215 are cut, into 462 segments with an eighth of all entries: fewer
-programs than an A100 holds at once (864, at 64 registers a thread), so that their launch is as long as one of them. With half
-the length 2,207 segments would take three rounds of half the steps; with twice the length 52 segments would take twice as long
-and leave the chip idle. CELLATTN_AUTOTUNE=1 tries EDGES and the warps.
+By count, not measured: an A100 has 40 us of instructions to issue for the 60,000 rows of nine ties, where four warps a row had
+170 (docs/kernel_model.md). At 0.7 us a load, the fullest row that is not cut, 1,024 entries, is 64 steps or 45 us, and a
+segment 16 of its wider steps, 11 us. Of the rows 215 are cut, into 462 segments with an eighth of all entries: fewer programs
+than an A100 holds at once, so that their launch is as long as one of them. With twice the length 52 segments would take twice
+as long and leave the chip idle. CELLATTN_AUTOTUNE=1 tries EDGES and the warps.
 """
 
 from __future__ import annotations
