@@ -13,6 +13,7 @@ from torch import Tensor
 from ..data.dataset import PERTURBATION_TYPES
 from ..genes import GeneList
 from .agreement import Agreement
+from .keep import Keep, score_of
 from .members import Member
 from .scorers import Scorer
 from .store import Unit
@@ -44,14 +45,6 @@ class Tables(Protocol):
 
     def state(self) -> dict[str, Tensor]:
         """All of it."""
-        ...
-
-
-class Keep(Protocol):
-    """Which rows of a unit are kept."""
-
-    def choose(self, mean: Tensor, sd: Tensor) -> Tensor | None:
-        """Positions int64, ascending, of float64 [B] means and standard deviations; None for all."""
         ...
 
 
@@ -173,17 +166,28 @@ class _Part(NamedTuple):
 
 
 class _Rows:
-    """Rows kept so far: of a unit, no more than it has; of the best, no more than are asked for and a chunk."""
+    """Rows kept so far: of a unit, no more than it has; of the best, a few times as many as are asked for and a chunk."""
 
     def __init__(self, keep: Keep) -> None:
         self.keep = keep
         self.parts: list[_Part] = []
+        self.held = 0
+        self.between = (float("inf"), float("-inf"))  # scores of rows that are at neither end, as far as is known
 
     def add(self, part: _Part) -> None:
-        chosen = self.keep.choose(part.mean, part.sd)
+        score = self._score(part)
+        if self.keep.size is None:
+            chosen = self.keep.choose(score)
+        else:
+            low, high = self.between
+            chosen = None if low == float("inf") else ((score <= low) | (score >= high)).nonzero()[:, 0]
         self.parts.append(part if chosen is None else part.take(chosen))
-        if chosen is not None and len(self.parts) >= 8:  # the best of the best, before they are many
-            self.parts = [self.all(0)]
+        self.held += len(self.parts[-1].rank)
+        if self.keep.size is not None and self.held > 4 * self.keep.size:
+            best = self._trimmed()
+            score = self._score(best).sort().values
+            self.parts, self.held = [best], len(score)
+            self.between = float(score[self.keep.size - 1]), float(score[-self.keep.size])
 
     def all(self, order: int) -> _Part:
         """What is kept of all that was added."""
@@ -191,6 +195,12 @@ class _Rows:
             empty = torch.empty(0, dtype=torch.float64)
             none = torch.empty(0, dtype=torch.int64)
             return _Part(none, none.view(0, order), None, empty, empty, empty, empty)
+        return self._trimmed()
+
+    def _score(self, part: _Part) -> Tensor:
+        return score_of(part.mean, part.sd, self.keep.by)
+
+    def _trimmed(self) -> _Part:
         part = _Part.join(self.parts)
-        chosen = self.keep.choose(part.mean, part.sd)
+        chosen = self.keep.choose(self._score(part))
         return part if chosen is None else part.take(chosen)

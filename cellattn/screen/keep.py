@@ -41,16 +41,19 @@ class Keep:
         valid = {"all": number == "", "top": number.isdecimal() and int(number) > 0, "above": _is_number(number)}
         require(valid.get(kind, False), f"keep: expected 'all', 'top:K' (K at least 1) or 'above:x', got {self.rule!r}")
 
-    def choose(self, mean: Tensor, sd: Tensor) -> Tensor | None:
-        """Positions int64, ascending, of float64 [B] means and standard deviations; None for all."""
+    @property
+    def size(self) -> int | None:
+        """K of "top:K"."""
         kind, _, number = self.rule.partition(":")
-        if kind == "all":
-            return None
-        score = score_of(mean, sd, self.by)
+        return int(number) if kind == "top" else None
+
+    def choose(self, score: Tensor) -> Tensor | None:
+        """Positions int64, ascending, of float64 [B] scores; None for all."""
+        kind, _, number = self.rule.partition(":")
         if kind == "above":
             return (score.abs() >= float(number)).nonzero()[:, 0]
-        size = int(number)
-        if len(score) <= 2 * size:
+        size = self.size
+        if size is None or len(score) <= 2 * size:
             return None
         order = score.sort(stable=True).indices  # of equal scores, the lowest ranks are the lowest end: the same everywhere
         return torch.cat([order[:size], order[-size:]]).sort().values
@@ -111,7 +114,7 @@ class Tables:
     def add(self, genes: Tensor, mean: Tensor, sd: Tensor) -> None:
         """Count sets, by ascending rank: genes int64 [B, k], mean and sd float64 [B], B > 0."""
         s, bins = self._state, self.bins
-        place = ((mean - bins.low) * (bins.number / (bins.high - bins.low))).floor().clamp(-1, bins.number).long() + 1
+        place = ((mean - bins.low) * (bins.number / (bins.high - bins.low))).floor_().clamp_(-1, bins.number).long().add_(1)
         s["histogram"] += place.bincount(minlength=bins.number + 2)
         center = mean.mean()
         own = torch.stack([torch.tensor(float(len(mean))), center, (mean - center).square().sum(), sd.sum()])
@@ -125,11 +128,15 @@ class Tables:
             for row, is_beyond in zip(s["gene.beyond"], beyond, strict=True):
                 row += gene[is_beyond].bincount(minlength=num_genes)
             for end, name in (("amax", "gene.high"), ("amin", "gene.low")):
-                best = s[name].scatter_reduce(0, gene, mean, end)
-                at = (mean == best[gene]).nonzero()[:, 0].flip(0)  # the first of equal ones is written last
-                new = s[name + "_set"].index_put((gene[at],), genes[at])
-                s[name + "_set"] = torch.where((best != s[name])[:, None], new, s[name + "_set"])
-                s[name] = best
+                old = s[name]
+                # few, once there have been some sets: all else is done for these alone
+                at = (mean > old[gene] if end == "amax" else mean < old[gene]).nonzero()[:, 0]
+                if len(at):
+                    found, value = gene[at], mean[at]
+                    best = old.scatter_reduce(0, found, value, end)
+                    first = at[value == best[found]].flip(0)  # the first of equal ones is written last
+                    s[name] = best
+                    s[name + "_set"][gene[first]] = genes[first]
 
     def merge(self, state: Mapping[str, Tensor]) -> None:
         """Add what the tables of later ranks have counted."""

@@ -53,20 +53,3 @@ class Count:
 
     def state(self) -> dict[str, Tensor]:
         return {"by_gene": self.by_gene}
-
-
-class All:
-    """Every row."""
-
-    def choose(self, mean: Tensor, sd: Tensor) -> None:
-        return None
-
-
-class Above:
-    """Rows with a mean above a number."""
-
-    def __init__(self, least: float) -> None:
-        self.least = least
-
-    def choose(self, mean: Tensor, sd: Tensor) -> Tensor:
-        return (mean > self.least).nonzero()[:, 0]

@@ -397,3 +397,22 @@ def test_command_line_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_read_names(tmp_path: Path) -> None:
     (tmp_path / "r").write_text("YAL001C\tTFC3\n\n# all of it\nYBR002W # why\r\n")
     assert read_names(tmp_path / "r") == ["YAL001C", "YBR002W"]
+
+
+# ------------------------------------------------------------------------------------------------------- what is documented
+
+
+def test_the_sbatch_file_as_it_is(files: list[Path], tmp_path: Path) -> None:
+    """Run as Slurm would run the second of three tasks."""
+    words = [str(files[0]), "--out", str(tmp_path / "s"), "--unit", "100", "--quiet"]
+    slurm = {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_MAX": "2", "SLURM_CPUS_PER_TASK": "1", "PYTHON": sys.executable}
+    subprocess.run(["bash", ROOT / "docs/screen.sbatch", *words], cwd=ROOT, env={**os.environ, **slurm}, check=True)
+    assert status(tmp_path / "s").missing == (0, 2, 3)
+
+
+def test_the_example_in_the_documentation(files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/screens.md").read_text(), flags=re.S)
+    monkeypatch.chdir(files[0].parents[1])
+    rows: dict[str, Any] = {"roster": NAMES[:9]}
+    exec(code, rows)
+    assert rows["rows"].collect().shape == (84, 8)

@@ -24,19 +24,20 @@ from cellattn.genes import GeneList
 from cellattn.screen import engines
 from cellattn.screen import store as store_module
 from cellattn.screen.job import Job
+from cellattn.screen.keep import Keep
 from cellattn.screen.members import members_of
 from cellattn.screen.store import PLAN, ScreenError, Status, Store, duration, ranges, shard_of
 
-from .stubs import Above, Additive, All, Count, N, Pairs
+from .stubs import Additive, Count, N, Pairs
 
 ROSTER = torch.arange(0, N, 2)  # 15 genes: 105 pairs
 NAMES = GeneList(f"Y{i}" for i in range(N))
 
 
-def job_of(num_models: int = 1, keep: Any = None, order: int = 2) -> Job:
+def job_of(num_models: int = 1, keep: str = "all", order: int = 2) -> Job:
     options = {"phenotype": 0, "dtype": None, "device": "cpu", "num_threads": None}
     members = members_of([Additive(seed) for seed in range(num_models)])
-    return Job(Pairs(ROSTER, order), members, NAMES, ROSTER, keep or All(), Count, options)
+    return Job(Pairs(ROSTER, order), members, NAMES, ROSTER, Keep(keep), Count, options)
 
 
 def plan_of(job: Job, unit: int = 10) -> dict[str, Any]:
@@ -115,13 +116,13 @@ def test_columns_as_another_reader_finds_them(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_unit_without_rows_is_a_unit(tmp_path: Path) -> None:
-    store = make(tmp_path / "s", keep=Above(1e9))
+    store = make(tmp_path / "s", keep="above:1e9")
     assert store.status().complete
     assert pl.scan_parquet(store.folder / "*.parquet").collect().shape == (0, 5)
 
 
 def test_manifest(tmp_path: Path) -> None:
-    store = make(tmp_path / "s", [10], keep=Above(0.0))
+    store = make(tmp_path / "s", [10], keep="above:1")
     manifest = store.manifest(10)
     assert manifest["ranks"] == [100, 105]
     assert manifest["sets"] == 5
