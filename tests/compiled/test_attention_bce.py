@@ -23,34 +23,6 @@ def graph_of(n: int) -> MultiGraph:
     return random_graph(n, {"other": 7, "a": 5 * n}).extend(1)
 
 
-CASES = [(80, "bf16", 20, "softmax")]
-MORE = [
-    (90, "bf16", 64, "softmax"),
-    (80, "fp32", 20, "sigmoid"),
-    *((80, "bf16", d, link) for d in (16, 32, 64, 128, 256) for link in ("softmax", "sigmoid")),
-    *((80, "fp16", d, "softmax") for d in (20, 64)),
-    *((80, "fp32", d, "softmax") for d in (16, 64, 128)),
-    *((89, "bf16", d, "softmax") for d in (20, 64, 128)),
-]
-
-
-@pytest.mark.parametrize(
-    ("arch", "dtype", "d", "link"), [*CASES, *(pytest.param(*case, marks=pytest.mark.tile(i)) for i, case in enumerate(MORE))]
-)
-def test_every_non_edge(arch: int, dtype: str, d: int, link: str) -> None:
-    graph = graph_of(70)
-    rows = torch.tensor([3, 0, 17, 17, 69, *range(20, 50)])
-
-    def through(module: Any) -> Any:
-        def f(q: Tensor, k: Tensor) -> Tensor:
-            return module.attention_bce(q, k, graph, "a", rows=rows, link=link, num_prefix=1, reduction="none")
-
-        return f
-
-    q, k = (x.detach() for x in leaves((72, d), (72, d), dtype=DTYPES[dtype]))
-    assert_on_chip(arch, through(cellattn), through(reference), q, k, kernels=["bce_rows_fwd_kernel_dense"], parts=True)
-
-
 def with_drawn_negatives(
     graph: MultiGraph, relation: str, rows: Tensor | None, count: int | float, *, link: str, num_prefix: int
 ) -> tuple[Any, Any]:
@@ -88,3 +60,107 @@ def with_drawn_negatives(
         return torch.where(edges.any(-1), -bce.sum(-1), 0)
 
     return op, definition
+
+
+CASES = [(80, "bf16", 20, "softmax")]
+MORE = [
+    (90, "bf16", 64, "softmax"),
+    (80, "fp32", 20, "sigmoid"),
+    *((80, "bf16", d, link) for d in (16, 32, 64, 128, 256) for link in ("softmax", "sigmoid")),
+    *((80, "fp16", d, "softmax") for d in (20, 64)),
+    *((80, "fp32", d, "softmax") for d in (16, 64, 128)),
+    *((89, "bf16", d, "softmax") for d in (20, 64, 128)),
+]
+
+
+@pytest.mark.parametrize(
+    ("arch", "dtype", "d", "link"), [*CASES, *(pytest.param(*case, marks=pytest.mark.tile(i)) for i, case in enumerate(MORE))]
+)
+def test_every_non_edge(arch: int, dtype: str, d: int, link: str) -> None:
+    graph = graph_of(70)
+    rows = torch.tensor([3, 0, 17, 17, 69, *range(20, 50)])
+
+    def through(module: Any) -> Any:
+        def f(q: Tensor, k: Tensor) -> Tensor:
+            return module.attention_bce(q, k, graph, "a", rows=rows, link=link, num_prefix=1, reduction="none")
+
+        return f
+
+    q, k = (x.detach() for x in leaves((72, d), (72, d), dtype=DTYPES[dtype]))
+    assert_on_chip(arch, through(cellattn), through(reference), q, k, kernels=["bce_rows_fwd_kernel_dense"], parts=True)
+
+
+@pytest.mark.parametrize("count", [9, 2.0], ids=["a row", "a ratio"])
+@pytest.mark.parametrize(
+    ("arch", "dtype", "d", "link"),
+    [
+        (80, "bf16", 20, "softmax"),
+        *(
+            pytest.param(*case, marks=pytest.mark.tile(i))
+            for i, case in enumerate(
+                [
+                    (80, "bf16", 20, "sigmoid"),
+                    *((80, "bf16", d, "softmax") for d in (1, 32, 64, 100, 128)),
+                    *((80, "fp16", d, "softmax") for d in (20, 64)),
+                    *((80, "fp32", d, "softmax") for d in (20, 128)),
+                    *((89, "bf16", d, "softmax") for d in (20, 64, 128)),
+                    (90, "bf16", 64, "softmax"),
+                ]
+            )
+        ),
+    ],
+)
+def test_drawn_negatives(arch: int, dtype: str, d: int, link: str, count: int | float) -> None:
+    """The same on both sides; repeatedly drawn ones too. Scores of some 3 make rows with a sharp entry and rows without."""
+    op, definition = with_drawn_negatives(graph_of(70), "a", None, count, link=link, num_prefix=1)
+    q, k = (x.detach() for x in leaves((72, d), (72, d), dtype=DTYPES[dtype]))
+    kernels = ["nonedges_kernel", "bce_rows_fwd_kernel_edges", "bce_rows_bwd_kernel_edges_dq", "bce_rows_bwd_kernel_edges_dk"]
+    assert_on_chip(arch, op, definition, 3 * q, k, kernels=kernels, parts=True)
+
+
+@pytest.mark.parametrize("rows", [[4, 4, 0, 4], [60, 2, 17]], ids=["repeated", "chosen"])
+@pytest.mark.parametrize("num_prefix", [0, pytest.param(3, marks=pytest.mark.tile(0))])
+@pytest.mark.parametrize("drawn", [False, True], ids=["dense", "drawn"])
+def test_chosen_and_repeated_rows(rows: list[int], num_prefix: int, drawn: bool) -> None:
+    graph, chosen = graph_of(70), torch.tensor(rows)
+
+    def through(module: Any) -> Any:
+        return lambda q, k: module.attention_bce(q, k, graph, "a", rows=chosen, num_prefix=num_prefix, reduction="none")
+
+    op, definition = through(cellattn), through(reference)
+    if drawn:
+        op, definition = with_drawn_negatives(graph, "a", chosen, 5, link="softmax", num_prefix=num_prefix)
+    q, k = (x.detach() for x in leaves((2, 71 + num_prefix, 20), (2, 71 + num_prefix, 20), dtype=torch.bfloat16))
+    assert_on_chip(80, op, definition, q, k, kernels=["bce_rows_fwd_kernel_edges", "bce_rows_bwd_kernel_dq"], parts=True)
+
+
+@pytest.mark.parametrize("link", ["softmax", pytest.param("sigmoid", marks=pytest.mark.tile(0))])
+@pytest.mark.parametrize("rows", [None, pytest.param([0, 5, 0], marks=pytest.mark.tile(1))], ids=["every row", "chosen"])
+def test_hubs(rows: list[int] | None, link: str) -> None:
+    """A row and a column that have every gene, whose entries take several steps; rows without edges."""
+    n = 170
+    everyone = torch.arange(n)
+    hub = torch.stack([torch.zeros_like(everyone), everyone])[:, :160]
+    graph = MultiGraph.from_edge_index({"a": hub}, n, undirected=True)
+    options: dict[str, Any] = {"rows": None if rows is None else torch.tensor(rows), "link": link, "reduction": "none"}
+
+    def through(module: Any) -> Any:
+        return lambda q, k: module.attention_bce(q, k, graph, "a", **options)
+
+    q, k = (x.detach() for x in leaves((n, 20), (n, 20), dtype=torch.bfloat16))
+    assert_on_chip(80, through(cellattn), through(reference), q, k, kernels=["bce_rows_bwd_kernel_edges_dk"], parts=True)
+
+
+@pytest.mark.parametrize(
+    "tokens", [2, pytest.param(64, marks=pytest.mark.tile(0)), pytest.param(258, marks=pytest.mark.tile(1))]
+)
+def test_awkward_numbers_of_tokens(tokens: int) -> None:
+    """As many genes and one prefix token: one gene, a tile less one, and one more than several."""
+    n = tokens - 1
+    graph = random_graph(n, {"a": 3 * n})
+
+    def through(module: Any) -> Any:
+        return lambda q, k: module.attention_bce(q, k, graph, "a", num_prefix=1, reduction="none")
+
+    q, k = (x.detach() for x in leaves((tokens, 20), (tokens, 20), dtype=torch.bfloat16))
+    assert_on_chip(80, through(cellattn), through(reference), q, k, kernels=["bce_rows_fwd_kernel_dense"], parts=True)

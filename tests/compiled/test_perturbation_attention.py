@@ -8,11 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
+import cellattn
+from cellattn import reference
 from cellattn.kernels import perturbation_attention as kernels
 
 from .. import ptx
 from ..bounds import assert_within, with_bounds
 from ..interpreter.test_perturbation_attention import BATCHES, SCALE, correction, inputs, ragged
+from .check import assert_on_chip
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 CASES = [(80, "bf16", 20, 20, batch) for batch in ("ordinary", "empty sets", "one gene in many sets", "no entries")]
@@ -42,3 +45,28 @@ def test_values_and_gradients(arch: int, dtype: str, d: int, v: int, batch: str)
     for name, a, again, b in zip(("z", "dquery", "dkey", "dvalue", "dlse", "doverride"), *runs, wanted, strict=True):
         assert torch.equal(a, again), f"{name} depends on the order of the CTAs"
         assert_within(a, b, name)
+
+
+WITH_ENTRIES = ["empty sets", "one gene in many sets", "every gene"]
+
+
+@pytest.mark.parametrize("name", ["ordinary", *(pytest.param(x, marks=pytest.mark.tile(0)) for x in WITH_ENTRIES)])
+@pytest.mark.parametrize("arch", [80, pytest.param(90, marks=pytest.mark.tile(1))])
+def test_public_function(name: str, arch: int) -> None:
+    """Attention and its correction, held to the sum of both.
+
+    A value is overridden by taking out what attention put in, so that the errors of both parts are there though the result
+    may be 0. So the definition here is that sum; that it equals attention of overridden values, tests/ops shows in float64.
+    """
+    index, ptr = ragged(BATCHES[name])
+    query, key, value, _, override = inputs((2,), index, ptr, 20, 20, torch.bfloat16)
+
+    def op(query: Tensor, key: Tensor, value: Tensor, override: Tensor) -> Tensor:
+        return cellattn.perturbation_attention(query, key, value, index, ptr, override, scale=SCALE)
+
+    def definition(query: Tensor, key: Tensor, value: Tensor, override: Tensor) -> Tensor:
+        z, lse = reference.attention(query, key, value, scale=SCALE)
+        return z + correction(query, key, value, lse, override, index=index, ptr=ptr)
+
+    kernels = ["attention_fwd_kernel", "perturbation_attention_fwd_kernel", "perturbation_attention_bwd_kernel_genes"]
+    assert_on_chip(arch, op, definition, query, key, value, override, kernels=kernels, parts=True)
