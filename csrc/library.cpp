@@ -10,6 +10,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(cellattn, m) {
       "SymInt num_hops, bool mixed, bool incoming, bool outgoing) -> Tensor");
   m.def("unpack_words(Tensor words, SymInt num_sets) -> Tensor");
   m.def("pack_words(Tensor keep) -> Tensor");
+  m.def("bit_spmm(Tensor words, Tensor? rows, Tensor x) -> Tensor");
   m.def("edge_words(Tensor rowptr, Tensor col, Tensor words) -> Tensor");
   m.def("induced_sizes(Tensor rowptr, Tensor col, Tensor words, SymInt num_sets) -> (Tensor, Tensor, Tensor)");
   m.def(

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+_PACKED = 1 << 22  # entries that are turned into bits together, at most
 SEGMENT = 1024  # entries of a row or column that one GPU program walks at most; why so many stands in kernels/row_dot.py
 
 
@@ -71,6 +72,13 @@ class Segments(NamedTuple):
     offset: tuple[int, ...]  # [K + 1], on the host: relation r has the segments offset[r] to offset[r + 1]
 
 
+class Bits(NamedTuple):
+    """A relation as one bit a pair: bit j % 64 of by_row[i, j // 64] is A[i, j] > 0; by_column is the same of Aᵀ."""
+
+    by_row: Tensor  # int64 [N, ceil(N / 64)]
+    by_column: Tensor
+
+
 class Targets(NamedTuple):
     """Constants of the rows t_ij = w_ij / sum_j w_ij."""
 
@@ -87,6 +95,20 @@ def cut_rows(degree: Tensor, num_nodes: int, longest: int = SEGMENT) -> Segments
     torch.cumsum(count, 0, out=ptr[1:])
     row = torch.arange(count.numel(), device=count.device).repeat_interleave(count)
     return Segments(ptr, row, tuple(ptr[::num_nodes].tolist()))
+
+
+def bits_of(rowptr: Tensor, col: Tensor, num_nodes: int) -> Bits:
+    """Pack the entries of one relation, some rows at a time: there may be as many as pairs."""
+    words = [torch.zeros(num_nodes * ((num_nodes + 63) // 64), dtype=torch.int64, device=col.device) for _ in range(2)]
+    step = max(_PACKED // num_nodes, 1)
+    for begin in range(0, num_nodes, step):
+        ptr = rowptr[begin : begin + step + 1]
+        target = col[int(ptr[0]) : int(ptr[-1])].long()
+        source = torch.arange(begin, begin + ptr.numel() - 1, device=col.device).repeat_interleave(ptr.diff())
+        for out, i, j in ((words[0], source, target), (words[1], target, source)):
+            place = i * (out.numel() // num_nodes) + (j >> 6)
+            out.index_add_(0, place, torch.ones_like(j) << (j & 63))  # each bit once, so adding sets it
+    return Bits(*(x.view(num_nodes, -1) for x in words))
 
 
 def spread(value: Tensor, ptr: Tensor) -> Tensor:

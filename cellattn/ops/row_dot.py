@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..graph import MultiGraph
+from ..graph import Bits, MultiGraph
 from ._csr import spmm, take_rows
 from ._operator import keep_missing_grads, operator, refuse_double_backward
 from ._rows import take
 from .attention import accumulation_dtype
+from .bit_sum import bit_sum
 
 
 def row_dot(
@@ -42,6 +43,36 @@ def row_dot(
     Returns:
         y [..., M], the rows of tie after tie, float32 (float64 for float64 inputs). Arguments are checked by the caller.
     """
+    dense = [graph.bits(relation) for relation, _ in ties]
+    if any(dense):
+        return torch.cat(
+            [
+                row_dot_csr(q, k, graph, [tie], [genes], num_prefix=num_prefix)
+                if bits is None
+                else _row_dot_bits(q[..., tie[1], :, :], k[..., tie[1], :, :], bits, genes, num_prefix)
+                for tie, genes, bits in zip(ties, rows, dense, strict=True)
+            ],
+            -1,
+        )
+    return row_dot_csr(q, k, graph, ties, rows, num_prefix=num_prefix)
+
+
+def _row_dot_bits(q: Tensor, k: Tensor, bits: Bits, genes: Tensor | None, num_prefix: int) -> Tensor:
+    """q, k [..., T, D] of one head -> [..., R]"""
+    kbar = bit_sum(take(k, -2, None, num_prefix), *bits, genes)
+    return (take(q, -2, genes, num_prefix).to(kbar.dtype) * kbar).sum(-1)
+
+
+def row_dot_csr(
+    q: Tensor,
+    k: Tensor,
+    graph: MultiGraph,
+    ties: Sequence[tuple[str, int]],
+    rows: Sequence[Tensor | None],
+    *,
+    num_prefix: int,
+) -> Tensor:
+    """`row_dot` along the CSR rows, of any density."""
     relations = [graph.relation_id(relation) for relation, _ in ties]
     heads = [head for _, head in ties]
     lengths = [graph.num_nodes if index is None else index.numel() for index in rows]

@@ -82,6 +82,10 @@ def right_arguments(draw: Draw) -> dict[str, Arguments]:
         "unpack_words": {"words": words, "num_sets": num_sets},
         "pack_words": {"keep": torch.rand(num_sets, n) < 0.5},
         "edge_words": {**one, "words": words},
+        "bit_spmm": {
+            "words": words, "rows": draw.of([None, torch.randint(n, (5,), generator=draw.g)]),
+            "x": torch.randn(num_sets, draw.of([0, 1, 20, 33])),
+        },
         "induced_sizes": {**stack, "words": words, "num_sets": num_sets},
         "induced_write": {
             **stack, "words": words, "seed_words": words.clone(), "node_ptr": node_ptr, "edge_ptr": edge_ptr,
@@ -216,6 +220,9 @@ def check_result(operator: str, arguments: Arguments, result: Any) -> None:
         assert result.shape[1] == -(-num_sets // 64)
         for b in range(num_sets, 64 * result.shape[1]):
             assert not ((result[:, b // 64] >> (b % 64)) & 1).any(), "bits past the last sample"
+    if operator == "bit_spmm":
+        rows = arguments["rows"]
+        assert result.shape == (arguments["words"].shape[0] if rows is None else rows.numel(), arguments["x"].shape[1])
     if operator == "induced_sizes":
         for pointers in (result[0][None], result[1]):
             assert (pointers[:, 0] == 0).all()

@@ -51,6 +51,7 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     seeds, sets_ptr = random_sets(N, 70)
     one = g.rowptr("a"), g.col("a")
     words = OPS.set_words(seeds, sets_ptr, N, False)
+    words_by_column = OPS.pack_words(OPS.unpack_words(words, 70).t().contiguous())
     node_ptr, edge_ptr, offsets = OPS.induced_sizes(rowptr, col, words, 70)
     room = edge_ptr[:, -1].tolist()
     places = [torch.zeros(int(node_ptr[-1]), dtype=dtype) for dtype in (torch.int64, torch.bool)]
@@ -83,6 +84,10 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
             (torch.ones(2, 2 * N).double(), q.detach(), torch.ones(2, 2 * N, 8).double(), *g.stacked_by_column(),
              *cut_columns, [0, 1], [2, 0], None, [N, N], 1),
         ),
+        "bit_spmm": (OPS.bit_spmm, (words, None, torch.rand(70, 8))),
+        "bit_spmm rows": (OPS.bit_spmm, (words, torch.tensor([3, 0]), torch.rand(70, 8))),
+        "bit_sum": (OPS.bit_sum, (leaves((2, 70, 3))[0], words, words_by_column, None)),
+        "bit_sum rows": (OPS.bit_sum, (leaves((70, 3))[0], words, words_by_column, torch.tensor([3, 0, 3]))),
         "bce_rows": (OPS.bce_rows, (q1, k1, lse1, *problem, *every, 0, 1, 0.3, True)),
         "bce_rows all": (OPS.bce_rows, (q1, k1, lse1, *problem[:-1], None, *every, 0, 1, 0.3, True)),
         "bce_rows sampled": (OPS.bce_rows, (q1, k1, lse1, *problem, *drawn, 0, 1, 0.3, True)),
