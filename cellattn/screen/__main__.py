@@ -9,17 +9,24 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from ..data._table import Table
+from ..data.dataset import PerturbationDataset
+from ..data.readers import read_interactions
+from ..genes import GeneList
 from .engines import ENGINES
+from .filters import DistanceFilter, LabelFilter, PairFilter
 from .keep import BY, Bins
-from .members import Model, function_of
+from .members import Model, function_of, members_of, names_of
 from .merge import merge
 from .run import screen, status
 from .scorers import DTYPES
+from .sets import Filter, SetSpace, read_roster
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 
@@ -44,12 +51,16 @@ def _run(given: argparse.Namespace) -> int:
     if given.model is not None:
         make = function_of(given.model)
         models = [make(path) for path in given.checkpoints] if given.checkpoints else [make()]
+    members = members_of(models, given.graph)
+    told = None if given.names is None else read_roster(given.names)
+    names, _ = names_of(members, told)
+    sets = None if given.sets is None else SetSpace.from_file(given.sets, names, types=given.types[0])
     found = screen(
-        models,
-        given.graph,
+        members,
         out=given.out,
-        genes=None if given.genes is None else read_names(given.genes),
-        order=given.order,
+        sets=sets,
+        **({} if sets is not None else _combined(given, names)),
+        support=None if given.support is None else read_measured(given.support, names),
         keep=given.keep,
         by=given.by,
         bins=None if given.bins is None else _bins(given.bins),
@@ -57,7 +68,7 @@ def _run(given: argparse.Namespace) -> int:
         unit=given.unit,
         shard=given.shard,
         engine=given.engine,
-        names=None if given.names is None else read_names(given.names),
+        names=told,
         phenotype=given.phenotype,
         dtype=None if given.dtype is None else _DTYPES[given.dtype],
         device=given.device.split(","),
@@ -82,10 +93,49 @@ def _merge(given: argparse.Namespace) -> int:
     return 0
 
 
-def read_names(path: Path) -> list[str]:
-    """Gene names, one a line; what follows a tab or a # is not read, nor are empty lines."""
-    names = [line.split("#")[0].split("\t")[0].strip() for line in path.read_text().splitlines()]
-    return [name for name in names if name]
+def _combined(given: argparse.Namespace, names: GeneList) -> dict[str, Any]:
+    """Arguments of `screen` that say which combinations, and which of them stay."""
+    rosters = []
+    for text in given.genes or ():
+        path, colon, count = text.rpartition(":")
+        crossed = bool(colon) and count.isdecimal()
+        rosters.append((list(read_roster(path if crossed else text)), int(count) if crossed else None))
+    if len(rosters) > 1 and any(count is None for _, count in rosters):
+        raise ValueError("genes: expected FILE:N for each of several rosters, N of its genes in a set")
+    filters: list[Filter] = [
+        PairFilter(names, [(a, b) for a, b in _fields(path, 2)], which=which)
+        for which, paths in (("none", given.apart), ("any", given.together))
+        for path in paths
+    ]
+    if given.labels is not None:
+        labels: dict[str, list[str]] = {}
+        for gene, label in _fields(given.labels, 2):
+            labels.setdefault(gene, []).append(label)
+        filters.append(LabelFilter(names, labels))
+    if given.positions is not None:
+        places = {gene: (chromosome, int(at)) for gene, chromosome, at in _fields(given.positions, 3)}
+        filters.append(DistanceFilter(names, places, distance=given.distance))
+    only = rosters[0][0] if len(rosters) == 1 and rosters[0][1] is None else rosters or None
+    types = given.types[0] if len(given.types) == 1 else given.types
+    return {"genes": only, "order": given.order, "types": types, "filters": filters, "unmeasured": given.unmeasured}
+
+
+def _fields(path: Path, number: int) -> Iterator[list[str]]:
+    """The lines of a file of so many columns, tabs between them; # begins a comment."""
+    for place, line in enumerate(path.read_text().splitlines(), 1):
+        fields = [field.strip() for field in line.split("#")[0].rstrip().split("\t")]
+        if fields != [""]:
+            if len(fields) != number:
+                raise ValueError(f"{path}:{place}: expected {number} columns with tabs between them, got {line!r}")
+            yield fields
+
+
+def read_measured(path: Path, names: GeneList) -> PerturbationDataset:
+    """Measured sets of a table (gene_a, gene_b, ..., score); lines without a score, or with a gene twice, are out."""
+    header = Table(path, "\t").header
+    genes = [column for column in header if column.startswith("gene")]
+    table = read_interactions(path, names, gene_columns=genes or ("gene_a", "gene_b"), missing="drop", repeated="drop")
+    return PerturbationDataset.from_interactions(table)
 
 
 def _bins(text: str) -> Bins:
@@ -106,8 +156,22 @@ def _parser() -> argparse.ArgumentParser:
     add = run.add_argument
     add("checkpoints", nargs="*", type=Path, metavar="CHECKPOINT", help="files of cellattn.checkpoint; several are an ensemble")
     add("--out", type=Path, required=True, metavar="FOLDER", help="of the screen; one that is there is gone on with")
-    add("--genes", type=Path, metavar="FILE", help="the roster: names, one a line (default: all genes of the model)")
+    add("--genes", action="append", metavar="FILE[:N]", help="the roster, a name a line (default: all); or several, N of each")
     add("--order", type=int, default=2, metavar="K", help="genes of a set, 1 to 4 (%(default)s)")
+    add("--sets", type=Path, metavar="FILE", help="the sets themselves, a line each, tabs between the names")
+    add("--types", nargs="+", default=["deleted"], metavar="T", help="what is done to a gene; of several, each (%(default)s)")
+    add("--apart", type=Path, action="append", default=[], metavar="FILE", help="pairs of which no set may hold one")
+    add("--together", type=Path, action="append", default=[], metavar="FILE", help="pairs of which a set has to hold one")
+    add("--labels", type=Path, metavar="FILE", help="gene, label: no two genes of a set share one (a complex, an arm)")
+    add("--positions", type=Path, metavar="FILE", help="gene, chromosome, base: no two genes are closer than --distance")
+    add("--distance", type=float, default=20_000, metavar="BASES", help="see --positions (%(default)s)")
+    add(
+        "--support",
+        type=Path,
+        metavar="TABLE",
+        help="measured sets (gene_a, gene_b, ..., score): how many share its genes",
+    )
+    add("--unmeasured", action="store_true", help="leave out sets that --support has measured")
     add("--graph", type=Path, metavar="FILE", help="of MultiGraph.save (default: the one that a checkpoint names)")
     add("--names", type=Path, metavar="FILE", help="of all genes of the model, one a line, where no other file has them")
     add("--model", metavar="MODULE:FUNCTION", help="makes your own module, called with each CHECKPOINT, or once without")

@@ -14,6 +14,7 @@ from ..data.dataset import PERTURBATION_TYPES
 from ..genes import GeneList
 from .agreement import Agreement
 from .keep import Keep, score_of
+from .measured import MeasuredSets
 from .members import Member
 from .scorers import Scorer
 from .store import Unit
@@ -22,7 +23,7 @@ CHUNK = 1 << 16  # ranks that are scored at a time, between which a run can be i
 
 
 class Sets(Protocol):
-    """Sets of genes, counted by rank. Those that a filter forbids have one too, and are left out where sets are made."""
+    """Sets of genes, counted by rank; see `SetSpace`."""
 
     order: int
     total: int
@@ -67,6 +68,7 @@ class Job:
         keep: which rows to keep.
         tables: makes empty ones.
         options: of `make_scorer`.
+        measured: whose support each kept row gets; None: it gets none.
     """
 
     sets: Sets
@@ -76,6 +78,7 @@ class Job:
     keep: Keep
     tables: Callable[[], Tables]
     options: dict[str, Any]
+    measured: MeasuredSets | None = None
 
     def __post_init__(self) -> None:
         self._scorers: list[Scorer] | None = None
@@ -123,7 +126,7 @@ class Job:
         raise FloatingPointError(f"{self.members[member].name} predicts {float(scores[member, row])} for {{{named}}}")
 
     def _frame(self, rows: _Rows) -> pl.DataFrame:
-        kept = rows.all(self.sets.order)
+        kept = rows.all(_Part.empty(*self.sets.block(0, 0)))
         names = pl.Series([self.names[gene] for gene in self.roster.tolist()], dtype=pl.String)
         categories = names.cast(pl.Enum(names))
         position = torch.full((len(self.names),), -1).index_put_((self.roster,), torch.arange(len(self.roster)))
@@ -137,6 +140,11 @@ class Job:
         columns["mean"], columns["sd"] = kept.mean.float().numpy(), kept.sd.float().numpy()
         if len(self.members) > 1:
             columns["min"], columns["max"] = kept.low.float().numpy(), kept.high.float().numpy()
+        if self.measured is not None:
+            for place, count in enumerate(self.measured.support(kept.genes).unbind(1)):
+                columns[f"share{place + 1}"] = count.to(torch.int32).numpy()
+            if self.measured.range is not None:
+                columns["outside"] = self.measured.outside(kept.mean, phenotype=self.options["phenotype"]).numpy()
         return pl.DataFrame(columns)
 
 
@@ -155,6 +163,11 @@ class _Part(NamedTuple):
     sd: Tensor
     low: Tensor
     high: Tensor
+
+    @classmethod
+    def empty(cls, rank: Tensor, genes: Tensor, types: Tensor | None) -> _Part:
+        """Of no rows."""
+        return cls(rank, genes, types, *(torch.empty(0, dtype=torch.float64) for _ in range(4)))
 
     def take(self, at: Tensor) -> _Part:
         return _Part(*(None if x is None else x[at] for x in self))  # type: ignore[arg-type]
@@ -189,12 +202,10 @@ class _Rows:
             self.parts, self.held = [best], len(score)
             self.between = float(score[self.keep.size - 1]), float(score[-self.keep.size])
 
-    def all(self, order: int) -> _Part:
-        """What is kept of all that was added."""
+    def all(self, nothing: _Part) -> _Part:
+        """What is kept of all that was added; nothing where nothing was."""
         if not self.parts:
-            empty = torch.empty(0, dtype=torch.float64)
-            none = torch.empty(0, dtype=torch.int64)
-            return _Part(none, none.view(0, order), None, empty, empty, empty, empty)
+            return nothing
         return self._trimmed()
 
     def _score(self, part: _Part) -> Tensor:

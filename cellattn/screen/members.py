@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,6 @@ from ..graph import MultiGraph
 from ..nn import PairwiseInteraction
 from .scorers import Scorer, make_scorer
 
-Model = nn.Module | str | os.PathLike[str]
 Path_ = str | os.PathLike[str]
 
 
@@ -64,24 +63,30 @@ class Member:
         )  # fmt: skip
 
 
+Model = nn.Module | str | os.PathLike[str] | Member
+
+
 def members_of(models: Model | Sequence[Model], graph: MultiGraph | Path_ | None = None) -> list[Member]:
     """The ensemble.
 
     Args:
-        models: files that `checkpoint.save` wrote, and modules; one or several.
+        models: files that `checkpoint.save` wrote, and modules; one or several. Members are returned as they are.
         graph: what all of them are called with, or its file; None: each with the graph that its file names.
 
     Raises:
         FileNotFoundError: a file is not there. ValueError: one is damaged, or belongs to another graph.
     """
-    several = [models] if isinstance(models, str | os.PathLike | nn.Module) else list(models)
+    several = [models] if isinstance(models, str | os.PathLike | nn.Module | Member) else list(models)
     require(len(several) > 0, "models: expected at least one, got none")
     if isinstance(graph, str | os.PathLike):
         graph = MultiGraph.load(graph)
     if graph is not None and not isinstance(graph, MultiGraph):
         raise TypeError(f"graph: expected a MultiGraph, its file or None, got {describe(graph)}")
-    members = [_from_module(model, graph) if isinstance(model, nn.Module) else _from_file(model, graph) for model in several]
-    members = [replace(member, name=name) for member, name in zip(members, _distinct(members, several), strict=True)]
+    if all(isinstance(model, Member) for model in several):
+        return cast(list[Member], several)
+    given = cast(Sequence[nn.Module | Path_], several)
+    members = [_from_module(x, graph) if isinstance(x, nn.Module) else _from_file(x, graph) for x in given]
+    members = [replace(member, name=name) for member, name in zip(members, _distinct(members, given), strict=True)]
     digests = [member.digest for member in members]
     for position, digest in enumerate(digests):
         first = digests.index(digest)
@@ -89,11 +94,11 @@ def members_of(models: Model | Sequence[Model], graph: MultiGraph | Path_ | None
     return members
 
 
-def _distinct(members: Sequence[Member], models: Sequence[Model]) -> list[str]:
+def _distinct(members: Sequence[Member], models: Sequence[nn.Module | Path_]) -> list[str]:
     """Names that tell members apart: with the folders of their files, or numbered, where they are alike."""
     names = [member.name for member in members]
     if len(set(names)) < len(names):
-        folders = [None if isinstance(model, nn.Module) else Path(model).absolute().parent.name for model in models]
+        folders = [None if isinstance(x, nn.Module) else Path(x).absolute().parent.name for x in models]
         names = [name if folder is None else f"{folder}/{name}" for name, folder in zip(names, folders, strict=True)]
     if len(set(names)) < len(names):
         names = [f"{name} {position + 1}" for position, name in enumerate(names)]
@@ -159,11 +164,16 @@ def names_of(members: Sequence[Member], names: GeneList | Sequence[str] | None =
         raise ValueError(f"{first}: expected names of {size} genes, got {len(agreed)}")
     notes: list[str] = []
     for source, found in sources.items():
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            require_same_genes(agreed, found, what=(first, source))
-        notes.extend(str(one.message) for one in caught)
+        notes += compare(agreed, found, (first, source))
     return agreed, notes
+
+
+def compare(a: GeneList | None, b: GeneList | None, what: tuple[str, str]) -> list[str]:
+    """`require_same_genes`, whose warning, that one of them has no names, is returned."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        require_same_genes(a, b, what=what)
+    return [str(one.message) for one in caught]
 
 
 def function_of(name: str) -> Callable[..., nn.Module]:

@@ -8,19 +8,23 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from .._check import describe, require, require_choice, require_count
+from ..data.dataset import PerturbationDataset
 from ..genes import GeneList
 from ..graph import MultiGraph
-from .combinations import Combinations
 from .engines import ENGINES, compute
+from .filters import UnmeasuredFilter
 from .job import Job
 from .keep import Bins, Keep, Tables
-from .members import Model, Path_, members_of, names_of
+from .measured import MeasuredSets
+from .members import Model, Path_, compare, members_of, names_of
 from .scorers import DTYPES
+from .sets import Filter, Roster, SetSpace, Types
 from .store import Status, Store, shard_of
 
 _SMALLEST, _LARGEST = 1 << 12, 1_000_000  # ranks of a unit, if not said otherwise
@@ -31,8 +35,13 @@ def screen(
     graph: MultiGraph | Path_ | None = None,
     *,
     out: str | os.PathLike[str],
-    genes: Sequence[str] | None = None,
+    genes: Roster | Sequence[tuple[Roster, int]] | None = None,
     order: int = 2,
+    types: Types = "deleted",
+    filters: Sequence[Filter] = (),
+    sets: SetSpace | None = None,
+    support: PerturbationDataset | None = None,
+    unmeasured: bool = False,
     keep: str = "top:10000",
     by: str = "mean",
     bins: Bins | None = None,
@@ -53,8 +62,15 @@ def screen(
         models: files that `cellattn.checkpoint.save` wrote, and modules; several are an ensemble.
         graph: what the models are called with, or its file; None: each with the graph that its file names.
         out: the folder. One that is there has to be of the same screen; what is whole in it stays as it is.
-        genes: the roster: names of the genes of which sets are made; None: all.
-        order: genes of a set, 1 to 4.
+        genes: the roster: names of the genes of which sets are made; None: all. Or several rosters, each with the number of its
+            genes in a set: [(kinases, 1), (phosphatases, 2)].
+        order: genes of a set, 1 to 4; that of several rosters follows from them.
+        types: what is done to genes, see `SetSpace.combinations`.
+        filters: which sets stay, see `cellattn.screen.PairFilter` and its like.
+        sets: all of that, made beforehand, in its place; such as the lines of a file.
+        support: measured sets. Kept rows say how many of them share exactly 1, 2, ... of their genes ("share1", ...), and
+            whether their mean is "outside" the measured values, which have to be in the units of the predictions.
+        unmeasured: leave out sets that `support` has measured.
         keep: rows: "all"; "top:K", K at either end; "above:x", those with |score| of at least x.
         by: what that score is, and what the ranking is by: "mean" over the models, or "certainty", mean / sd.
         bins: of the histogram of means; 1,600 from -8 to 8 by default, as for phenotypes in standard deviations.
@@ -86,7 +102,19 @@ def screen(
     rule, bins, thresholds = Keep(keep, by), bins or Bins(), tuple(thresholds)
     members = members_of(models, graph)
     agreed, notes = names_of(members, names)
-    sets = Combinations(agreed, genes, order=order)
+    measured = None
+    if support is not None:
+        notes += compare(agreed, support.names, ("models", "support"))
+        measured = MeasuredSets.of(support)
+    else:
+        require(not unmeasured, "unmeasured: expected support, which says what was measured, got None")
+    if sets is None:
+        more = [] if not unmeasured or measured is None else [UnmeasuredFilter(measured)]
+        sets = space_of(agreed, genes, order, types, [*filters, *more])
+    else:
+        alone = genes is None and not filters and not unmeasured and types == "deleted"
+        require(alone, "sets: expected no genes, types, filters or unmeasured beside it")
+        compare(agreed, sets.names, ("models", "sets"))
     plan = {
         "total": sets.total,
         "unit": unit or unit_size(sets.total),
@@ -101,6 +129,7 @@ def screen(
         "thresholds": thresholds,
         "phenotype": phenotype,
         "dtype": "of the model" if dtype is None else str(dtype).removeprefix("torch."),
+        "support": None if measured is None else _describe(measured),
         "genes": list(agreed),
     }
     store = Store.open(out, plan, labels={"models": [member.name for member in members]})
@@ -109,9 +138,22 @@ def screen(
     say = _Speaker(progress)
     for note in notes:
         say(note)
-    job = Job(sets, members, agreed, sets.roster, rule, tables, options)
+    job = Job(sets, members, agreed, sets.roster, rule, tables, options, measured)
     _work(store, job, engine, list(shard_of(store.num_units, chosen)), devices, say)
     return store.status()
+
+
+def space_of(
+    names: GeneList, genes: Roster | Sequence[tuple[Roster, int]] | None, order: int, types: Types, filters: Sequence[Filter]
+) -> SetSpace:
+    """Combinations of one roster, or of several crossed ones."""
+    if isinstance(genes, Sequence) and genes and isinstance(genes[0], tuple):
+        return SetSpace.crossed(names, genes, types=types, filters=filters)  # type: ignore[arg-type]
+    return SetSpace.combinations(names, order, roster=genes, types=types, filters=filters)  # type: ignore[arg-type]
+
+
+def _describe(measured: MeasuredSets) -> dict[str, Any]:
+    return {**measured.describe(), "range": None if measured.range is None else measured.range.tolist()}
 
 
 class _Speaker:

@@ -17,9 +17,10 @@ import pytest
 import torch
 
 from cellattn import MultiGraph, checkpoint
+from cellattn.data import GeneList, PerturbationDataset
 from cellattn.nn import CellTransformer, PairwiseInteraction
-from cellattn.screen import Bins, ScreenError, merge, screen, status
-from cellattn.screen.__main__ import main, read_names
+from cellattn.screen import Bins, ScreenError, SetSpace, merge, screen, status
+from cellattn.screen.__main__ import main
 from cellattn.screen.run import parse_shard, unit_size
 
 from ..conftest import ROOT
@@ -170,7 +171,7 @@ def cli(*words: str | Path) -> int:
 
 def test_three_lines(files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     roster = tmp_path / "roster.txt"
-    roster.write_text("# my genes\n" + "".join(f"{name}\tcomment\n" for name in NAMES[:12]))
+    roster.write_text("# my genes\n" + "".join(f"{name}\n" for name in NAMES[:12]))
     out = tmp_path / "s"
     assert cli(files[0], files[1], "--genes", roster, "--order", "3", "--out", out, "--unit", "50", "--shard", "0/2") == 0
     assert cli("status", out) == 3
@@ -306,8 +307,10 @@ def test_a_model_that_reads_no_graph_needs_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        pytest.param({"genes": ["Y01", "Y2"]}, "unknown value 'Y2'.*did you mean 'Y2", id="unknown gene"),
-        pytest.param({"genes": ["Y01", "Y02", "Y01"]}, "'Y01' .*(twice|positions 0 and 2)", id="repeated gene"),
+        pytest.param(
+            {"genes": ["Y01", "Y2"]}, "roster: 1 of its names .* not in the gene list: 'Y2' .nearest: 'Y", id="unknown gene"
+        ),
+        pytest.param({"genes": ["Y01", "Y02", "Y01"]}, "roster: 'Y01' stands more than once", id="repeated gene"),
         pytest.param({"order": 0}, "order: expected at least 1, got 0", id="order 0"),
         pytest.param({"order": 5}, "order: expected", id="order 5"),
         pytest.param({"shard": "0/0"}, "shard: expected n of at least 1 in i/n, got 0/0", id="no shards"),
@@ -359,7 +362,8 @@ def test_the_folder_of_another_screen_is_refused(files: list[Path], tmp_path: Pa
     before = {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()}
     for options, message in (
         ({"order": 3}, "total is 435 there and 4060 here"),
-        ({"genes": NAMES[::-1]}, r"sets\.roster\[0\] is 'Y00' there and 'Y29' here"),
+        ({"genes": NAMES[1:]}, "total is 435 there and 406 here"),
+        ({"types": "added"}, r"sets\.types is 'deleted' there and 'added' here"),
         ({"keep": "all"}, r"keep\.rule is 'top:10000' there and 'all' here"),
     ):
         with pytest.raises(ScreenError, match=f"is the folder of another screen: .*{message}"):
@@ -394,9 +398,69 @@ def test_command_line_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "go" in capsys.readouterr().out
 
 
-def test_read_names(tmp_path: Path) -> None:
-    (tmp_path / "r").write_text("YAL001C\tTFC3\n\n# all of it\nYBR002W # why\r\n")
-    assert read_names(tmp_path / "r") == ["YAL001C", "YBR002W"]
+def test_crossed_rosters_types_and_filters(tmp_path: Path) -> None:
+    """What the command line makes is what the same sets from Python give."""
+
+    def write(name: str, *lines: str) -> Path:
+        (tmp_path / name).write_text("\n".join(["# a comment", *lines]) + "\n")
+        return tmp_path / name
+
+    few, many, names = write("few", *NAMES[:4]), write("many", *NAMES[4:12]), write("names", *NAMES)
+    apart = write("apart", "Y00\tY04", "Y01\tY05")
+    labels = write("labels", *(f"{name}\tarm {i % 5}" for i, name in enumerate(NAMES)))
+    positions = write("positions", *(f"{name}\tI\t{1000 * i}" for i, name in enumerate(NAMES)))
+    words: list[str | Path] = ["--model", "tests.screen.stubs:Additive", "--names", names, "--keep", "all", "--quiet"]
+    crossed = ["--genes", f"{few}:1", "--genes", f"{many}:2"]
+    assert cli(*words, *crossed, "--apart", apart, "--labels", labels, "--out", tmp_path / "a") == 0
+    sets = {tuple(sorted((a, b, c))) for a in NAMES[:4] for b in NAMES[4:12] for c in NAMES[4:12] if b < c}
+    stay = {
+        s
+        for s in sets
+        if not {"Y00", "Y04"} <= set(s) and not {"Y01", "Y05"} <= set(s) and len({NAMES.index(x) % 5 for x in s}) == 3
+    }
+    rows = rows_of(tmp_path / "a").select(pl.col("^gene.$").cast(pl.String))
+    assert {tuple(sorted(row)) for row in rows.iter_rows()} == stay
+    assert len(rows) == len(stay) < len(sets)
+    words += ["--genes", few, "--types", "deleted", "overexpressed", "--positions", positions, "--distance", "1500"]
+    assert cli(*words, "--together", apart, "--out", tmp_path / "none") == 0
+    assert rows_of(tmp_path / "none").columns == ["rank", "gene1", "gene2", "type1", "type2", "mean", "sd"]
+    assert cli(*words, "--out", tmp_path / "b") == 0
+    typed = rows_of(tmp_path / "b").select(pl.col("^(gene|type).$").cast(pl.String))
+    assert len(typed) == 4 * 3  # of each of Y00 Y02, Y00 Y03, Y01 Y03
+    assert set(typed["type1"]) == {"deleted", "overexpressed"}
+    listed = write("sets", "Y03\tY01", "Y20\tY29")
+    assert cli(*words[:7], "--sets", listed, "--out", tmp_path / "c") == 0
+    assert rows_of(tmp_path / "c").select(pl.col("^gene.$").cast(pl.String)).rows() == [("Y01", "Y03"), ("Y20", "Y29")]
+
+
+def test_support(tmp_path: Path) -> None:
+    table = tmp_path / "measured.tsv"
+    table.write_text("gene_a\tgene_b\tscore\nY00\tY01\t-1.0\nY01\tY02\t0.5\nY05\tY06\t\n")
+    (tmp_path / "names").write_text("\n".join(NAMES) + "\n")
+    words: list[str | Path] = ["--model", "tests.screen.stubs:Additive", "--names", tmp_path / "names", "--support", table]
+    words += ["--keep", "all", "--unit", "100", "--quiet"]
+    assert cli(*words, "--out", tmp_path / "all") == 0
+    rows = rows_of(tmp_path / "all")
+    measured = [{"Y00", "Y01"}, {"Y01", "Y02"}]
+    for row in rows.with_columns(pl.col("^gene.$").cast(pl.String)).iter_rows(named=True):
+        shared = [len({row["gene1"], row["gene2"]} & other) for other in measured]
+        assert (row["share1"], row["share2"]) == (shared.count(1), shared.count(2))
+        assert row["outside"] == (not -1.0 <= row["mean"] <= 0.5)
+    assert cli(*words, "--unmeasured", "--out", tmp_path / "rest") == 0
+    assert rows_of(tmp_path / "rest").equals(rows.filter(pl.col("share2") == 0))
+    with pytest.raises(ScreenError, match="is the folder of another screen"):
+        screen(Additive(0), names=NAMES, out=tmp_path / "all", keep="all", unit=100, **QUIET)
+
+
+def test_support_of_other_genes_is_refused(tmp_path: Path) -> None:
+    data = PerturbationDataset.from_sets([[0, 1]], [0.1], num_genes=N, genes=GeneList([*NAMES[:3], "x", *NAMES[4:]]))
+    with pytest.raises(ValueError, match="got 'Y03' in the models and 'x' in the support at position 3"):
+        screen(Additive(0), names=NAMES, support=data, out=tmp_path / "s", **QUIET)
+    with pytest.raises(ValueError, match="unmeasured: expected support"):
+        screen(Additive(0), names=NAMES, unmeasured=True, out=tmp_path / "s", **QUIET)
+    sets = SetSpace.combinations(GeneList(NAMES), 2)
+    with pytest.raises(ValueError, match="sets: expected no genes, types, filters or unmeasured beside it"):
+        screen(Additive(0), names=NAMES, sets=sets, genes=NAMES[:3], out=tmp_path / "s", **QUIET)
 
 
 # ------------------------------------------------------------------------------------------------------- what is documented
