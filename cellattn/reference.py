@@ -7,7 +7,7 @@ float64; autograd gives the gradients. Shapes and meaning are documented where t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import log, sqrt
+from math import log, prod, sqrt
 from typing import Any
 
 import torch
@@ -17,10 +17,48 @@ from torch import Tensor
 from .graph import MultiGraph
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> tuple[Tensor, Tensor]:
-    """Softmax attention and its natural log-sum-exp."""
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention, its map dropped and rescaled, and its natural log-sum-exp."""
     scores = _scores(q, k, scale)
-    return scores.softmax(-1) @ v, scores.logsumexp(-1)
+    p = scores.softmax(-1)
+    if dropout_p > 0:
+        p = p * dropout_multiplier(p.shape, dropout_p, generator, device=q.device).to(p.dtype)
+    return p @ v, scores.logsumexp(-1)
+
+
+def dropout_multiplier(
+    shape: Sequence[int], dropout_p: float, generator: torch.Generator | None = None, *, device: torch.device | None = None
+) -> Tensor:
+    """What an attention map [..., Tq, Tk] is multiplied by: 0, or 1 / (1 - p) with p in steps of 2^-16; float64.
+
+    Draws as `attention` does, so that equal states of the generator give equal entries. Entry (h, i, j) has 16 bits of its own
+    of Philox4x32-10: those of place j // 8 % 8 in the result of counter (j // 64 * 8 + j % 8, i, h, offset) under the key seed.
+    """
+    steps, low = 2**16, 2**32 - 1
+    threshold = min(round(dropout_p * steps), steps - 1)
+    if threshold == 0:
+        return torch.ones(*shape, dtype=torch.float64, device=device)
+    seed, offset = torch.randint(2**63 - 1, (2,), dtype=torch.int64, device=device, generator=generator).tolist()
+    *lead, num_rows, num_columns = shape
+    h, i, j = (torch.arange(n, device=device) for n in (prod(lead), num_rows, num_columns))
+    h, i, j = torch.meshgrid(h, i, j, indexing="ij")
+    x0, x1, x2, x3 = j // 64 * 8 + j % 8, i, h, torch.full_like(h, offset & low)
+    k0, k1 = seed & low, seed >> 32 & low
+    for _ in range(10):
+        a, b = x0 * 0xD2511F53, x2 * 0xCD9E8D57  # the lower 64 bits of the products
+        x0, x1, x2, x3 = b >> 32 & low ^ x1 ^ k0, b & low, a >> 32 & low ^ x3 ^ k1, a & low
+        k0, k1 = k0 + 0x9E3779B9 & low, k1 + 0xBB67AE85 & low
+    halves = torch.stack([x >> shift & 0xFFFF for x in (x0, x1, x2, x3) for shift in (0, 16)])
+    bits = halves.gather(0, (j // 8 % 8)[None])[0].view(*shape)
+    return (bits >= threshold).double() * steps / (steps - threshold)
 
 
 def attention_logsumexp(q: Tensor, k: Tensor, *, key_mask: Tensor | None = None, scale: float | None = None) -> Tensor:
@@ -129,8 +167,10 @@ def graph_attention(
     reduction: str = "mean",
     target: str = "normalized",
     link: str = "softmax",
+    dropout_p: float = 0.0,
+    generator: torch.Generator | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Attention, and the loss of every tied (relation, head)."""
+    """Attention, and the loss of every tied (relation, head), of the map before dropout."""
     losses = []
     for relation, head in ties:
         chosen = rows.get(relation) if isinstance(rows, Mapping) else rows
@@ -145,7 +185,7 @@ def graph_attention(
                 reduction=reduction,
             )  # fmt: skip
         losses.append(value)
-    return attention(q, k, v, scale=scale)[0], tuple(losses)
+    return attention(q, k, v, scale=scale, dropout_p=dropout_p, generator=generator)[0], tuple(losses)
 
 
 def perturbation_attention(

@@ -26,6 +26,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(cellattn, m) {
       "Tensor target_ptr, Tensor? source_scale, Tensor? target_scale, int[] relations, SymInt num_nodes, bool shared, "
       "bool sum_relations, bool sum_samples) -> Tensor");
   m.def(
+      "attention_dropout(Tensor q, Tensor k, Tensor v, Tensor draw, float scale, int threshold) -> (Tensor, Tensor)");
+  m.def(
+      "attention_dropout_backward(Tensor dout, Tensor delta, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor draw, "
+      "float scale, int threshold) -> (Tensor, Tensor, Tensor)");
+  m.def(
       "relational_degree(Tensor rowptr, Tensor col, Tensor source, Tensor source_ptr, Tensor target, Tensor target_ptr, "
       "int[] relations, SymInt num_nodes) -> Tensor");
 }

@@ -134,6 +134,9 @@ def _mask(graph_mask: Any) -> list[Tensor]:
 
 OPS: dict[str, Entry] = {
     "attention": Entry(["attention"], cellattn.attention, QKV),
+    "attention dropout": Entry(
+        ["attention"], lambda **x: cellattn.attention(dropout_p=0.3, generator=_generator(), **x), QKV, fullgraph=False
+    ),
     "attention_logsumexp": Entry(["attention_logsumexp"], cellattn.attention_logsumexp, QK),
     "attention_logsumexp key_mask": Entry(
         ["attention_logsumexp"], cellattn.attention_logsumexp, QK,
@@ -166,6 +169,11 @@ OPS: dict[str, Entry] = {
     ),
     "graph_attention": Entry(
         ["graph_attention"], lambda **x: cellattn.graph_attention(graph=GRAPH, ties=[("a", 1), ("b", 0)], **x), QKV
+    ),
+    "graph_attention dropout": Entry(
+        ["graph_attention"],
+        lambda **x: cellattn.graph_attention(graph=GRAPH, ties=[("a", 1)], dropout_p=0.3, generator=_generator(), **x), QKV,
+        fullgraph=False,
     ),
     "graph_attention bce": Entry(
         ["graph_attention"], lambda **x: cellattn.graph_attention(graph=GRAPH, ties=[("b", 1)], loss="bce", **x), QKV,

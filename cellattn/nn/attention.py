@@ -15,7 +15,7 @@ from ..ops import attention, graph_attention
 from ..ops._rows import OVER, REDUCTIONS
 from ..ops.attention_bce import LINKS, TARGETS, check_negatives
 from ..ops.graph_attention import LOSSES
-from ._check import require_features
+from ._check import require_features, require_probability
 
 Rows = Tensor | Mapping[str, Tensor]
 
@@ -54,6 +54,7 @@ class GraphRegularizedAttention(nn.Module):
         head_dim: width of a head; `dim / num_heads` by default.
         ties: pairs (relation, head).
         num_prefix: tokens before the genes (CLS).
+        dropout_p: probability that an entry of the map is dropped, in training alone; the losses see the map before that.
         bias: whether the projections have one.
         loss_options: see `GraphLossOptions`.
 
@@ -69,6 +70,7 @@ class GraphRegularizedAttention(nn.Module):
         head_dim: int | None = None,
         ties: Sequence[tuple[str, int]] = (),
         num_prefix: int = 1,
+        dropout_p: float = 0.0,
         bias: bool = True,
         **loss_options: Unpack[GraphLossOptions],
     ) -> None:
@@ -80,6 +82,7 @@ class GraphRegularizedAttention(nn.Module):
             require(dim % num_heads == 0, f"num_heads: expected a divisor of dim, {dim}, got {num_heads}")
             head_dim = dim // num_heads
         require_count("head_dim", head_dim, minimum=1)
+        require_probability("dropout_p", dropout_p)
         check_loss_options(loss_options)
         for position, tie in enumerate(ties):
             relation, head = tie
@@ -91,6 +94,7 @@ class GraphRegularizedAttention(nn.Module):
         self.dim, self.num_heads, self.head_dim, self.num_prefix = dim, num_heads, head_dim, num_prefix
         self.ties = tuple(ties)
         self.loss_options = loss_options
+        self.dropout_p = dropout_p
         self.qkv = nn.Linear(dim, 3 * num_heads * head_dim, bias=bias)
         self.out = nn.Linear(num_heads * head_dim, dim, bias=bias)
 
@@ -113,7 +117,7 @@ class GraphRegularizedAttention(nn.Module):
             x: [..., T, dim], floating, T = num_prefix + graph.num_nodes.
             graph: the gene graphs; needed where there are ties.
             rows: gene indices int64 whose rows enter the losses, one tensor or one a relation; all by default.
-            generator: draws the negatives of a sampled "bce".
+            generator: draws what dropout leaves out and the negatives of a sampled "bce", on the device of x.
 
         Returns:
             y [..., T, dim], and the losses, one a tie in their order: scalars (with reduction "none" one value a row).
@@ -123,13 +127,15 @@ class GraphRegularizedAttention(nn.Module):
         """
         require_features("x", x, self.dim, self.qkv.weight)
         q, k, v = self.project(x)
+        dropout_p = self.dropout_p if self.training else 0.0
         losses: tuple[Tensor, ...] = ()
         if self.ties:
             if not isinstance(graph, MultiGraph):
                 raise TypeError(f"graph: expected a MultiGraph, since heads are tied, got {describe(graph)}")
             out, losses = graph_attention(
-                q, k, v, graph, self.ties, rows=rows, num_prefix=self.num_prefix, generator=generator, **self.loss_options
+                q, k, v, graph, self.ties, rows=rows, num_prefix=self.num_prefix, dropout_p=dropout_p, generator=generator,
+                **self.loss_options,
             )  # fmt: skip
         else:
-            out, _ = attention(q, k, v)
+            out, _ = attention(q, k, v, dropout_p=dropout_p, generator=generator)
         return self.out(out.transpose(-3, -2).flatten(-2)), losses

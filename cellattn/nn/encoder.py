@@ -37,12 +37,15 @@ class EncoderLayer(nn.Module):
         ties: Sequence[tuple[str, int]],
         norm: str,
         dropout: float,
+        dropout_p: float,
         ffn_dim: int,
         **loss_options: Unpack[GraphLossOptions],
     ) -> None:
         super().__init__()
         self.pre_norm = norm == "pre"
-        self.attention = GraphRegularizedAttention(dim, num_heads, head_dim=head_dim, ties=ties, **loss_options)
+        self.attention = GraphRegularizedAttention(
+            dim, num_heads, head_dim=head_dim, ties=ties, dropout_p=dropout_p, **loss_options
+        )
         self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU(), nn.Linear(ffn_dim, dim))
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
@@ -70,7 +73,8 @@ class CellEncoder(nn.Module):
         ties: entries (layer, head, relation, weight), weight finite and at least 0.
         head_dim: width of a head; `dim / num_heads` by default.
         norm: "pre" (with a last LayerNorm after all layers) or "post".
-        dropout: probability on the residual branches; attention maps have none.
+        dropout: probability on the residual branches.
+        dropout_p: probability on the entries of the attention maps; the losses see the maps before it.
         ffn_dim: hidden width of the GELU FFN; `4 * dim` by default.
         loss_options: see `GraphLossOptions`; reduction "mean" or "sum".
 
@@ -93,6 +97,7 @@ class CellEncoder(nn.Module):
         head_dim: int | None = None,
         norm: str = "pre",
         dropout: float = 0.1,
+        dropout_p: float = 0.0,
         ffn_dim: int | None = None,
         **loss_options: Unpack[GraphLossOptions],
     ) -> None:
@@ -102,6 +107,7 @@ class CellEncoder(nn.Module):
         require_count("num_heads", num_heads, minimum=1)
         require_choice("norm", norm, ("pre", "post"))
         require_probability("dropout", dropout)
+        require_probability("dropout_p", dropout_p)
         check_loss_options(loss_options)
         require_choice("reduction", loss_options.get("reduction", "mean"), ("mean", "sum"))
         ffn_dim = 4 * dim if ffn_dim is None else ffn_dim
@@ -125,6 +131,7 @@ class CellEncoder(nn.Module):
                 ties=[(tie.relation, tie.head) for tie in self.ties if tie.layer == layer],
                 norm=norm,
                 dropout=dropout,
+                dropout_p=dropout_p,
                 ffn_dim=ffn_dim,
                 **loss_options,
             )
@@ -149,7 +156,7 @@ class CellEncoder(nn.Module):
             x: [..., N, dim], floating, the genes in the order of the graph.
             graph: the gene graphs, num_nodes = N; needed where there are ties.
             rows: gene indices int64 whose rows enter the losses, one tensor or one a relation; all by default.
-            generator: draws the negatives of a sampled "bce".
+            generator: draws what dropout leaves out of the maps and the negatives of a sampled "bce", on the device of x.
 
         Returns:
             h_cls [..., dim], h [..., N, dim], and the losses by name, scalars without their weights.

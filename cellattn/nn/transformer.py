@@ -26,7 +26,7 @@ class CellTransformer(nn.Module):
     between calls.
 
     Args:
-        dim, num_layers, num_heads, ties, head_dim, norm, dropout, ffn_dim: see `CellEncoder`.
+        dim, num_layers, num_heads, ties, head_dim, norm, dropout, dropout_p, ffn_dim: see `CellEncoder`.
         num_types, pool, hidden_dim, out_dim, max_size: see `PerturbationHead`, whose dropout is the same.
         cross_heads: heads of the head's cross-attention.
         num_genes, feature_dim: see `GeneTokens`.
@@ -51,6 +51,7 @@ class CellTransformer(nn.Module):
         head_dim: int | None = None,
         norm: str = "pre",
         dropout: float = 0.1,
+        dropout_p: float = 0.0,
         ffn_dim: int | None = None,
         pool: str | Sequence[str] = "sum",
         cross_heads: int = 1,
@@ -70,6 +71,7 @@ class CellTransformer(nn.Module):
             head_dim=head_dim,
             norm=norm,
             dropout=dropout,
+            dropout_p=dropout_p,
             ffn_dim=ffn_dim,
             **loss_options,
         )
@@ -109,7 +111,7 @@ class CellTransformer(nn.Module):
             gene_ids: int64 [N], the row of each gene in the embedding table; 0 to N - 1 by default.
             rows: gene indices int64 whose rows enter the graph losses, one tensor or one a relation, in place of
                 `sampled_rows`.
-            generator: draws the sampled rows and negatives.
+            generator: draws the sampled rows, what dropout leaves out of the maps, and negatives.
 
         Returns:
             `CellOutput`.

@@ -45,13 +45,23 @@ from torch import Tensor
 
 from .._aligned import aligned_features, first_features
 from .._check import FLOAT_DTYPES, require, require_number, require_same, require_tensor
+from .._extension import AVAILABLE, fake
+from ._dropout import draw_dropout, multiplier, threshold_of
 from ._operator import keep_missing_grads, operator, refuse_double_backward
 
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> tuple[Tensor, Tensor]:
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
     """Softmax attention that also returns its log-sum-exp, both differentiable; no [Tq, Tk] tensor is made.
 
     Args:
@@ -59,6 +69,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) ->
         k: [..., H, Tk, D], Tk >= 1.
         v: [..., H, Tk, Dv].
         scale: factor of the scores, 1 / sqrt(D) if None.
+        dropout_p: each entry of the map is 0 in `out` with this probability, in [0, 1), and divided by 1 - dropout_p else; lse is
+            of the whole map. Counted in steps of 2^-16, by which the division goes too, so that out is unbiased. Which entries
+            stay depends on the draw, the head, the row and the column alone, the same on every device and in any number of threads.
+        generator: a `torch.Generator` on the device of q for that draw, two numbers a call; the default one if None. Activation
+            checkpointing draws the same again (see `sample_rows`). Without dropout nothing is drawn.
 
     Returns:
         out [..., H, Tq, Dv] in the dtype of q, and lse [..., H, Tq], the natural log of the softmax denominators, in
@@ -76,7 +91,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) ->
         v.shape[:-1] == k.shape[:-1],
         lambda: f"v: expected shape {[*k.shape[:-1], 'Dv']}, as k has, got {list(v.shape)}",
     )
-    out, lse = _attention(*(aligned_features(x) for x in (q, k, v)), None, resolve_scale(scale, q.shape[-1]))
+    threshold = threshold_of(dropout_p)
+    draw = draw_dropout(threshold, generator, q.device)
+    scale = resolve_scale(scale, q.shape[-1])
+    out, lse = _attention(*(aligned_features(x) for x in (q, k, v)), None, scale, draw, threshold)
     return first_features(out, v.shape[-1]), lse
 
 
@@ -110,7 +128,7 @@ def attention_logsumexp(q: Tensor, k: Tensor, *, key_mask: Tensor | None = None,
             ),
         )
     scale = resolve_scale(scale, q.shape[-1])
-    return _attention(aligned_features(q), aligned_features(k), k.new_empty(*k.shape[:-1], 0), key_mask, scale)[1]
+    return _attention(aligned_features(q), aligned_features(k), k.new_empty(*k.shape[:-1], 0), key_mask, scale, None, 0)[1]
 
 
 def check_qk(q: Tensor, k: Tensor) -> None:
@@ -145,9 +163,14 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 @operator("attention", leading=("q", "k", "v"))
-def _attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: float, draw: Tensor | None = None, threshold: int = 0
+) -> tuple[Tensor, Tensor]:
     if 0 in q.shape[:-1]:  # PyTorch's kernel divides by the number of queries
         return q.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(q.shape[:-1], dtype=accumulation_dtype(q.dtype))
+    if draw is not None:
+        require(key_mask is None, "key_mask: expected None beside dropout")
+        return (_dropout if AVAILABLE and _is_ordinary(q, k, v, scale) else _dense)(q, k, v, None, scale, draw, threshold)
     if key_mask is None:
         return (_flash if _is_ordinary(q, k, v, scale) else _dense)(q, k, v, None, scale)
     k, keep = _without_masked(k, key_mask)
@@ -156,7 +179,9 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: 
 
 
 @_attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+def _(
+    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: float, draw: Tensor | None = None, threshold: int = 0
+) -> tuple[Tensor, Tensor]:
     out = q.new_empty(*q.shape[:-1], v.shape[-1])
     return out, q.new_empty(q.shape[:-1], dtype=accumulation_dtype(q.dtype))
 
@@ -172,9 +197,14 @@ def _attention_backward(
     out: Tensor,
     lse: Tensor,
     scale: float,
+    draw: Tensor | None = None,
+    threshold: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if 0 in lse.shape or (dout is None and dlse is None):
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    if draw is not None and dout is not None:
+        dropped = _dropout_backward if AVAILABLE and _is_ordinary(q, k, v, scale) else _dense_backward
+        return dropped(dout, dlse, q, k, v, None, out, lse, scale, draw, threshold)
     keep = None
     if key_mask is not None:
         k, keep = _without_masked(k, key_mask)
@@ -198,19 +228,22 @@ def _(
     out: Tensor,
     lse: Tensor,
     scale: float,
+    draw: Tensor | None = None,
+    threshold: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, key_mask, scale = inputs
+    q, k, v, key_mask, scale, draw, threshold = inputs
     keep_missing_grads(ctx)
-    ctx.save_for_backward(q, k, v, key_mask, *output)
-    ctx.scale = scale
+    ctx.save_for_backward(q, k, v, key_mask, *output, draw)
+    ctx.scale, ctx.threshold = scale, threshold
 
 
 def _backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
-    return *_attention_backward(dout, dlse, *ctx.saved_tensors, ctx.scale), None, None
+    *tensors, draw = ctx.saved_tensors
+    return *_attention_backward(dout, dlse, *tensors, ctx.scale, draw, ctx.threshold), None, None, None, None
 
 
 _attention.register_autograd(_backward, setup_context=_setup_context)
@@ -223,14 +256,22 @@ refuse_double_backward(_attention_backward, "attention")
 def _(*args: Any) -> tuple[Tensor, Tensor]:
     from ..kernels import attention as kernels  # needs Triton
 
-    return kernels.attention(*args)
+    return kernels.attention(*_without_dropout(*args))
 
 
 @_attention_backward.register_kernel("cuda")
 def _(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     from ..kernels import attention as kernels
 
-    return kernels.attention_backward(*args)
+    return kernels.attention_backward(*_without_dropout(*args))
+
+
+def _without_dropout(*args: Any) -> tuple[Any, ...]:
+    """The arguments of the kernels on a GPU, which have no dropout."""
+    *rest, draw, _ = args
+    if draw is not None:
+        raise NotImplementedError("dropout_p: attention has dropout on the CPU alone; expected 0 on a GPU")
+    return tuple(rest)
 
 
 # ------------------------------------------------------------------------------------------------------------- CPU
@@ -332,20 +373,66 @@ def _flash_backward(
     return _unpad(dq, dim, q.shape, q.dtype), _unpad(dk, dim, k.shape, k.dtype), _unpad(dv, dim_v, v.shape, v.dtype)
 
 
-def _dense(q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+@fake("attention_dropout")
+def _(q: Tensor, k: Tensor, v: Tensor, draw: Tensor, scale: float, threshold: int) -> tuple[Tensor, Tensor]:
+    return q.new_empty(*q.shape[:2], v.shape[2]), q.new_empty(q.shape[:2])
+
+
+@fake("attention_dropout_backward")
+def _(
+    dout: Tensor, delta: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, draw: Tensor, scale: float, threshold: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def _dropout(
+    q: Tensor, k: Tensor, v: Tensor, keep: None, scale: float, draw: Tensor, threshold: int
+) -> tuple[Tensor, Tensor]:
+    heads = (_one_after_another(x, accumulation_dtype(q.dtype)) for x in (q, k, v))
+    out, lse = torch.ops.cellattn.attention_dropout(*heads, draw, scale, threshold)
+    return out.to(q.dtype).view(*q.shape[:-1], v.shape[-1]), lse.view(q.shape[:-1])
+
+
+def _dropout_backward(
+    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, keep: None, out: Tensor, lse: Tensor, scale: float,
+    draw: Tensor, threshold: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    dout, out, *qkv = (_one_after_another(x, lse.dtype) for x in (dout, out, q, k, v))
+    delta = (dout * out).sum(-1)
+    if dlse is not None:
+        delta -= dlse.reshape(delta.shape)
+    lse = lse.reshape(delta.shape).contiguous()
+    grads = torch.ops.cellattn.attention_dropout_backward(dout, delta, lse, *qkv, draw, scale, threshold)
+    dq, dk, dv = (dx.to(x.dtype).view(x.shape) for dx, x in zip(grads, (q, k, v), strict=True))
+    return dq, dk, dv
+
+
+def _one_after_another(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """[..., T, D] -> [L, T, D], contiguous."""
+    return x.to(dtype).reshape(-1, *x.shape[-2:]).contiguous()
+
+
+def _dense(
+    q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, scale: float, draw: Tensor | None = None, threshold: int = 0
+) -> tuple[Tensor, Tensor]:
     out, lse = [], []
     dtype = accumulation_dtype(q.dtype)
     k, v = k.double(), v.double()
+    first = 0
     for rows in _row_blocks(q, k):
         scores = _scores(rows, k, keep, scale)
         lse.append(scores.logsumexp(-1).to(dtype))
-        out.append((scores.softmax(-1) @ v).to(q.dtype))
+        p = scores.softmax(-1)
+        if draw is not None:
+            p = p * multiplier(draw, threshold, p, first)
+        out.append((p @ v).to(q.dtype))
+        first += rows.shape[-2]
     return torch.cat(out, -2), torch.cat(lse, -1)
 
 
 def _dense_backward(
     dout: Tensor | None, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, out: Tensor, lse: Tensor,
-    scale: float,
+    scale: float, draw: Tensor | None = None, threshold: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     keys, values = k.double(), v.double()
     dq, dk, dv = [], torch.zeros_like(keys), torch.zeros_like(values)
@@ -357,9 +444,10 @@ def _dense_backward(
             p = p.masked_fill_(~keep.unsqueeze(-2), 0)
         ds = p.new_zeros(())
         if dout is not None:
+            z = 1.0 if draw is None else multiplier(draw, threshold, p, here.start)
             above = dout[..., here, :].double()
-            dv += p.mT @ above
-            dp = above @ values.mT
+            dv += (p * z).mT @ above
+            dp = (above @ values.mT) * z
             ds = dp - (p * dp).sum(-1, keepdim=True)
         if dlse is not None:
             ds = ds + dlse[..., here, None]

@@ -37,6 +37,7 @@ def graph_attention(
     neg_sample_ratio: float | None = None,
     target: str = "normalized",
     link: str = "softmax",
+    dropout_p: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Attention, and for each tied head how far its map is from a graph; no attention map is made.
@@ -52,7 +53,9 @@ def graph_attention(
         scale: factor of the scores, 1 / sqrt(D) if None.
         over: of the "kl" loss.
         reduction: "mean", "sum" or "none", within each tie.
-        num_negatives, neg_sample_ratio, target, link, generator: of the "bce" loss.
+        num_negatives, neg_sample_ratio, target, link: of the "bce" loss.
+        dropout_p: see `attention`: `out` is of the dropped map, every loss of the map before that.
+        generator: of the draws, first that of dropout and then the negatives of tie after tie.
 
     Returns:
         out [..., H, T, Dv], and the losses, one a tie in their order, in nats, float32 (float64 for float64 inputs).
@@ -77,7 +80,7 @@ def graph_attention(
     chosen = rows_of_ties(rows, relations, graph)
     scale, dim_v = resolve_scale(scale, q.shape[-1]), v.shape[-1]
     q, k, v = (aligned_features(x) for x in (q, k, v))
-    out, lse = attention(q, k, v, scale=scale)
+    out, lse = attention(q, k, v, scale=scale, dropout_p=dropout_p, generator=generator)
     out = first_features(out, dim_v)
     if not ties:
         return out, ()

@@ -58,6 +58,10 @@ def of_sets(module: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 PROBLEMS = {
     "attention": Problem(lambda m, q, k, v: m.attention(q, k, v), [(2, 40, 8), (2, 50, 8), (2, 50, 6)]),
+    "attention dropout": Problem(
+        lambda m, q, k, v: m.attention(q, k, v, dropout_p=0.3, generator=torch.Generator().manual_seed(0)),
+        [(2, 40, 8), (2, 50, 8), (2, 50, 6)],
+    ),
     "attention_kl": Problem(
         lambda m, q, k: m.attention_kl(q, k, GRAPH, "a", num_prefix=1, reduction="none"), [(61, 4), (61, 4)], parts=True
     ),

@@ -73,7 +73,15 @@ def right_arguments(draw: Draw) -> dict[str, Arguments]:
     between, shared = right_subsets(num_sets, n, draw), draw.of([False, True])
     sent = torch.randn(*[n if shared else between["source"].numel(), *draw.of([[], [len(relations)]])], 20)
     scale = torch.rand(between["target"].numel(), len(relations))
+    heads, num_queries, dim_v = draw.of([0, 1, 3]), draw.of([0, 1, 33, 200]), draw.of([0, 1, 20])
+    qkv = {"q": torch.randn(heads, num_queries, 5), "k": torch.randn(heads, n, 5), "v": torch.randn(heads, n, dim_v)}
+    dropout = {**qkv, "draw": torch.tensor([-1, 3]), "scale": 0.5, "threshold": draw.of([1, 20_000, 65_535])}
+    rows = torch.randn(2, heads, num_queries)
     return {
+        "attention_dropout": dropout,
+        "attention_dropout_backward": {
+            "dout": torch.randn(heads, num_queries, dim_v), "delta": rows[0], "lse": rows[1], **dropout,
+        },
         "set_words": {**sets, "num_nodes": n, "complement": False},
         "khop_words": {
             **stack, "colptr": colptr.clone(), "row": row.clone(), **sets, "num_nodes": n, "num_hops": 2,

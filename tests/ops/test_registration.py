@@ -46,6 +46,8 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     head = leaves((3, 8), (N, 8), (N, 5), (3,), (3, 5))
     sets = leaves((3, 2, 4), (3, 2, 4), (3, 2, 4))
     detached = [x.detach() for x in (q, k, v)]
+    draw = torch.tensor([2**62 + 5, 7])
+    flat = [x.flatten(0, 1) for x in detached]
     rowptr, col, _ = g.stacked
     colptr, row, edge = g.transpose()
     seeds, sets_ptr = random_sets(N, 70)
@@ -77,6 +79,13 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "attention": (OPS.attention, (q, k, v, None, 0.3)),
         "attention masked": (OPS.attention, (q, k, v, mask, 0.3)),
         "attention_backward": (OPS.attention_backward, (dout, dlse, *detached, None, dout, lse, 0.3)),
+        "attention dropout": (OPS.attention, (q, k, v, None, 0.3, draw, 20_000)),
+        "attention_backward dropout": (OPS.attention_backward, (dout, dlse, *detached, None, dout, lse, 0.3, draw, 20_000)),
+        "attention_dropout": (OPS.attention_dropout, (*flat, draw, 0.3, 20_000)),
+        "attention_dropout_backward": (
+            OPS.attention_dropout_backward,
+            (dout.flatten(0, 1), dlse.flatten(0, 1), lse.flatten(0, 1), *flat, draw, 0.3, 20_000),
+        ),
         "row_dot": (OPS.row_dot, (q, k, *dot, [0, 1], [2, 0], None, [N, N], 1)),
         "row_dot rows": (OPS.row_dot, (q, k, *dot, [0, 1], [2, 0], torch.tensor([1, 2, 0]), [2, 1], 1)),
         "row_dot_backward": (

@@ -1,0 +1,257 @@
+// The body of attention_dropout_{portable,avx2,avx512}.cpp: the same text, compiled for each instruction set.
+// CELLATTN_VECTOR_BYTES is the widest vector of the instruction set.
+
+#include "philox_impl.h"
+
+template <class T>
+struct Lanes {
+  typedef T Value __attribute__((vector_size(CELLATTN_VECTOR_BYTES)));
+  typedef T Load __attribute__((vector_size(CELLATTN_VECTOR_BYTES), aligned(sizeof(T)), may_alias));
+  static constexpr int64_t kCount = CELLATTN_VECTOR_BYTES / sizeof(T);
+};
+
+// ------------------------------------------------------------------------------------------------------------ products
+
+// c[m, n] = sum_k a[m, k] b[k, n], or added to what is there, for M rows and N vectors of columns; the sums in registers.
+template <int M, int N, bool Add, class T>
+inline void multiply_tile(
+    int64_t depth, const T* a, int64_t a_row, int64_t a_col, const T* b, int64_t b_row, T* c, int64_t c_row) {
+  using Load = typename Lanes<T>::Load;
+  constexpr int64_t kLanes = Lanes<T>::kCount;
+  typename Lanes<T>::Value sum[M][N] = {};
+  for (int64_t k = 0; k < depth; ++k) {
+    typename Lanes<T>::Value from[N];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) from[n] = *reinterpret_cast<const Load*>(b + k * b_row + n * kLanes);
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) sum[m][n] += a[m * a_row + k * a_col] * from[n];
+    }
+  }
+#pragma GCC unroll 4
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      Load* to = reinterpret_cast<Load*>(c + m * c_row + n * kLanes);
+      *to = Add ? *to + sum[m][n] : sum[m][n];
+    }
+  }
+}
+
+// The whole product: `rows` a multiple of 4, `cols` of a vector.
+template <bool Add, class T>
+inline void multiply(
+    int64_t rows, int64_t cols, int64_t depth, const T* a, int64_t a_row, int64_t a_col, const T* b, int64_t b_row, T* c,
+    int64_t c_row) {
+  constexpr int64_t kLanes = Lanes<T>::kCount;
+  for (int64_t n = 0; n < cols;) {
+    const int64_t left = (cols - n) / kLanes;
+    for (int64_t m = 0; m < rows; m += 4) {
+      const T* am = a + m * a_row;
+      T* cm = c + m * c_row + n;
+      if (left >= 3) {
+        multiply_tile<4, 3, Add>(depth, am, a_row, a_col, b + n, b_row, cm, c_row);
+      } else if (left == 2) {
+        multiply_tile<4, 2, Add>(depth, am, a_row, a_col, b + n, b_row, cm, c_row);
+      } else {
+        multiply_tile<4, 1, Add>(depth, am, a_row, a_col, b + n, b_row, cm, c_row);
+      }
+    }
+    n += (left >= 3 ? 3 : left) * kLanes;
+  }
+}
+
+// ------------------------------------------------------------------------------------------------------------ functions
+
+// e^x of every number in a row of whole vectors; 0 below -87.3, where float has no normal number left.
+inline typename Lanes<float>::Value exp_of(typename Lanes<float>::Value x) {
+  using V = typename Lanes<float>::Value;
+  typedef int32_t I __attribute__((vector_size(CELLATTN_VECTOR_BYTES)));
+  const V least = V{} - 87.3f;
+  const I gone = x < least;
+  const V in = x < least ? least : x;
+  // 2^n e^r with n the nearest integer to x / log 2, found by adding what leaves no digit behind the point, and |r| <= log(2) / 2
+  const V magic = V{} + 12582912.0f;
+  const V n = (in * 1.44269504f + magic) - magic;
+  const V r = (in - n * 0.693359375f) - n * -2.12194440e-4f;
+  // 1 + r + r^2 p(r), least squares of the relative error on that interval
+  V p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  const V e = (p * (r * r) + r) + 1.0f;
+  const I power = __builtin_convertvector(n, I) << 23;
+  return reinterpret_cast<V>((reinterpret_cast<I>(e) + power) & ~gone);
+}
+
+inline typename Lanes<double>::Value exp_of(typename Lanes<double>::Value x) {
+  for (int64_t i = 0; i < Lanes<double>::kCount; ++i) x[i] = __builtin_exp(x[i]);
+  return x;
+}
+
+// x where the entry stays, else 0.
+inline typename Lanes<float>::Value kept(typename Lanes<float>::Value x, const int32_t* keep) {
+  typedef int32_t I __attribute__((vector_size(CELLATTN_VECTOR_BYTES)));
+  typedef int32_t L __attribute__((vector_size(CELLATTN_VECTOR_BYTES), aligned(4), may_alias));
+  return reinterpret_cast<typename Lanes<float>::Value>(reinterpret_cast<I>(x) & *reinterpret_cast<const L*>(keep));
+}
+
+inline typename Lanes<double>::Value kept(typename Lanes<double>::Value x, const int32_t* keep) {
+  for (int64_t i = 0; i < Lanes<double>::kCount; ++i) x[i] = keep[i] ? x[i] : 0;
+  return x;
+}
+
+// Not those of the standard library: what they are inlined from is shared with other instruction sets.
+inline float exp_of(float x) { return __builtin_expf(x); }
+inline double exp_of(double x) { return __builtin_exp(x); }
+inline float log_of(float x) { return __builtin_logf(x); }
+inline double log_of(double x) { return __builtin_log(x); }
+
+template <class T>
+inline void zero(T* x, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) x[i] = T{0};
+}
+
+// `count` rows of x [.., n], times `factor`, into rows of `width`; the others of the block stay as they are.
+template <class T>
+inline void copy_rows(const T* x, int64_t count, int64_t n, T factor, T* to, int64_t width) {
+  for (int64_t r = 0; r < count; ++r) {
+    for (int64_t d = 0; d < n; ++d) to[r * width + d] = factor * x[r * n + d];
+  }
+}
+
+template <class T>
+inline void copy_columns(const T* x, int64_t count, int64_t n, T* to, int64_t width) {
+  for (int64_t d = 0; d < n; ++d) {
+    for (int64_t r = 0; r < count; ++r) to[d * width + r] = x[r * n + d];
+  }
+}
+
+// -------------------------------------------------------------------------------------------------------------- passes
+
+template <class T>
+void pack(const DropoutAttention<T>& task, int64_t head) {
+  const int64_t n = task.num_keys;
+  const T* k = task.k + head * n * task.dim;
+  const T* v = task.v + head * n * task.dim_v;
+  copy_columns(k, n, task.dim, task.k_columns + head * task.dim * task.padded_keys, task.padded_keys);
+  if (task.v_rows) copy_rows(v, n, task.dim_v, T{1}, task.v_rows + head * task.padded_keys * task.width_v, task.width_v);
+  if (task.k_rows) copy_rows(k, n, task.dim, T{1}, task.k_rows + head * task.padded_keys * task.width, task.width);
+  if (task.v_columns) copy_columns(v, n, task.dim_v, task.v_columns + head * task.dim_v * task.padded_keys, task.padded_keys);
+}
+
+template <class T>
+void forward(const DropoutAttention<T>& task, int64_t head, int64_t begin, int64_t end, T* room) {
+  using V = typename Lanes<T>::Value;
+  constexpr int64_t kLanes = Lanes<T>::kCount, kKeys = kDropoutKeys, kRows = kDropoutRows;
+  const T nothing = -static_cast<T>(__builtin_inf());
+  const int64_t d = task.dim, w = task.width, dv = task.dim_v, wv = task.width_v, padded = task.padded_keys;
+  T* s = room;
+  T* q = s + kRows * kKeys;
+  T* o = q + kRows * w;
+  alignas(64) int32_t keep[kKeys];
+  const T* k = task.k_columns + head * d * padded;
+  const T* v = task.v_rows + head * padded * wv;
+  for (int64_t first = begin; first < end; first += kRows) {
+    const int64_t rows = end - first < kRows ? end - first : kRows;
+    T largest[kRows], total[kRows];
+    for (int64_t r = 0; r < rows; ++r) largest[r] = nothing, total[r] = 0;
+    zero(q, kRows * w);
+    zero(o, kRows * wv);
+    copy_rows(task.q + (head * task.num_queries + first) * d, rows, d, task.scale, q, w);
+    for (int64_t j = 0; j < padded; j += kKeys) {
+      multiply<false>(kRows, kKeys, d, q, w, 1, k + j, padded, s, kKeys);
+      for (int64_t r = 0; r < rows; ++r) {
+        T* row = s + r * kKeys;
+        for (int64_t c = task.num_keys - j; c < kKeys; ++c) row[c] = nothing;
+        V* entry = reinterpret_cast<V*>(row);
+        V top = entry[0];
+        for (int64_t c = 1; c < kKeys / kLanes; ++c) top = top > entry[c] ? top : entry[c];
+        T most = largest[r];
+        for (int64_t c = 0; c < kLanes; ++c) most = top[c] > most ? top[c] : most;
+        if (most > largest[r]) {
+          const T factor = exp_of(largest[r] - most);
+          total[r] *= factor;
+          for (int64_t c = 0; c < wv; ++c) o[r * wv + c] *= factor;
+          largest[r] = most;
+        }
+        fill_keep(task.bits, head, first + r, j / kKeys, keep);
+        V sum = {};
+        for (int64_t c = 0; c < kKeys / kLanes; ++c) {
+          const V p = exp_of(entry[c] - most);
+          sum += p;
+          entry[c] = kept(p, keep + c * kLanes);
+        }
+        for (int64_t c = 0; c < kLanes; ++c) total[r] += sum[c];
+      }
+      multiply<true>(kRows, wv, kKeys, s, kKeys, 1, v + j * wv, wv, o, wv);
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t i = head * task.num_queries + first + r;
+      task.lse[i] = largest[r] + log_of(total[r]);
+      for (int64_t c = 0; c < dv; ++c) task.out[i * dv + c] = o[r * wv + c] * (task.rescale / total[r]);
+    }
+  }
+}
+
+// With Z = keep / (1 - p):  dV = (P Z)' dOut,  dS = P (Z dOut V' - delta),  dQ = scale dS K,  dK = scale dS' Q.
+template <class T>
+void backward(const DropoutAttention<T>& task, int64_t head, int64_t begin, int64_t end, T* dk, T* dv, T* room) {
+  using V = typename Lanes<T>::Value;
+  constexpr int64_t kLanes = Lanes<T>::kCount, kKeys = kDropoutKeys, kRows = kDropoutRows;
+  const int64_t d = task.dim, w = task.width, e = task.dim_v, wv = task.width_v, padded = task.padded_keys;
+  T* s = room;
+  T* ds = s + kRows * kKeys;
+  T* q = ds + kRows * kKeys;
+  T* dq = q + kRows * w;
+  T* g = dq + kRows * w;
+  alignas(64) int32_t keep[kKeys];
+  const T* k_columns = task.k_columns + head * d * padded;
+  const T* v_columns = task.v_columns + head * e * padded;
+  const T* k_rows = task.k_rows + head * padded * w;
+  for (int64_t first = begin; first < end; first += kRows) {
+    const int64_t rows = end - first < kRows ? end - first : kRows, at = head * task.num_queries + first;
+    zero(q, 2 * kRows * w);  // and dq; rows past the end add nothing
+    zero(g, kRows * wv);
+    copy_rows(task.q + at * d, rows, d, task.scale, q, w);
+    copy_rows(task.dout + at * e, rows, e, task.rescale, g, wv);
+    for (int64_t j = 0; j < padded; j += kKeys) {
+      multiply<false>(kRows, kKeys, d, q, w, 1, k_columns + j, padded, s, kKeys);
+      multiply<false>(kRows, kKeys, e, g, wv, 1, v_columns + j, padded, ds, kKeys);
+      for (int64_t r = 0; r < kRows; ++r) {
+        V* entry = reinterpret_cast<V*>(s + r * kKeys);
+        V* slope = reinterpret_cast<V*>(ds + r * kKeys);
+        if (r >= rows) {
+          for (int64_t c = 0; c < kKeys / kLanes; ++c) entry[c] = slope[c] = V{};
+          continue;
+        }
+        for (int64_t c = task.num_keys - j; c < kKeys; ++c) s[r * kKeys + c] = -static_cast<T>(__builtin_inf());
+        const T lse = task.lse[at + r], delta = task.delta[at + r];
+        fill_keep(task.bits, head, first + r, j / kKeys, keep);
+        for (int64_t c = 0; c < kKeys / kLanes; ++c) {
+          const V p = exp_of(entry[c] - lse);
+          slope[c] = p * (kept(slope[c], keep + c * kLanes) - delta);
+          entry[c] = kept(p, keep + c * kLanes);
+        }
+      }
+      multiply<true>(kRows, w, kKeys, ds, kKeys, 1, k_rows + j * w, w, dq, w);
+      multiply<true>(kKeys, w, kRows, ds, 1, kKeys, q, w, dk + j * w, w);
+      multiply<true>(kKeys, wv, kRows, s, 1, kKeys, g, wv, dv + j * wv, wv);
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = 0; c < d; ++c) task.dq[(at + r) * d + c] = task.scale * dq[r * w + c];
+    }
+  }
+}
+
+#define CELLATTN_DEFINE_DROPOUT(T)                                                                                    \
+  void dropout_pack(const DropoutAttention<T>& task, int64_t head) { pack(task, head); }                              \
+  void dropout_forward(const DropoutAttention<T>& task, int64_t head, int64_t begin, int64_t end, T* room) {          \
+    forward(task, head, begin, end, room);                                                                            \
+  }                                                                                                                   \
+  void dropout_backward(                                                                                              \
+      const DropoutAttention<T>& task, int64_t head, int64_t begin, int64_t end, T* dk, T* dv, T* room) {             \
+    backward(task, head, begin, end, dk, dv, room);                                                                   \
+  }
