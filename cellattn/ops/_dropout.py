@@ -7,8 +7,8 @@ into 128 random bits. With (seed, offset) drawn a call, entry (row, column) of h
     counter  (column // 64 * 8 + column % 8, row, h, offset), 32 bits each
     bits     half column // 8 % 2, the lower first, of word column // 16 % 4 of the result
 
-16 bits u of its own: eight entries share the 40 products of a counter, in columns 8 apart, which lie in one thread's registers on
-a GPU and follow each other in a vector on a CPU. The entry stays where u >= threshold, of probability 1 - threshold / 65536.
+16 bits u of its own: eight entries, in columns 8 apart, share the 40 products of a counter, so that a group of eight counters
+is 64 columns in order. The entry stays where u >= threshold, of probability 1 - threshold / 65536.
 """
 
 from __future__ import annotations
@@ -32,9 +32,7 @@ _ROUNDS = 10
 def check_dropout(dropout_p: Any) -> None:
     """Check that a probability of dropout is in [0, 1)."""
     valid = isinstance(dropout_p, (int, float)) and not isinstance(dropout_p, bool)
-    require(
-        valid and 0 <= dropout_p < 1, lambda: f"dropout_p: expected a probability in [0, 1), got {describe(dropout_p)}"
-    )
+    require(valid and 0 <= dropout_p < 1, lambda: f"dropout_p: expected a probability in [0, 1), got {describe(dropout_p)}")
 
 
 def threshold_of(dropout_p: float) -> int:
@@ -44,7 +42,7 @@ def threshold_of(dropout_p: float) -> int:
 
 
 def draw_dropout(threshold: int, generator: torch.Generator | None, device: torch.device) -> Tensor | None:
-    """(seed, offset), int64 [2] on the device, so that a CUDA graph draws anew in every replay; None where nothing is dropped."""
+    """(seed, offset), int64 [2] on the device, which nothing waits for; None where nothing is dropped."""
     check_generator(generator)
     if threshold == 0:
         return None

@@ -30,6 +30,8 @@ class Operator(Definition):
         implementation: what it computes.
         device: on which device, None for all.
         leading: tensors whose leading dimensions are free, in `vmap` too; with any other one batched, `vmap` is a loop.
+        by_place: tensors that mean something else at another place of the leading dimensions; where one is given, `vmap` is a
+            loop.
         linear: tensors in each of which the operator is linear, and in which it has a forward-mode derivative.
     """
 
@@ -41,6 +43,7 @@ class Operator(Definition):
         implementation: Callable[..., Any],
         device: str | None,
         leading: Collection[str],
+        by_place: Collection[str],
         linear: Collection[str],
     ) -> None:
         super().__init__("cellattn", name, schema, implementation)
@@ -48,7 +51,9 @@ class Operator(Definition):
         self._on_cpu = implementation if device in (None, "cpu") else None
         self.public = public
         self._arguments = self._opoverload._schema.arguments
-        self._leading, self._linear = ([x.name in chosen for x in self._arguments] for chosen in (leading, linear))
+        self._leading, self._by_place, self._linear = (
+            [x.name in chosen for x in self._arguments] for chosen in (leading, by_place, linear)
+        )
         self._function = _function(self, _no_formula, None)
 
     def register_autograd(self, backward: Callable[..., Any], /, *, setup_context: Callable[..., None] | None = None) -> None:
@@ -86,7 +91,8 @@ class Operator(Definition):
     def batched(self, size: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> tuple[Any, Any]:
         """The rule of `vmap`: (outputs, the dimension of each that is mapped over)."""
         mapped = [isinstance(dim, int) for dim in in_dims]
-        if all(free or not is_mapped for free, is_mapped in zip(self._leading, mapped, strict=True)):
+        anywhere = not any(by_place and x is not None for by_place, x in zip(self._by_place, args, strict=True))
+        if anywhere and all(free or not is_mapped for free, is_mapped in zip(self._leading, mapped, strict=True)):
             inputs = list(args)
             for i, free in enumerate(self._leading):
                 if free and args[i] is not None:
@@ -108,6 +114,7 @@ def operator(
     schema: str | None = None,
     device: str | None = "cpu",
     leading: Collection[str] = (),
+    by_place: Collection[str] = (),
     linear: Collection[str] = (),
 ) -> Callable[[Callable[..., Any]], Operator]:
     """Register a function as `cellattn::name`, see `Operator`; the schema is read off its annotations.
@@ -126,7 +133,7 @@ def operator(
                 return implementation(*args)
 
         signature = schema or torch.library.infer_schema(implementation, mutates_args=())
-        return Operator(name, public or name, signature, without_autocast, device, leading, linear)
+        return Operator(name, public or name, signature, without_autocast, device, leading, by_place, linear)
 
     return decorate
 

@@ -69,9 +69,9 @@ def attention(
         k: [..., H, Tk, D], Tk >= 1.
         v: [..., H, Tk, Dv].
         scale: factor of the scores, 1 / sqrt(D) if None.
-        dropout_p: each entry of the map is 0 in `out` with this probability, in [0, 1), and divided by 1 - dropout_p else; lse is
-            of the whole map. Counted in steps of 2^-16, by which the division goes too, so that out is unbiased. Which entries
-            stay depends on the draw, the head, the row and the column alone, the same on every device and in any number of threads.
+        dropout_p: probability in [0, 1) that an entry of the map is 0 in `out`; the others are divided by 1 - dropout_p, and
+            lse is of the whole map. It is taken to the nearest 2^-16, in the division too, so that out is without bias. Which
+            entries stay depends on the draw, the head, the row and the column alone, whatever the number of threads.
         generator: a `torch.Generator` on the device of q for that draw, two numbers a call; the default one if None. Activation
             checkpointing draws the same again (see `sample_rows`). Without dropout nothing is drawn.
 
@@ -81,7 +81,7 @@ def attention(
 
     Raises:
         ValueError, TypeError: for shapes, dtypes or devices that do not fit, naming the argument.
-        RuntimeError: on double backward.
+        RuntimeError: on double backward. NotImplementedError: for dropout on a GPU.
     """
     check_qk(q, k)
     require_tensor("v", v, dtypes=FLOAT_DTYPES)
@@ -162,7 +162,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 # ------------------------------------------------------------------------------------------------------- operators
 
 
-@operator("attention", leading=("q", "k", "v"))
+@operator("attention", leading=("q", "k", "v"), by_place=("draw",))
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: float, draw: Tensor | None = None, threshold: int = 0
 ) -> tuple[Tensor, Tensor]:
@@ -186,7 +186,7 @@ def _(
     return out, q.new_empty(q.shape[:-1], dtype=accumulation_dtype(q.dtype))
 
 
-@operator("attention_backward", leading=("dout", "dlse", "q", "k", "v", "out", "lse"))
+@operator("attention_backward", leading=("dout", "dlse", "q", "k", "v", "out", "lse"), by_place=("draw",))
 def _attention_backward(
     dout: Tensor | None,
     dlse: Tensor | None,
@@ -385,9 +385,7 @@ def _(
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
-def _dropout(
-    q: Tensor, k: Tensor, v: Tensor, keep: None, scale: float, draw: Tensor, threshold: int
-) -> tuple[Tensor, Tensor]:
+def _dropout(q: Tensor, k: Tensor, v: Tensor, keep: None, scale: float, draw: Tensor, threshold: int) -> tuple[Tensor, Tensor]:
     heads = (_one_after_another(x, accumulation_dtype(q.dtype)) for x in (q, k, v))
     out, lse = torch.ops.cellattn.attention_dropout(*heads, draw, scale, threshold)
     return out.to(q.dtype).view(*q.shape[:-1], v.shape[-1]), lse.view(q.shape[:-1])

@@ -3,6 +3,7 @@
 #include "attention_dropout.h"
 
 #include "isa.h"
+#include "room.h"
 #include "values.h"
 
 namespace cellattn {
@@ -32,17 +33,6 @@ struct DropoutLoops {
     }
 #endif
   }
-};
-
-// Zeros on a boundary of 64 bytes.
-template <class T>
-class Room {
- public:
-  explicit Room(int64_t size) : room_(size + 64 / sizeof(T)) {}
-  T* data() { return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(room_.data()) + 63) / 64 * 64); }
-
- private:
-  std::vector<T> room_;
 };
 
 ScalarType check_heads(const char* name, const Tensor& x, const Tensor& first) {

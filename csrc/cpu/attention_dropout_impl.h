@@ -1,14 +1,8 @@
 // The body of attention_dropout_{portable,avx2,avx512}.cpp: the same text, compiled for each instruction set.
 // CELLATTN_VECTOR_BYTES is the widest vector of the instruction set.
 
+#include "exp_impl.h"
 #include "philox_impl.h"
-
-template <class T>
-struct Lanes {
-  typedef T Value __attribute__((vector_size(CELLATTN_VECTOR_BYTES)));
-  typedef T Load __attribute__((vector_size(CELLATTN_VECTOR_BYTES), aligned(sizeof(T)), may_alias));
-  static constexpr int64_t kCount = CELLATTN_VECTOR_BYTES / sizeof(T);
-};
 
 // ------------------------------------------------------------------------------------------------------------ products
 
@@ -62,34 +56,7 @@ inline void multiply(
   }
 }
 
-// ------------------------------------------------------------------------------------------------------------ functions
-
-// e^x of every number in a row of whole vectors; 0 below -87.3, where float has no normal number left.
-inline typename Lanes<float>::Value exp_of(typename Lanes<float>::Value x) {
-  using V = typename Lanes<float>::Value;
-  typedef int32_t I __attribute__((vector_size(CELLATTN_VECTOR_BYTES)));
-  const V least = V{} - 87.3f;
-  const I gone = x < least;
-  const V in = x < least ? least : x;
-  // 2^n e^r with n the nearest integer to x / log 2, found by adding what leaves no digit behind the point, and |r| <= log(2) / 2
-  const V magic = V{} + 12582912.0f;
-  const V n = (in * 1.44269504f + magic) - magic;
-  const V r = (in - n * 0.693359375f) - n * -2.12194440e-4f;
-  // 1 + r + r^2 p(r), least squares of the relative error on that interval
-  V p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  const V e = (p * (r * r) + r) + 1.0f;
-  const I power = __builtin_convertvector(n, I) << 23;
-  return reinterpret_cast<V>((reinterpret_cast<I>(e) + power) & ~gone);
-}
-
-inline typename Lanes<double>::Value exp_of(typename Lanes<double>::Value x) {
-  for (int64_t i = 0; i < Lanes<double>::kCount; ++i) x[i] = __builtin_exp(x[i]);
-  return x;
-}
+// ----------------------------------------------------------------------------------------------------------- functions
 
 // x where the entry stays, else 0.
 inline typename Lanes<float>::Value kept(typename Lanes<float>::Value x, const int32_t* keep) {
@@ -102,12 +69,6 @@ inline typename Lanes<double>::Value kept(typename Lanes<double>::Value x, const
   for (int64_t i = 0; i < Lanes<double>::kCount; ++i) x[i] = keep[i] ? x[i] : 0;
   return x;
 }
-
-// Not those of the standard library: what they are inlined from is shared with other instruction sets.
-inline float exp_of(float x) { return __builtin_expf(x); }
-inline double exp_of(double x) { return __builtin_exp(x); }
-inline float log_of(float x) { return __builtin_logf(x); }
-inline double log_of(double x) { return __builtin_log(x); }
 
 template <class T>
 inline void zero(T* x, int64_t n) {

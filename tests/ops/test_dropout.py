@@ -74,7 +74,9 @@ def test_other_precisions_are_within_rounding(dtype: torch.dtype, backend: str) 
     assert_within_rounding(f, g, *leaves(*[(2, 300, 20)] * 3, dtype=dtype))
 
 
-def kept(f: Callable[..., Any], lead: tuple[int, ...], tq: int, tk: int, p: float, seed: int = 3, dtype=torch.float64) -> Tensor:
+def kept(
+    f: Callable[..., Any], lead: tuple[int, ...], tq: int, tk: int, p: float, seed: int = 3, dtype=torch.float64
+) -> Tensor:
     """The multipliers of a map [..., Tq, Tk] of equal entries, read off an identity as values."""
     q, k = torch.zeros(*lead, tq, 1, dtype=dtype), torch.zeros(*lead, tk, 1, dtype=dtype)
     v = torch.eye(tk, dtype=dtype).expand(*lead, tk, tk)
@@ -200,9 +202,7 @@ def test_special_values_are_those_of_the_formula() -> None:
     for name, value in (("q", float("nan")), ("k", float("inf")), ("v", float("inf")), ("v", float("nan"))):
         inputs = dict(zip("qkv", (x.detach() for x in leaves(*[(2, 70, 4)] * 3)), strict=True))
         inputs[name][0, 1, 2] = value
-        got, want = (
-            [y.detach() for y in with_seed(x.attention, 0.5)(*inputs.values())] for x in (cellattn, reference)
-        )
+        got, want = ([y.detach() for y in with_seed(x.attention, 0.5)(*inputs.values())] for x in (cellattn, reference))
         for a, b in zip(got, want, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12, equal_nan=True)
 
