@@ -24,8 +24,8 @@ RTOL = 1e-9  # what changes by less has not read the number: float64 rounds sums
 REFUSE = {*GRAPHS, "PerturbationDataset"}
 READERS = [name for name, entry in ENTRIES.items() if (entry.floats or entry.constants) and name not in REFUSE]
 
-# Read where other numbers may not show it: a factor of sums that are 0; a value that is dropped, times 0; a row without an edge, whose log-sum-exp is made;
-# what is put in order.
+# Read where other numbers may not show it: a factor of sums that are 0; a value that is dropped; a row without an edge, whose
+# log-sum-exp is made; what is put in order.
 FACTORS = {("relational_spmm", "scale"), ("attention dropout", "v"), ("graph_attention dropout", "v")}
 ROWS = {("attention_kl valid", "q"), ("attention_bce drawn", "q")}
 ORDERS = {"edge_recovery", "record_layers"}
