@@ -333,6 +333,7 @@ EXCEPTIONS = {
     "__version__": "a string",
     "sample_rows": "takes no tensor",
     "nn.extend_genes": "takes a module and a number",
+    "nn.weight_from_row_sum": "takes a graph and numbers",
     "data.PERTURBATION_TYPES": "strings",
     "data.EdgeTable": "what a reader returns",
     "data.InteractionTable": "what a reader returns",

@@ -9,6 +9,7 @@ from .perturbation import PerturbationHead
 from .readout import PerturbedGeneReadout
 from .tokens import CellOutput, GeneTokens, extend_genes
 from .transformer import CellTransformer
+from .weights import weight_from_row_sum
 from .wildtype import WildtypeDifference
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "Tie",
     "WildtypeDifference",
     "extend_genes",
+    "weight_from_row_sum",
 ]
