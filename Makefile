@@ -13,14 +13,14 @@ BENCH_ARGS ?=
 SCREEN_ARGS ?=
 OUT ?= runs/gpu-check
 
-.PHONY: install install-peers bench screen test test-ray test-machines test-compiled test-oldest record sanitize lint gpu-check clean
+.PHONY: install install-peers bench screen test test-ray test-machines test-compiled test-oldest record sanitize docs lint gpu-check clean
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/*.* csrc/*/*.*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) 'setuptools>=77' wheel torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) --no-build-isolation -e '.[test,bench,pyg]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) --no-build-isolation -e '.[test,bench,pyg,docs]'
 	touch $@
 
 # Built from source, a quarter of an hour or more: peers of the k-hop benchmark, and what interoperation is checked against.
@@ -77,6 +77,10 @@ sanitize: $(STAMP)
 	$(abspath $(BIN))/python -m pytest -p no:cacheprovider $(or $(TEST_ARGS),$(SANITIZE_TESTS))
 SANITIZE_TESTS := tests/ops/test_khop_mask.py tests/ops/test_khop_subgraph.py tests/ops/test_perturbation_mask.py \
 	tests/ops/test_masked_spmm.py tests/ops/test_relational_spmm.py tests/ops/test_raw_operators.py tests/test_subgraph.py
+
+# The documentation as a site, build/site/index.html; a warning is an error.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,0 +1,64 @@
+"""The documentation's guides and code blocks run, its reference names what is public, and its site builds without a warning."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from .conftest import ROOT
+
+DOCS = ROOT / "docs"
+GUIDES = sorted(path for path in (DOCS / "guides").glob("*.py"))
+PAGES = sorted(path for path in DOCS.rglob("*.md") if "```python\n" in path.read_text())
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.stem)
+def test_guides_run(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if path.stem == "lightning":
+        pytest.importorskip("lightning")
+    monkeypatch.chdir(tmp_path)
+    state = torch.get_rng_state()
+    runpy.run_path(str(path), run_name="__main__")
+    torch.set_rng_state(state)
+    page = path.with_suffix(".md").read_text()
+    assert f'--8<-- "docs/guides/{path.name}"' in page
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(DOCS)))
+def test_code_blocks_run(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.S) if "--8<--" not in block]
+    if path.name == "screens.md":  # its block goes on from what the guide makes
+        made = runpy.run_path(str(DOCS / "guides" / "screening.py"))
+        for number, file in enumerate(made["files"]):
+            Path(f"run{number}").mkdir()
+            shutil.copy(file, f"run{number}/checkpoint.safetensors")
+            shutil.copy(made["folder"] / "graph.safetensors", f"run{number}")
+        blocks.insert(0, f"roster = {made['names'][:12]}")
+    namespace: dict[str, object] = {}
+    for block in blocks:
+        exec(block, namespace)
+
+
+def test_reference_names_what_is_public() -> None:
+    """Run docs/reference/make.py where this fails."""
+    pages = runpy.run_path(str(DOCS / "reference" / "make.py"))["pages"]()
+    assert {path.name: path.read_text() for path in (DOCS / "reference").glob("*.md")} == pages
+
+
+def test_site_builds(tmp_path: Path) -> None:
+    """Warnings are errors: a link to nowhere, a page that no menu has, a name that is not there."""
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path / "site")]
+    env = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "site" / "reference" / "ops.html").read_text().count("attention_kl") > 1
