@@ -1,0 +1,499 @@
+"""How good the machine and the bounds are: faults planted in every family of compiled kernels, one at a time.
+
+    python -m tests.ptx.mutations --results runs/mutations.jsonl     plants what is not in the file yet (an hour of one core)
+    python -m tests.ptx.mutations --results ... --page               writes docs/compiled.md
+
+A mutant is a kernel whose PTX differs in one place. It is *reported* where the machine raises a fault, *failing* where a result
+is farther from the definition than rounding explains, *surviving* where results differ within the bounds, and *equivalent*
+where no byte of any output or gradient differs and nothing is reported at any of its subject's shapes, for a reason that is
+found by watching what the changed instruction gives. Only instructions that these shapes execute are changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import functools
+import hashlib
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..bounds import as_list, ratio_to_bound, with_bounds
+from . import device, machine
+from .device import Device, program_of
+from .machine import Fault, Machine, Mask, Program
+from .parser import PtxError
+from .subjects import SUBJECTS, Shape, Subject
+
+PER_KIND = 3  # mutants of one kind in one kernel
+KINDS = ("barrier", "wait", "fence", "mask", "stride", "offset", "swap", "trans")
+
+# ------------------------------------------------------------------------------------------------------------- planting
+
+_GUARDED = re.compile(r"@!?(%p\d+)\s+((?:ld|st|cp)\.(?!param).*)$")
+_COPY_SIZE = re.compile(r"(cp\.async\.\S+ .*, 0x(\w+)), %r\d+;$")
+_ADDRESS = re.compile(r"\[\s*(%\w+)\s*(?:\+\s*(-?\d+)\s*)?\]")
+_STRIDE = re.compile(r"((?:mul\.(?:lo|wide)|mad\.(?:lo|wide)|shl|add)\.[subd]\d+\s.*, )(\d+)((?:, %\w+)?;)$")
+_ORDERED = re.compile(r"((?:sub|setp\.(?:lt|le|gt|ge)|selp|div|cvt\.rn\.(?:bf|f)16x2)\.\S+\s+[^,]+), ([^,]+), ([^,;]+)(.*)$")
+_SUMMAND = re.compile(r"((?:fma|mad)\.\S+\s+[^,]+, [^,]+), (%\w+), (%\w+);$")
+_VECTOR = re.compile(r"\{\s*(%\w+),\s*(%\w+)(.*?)\}")
+_WIDTHS = re.compile(r"(?:\.v(\d))?\.[busf](\d+)\s")
+
+
+def _size(text: str) -> int:
+    """Bytes of an access."""
+    if text.startswith("cp.async"):
+        return int(re.findall(r"0x(\w+)", text)[0], 16)
+    if text.startswith("ldmatrix"):
+        return 16
+    found = _WIDTHS.search(text)
+    assert found is not None, text
+    return int(found[1] or 1) * int(found[2]) // 8
+
+
+def mutants_of_line(line: str, always: frozenset[str]) -> Iterator[tuple[str, str]]:
+    """(kind, what stands in its place); `always`: predicates that are constants."""
+    text = line.strip()
+    if text.startswith(("bar.sync", "bar.warp.sync")):
+        yield "barrier", ""
+    elif text.startswith(("cp.async.wait", "wgmma.wait_group")):
+        yield "wait", ""
+    elif text.startswith(("fence.", "wgmma.fence")):
+        yield "fence", ""
+    plain = text
+    if guarded := _GUARDED.match(text):
+        plain = guarded[2]
+        if guarded[1] not in always:
+            yield "mask", plain
+    guard = text[: len(text) - len(plain)]
+    if size := _COPY_SIZE.match(plain):
+        yield "mask", f"{guard}{size[1]}, {int(size[2], 16)};"
+    if stride := _STRIDE.match(plain):
+        yield "stride", f"{guard}{stride[1]}{int(stride[2]) + 1}{stride[3]}"
+    if re.match(r"(ld|st)\.(?!param)|ldmatrix|cp\.async\.c", plain):
+        for place in _ADDRESS.finditer(plain):
+            moved = f"[{place[1]}+{int(place[2] or 0) + _size(plain)}]"
+            yield "offset", guard + plain[: place.start()] + moved + plain[place.end() :]
+    if (ordered := _ORDERED.match(plain)) and ordered[2].strip() != ordered[3].strip():
+        yield "swap", f"{guard}{ordered[1]}, {ordered[3].strip()}, {ordered[2]}{ordered[4]}"
+    if (summand := _SUMMAND.match(plain)) and summand[2] != summand[3] and ".wide" not in plain:
+        yield "swap", f"{guard}{summand[1]}, {summand[3]}, {summand[2]};"
+    if plain.startswith(("ld", "st", "mma")):
+        vectors = list(_VECTOR.finditer(plain))
+        for vector in vectors[1:3] if plain.startswith("mma") else vectors[:1]:  # a and b of a product
+            if vector[1] != vector[2]:
+                swapped = f"{{{vector[2]}, {vector[1]}{vector[3]}}}"
+                yield "swap", guard + plain[: vector.start()] + swapped + plain[vector.end() :]
+    if ".trans." in plain:
+        yield "trans", guard + plain.replace(".trans", "")
+    if plain.startswith("wgmma.mma_async") and plain.endswith("1;"):
+        yield "trans", guard + plain[:-2] + "0;"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One changed line of one kernel's PTX."""
+
+    subject: str
+    kernel: str
+    ptx: str  # its digest
+    line: int  # from 0
+    kind: str
+    before: str
+    after: str
+    source: str  # the line of Triton that it comes from
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        return self.ptx, self.line, self.after
+
+    def of(self, text: str) -> str:
+        """The mutated PTX."""
+        lines = text.splitlines()
+        lines[self.line] = self.after
+        return "\n".join(lines)
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def always_true(text: str) -> frozenset[str]:
+    """Predicates that are set once, to a constant."""
+    constant = set(re.findall(r"mov\.pred\s+(%p\d+), -1;", text))
+    written = re.findall(r"(?:setp\S*|\w+\.pred)\s+(%p\d+)[,|]", text)
+    return frozenset(p for p in constant if written.count(p) == 1)
+
+
+def plant(subject: Subject, kernel: str, text: str, counts: np.ndarray, per_kind: int) -> list[Mutant]:
+    """Of each kind so many, drawn by the kernel's text, among the instructions that were executed."""
+    executed = {
+        step.instruction.line - 1: step.instruction for step, n in zip(program_of(text).steps, counts, strict=True) if n
+    }
+    constant, found = always_true(text), dict[str, list[Mutant]]()
+    for number, line in enumerate(text.splitlines()):
+        if number in executed:
+            for kind, after in mutants_of_line(line, constant):
+                where = executed[number].source
+                mutant = Mutant(str(subject), kernel, digest(text), number, kind, line.strip(), after, where)
+                found.setdefault(kind, []).append(mutant)
+    draw = random.Random(digest(text))
+    for mutants in found.values():
+        draw.shuffle(mutants)
+    return [x for kind in KINDS for x in found.get(kind, [])[:per_kind]]
+
+
+# -------------------------------------------------------------------------------------------------------------- judging
+
+
+@dataclass
+class Run:
+    """A shape, what it gives, how far that may be from its definition, and the kernels that were launched for it."""
+
+    shape: Shape
+    upstream: list[Tensor]
+    results: list[Tensor]
+    wanted: list[Any]
+    warps: dict[str, np.ndarray]  # by PTX, [instructions]
+    names: dict[str, str]
+
+
+def results_of(
+    subject: Subject, shape: Shape, upstream: list[Tensor] | None, **options: Any
+) -> tuple[list[Tensor], list[Tensor], Device]:
+    """Outputs and gradients, and the upstream gradients, which are drawn where they are not given."""
+    given = [x.clone().requires_grad_() for x in shape.inputs]
+    with device(subject.arch, **options) as made:
+        ys = as_list(shape.op(*given))
+        if upstream is None:
+            g = torch.Generator().manual_seed(1)
+            upstream = [torch.randn(y.shape, dtype=torch.float64, generator=g).to(y.dtype) for y in ys]
+        gradients = torch.autograd.grad(ys, given, upstream, allow_unused=True, materialize_grads=True)
+    return [x.detach() for x in (*ys, *gradients)], upstream, made
+
+
+@functools.cache
+def runs_of(number: int) -> list[Run]:
+    """Of SUBJECTS[number] as it is."""
+    subject, runs = SUBJECTS[number], []
+    for make in subject.shapes:
+        shape, launched = make(), list[tuple[str, str]]()
+
+        def note(kernel: str, text: str, launched: list[tuple[str, str]] = launched) -> str:
+            launched.append((text, kernel))
+            return text
+
+        results, upstream, made = results_of(subject, shape, None, mutate=note, count=True)
+        wanted, warps = with_bounds(shape.definition, shape.inputs, upstream), dict[str, np.ndarray]()
+        for (text, _), one in zip(launched, made.counted, strict=True):
+            warps[text] = warps.get(text, 0) + one.counts.warps
+        runs.append(Run(shape, upstream, results, wanted, warps, dict(launched)))
+        assert not differing(runs[-1], results), f"{subject}: the kernels as they are fail"
+    return runs
+
+
+def differing(run: Run, results: list[Tensor]) -> list[str]:
+    """Results that are farther from the definition than rounding explains."""
+    found = []
+    for i, (got, wanted) in enumerate(zip(results, run.wanted, strict=True)):
+        if (ratio := ratio_to_bound(got, wanted, parts=run.shape.parts)) > 1:
+            found.append(f"result {i}: {ratio:.3g} times as far as rounding explains")
+    return found
+
+
+def same_bytes(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(
+        torch.equal(x.contiguous().view(torch.uint8), y.contiguous().view(torch.uint8)) for x, y in zip(a, b, strict=True)
+    )
+
+
+def _step_at(program: Program, line: int) -> int:
+    return next(pc for pc, step in enumerate(program.steps) if step.instruction.line - 1 == line)
+
+
+def watched(subject: Subject, run: Run, text: str, mutant: Mutant, mutate: Callable[[str, str], str]) -> tuple[str, bool]:
+    """(a digest of all that the instruction gives to registers, whether its guard held for every thread)."""
+    program = program_of(text)
+    pc = _step_at(program, mutant.line)
+    step, given, held = program.steps[pc], hashlib.sha256(), True
+    plain, guarded = step.run, Machine._guarded
+
+    def noting(m: Machine, mask: Mask) -> None:
+        plain(m, mask)
+        for register in sorted(step.writes):
+            given.update(m.wide(m.registers[register])[m.full(mask)].tobytes())
+
+    def guard(m: Machine, predicate: Any, mask: Mask) -> tuple[bool | None, Mask]:
+        nonlocal held
+        agreed, active = guarded(m, predicate, mask)
+        if m.program is program and m.pc == pc and not agreed:
+            held = False
+        return agreed, active
+
+    step.run = noting
+    try:
+        with mock.patch.object(Machine, "_guarded", guard):
+            results_of(subject, run.shape, run.upstream, mutate=mutate)
+    finally:
+        step.run = plain
+    return given.hexdigest(), held
+
+
+def reason(subject: Subject, mutant: Mutant, reached: list[Run], mutate: Callable[[str, str], str]) -> str:
+    """Why a mutant changes nothing."""
+    if mutant.kind in ("barrier", "wait", "fence"):
+        return "what it orders is ordered by others too, or touched by one thread alone"
+    same = always = True
+    for run in reached:
+        text = next(text for text in run.names if digest(text) == mutant.ptx)
+        given, held = watched(subject, run, text, mutant, lambda _, text: text)
+        always &= held
+        if mutant.kind != "mask":
+            same &= watched(subject, run, mutant.of(text), mutant, mutate)[0] == given
+    what = "store" if mutant.after.startswith("st") else "load"
+    if mutant.kind == "mask" and mutant.before.startswith("@"):
+        if always:
+            return f"mask of a {what}: holds for every thread"
+        if what == "store":
+            return "mask of a store: the other threads write the same values there"
+        return "mask of a load: nothing that is stored depends on what the other threads read"
+    if mutant.kind == "mask":
+        return "zeros of a copy: nothing that is stored depends on them"
+    return "gives the same values" if same else "nothing that is stored depends on what it gives"
+
+
+def judge(number: int, mutant: Mutant, *, reasons: bool = True) -> dict[str, Any]:
+    """Its verdict, and why; `reasons`: of the equivalent too, which takes as long again."""
+    subject, began = SUBJECTS[number], time.process_time()
+    reached = [run for run in runs_of(number) if any(digest(text) == mutant.ptx for text in run.names)]
+    verdict, why = "equivalent", ""
+
+    def mutate(kernel: str, text: str) -> str:
+        return mutant.of(text) if digest(text) == mutant.ptx else text
+
+    for run in reached:
+        limit = 100 * max(int(c.sum()) for c in run.warps.values()) + 10_000
+        try:
+            with mock.patch.object(machine, "MAX_STEPS", limit):
+                results, *_ = results_of(subject, run.shape, run.upstream, mutate=mutate)
+        except Fault as fault:
+            verdict, why = "reported", str(fault).splitlines()[0].partition(": ")[2]
+            break
+        except PtxError as error:
+            verdict, why = "no PTX", str(error)
+            break
+        if same_bytes(results, run.results):
+            continue
+        if found := differing(run, results):
+            verdict, why = "failing", found[0]
+            break
+        verdict, why = "surviving", "results differ within their bounds"
+    if verdict == "equivalent" and reasons:
+        why = reason(subject, mutant, reached, mutate)
+    return {
+        **asdict(mutant),
+        "verdict": verdict,
+        "why": why,
+        "shapes": len(reached),
+        "seconds": round(time.process_time() - began, 2),
+    }
+
+
+def all_mutants(per_kind: int = PER_KIND) -> list[tuple[int, Mutant]]:
+    """Each with the number of its subject, in an order that mixes subjects; a kernel's text is planted in once."""
+    found: list[tuple[int, Mutant]] = []
+    seen: set[str] = set()
+    for number, subject in enumerate(SUBJECTS):
+        texts: dict[str, list[np.ndarray]] = {}
+        for run in runs_of(number):
+            for text, counts in run.warps.items():
+                texts.setdefault(text, []).append(counts)
+        names = {text: kernel for run in runs_of(number) for text, kernel in run.names.items()}
+        for text, warps in texts.items():
+            if subject.owns(names[text]) and text not in seen:
+                seen.add(text)
+                found += [(number, x) for x in plant(subject, names[text], text, np.sum(warps, 0), per_kind)]
+    random.Random(0).shuffle(found)
+    return found
+
+
+def sample(count: int, subjects: tuple[str, ...]) -> list[tuple[int, Mutant]]:
+    """So many mutants of some subjects, the same each time."""
+    found: list[tuple[int, Mutant]] = []
+    for number, subject in enumerate(SUBJECTS):
+        if str(subject) in subjects:
+            run = runs_of(number)[0]
+            for text, kernel in run.names.items():
+                found += [(number, x) for x in plant(subject, kernel, text, run.warps[text], 1) if subject.owns(kernel)]
+    random.Random(0).shuffle(found)
+    return found[:count]
+
+
+# ------------------------------------------------------------------------------------------------------------- the page
+
+PAGE = Path(__file__).parents[2] / "docs" / "compiled.md"
+
+INTRODUCTION = """# Compiled kernels, executed without a GPU
+
+Made by `python -m tests.ptx.mutations --page`. What Triton and nvcc compile is executed on the CPU by `tests/ptx`, through the
+library's own launchers, and watched as compute-sanitizer would watch it. Results are held to float64 with derived bounds, and
+to each other with the blocks in two orders. None of it has run on a GPU.
+
+`make test` runs {commit} cases of `tests/compiled`, `make test-compiled` {everything}.
+
+## Faults of the library that it found"""
+
+PLANTED = """## How many planted faults it finds
+
+Each mutant is a kernel with one place of its PTX changed: a barrier, wait or fence removed, the mask of a load or store
+removed, a stride or an offset off by one, two operands swapped, a transposition dropped. Places are drawn among the
+instructions that the shapes of `tests/ptx/subjects.py` execute. An equivalent mutant changes no byte of any output or gradient
+at any of its shapes, and nothing is reported of it; the last column is the share of the others that is reported or fails.
+Blocks run in one order, so that races between them are left to the machine.
+
+A verdict is of a kernel as it was compiled then; of one that has changed since, the tool plants anew when it runs again.
+"""
+
+SURVIVED = """### What survived
+
+Results differ from those of the kernel as it is, and stay within the bounds at these shapes. Why, by reading the code:
+"""
+
+FAULTS = """
+| found | mended by |
+| --- | --- |
+| `attention_bce`, sharp maps: the passes over all keys and over edges rounded a score differently, and a / (1 - a) multiplied \
+the difference | "attention_bce is exact at any gap, values and gradients" |
+| `khop_pull_kernel`: warps of many blocks set one flag with plain stores, which the memory model calls a race | "The flags of \
+k-hop's hops are volatile" |
+""".replace("\\\n", "")
+
+# (kernel, kind, a part of the instruction): why no comparison can see it
+EXPLAINED = {
+    ("attention_bwd_kernel_dq", "swap", "mma.sync"): "exchanges two groups of eight keys of the last tile for queries over a \
+thousand keys: what they weigh is below the bound of a bfloat16 sum of that length",
+    ("bce_rows_fwd_kernel_sharp", "swap", "fma.rn.ftz"): "the exponent's part of a logarithm of 1 to 2: it matters where the \
+argument is above 4/3, for a sharp entry of 2/3 to 3/4, and is 1e-7 otherwise",
+    ("bce_rows_bwd_kernel_dense_dk", "swap", "sub.f32"): "the sign of a score in the share that a sharp entry takes from the \
+others, which is capped at 1 and multiplied by a pull below the bound of the sum that it enters",
+    ("row_dot_bwd_kernel_dk_segments", "stride", "add.s64"): "takes one edge of a hub for its neighbour: one term of 1,300, \
+below the bound of a bfloat16 sum of that length",
+}  # fmt: skip
+
+
+def _collected(everything: bool) -> int:
+    """Cases of tests/compiled."""
+    command = [sys.executable, "-m", "pytest", "tests/compiled", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "CELLATTN_COMPILED": "all" if everything else ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=PAGE.parents[1])
+    return sum("::" in line for line in done.stdout.splitlines())
+
+
+def _table(by: str, of: Callable[[dict[str, Any]], str], results: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        f"| {by} | mutants | equivalent | reported by the machine | failing a comparison | surviving | found |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for x in results:
+        groups.setdefault(of(x), []).append(x)
+    order = list(KINDS) if by == "kind" else sorted(groups)
+    for name in [*(x for x in order if x in groups), "all"]:
+        mine = results if name == "all" else groups[name]
+        equivalent, reported, failing, surviving = (
+            sum(x["verdict"] == verdict for x in mine) for verdict in ("equivalent", "reported", "failing", "surviving")
+        )
+        counted = reported + failing + surviving
+        share = f"{(reported + failing) / counted:.1%}" if counted else ""
+        lines.append(f"| {name} | {len(mine)} | {equivalent} | {reported} | {failing} | {surviving} | {share} |")
+    return lines
+
+
+def _family(x: dict[str, Any]) -> str:
+    return str(x["subject"]).partition(",")[0]
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()) or "nothing"
+
+
+def _explanation(x: dict[str, Any]) -> str:
+    for (kernel, kind, part), why in EXPLAINED.items():
+        if (x["kernel"], x["kind"]) == (kernel, kind) and part in x["before"]:
+            return why
+    return "not explained yet"
+
+
+def page(results: list[dict[str, Any]]) -> str:
+    """docs/compiled.md."""
+    results = [x for x in results if x["verdict"] != "no PTX"]
+    kernels: dict[str, set[str]] = {}
+    for x in results:
+        kernels.setdefault(_family(x), set()).add(x["kernel"])
+    reasons = collections.Counter((x["kind"], x["why"]) for x in results if x["verdict"] == "equivalent")
+    detectors = collections.Counter(
+        re.sub(r"(argument|bytes of|values to|input) (?!(?:its|shared)\b)\w+", r"\1 ...", re.sub(r"\d+ ", "n ", x["why"]))
+        for x in results if x["verdict"] == "reported"
+    )  # fmt: skip
+    families = "; ".join(f"{x}: {', '.join(f'`{kernel}`' for kernel in sorted(kernels[x]))}" for x in sorted(kernels))
+    columns = [(x, _plain(x["before"]), _plain(x["after"])) for x in results if x["verdict"] == "surviving"]
+    survivors = [
+        f"| `{x['kernel']}` ({x['subject']}), {x['source']} | `{before}` | `{after}` | {_explanation(x)} |"
+        for x, before, after in columns
+    ]
+    lines = [
+        INTRODUCTION.format(commit=_collected(False), everything=_collected(True)), FAULTS, PLANTED,
+        *_table("kind", lambda x: x["kind"], results), "", *_table("family", _family, results), "", f"Kernels: {families}.", "",
+        "### What was reported", "", "| fault | mutants |", "| --- | ---: |",
+        *(f"| {what} | {n} |" for what, n in detectors.most_common()), "",
+        "### Why mutants are equivalent", "", "| kind | reason | mutants |", "| --- | --- | ---: |",
+        *(f"| {kind} | {why} | {n} |" for (kind, why), n in sorted(reasons.items(), key=lambda item: -item[1])), "",
+        SURVIVED, "| kernel | instruction | changed to | why |", "| --- | --- | --- | --- |", *survivors,
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The latest verdict on each mutant."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = [json.loads(line) for line in lines]
+    return list({(x["ptx"], x["line"], x["after"]): x for x in found}.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=Path("runs/mutations.jsonl"))
+    parser.add_argument("--per-kind", type=int, default=PER_KIND, help="mutants of one kind in one kernel")
+    parser.add_argument("--page", action="store_true", help="write docs/compiled.md of the results, and plant nothing")
+    arguments = parser.parse_args()
+    if arguments.page:
+        PAGE.write_text(page(read(arguments.results)))
+        return
+    mutants = all_mutants(arguments.per_kind)
+    arguments.results.parent.mkdir(parents=True, exist_ok=True)
+    # shapes may have been added since, to find what survived
+    known = {(x["ptx"], x["line"], x["after"]) for x in read(arguments.results) if x["verdict"] != "surviving"}
+    left = [x for x in mutants if x[1].key not in known]
+    print(f"{len(mutants)} mutants, {len(left)} to plant", flush=True)
+    for number, mutant in left:
+        verdict = judge(number, mutant)
+        with arguments.results.open("a") as file:
+            print(json.dumps(verdict), file=file)
+
+
+if __name__ == "__main__":
+    main()

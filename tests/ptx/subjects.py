@@ -1,0 +1,248 @@
+"""What faults are planted in: every family of kernels, at shapes whose launches share their PTX.
+
+Sizes are data, so that one compilation serves several shapes; they are ragged, so that every mask is false somewhere, and
+longer than a tile, so that loops go round and their asynchronous copies follow each other.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import cellattn
+from cellattn import MultiGraph, reference
+
+from ..compare import leaves, random_graph
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+
+
+@dataclass(frozen=True)
+class Shape:
+    """An op on inputs, and its definition."""
+
+    op: Callable[..., Any]
+    definition: Callable[..., Any]
+    inputs: list[Tensor]
+    parts: bool = False  # as in bounds.assert_within
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Kernels of one family as compiled for one chip."""
+
+    family: str
+    name: str
+    arch: int
+    shapes: Sequence[Callable[[], Shape]]  # the quickest first
+
+    def __str__(self) -> str:
+        return f"{self.family}, {self.name}, sm_{self.arch}"
+
+    def owns(self, kernel: str) -> bool:
+        """Whether a kernel that is launched is one of the family."""
+        return kernel.startswith(_BEGINNINGS.get(self.family, (self.family,)))
+
+
+_BEGINNINGS = {
+    "attention_bce": ("bce_rows", "nonedges"),
+    "masked_spmm": ("masked",),
+    "relational_spmm": ("relational", "place_table"),
+}
+
+
+def drawn(dtype: torch.dtype, *shapes: tuple[int, ...], seed: int = 0) -> list[Tensor]:
+    return [x.detach() for x in leaves(*shapes, dtype=dtype, seed=seed)]
+
+
+def both(of: Callable[[Any], Callable[..., Any]], inputs: list[Tensor], *, parts: bool = False) -> Shape:
+    return Shape(of(cellattn), of(reference), inputs, parts)
+
+
+# ----------------------------------------------------------------------------------------------------------- attention
+
+
+def _attention(dtype: torch.dtype, lead: tuple[int, ...], tq: int, tk: int, d: int, dv: int, size: float = 1) -> Shape:
+    q, k, v = drawn(dtype, (*lead, tq, d), (*lead, tk, d), (*lead, tk, dv))
+    return both(lambda module: module.attention, [size * q, k, v])
+
+
+def _masked(dtype: torch.dtype, lead: tuple[int, ...], tq: int, tk: int, d: int) -> Shape:
+    keep = torch.rand(*lead, tk, generator=torch.Generator().manual_seed(5)) < 0.6
+    return both(
+        lambda module: lambda q, k: module.attention_logsumexp(q, k, key_mask=keep),
+        drawn(dtype, (*lead, tq, d), (*lead, tk, d)),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- rows of graphs
+
+
+def _weighted(n: int, degree: int, hub: int) -> MultiGraph:
+    """Row 0 and column 0 have so many genes, row 1 has one more, row 2 none, and column 3 is in many rows."""
+    g = torch.Generator().manual_seed(n)
+    rest = torch.randint(n, (2, degree * n), generator=g)
+    rest = rest[:, rest[0] > 2]
+    rest[1, ::4] = 3
+    hubs = torch.stack([torch.zeros(hub).long(), torch.arange(hub)])
+    index = torch.cat([hubs, hubs.flip(0)[:, 3:], torch.tensor([[1], [n - 1]]), rest], 1)
+    weight = torch.rand(index.shape[1], generator=g) + 0.1
+    none = torch.empty(2, 0, dtype=torch.int64)
+    return MultiGraph.from_edge_index({"a": index, "none": none}, n, edge_weight={"a": weight, "none": torch.empty(0)})
+
+
+def _kl(dtype: torch.dtype, lead: tuple[int, ...], n: int, d: int, rows: list[int] | None, hub: int) -> Shape:
+    graph = _weighted(n, 3, hub)
+    options: dict[str, Any] = {"num_prefix": 1, "reduction": "none", "rows": None if rows is None else torch.tensor(rows)}
+    q, k = drawn(dtype, (*lead, n + 1, d), (*lead, n + 1, d))
+    (lse,) = drawn(FP32, (*lead, n + 1))
+    return both(
+        lambda module: lambda q, k, lse: module.attention_kl(q, k, graph, "a", lse=lse, **options), [q, k, lse], parts=True
+    )
+
+
+def _bce(
+    dtype: torch.dtype, lead: tuple[int, ...], n: int, d: int, rows: list[int] | None, link: str, size: float = 1
+) -> Shape:
+    graph = random_graph(n, {"other": 7, "a": 4 * n}, weighted=True).extend(1)
+    options: dict[str, Any] = {"num_prefix": 1, "reduction": "none", "link": link}
+    options["rows"] = None if rows is None else torch.tensor(rows)
+    q, k = drawn(dtype, (*lead, n + 2, d), (*lead, n + 2, d))
+    return both(lambda module: lambda q, k: module.attention_bce(q, k, graph, "a", **options), [size * q, k], parts=True)
+
+
+def _drawn_bce(dtype: torch.dtype, n: int, d: int, count: int, link: str, size: float = 1) -> Shape:
+    from ..compiled.test_attention_bce import with_drawn_negatives
+
+    graph = random_graph(n, {"other": 7, "a": 4 * n}, weighted=True).extend(1)
+    q, k = drawn(dtype, (n + 2, d), (n + 2, d))
+    op, definition = with_drawn_negatives(graph, "a", None, count, link=link, num_prefix=1)
+    return Shape(op, definition, [size * q, k], parts=True)
+
+
+# --------------------------------------------------------------------------------------------------------- whole graphs
+
+
+def _masked_spmm(dtype: torch.dtype, n: int, f: int, num_sets: int, shared: bool, share: float) -> Shape:
+    graph, g = _weighted(n, 5, n), torch.Generator().manual_seed(1)
+    keep = torch.rand(num_sets, n, generator=g) < share
+    x, w = drawn(dtype, (n, f) if shared else (num_sets, n, f), (graph.num_edges("a"),))
+    return both(lambda module: lambda x, w: module.masked_spmm(graph, "a", x, keep, edge_weight=w, reduce="mean"), [x, w])
+
+
+def _relational_spmm(dtype: torch.dtype, n: int, f: int, num_sets: int, each: bool, total: bool) -> Shape:
+    from ..compiled.test_relational_spmm import between, graph_of
+
+    graph, ragged = graph_of(n, 3), [x.clone() for x in between(num_sets, n)]
+    (x,) = drawn(dtype, (ragged[0].numel(), 3, f) if each else (ragged[0].numel(), f))
+    scale = torch.rand(ragged[2].numel(), 3, generator=torch.Generator().manual_seed(0))
+    return both(lambda m: lambda x: m.relational_spmm(graph, x, *ragged, scale=scale, sum_relations=total, shared=False), [x])
+
+
+def _relational_degree(n: int, num_sets: int) -> Shape:
+    from ..compiled.test_relational_spmm import between, graph_of
+
+    graph, ragged = graph_of(n, 3), [x.clone() for x in between(num_sets, n)]
+    (x,) = drawn(FP32, (1,))
+    return both(lambda module: lambda x: module.relational_degree(graph, *ragged).to(x.dtype) + x, [x])
+
+
+def _perturbation(dtype: torch.dtype, lead: tuple[int, ...], sets: list[list[int]], n: int, d: int, dv: int) -> Shape:
+    from ..interpreter.test_perturbation_attention import correction, ragged
+
+    index, ptr = ragged(sets)
+    b, nnz = ptr.numel() - 1, index.numel()
+    query, key, value, override = drawn(dtype, (*lead, b, d), (*lead, n, d), (*lead, n, dv), (*lead, nnz, dv))
+    (lse,) = drawn(FP32, (*lead, b))
+    lse = 2 + 0.3 * d**0.5 + lse.abs()
+
+    def op(query: Tensor, key: Tensor, value: Tensor, lse: Tensor, override: Tensor) -> Tensor:
+        z: Tensor = torch.ops.cellattn.perturbation_correction(query, key, value, lse, index, ptr, override, 0.4)
+        return z
+
+    return Shape(op, functools.partial(correction, index=index, ptr=ptr), [query, key, value, lse, override])
+
+
+def _set_sum(dtype: torch.dtype, sizes: list[int], width: int) -> Shape:
+    ptr = torch.tensor([0, *sizes]).cumsum(0)
+    (x,) = drawn(dtype, (int(ptr[-1]), width))
+    sample = torch.arange(len(sizes)).repeat_interleave(ptr.diff())
+    return Shape(
+        lambda x: torch.ops.cellattn.set_sum(x, ptr),
+        lambda x: x.new_zeros(len(sizes), width).index_add(0, sample, x),
+        [x],
+    )
+
+
+_SETS = [[[1, 5], [0], [29, 3, 7]], [[2, i] for i in range(3, 30)], [[], list(range(30)), [4]]]
+
+SUBJECTS = [
+    Subject("attention", "bf16, D 32", 80, [
+        lambda: _attention(BF16, (), 70, 195, 32, 32), lambda: _attention(BF16, (2,), 195, 67, 32, 32),
+        lambda: _attention(BF16, (), 33, 131, 32, 32),
+    ]),
+    Subject("attention", "bf16, D 20, DV 36", 80, [
+        lambda: _attention(BF16, (), 70, 195, 20, 36), lambda: _attention(BF16, (2,), 195, 67, 20, 36),
+        lambda: _attention(BF16, (), 33, 131, 20, 36),
+    ]),
+    Subject("attention", "bf16, D 64", 90, [
+        lambda: _attention(BF16, (), 70, 195, 64, 64), lambda: _attention(BF16, (2,), 195, 67, 64, 64),
+        lambda: _attention(BF16, (), 33, 131, 64, 64),
+    ]),
+    Subject("attention", "fp32, D 20", 80, [
+        lambda: _attention(FP32, (), 70, 101, 20, 20), lambda: _attention(FP32, (2,), 101, 67, 20, 20),
+    ]),
+    Subject("attention", "few queries, bf16, D 20", 80, [
+        lambda: _attention(BF16, (), 28, 1100, 20, 20), lambda: _attention(BF16, (3,), 12, 700, 20, 20),
+        lambda: _attention(BF16, (5,), 24, 604, 20, 20, 5),
+    ]),
+    Subject("attention", "masked keys, bf16, D 20", 80, [
+        lambda: _masked(BF16, (2,), 70, 198, 20), lambda: _masked(BF16, (2,), 198, 66, 20),
+        lambda: _masked(BF16, (2,), 34, 134, 20),
+    ]),
+    Subject("row_dot", "bf16, D 20", 80, [
+        lambda: _kl(BF16, (2,), 63, 20, None, 63), lambda: _kl(BF16, (), 150, 20, None, 7),
+        lambda: _kl(BF16, (), 1100, 20, None, 1100),
+        lambda: _kl(BF16, (), 1350, 20, None, 1300),
+    ]),
+    Subject("row_dot", "chosen rows, bf16, D 20", 80, [
+        lambda: _kl(BF16, (2,), 63, 20, [4, 4, 0, 4, 60, 2], 63), lambda: _kl(BF16, (), 1100, 20, [0, 5, 0], 1100),
+        lambda: _kl(BF16, (), 1350, 20, [5, 0, 9, 9], 1300),
+    ]),
+    Subject("attention_bce", "bf16, D 20, softmax", 80, [
+        lambda: _bce(BF16, (), 70, 20, None, "softmax", 3), lambda: _bce(BF16, (2,), 150, 20, None, "softmax"),
+        lambda: _bce(BF16, (), 133, 20, None, "softmax", 20),
+        lambda: _bce(BF16, (3,), 70, 20, None, "softmax", 6),
+    ]),
+    Subject("attention_bce", "chosen rows, bf16, D 32, sigmoid", 80, [
+        lambda: _bce(BF16, (), 70, 32, [3, 0, 17, 17, 69], "sigmoid"),
+        lambda: _bce(BF16, (2,), 133, 32, [5] * 3 + [*range(70)], "sigmoid"),
+    ]),
+    Subject("attention_bce", "drawn negatives, bf16, D 20", 80, [
+        lambda: _drawn_bce(BF16, 151, 20, 9, "softmax", 3), lambda: _drawn_bce(BF16, 133, 20, 37, "softmax", 20),
+    ]),
+    Subject("masked_spmm", "bf16, F 20", 80, [
+        lambda: _masked_spmm(BF16, 20, 20, 28, False, 0.8), lambda: _masked_spmm(BF16, 75, 20, 33, False, 0.3),
+    ]),
+    Subject("masked_spmm", "shared x, bf16, F 20", 80, [
+        lambda: _masked_spmm(BF16, 20, 20, 28, True, 0.8), lambda: _masked_spmm(BF16, 75, 20, 65, True, 0.3),
+    ]),
+    Subject("relational_spmm", "bf16, F 20", 80, [
+        lambda: _relational_spmm(BF16, 101, 20, 4, True, True), lambda: _relational_spmm(BF16, 75, 20, 5, True, True),
+    ]),
+    Subject("relational_spmm", "one x, each relation, bf16, F 64", 80, [
+        lambda: _relational_spmm(BF16, 101, 64, 4, False, False), lambda: _relational_spmm(BF16, 75, 64, 5, False, False),
+    ]),
+    Subject("relational_spmm", "degree", 80, [lambda: _relational_degree(101, 4), lambda: _relational_degree(75, 5)]),
+    Subject("perturbation_attention", "bf16, D 20", 80, [
+        *(functools.partial(_perturbation, BF16, (2,), sets, 30, 20, 20) for sets in _SETS),
+    ]),
+    Subject("set_sum", "bf16, F 20", 80, [
+        lambda: _set_sum(BF16, [2, 1, 3], 20), lambda: _set_sum(BF16, [0, 41, 0, 7], 20), lambda: _set_sum(BF16, [300, 3], 20),
+    ]),
+]  # fmt: skip
