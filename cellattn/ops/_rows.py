@@ -149,7 +149,7 @@ def _rows_of_each(x: Tensor, rows: Sequence[Tensor | None]) -> Tensor:
 
 
 def reduce_ties(loss: Tensor, targets: Targets, reduction: str) -> list[Tensor]:
-    """`reduce_rows` of every tie: loss [..., ties, R], one result a tie."""
+    """`reduced` of every tie: loss [..., ties, R], one result a tie."""
     if reduction == "none":
         return list(loss.unbind(-2))
     total = loss.sum([d for d in range(loss.ndim) if d != loss.ndim - 2])
@@ -158,12 +158,14 @@ def reduce_ties(loss: Tensor, targets: Targets, reduction: str) -> list[Tensor]:
     return list(total.unbind(0))
 
 
-def reduce_rows(loss: Tensor, counted: Tensor, reduction: str) -> Tensor:
-    """Reduce loss [..., R]; "mean" is over the counted rows (bool [R]) and the leading dimensions, 0 where there is none."""
+def reduced(loss: Tensor, graph: MultiGraph, relation: str, rows: Tensor | None, reduction: str) -> Tensor:
+    """loss [..., R] of the chosen rows; the mean is over those with an edge."""
     if reduction == "none":
         return loss
-    total = loss.sum()
     if reduction == "sum":
-        return total
+        return loss.sum()
     num_leading = loss.shape[:-1].numel()
-    return total / (counted.sum() * num_leading).clamp_min(1)
+    if rows is None:
+        return loss.sum() / max(graph.num_rows_with_edges(relation) * num_leading, 1)
+    without_edge = graph.targets(loss.dtype).without_edge[graph.relation_id(relation)].index_select(0, rows)
+    return loss.sum() / (without_edge.logical_not().sum() * num_leading).clamp_min(1)

@@ -170,11 +170,11 @@ def _attention(
         return q.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(q.shape[:-1], dtype=accumulation_dtype(q.dtype))
     if draw is not None:
         require(key_mask is None, "key_mask: expected None beside dropout")
-        return (_dropout if AVAILABLE and _is_ordinary(q, k, v, scale) else _dense)(q, k, v, None, scale, draw, threshold)
+        return (_dropout if AVAILABLE and is_ordinary(q, k, v, scale) else _dense)(q, k, v, None, scale, draw, threshold)
     if key_mask is None:
-        return (_flash if _is_ordinary(q, k, v, scale) else _dense)(q, k, v, None, scale)
+        return (_flash if is_ordinary(q, k, v, scale) else _dense)(q, k, v, None, scale)
     k, keep = _without_masked(k, key_mask)
-    out, lse = (_flash if _is_ordinary(q, k, v, scale) else _dense)(q, k, v, keep, scale)
+    out, lse = (_flash if is_ordinary(q, k, v, scale) else _dense)(q, k, v, keep, scale)
     return out, lse.masked_fill_(~keep.any(-1, keepdim=True), -torch.inf)
 
 
@@ -203,14 +203,14 @@ def _attention_backward(
     if 0 in lse.shape or (dout is None and dlse is None):
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     if draw is not None and dout is not None:
-        dropped = _dropout_backward if AVAILABLE and _is_ordinary(q, k, v, scale) else _dense_backward
+        dropped = _dropout_backward if AVAILABLE and is_ordinary(q, k, v, scale) else _dense_backward
         return dropped(dout, dlse, q, k, v, None, out, lse, scale, draw, threshold)
     keep = None
     if key_mask is not None:
         k, keep = _without_masked(k, key_mask)
         if dlse is not None:
             dlse = dlse.masked_fill(~keep.any(-1, keepdim=True), 0)
-    backward = _flash_backward if _is_ordinary(q, k, v, scale) else _dense_backward
+    backward = _flash_backward if is_ordinary(q, k, v, scale) else _dense_backward
     dq, dk, dv = backward(dout, dlse, q, k, v, keep, out, lse, scale)
     if keep is not None:
         dk = dk.masked_fill_(~keep.unsqueeze(-1), 0)
@@ -285,7 +285,7 @@ _LARGEST_ERROR = 1 / 32
 _BLOCK = 2**20
 
 
-def _is_ordinary(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
+def is_ordinary(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
     """Whether PyTorch's kernel is right: no value is NaN or infinite, and no score can be larger than rounding allows."""
     return _largest_rounding(q, k, scale) <= _LARGEST_ERROR and _largest(v) < torch.inf
 

@@ -25,7 +25,6 @@ row block, or for the edges and the drawn non-edges alone, and made again in the
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import log
 from typing import Any, NamedTuple
 
 import torch
@@ -34,9 +33,11 @@ from torch import Tensor
 
 from .._check import require, require_choice, require_count, require_number
 from ..graph import MultiGraph
+from ._bernoulli import SHARP, cross_entropy, cross_entropy_slope
 from ._csr import sddmm, spmm, take_rows
+from ._dense import dense_bce, dense_loss, is_small
 from ._operator import keep_missing_grads, operator, refuse_double_backward
-from ._rows import check_head, check_rows, row_logsumexp, take
+from ._rows import check_head, check_rows, reduced, row_logsumexp, take
 from .attention import accumulation_dtype, resolve_scale, unrounded
 from .sample_rows import check_generator, generator_of_draw
 
@@ -44,7 +45,6 @@ TARGETS = ("normalized", "binary")
 LINKS = ("softmax", "sigmoid")
 
 _MAX_ENTRIES = 2**31 - 1  # edges and drawn non-edges, which the sparse kernels count in int32
-_SHARP = log(2 / 3)  # log of the least a of a sharp entry: above 1/2 by more than roundings of the log-sum-exp make up
 _BLOCK = 2**18  # score entries of a row block: a few temporaries of this size stay in a core's cache
 
 
@@ -104,6 +104,11 @@ def attention_bce(
     genes = check_rows("rows", rows, graph)
     check_negatives(num_negatives, neg_sample_ratio, rows)
     scale = resolve_scale(scale, q.shape[-1])
+    if num_negatives is None and neg_sample_ratio is None and is_small(q, k, lse, genes, graph.num_nodes, scale):
+        return dense_loss(
+            dense_bce, q, k, lse if link == "softmax" else None, graph, relation, genes, num_prefix=num_prefix, scale=scale,
+            over="tokens" if link == "softmax" else "", reduction=reduction, normalized=target == "normalized",
+        )  # fmt: skip
     total = None
     if link == "softmax":
         known = graph.known(relation)
@@ -126,17 +131,9 @@ def attention_bce(
         q, k, total, *graph.stacked, *graph.stacked_by_column(), inv_mass, graph.known(relation), genes,
         *(negatives or (None,) * 4), relation_id, num_prefix, scale, target == "normalized",
     )  # fmt: skip
-    if reduction == "none":
-        return loss
-    if reduction == "sum":
-        return loss.sum()
-    num_leading = loss.shape[:-1].numel()
-    if negatives is not None and neg_sample_ratio is not None:
-        return loss.sum() / max((graph.num_edges(relation) + negatives.gene.shape[0]) * num_leading, 1)
-    if genes is None:
-        return loss.sum() / max(graph.num_rows_with_edges(relation) * num_leading, 1)
-    counted = inv_mass.index_select(0, relation_id * graph.num_nodes + genes) > 0
-    return loss.sum() / (counted.sum() * num_leading).clamp_min(1)
+    if negatives is not None and neg_sample_ratio is not None and reduction == "mean":
+        return loss.sum() / max((graph.num_edges(relation) + negatives.gene.shape[0]) * loss.shape[:-1].numel(), 1)
+    return reduced(loss, graph, relation, genes, reduction)
 
 
 def check_negatives(num_negatives: Any, neg_sample_ratio: Any, rows: Any) -> None:
@@ -255,12 +252,12 @@ def _bce_rows(q: Tensor, k: Tensor, lse: Tensor | None, *problem: Any) -> tuple[
         for lead in range(num_leading):
             s = scale * block.scores(queries[lead], genes[lead])
             if totals is None:
-                entries = _cross_entropy(s, block.positive, block.negative)
+                entries = cross_entropy(s, block.positive, block.negative)
             else:
                 log_a = s.sub_(block.spread(totals[lead]))
                 gene = block.sharp(log_a)
                 at = block.at(gene)
-                log_a.view(-1)[at] = _SHARP  # a number of no meaning
+                log_a.view(-1)[at] = SHARP  # a number of no meaning
                 entries = (block.positive * log_a).addcmul_(block.negative, torch.log1p(-log_a.exp())).neg_()
                 entries.view(-1)[at] = 0
                 sharp[lead, block.rows] = torch.where(gene >= 0, num_prefix + gene, -1)
@@ -272,8 +269,8 @@ def _bce_rows(q: Tensor, k: Tensor, lse: Tensor | None, *problem: Any) -> tuple[
         rest[lead, here] = s.scatter_(1, token, -torch.inf).logsumexp(1)
         gap = score - rest[lead, here]
         t, f = positive[lead, here], negative[lead, here]
-        loss[lead, here] += _cross_entropy(gap, t, f)
-        pull[lead, here] = _cross_entropy_slope(gap, t, f)
+        loss[lead, here] += cross_entropy(gap, t, f)
+        pull[lead, here] = cross_entropy_slope(gap, t, f)
     shape, dtype = (*q.shape[:-2], num_rows), accumulation_dtype(q.dtype)
     loss, rest, pull = (x.to(dtype).reshape(shape) for x in (loss, rest, pull))
     if totals is None:
@@ -311,7 +308,7 @@ def _bce_rows_backward(
         for lead in range(num_leading):
             s = scale * block.scores(queries[lead], genes[lead])
             if totals is None:
-                ds = _cross_entropy_slope(s, block.positive, block.negative)
+                ds = cross_entropy_slope(s, block.positive, block.negative)
             else:
                 at = block.at(sharp[lead, block.rows].long() - num_prefix)
                 a = s.sub_(block.spread(totals[lead])).exp_()
@@ -403,18 +400,6 @@ def _flat(
     return queries.to(dtype), keys.to(dtype), None
 
 
-def _cross_entropy(s: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-    """positive softplus(-s) + negative softplus(s), to the last digits of either: softplus(s) = max(s, 0) + log(1 + e^-|s|)."""
-    both = (positive + negative) * s.abs().neg_().exp_().log1p_()
-    return both.addcmul_(negative, s.relu()).addcmul_(positive, s.neg().relu_())
-
-
-def _cross_entropy_slope(s: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-    """Its derivative, negative sigmoid(s) - positive sigmoid(-s)."""
-    e = s.abs().neg_().exp_()
-    return torch.where(s < 0, negative * e - positive, negative - positive * e).div_(1 + e)
-
-
 def _known_keys(keys: Tensor, known: Tensor, num_prefix: int) -> Tensor:
     """[L, N, D], zeros for unknown genes: they are in no pair of the loss, and may hold anything."""
     return keys[:, num_prefix:].masked_fill(~known[:, None], 0)
@@ -479,7 +464,7 @@ class _DenseRows(NamedTuple):
     def sharp(self, log_a: Tensor) -> Tensor:
         """The gene with a > 2/3 in each row [b], -1 where there is none among the entries."""
         top, gene = log_a.max(1)
-        return torch.where(top > _SHARP, gene, -1)
+        return torch.where(top > SHARP, gene, -1)
 
     def at(self, gene: Tensor) -> Tensor:
         """Where the entries of the rows' genes [b] (below 0: none) stand."""
@@ -521,7 +506,7 @@ class _SparseRows(NamedTuple):
     local: Tensor  # the row of each entry
 
     def sharp(self, log_a: Tensor) -> Tensor:
-        at = (log_a > _SHARP).nonzero()[:, 0]  # a gene that was drawn twice stands there twice
+        at = (log_a > SHARP).nonzero()[:, 0]  # a gene that was drawn twice stands there twice
         gene = torch.full_like(self.rows, -1)
         return gene.scatter_reduce_(0, self.local[at], self.col[at].long(), "amax")
 

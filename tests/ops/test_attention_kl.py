@@ -10,11 +10,19 @@ import torch.nn.functional as F
 
 import cellattn
 from cellattn import MultiGraph, reference
+from cellattn.ops import _dense
 
 from ..bounds import assert_within_rounding
 from ..compare import assert_same, everything, leaves, random_graph
 
 ROWS = {"all": None, "some": [3, 0, 17], "one": [5], "none": [], "twice": [4, 4, 9]}
+
+
+@pytest.fixture(autouse=True, params=["streamed", "dense"])
+def _both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small map is made, a large one is streamed."""
+    if request.param == "streamed":
+        monkeypatch.setattr(_dense, "LARGEST", 0)
 
 
 def graphs(weighted: bool) -> MultiGraph:

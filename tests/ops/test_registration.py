@@ -13,6 +13,7 @@ from torch.library import opcheck
 import cellattn
 import cellattn.nn
 from cellattn import MultiGraph
+from cellattn.ops._dense import dense_targets
 
 from ..compare import leaves, random_graph
 from .sets import ragged, random_sets
@@ -75,6 +76,11 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     scale = torch.rand(4, 2).double()
     sent, received = leaves((3, 2, 5), (4, 5))
     relational = (*between, rowptr, col, g.stacked[2].double(), colptr, row, g.stacked_by_column()[2].double(), [1, 0], N)
+    targets = dense_targets(g, "a", torch.float64)
+    dense_bce = (*targets, g.known("a"))
+    dense = (targets.positive, None, *dense_bce[2:])
+    (full_lse,) = leaves((N + 1,))
+    map_ = torch.full((1, N, N + 1), -3.0).double()
     return {
         "attention": (OPS.attention, (q, k, v, None, 0.3)),
         "attention masked": (OPS.attention, (q, k, v, mask, 0.3)),
@@ -104,6 +110,18 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "bce_rows_backward": (
             OPS.bce_rows_backward,
             (dloss.detach(), *sharp, *(x.detach() for x in (q1, k1, lse1)), *problem, *every, 0, 1, 0.3, True),
+        ),
+        "dense_kl": (OPS.dense_kl, (q1, k1, full_lse, *dense, rows, 1, 0.3, "tokens", None)),
+        "dense_kl valid": (OPS.dense_kl, (q1, k1, None, *dense, None, 1, 0.3, "valid", 0.2)),
+        "dense_kl_backward": (
+            OPS.dense_kl_backward,
+            (torch.ones(()).double(), map_, *(x.detach() for x in (q1, k1)), None, *dense, None, 1, 0.3, "tokens", 0.2),
+        ),
+        "dense_bce": (OPS.dense_bce, (q1, k1, None, *dense_bce, rows, 1, 0.3, "tokens", 0.2)),
+        "dense_bce sigmoid": (OPS.dense_bce, (q1, k1, None, *dense_bce, None, 1, 0.3, "", None)),
+        "dense_bce_backward": (
+            OPS.dense_bce_backward,
+            (torch.ones(N).double(), map_, *(x.detach() for x in (q1, k1, full_lse)), *dense_bce, None, 1, 0.3, "tokens", None),
         ),
         "nonedges": (OPS.nonedges, (*g.stacked[:2], *g.known_ranks("b"), rows, torch.arange(N) % 3, 1)),
         "set_sum": (OPS.set_sum, (sets[0].detach().flatten(1).requires_grad_(), ptr)),
