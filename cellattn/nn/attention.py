@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from .._check import describe, require, require_choice, require_count
 from ..graph import MultiGraph
-from ..ops import attention, graph_attention
+from ..ops import attention, attention_bce, attention_kl, graph_attention
 from ..ops._rows import OVER, REDUCTIONS
 from ..ops.attention_bce import LINKS, TARGETS, check_negatives
 from ..ops.graph_attention import LOSSES
@@ -56,7 +56,8 @@ class GraphRegularizedAttention(nn.Module):
         num_prefix: tokens before the genes (CLS).
         dropout_p: probability that an entry of the map is dropped, in training alone; the losses see the map before that.
         bias: whether the projections have one.
-        loss_options: see `GraphLossOptions`.
+        tie_options: for each tie the options in which its loss differs from `loss_options`.
+        loss_options: see `GraphLossOptions`; of all ties.
 
     Raises:
         ValueError: a size, tie or option out of range. TypeError: one of a wrong type.
@@ -72,6 +73,7 @@ class GraphRegularizedAttention(nn.Module):
         num_prefix: int = 1,
         dropout_p: float = 0.0,
         bias: bool = True,
+        tie_options: Sequence[Mapping[str, Any]] | None = None,
         **loss_options: Unpack[GraphLossOptions],
     ) -> None:
         super().__init__()
@@ -94,6 +96,11 @@ class GraphRegularizedAttention(nn.Module):
         self.dim, self.num_heads, self.head_dim, self.num_prefix = dim, num_heads, head_dim, num_prefix
         self.ties = tuple(ties)
         self.loss_options = loss_options
+        own = [{}] * len(ties) if tie_options is None else [dict(options) for options in tie_options]
+        require(len(own) == len(ties), f"tie_options: expected {len(ties)}, one a tie, got {len(own)}")
+        for options in own:
+            check_loss_options({**loss_options, **options})
+        self.tie_options = tuple(own)
         self.dropout_p = dropout_p
         self.qkv = nn.Linear(dim, 3 * num_heads * head_dim, bias=bias)
         self.out = nn.Linear(num_heads * head_dim, dim, bias=bias)
@@ -129,13 +136,40 @@ class GraphRegularizedAttention(nn.Module):
         q, k, v = self.project(x)
         dropout_p = self.dropout_p if self.training else 0.0
         losses: tuple[Tensor, ...] = ()
-        if self.ties:
-            if not isinstance(graph, MultiGraph):
-                raise TypeError(f"graph: expected a MultiGraph, since heads are tied, got {describe(graph)}")
+        if self.ties and not isinstance(graph, MultiGraph):
+            raise TypeError(f"graph: expected a MultiGraph, since heads are tied, got {describe(graph)}")
+        if graph is not None and self.ties and not any(self.tie_options):
             out, losses = graph_attention(
                 q, k, v, graph, self.ties, rows=rows, num_prefix=self.num_prefix, dropout_p=dropout_p, generator=generator,
                 **self.loss_options,
             )  # fmt: skip
         else:
-            out, _ = attention(q, k, v, dropout_p=dropout_p, generator=generator)
+            out, lse = attention(q, k, v, dropout_p=dropout_p, generator=generator)
+            losses = tuple(
+                _loss_of_tie(
+                    q[..., head, :, :], k[..., head, :, :], lse[..., head, :], graph, relation,
+                    {**self.loss_options, **options}, rows, self.num_prefix, generator,
+                )
+                for (relation, head), options in zip(self.ties, self.tie_options, strict=True)
+            )  # fmt: skip
         return self.out(out.transpose(-3, -2).flatten(-2)), losses
+
+
+def _loss_of_tie(
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    graph: Any,
+    relation: str,
+    options: Mapping[str, Any],
+    rows: Rows | None,
+    num_prefix: int,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """The loss of one head, q, k [..., T, D] and lse [..., T], with options of its own."""
+    chosen = rows.get(relation) if isinstance(rows, Mapping) else rows
+    if options.get("loss", "kl") == "kl":
+        of_kl = {name: options[name] for name in ("over", "reduction") if name in options}
+        return attention_kl(q, k, graph, relation, lse=lse, rows=chosen, num_prefix=num_prefix, **of_kl)
+    of_bce = {name: value for name, value in options.items() if name not in ("loss", "over")}
+    return attention_bce(q, k, graph, relation, lse=lse, rows=chosen, num_prefix=num_prefix, generator=generator, **of_bce)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from .._check import require, require_choice, require_count
+from .._check import describe, require, require_choice, require_count
 from .._profiling import spanned
 from ..graph import MultiGraph
 from ._check import require_features, require_probability, require_weight
@@ -35,6 +35,7 @@ class EncoderLayer(nn.Module):
         *,
         head_dim: int | None,
         ties: Sequence[tuple[str, int]],
+        tie_options: Sequence[Mapping[str, Any]],
         norm: str,
         dropout: float,
         dropout_p: float,
@@ -44,7 +45,7 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.pre_norm = norm == "pre"
         self.attention = GraphRegularizedAttention(
-            dim, num_heads, head_dim=head_dim, ties=ties, dropout_p=dropout_p, **loss_options
+            dim, num_heads, head_dim=head_dim, ties=ties, tie_options=tie_options, dropout_p=dropout_p, **loss_options
         )
         self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU(), nn.Linear(ffn_dim, dim))
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
@@ -70,7 +71,8 @@ class CellEncoder(nn.Module):
         dim: width of the tokens.
         num_layers: number of layers, 0 or more.
         num_heads: heads a layer.
-        ties: entries (layer, head, relation, weight), weight finite and at least 0.
+        ties: entries (layer, head, relation, weight), weight finite and at least 0, or (layer, head, relation, weight, options)
+            with `GraphLossOptions` of its own, as in (0, 2, "physical", 0.1, {"loss": "bce"}).
         head_dim: width of a head; `dim / num_heads` by default.
         norm: "pre" (with a last LayerNorm after all layers) or "post".
         dropout: probability on the residual branches.
@@ -93,7 +95,7 @@ class CellEncoder(nn.Module):
         num_layers: int,
         num_heads: int,
         *,
-        ties: Sequence[tuple[int, int, str, float]] = (),
+        ties: Sequence[tuple[int, int, str, float] | tuple[int, int, str, float, Mapping[str, Any]]] = (),
         head_dim: int | None = None,
         norm: str = "pre",
         dropout: float = 0.1,
@@ -113,13 +115,16 @@ class CellEncoder(nn.Module):
         ffn_dim = 4 * dim if ffn_dim is None else ffn_dim
         require_count("ffn_dim", ffn_dim, minimum=1)
         self.dim = dim
-        self.ties = tuple(Tie(*tie) for tie in ties)
+        self.tie_options = tuple(_own_options(position, tie) for position, tie in enumerate(ties))
+        self.ties = tuple(Tie(*tie[:4]) for tie in ties)
         for position, tie in enumerate(self.ties):
             require_count(f"ties: entry {position}: layer", tie.layer, minimum=0)
             require(tie.layer < num_layers, f"ties: entry {position}: expected a layer below {num_layers}, got {tie.layer}")
             require_count(f"ties: entry {position}: head", tie.head, minimum=0)
             require(tie.head < num_heads, f"ties: entry {position}: expected a head below {num_heads}, got {tie.head}")
             require_weight(f"ties: entry {position}: weight", tie.weight)
+            check_loss_options(options := {**loss_options, **self.tie_options[position]})
+            require_choice("reduction", options.get("reduction", "mean"), ("mean", "sum"))
             twice = tie[:3] in [other[:3] for other in self.ties[:position]]
             require(not twice, f"ties: entry {position}: layer, head and relation {tie[:3]} are listed twice")
         self.cls = nn.Parameter(torch.randn(dim) * dim**-0.5)
@@ -129,6 +134,7 @@ class CellEncoder(nn.Module):
                 num_heads,
                 head_dim=head_dim,
                 ties=[(tie.relation, tie.head) for tie in self.ties if tie.layer == layer],
+                tie_options=[own for tie, own in zip(self.ties, self.tie_options, strict=True) if tie.layer == layer],
                 norm=norm,
                 dropout=dropout,
                 dropout_p=dropout_p,
@@ -138,8 +144,11 @@ class CellEncoder(nn.Module):
             for layer in range(num_layers)
         )
         self.norm = nn.LayerNorm(dim) if norm == "pre" else nn.Identity()
-        loss = loss_options.get("loss", "kl")
-        self.weights = {f"{loss}/layer{tie.layer}/head{tie.head}/{tie.relation}": tie.weight for tie in self.ties}
+        losses = [{**loss_options, **own}.get("loss", "kl") for own in self.tie_options]
+        self.weights = {
+            f"{loss}/layer{tie.layer}/head{tie.head}/{tie.relation}": tie.weight
+            for loss, tie in zip(losses, self.ties, strict=True)
+        }
 
     @spanned("encoder")
     def forward(
@@ -180,3 +189,14 @@ class CellEncoder(nn.Module):
     def _named(self, by_layer: Sequence[tuple[Tensor, ...]]) -> dict[str, Tensor]:
         remaining = [iter(losses) for losses in by_layer]
         return {name: next(remaining[tie.layer]) for name, tie in zip(self.weights, self.ties, strict=True)}
+
+
+def _own_options(position: int, tie: Sequence[Any]) -> dict[str, Any]:
+    """The options that an entry (layer, head, relation, weight, options) has of its own."""
+    require(
+        4 <= len(tie) <= 5, f"ties: entry {position}: expected (layer, head, relation, weight[, options]), got {describe(tie)}"
+    )
+    options = tie[4] if len(tie) == 5 else {}
+    if not isinstance(options, Mapping):
+        raise TypeError(f"ties: entry {position}: expected a dict of options, got {describe(options)}")
+    return dict(options)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ class CellTransformer(nn.Module):
         num_types: int,
         num_genes: int | None = None,
         feature_dim: int | None = None,
-        ties: Sequence[tuple[int, int, str, float]] = (),
+        ties: Sequence[tuple[int, int, str, float] | tuple[int, int, str, float, Mapping[str, Any]]] = (),
         head_dim: int | None = None,
         norm: str = "pre",
         dropout: float = 0.1,

@@ -133,3 +133,43 @@ def test_bad_construction(options: dict[str, Any], error: type[Exception], messa
 def test_unknown_relation() -> None:
     with pytest.raises(ValueError, match=r"'regulatoy'.*did you mean 'regulatory'"):
         encoder(ties=[(1, 0, "regulatoy", 1.0)])(tokens(), GRAPH)
+
+
+def test_ties_with_options_of_their_own() -> None:
+    """Each tie's loss is what an encoder gives whose ties all have its options; the names say which loss it is."""
+    torch.manual_seed(0)
+    graph = dense.random_graph(20, {"a": 60, "b": 40})
+    plain: list[tuple[int, int, str, float]] = [(0, 0, "a", 1.0), (0, 1, "b", 2.0), (1, 1, "a", 3.0)]
+    own: list[dict[str, Any]] = [{}, {"loss": "bce", "target": "binary", "reduction": "sum"}, {"over": "valid"}]
+    ties = [(*tie, options) for tie, options in zip(plain, own, strict=True)]
+    encoder = CellEncoder(16, 2, 2, ties=ties, dropout=0.0).double()
+    x = torch.randn(20, 16, dtype=torch.float64, requires_grad=True)
+    rows = {"a": torch.tensor([3, 1])}
+    *hidden, losses = encoder(x, graph, rows=rows)
+    assert list(losses) == ["kl/layer0/head0/a", "bce/layer0/head1/b", "kl/layer1/head1/a"]
+    assert list(encoder.weights.values()) == [1.0, 2.0, 3.0]
+    for position, (name, options) in enumerate(zip(losses, own, strict=True)):
+        other = CellEncoder(16, 2, 2, ties=plain, dropout=0.0, **options).double()
+        other.load_state_dict(encoder.state_dict())
+        *other_hidden, all_losses = other(x, graph, rows=rows)
+        expected = list(all_losses.values())[position]
+        torch.testing.assert_close(losses[name], expected, rtol=1e-9, atol=0)
+        for mine, others in zip(hidden, other_hidden, strict=True):
+            torch.testing.assert_close(mine, others, rtol=1e-9, atol=1e-12)
+        (mine,), (others,) = (torch.autograd.grad(y, x, retain_graph=True) for y in (losses[name], expected))
+        torch.testing.assert_close(mine, others, rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("tie", "error", "words"),
+    [
+        ((0, 0, "a"), ValueError, r"ties: entry 0: expected \(layer, head, relation, weight"),
+        ((0, 0, "a", 1.0, "bce"), TypeError, "ties: entry 0: expected a dict of options, got str 'bce'"),
+        ((0, 0, "a", 1.0, {"loss": "mse"}), ValueError, "loss: unknown value 'mse'"),
+        ((0, 0, "a", 1.0, {"reduction": "none"}), ValueError, "reduction: unknown value 'none'"),
+        ((0, 0, "a", 1.0, {"lambda": 1}), TypeError, "lambda: no such option"),
+    ],
+)
+def test_options_that_are_none(tie: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        CellEncoder(16, 1, 2, ties=[tie])
