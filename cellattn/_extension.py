@@ -48,7 +48,12 @@ def require_extension(device: torch.device) -> None:
 
 
 def fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register the fake of one of the extension's operators; nothing where it is not there."""
+    """Register the fake of one of the extension's operators; nothing where the extension is not there."""
+    if AVAILABLE and not torch._C._dispatch_has_kernel(f"cellattn::{name}"):
+        raise ImportError(
+            f"cellattn: the extension cellattn._C has no operator cellattn::{name}: it was built from other sources; build it "
+            "again: `pip install .`, or `python setup.py build_ext --inplace` in a checkout"
+        )
     return torch.library.register_fake(f"cellattn::{name}") if AVAILABLE else lambda f: f
 
 

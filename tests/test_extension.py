@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 import cellattn._C
+from cellattn import _extension
 
 OPERATORS = (
+    "bit_spmm",
     "edge_words",
     "induced_sizes",
     "induced_write",
@@ -40,3 +43,9 @@ def test_one_file_serves_every_supported_torch_and_python():
 def test_every_operator_runs_on_the_cpu():
     for name in OPERATORS:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"cellattn::{name}", "CPU"), name
+
+
+def test_an_extension_of_other_sources_says_so():
+    """As after a change of branch: the file is there, and lacks an operator that the ops were written for."""
+    with pytest.raises(ImportError, match="has no operator cellattn::of_tomorrow: it was built from other sources; build it"):
+        _extension.fake("of_tomorrow")
