@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import cellattn
 from cellattn import MultiGraph, SubgraphBatch, metrics
 from cellattn import nn as models
-from cellattn.data import PerturbationBatch, PerturbationDataset
+from cellattn.data import PerturbationBatch, PerturbationDataset, leakage, split
 
 N = 7  # genes
 T = N + 1  # tokens, one prefix
@@ -303,6 +303,13 @@ def _recorded(module: models.CellEncoder, x: Tensor) -> list[Any]:
     return [list(layers[0]), metrics.tied_edge_recovery(module, layers, GRAPH)]
 
 
+def _split(**sets: Tensor) -> list[Any]:
+    data = PerturbationDataset(**sets, y=draw(B).float(), num_genes=N)
+    parts = split(data, "random", test=0.3, validation=0.2)
+    numbers = [float(number) for counts in leakage(data, parts).values() for number in counts.values()]
+    return [*parts.values(), *numbers]
+
+
 PAIR = {"pred": draw(6), "target": draw(6, seed=1)}
 OTHERS: dict[str, Entry] = {
     "PearsonCorr": Entry(["metrics.PearsonCorr"], _correlation(metrics.PearsonCorr), constants=PAIR),
@@ -325,6 +332,7 @@ OTHERS: dict[str, Entry] = {
         lambda selection, y, **x: PerturbationDataset(**x, y=y, num_genes=N).subset(selection),
         constants={"y": draw(B, 2).float()}, indices={**MUTANTS, "selection": torch.tensor([3, 0, 2])},
     ),
+    "split": Entry(["data.split", "data.leakage"], _split, indices=MUTANTS, fullgraph=False),
 }  # fmt: skip
 
 ENTRIES: dict[str, Entry] = {**OPS, **GRAPHS, **MODELS, **OTHERS}

@@ -9,6 +9,7 @@ from .dataset import (
 )
 from .genes import GeneList, require_same_genes
 from .readers import EdgeTable, InteractionTable, read_edge_table, read_interactions, read_string_links
+from .split import leakage, split
 from .synthetic import synthetic_cell, synthetic_phenotypes
 from .yeast import load_dcell_subset, load_yeast
 
@@ -21,12 +22,14 @@ __all__ = [
     "PerturbationDataset",
     "PerturbationSample",
     "batches_on",
+    "leakage",
     "load_dcell_subset",
     "load_yeast",
     "read_edge_table",
     "read_interactions",
     "read_string_links",
     "require_same_genes",
+    "split",
     "synthetic_cell",
     "synthetic_phenotypes",
 ]
