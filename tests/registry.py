@@ -303,8 +303,8 @@ def _recorded(module: models.CellEncoder, x: Tensor) -> list[Any]:
     return [list(layers[0]), metrics.tied_edge_recovery(module, layers, GRAPH)]
 
 
-def _split(**sets: Tensor) -> list[Any]:
-    data = PerturbationDataset(**sets, y=draw(B).float(), num_genes=N)
+def _split(seeds: Tensor, ptr: Tensor, types: Tensor) -> list[Any]:
+    data = PerturbationDataset(seeds, ptr, types, draw(B).float(), num_genes=N)
     parts = split(data, "random", test=0.3, validation=0.2)
     numbers = [float(number) for counts in leakage(data, parts).values() for number in counts.values()]
     return [*parts.values(), *numbers]

@@ -55,8 +55,13 @@ class Keep:
         size = self.size
         if size is None or len(score) <= 2 * size:
             return None
-        order = score.sort(stable=True).indices  # of equal scores, the lowest ranks are the lowest end: the same everywhere
-        return torch.cat([order[:size], order[-size:]]).sort().values
+        # of equal scores, the lowest ranks are the lowest end: the same everywhere
+        low, high = (float(score.kthvalue(place).values) for place in (size, len(score) - size + 1))
+        below, at_low = (score < low).nonzero()[:, 0], (score == low).nonzero()[:, 0]
+        above, at_high = (score > high).nonzero()[:, 0], (score == high).nonzero()[:, 0]
+        lowest = torch.cat([below, at_low[: size - len(below)]])
+        highest = torch.cat([above, at_high[len(above) - size :]])
+        return torch.cat([lowest, highest]).sort().values
 
 
 def _is_number(text: str) -> bool:
@@ -127,16 +132,19 @@ class Tables:
             s["gene.sum"] += gene.bincount(mean, minlength=num_genes)
             for row, is_beyond in zip(s["gene.beyond"], beyond, strict=True):
                 row += gene[is_beyond].bincount(minlength=num_genes)
-            for end, name in (("amax", "gene.high"), ("amin", "gene.low")):
-                old = s[name]
-                # few, once there have been some sets: all else is done for these alone
-                at = (mean > old[gene] if end == "amax" else mean < old[gene]).nonzero()[:, 0]
-                if len(at):
-                    found, value = gene[at], mean[at]
-                    best = old.scatter_reduce(0, found, value, end)
-                    first = at[value == best[found]].flip(0)  # the first of equal ones is written last
-                    s[name] = best
-                    s[name + "_set"][gene[first]] = genes[first]
+        for end, name in (("amax", "gene.high"), ("amin", "gene.low")):
+            old = s[name]
+            # few, once there have been some sets: all else is done for these alone
+            better = [(mean > old[gene] if end == "amax" else mean < old[gene]).nonzero()[:, 0] for gene in genes.unbind(1)]
+            at = torch.cat(better)
+            if len(at):
+                found = torch.cat([gene[places] for gene, places in zip(genes.unbind(1), better, strict=True)])
+                best = old.scatter_reduce(0, found, mean[at], end)
+                equal = mean[at] == best[found]
+                first = torch.full_like(s["gene.count"], len(mean)).scatter_reduce(0, found[equal], at[equal], "amin")
+                new = (first < len(mean)).nonzero()[:, 0]
+                s[name] = best
+                s[name + "_set"][new] = genes[first[new]]
 
     def merge(self, state: Mapping[str, Tensor]) -> None:
         """Add what the tables of later ranks have counted."""

@@ -1,0 +1,127 @@
+"""What is kept and counted, held to its definition set by set, whatever the units."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cellattn.data import GeneList
+from cellattn.screen import Bins, SetSpace
+from cellattn.screen.keep import Keep, Tables
+
+N = 9
+NAMES = GeneList([f"G{i}" for i in range(N)])
+BINS = Bins(-1.0, 1.0, 8)
+
+
+def scored(step: float) -> tuple[Tensor, Tensor, Tensor]:
+    """All triples, means in multiples of `step`, so that many are equal, and standard deviations."""
+    genes = SetSpace.combinations(NAMES, 3).block(0, 84).genes
+    generator = torch.Generator().manual_seed(0)
+    mean = (torch.randn(84, dtype=torch.float64, generator=generator) / step).round() * step
+    return genes, mean, torch.rand(84, dtype=torch.float64, generator=generator)
+
+
+def counted(genes: Tensor, mean: Tensor, sd: Tensor, size: int, unit: int) -> Tables:
+    """Tables of units of `unit` sets, each counted `size` at a time, and merged."""
+    merged = Tables(N, 3, BINS, (-0.5, 0.5))
+    for begin in range(0, len(mean), unit):
+        tables = Tables(N, 3, BINS, (-0.5, 0.5))
+        for at in torch.arange(begin, min(begin + unit, len(mean))).split(size):
+            tables.add(genes[at], mean[at], sd[at])
+        merged.merge(tables.state())
+    return merged
+
+
+@pytest.mark.parametrize(("size", "unit"), [(84, 84), (1, 84), (7, 21), (5, 11), (1, 1)])
+@pytest.mark.parametrize("step", [1e-6, 0.25, 100.0], ids=["distinct", "ties", "all equal"])
+def test_tables(step: float, size: int, unit: int) -> None:
+    genes, mean, sd = scored(step)
+    tables = counted(genes, mean, sd, size, unit)
+    state = tables.state()
+    values, sets = mean.tolist(), genes.tolist()
+
+    place = [min(max(int((value + 1) * 4 // 1), -1), 8) + 1 for value in values]
+    assert state["histogram"].tolist() == [place.count(i) for i in range(10)]
+    count, center, square, total_sd = state["moments"].tolist()
+    assert count == 84
+    # 84 numbers of up to 4: sums are off by less than 84 * 84 * 4 roundings of 1.1e-16
+    assert abs(center - statistics.fmean(values)) < 1e-11
+    assert abs(square - 84 * statistics.pvariance(values)) < 1e-11
+    assert abs(total_sd - sum(sd.tolist())) < 1e-11
+    assert state["range"].tolist() == [min(values), max(values)]
+
+    for gene in range(N):
+        mine = [(value, s) for value, s in zip(values, sets, strict=True) if gene in s]
+        assert int(state["gene.count"][gene]) == len(mine)
+        assert abs(float(state["gene.sum"][gene]) - sum(value for value, _ in mine)) < 1e-11
+        beyond = [sum(value < -0.5 for value, _ in mine), sum(value > 0.5 for value, _ in mine)]
+        assert state["gene.beyond"][:, gene].tolist() == beyond
+        for name, best in (("gene.high", max(value for value, _ in mine)), ("gene.low", min(value for value, _ in mine))):
+            assert float(state[name][gene]) == best
+            assert state[name + "_set"][gene].tolist() == next(s for value, s in mine if value == best)
+
+
+def test_equal_scores_of_many_sets() -> None:
+    """The first of them is the best, however many there are and whatever the threads."""
+    names = GeneList([f"G{i}" for i in range(200)])
+    genes = SetSpace.combinations(names, 3).block(500_000, 600_000).genes
+    first: dict[int, list[int]] = {}
+    for members in genes.tolist():
+        for gene in members:
+            first.setdefault(gene, members)
+    tables = Tables(200, 3)
+    tables.add(genes, torch.ones(len(genes), dtype=torch.float64), torch.zeros(len(genes), dtype=torch.float64))
+    for name in ("gene.high_set", "gene.low_set"):
+        assert {gene: tables.state()[name][gene].tolist() for gene in first} == first
+
+
+def test_table_of_genes() -> None:
+    genes, mean, sd = scored(1e-6)
+    tables = counted(genes, mean, sd, 10, 30)
+    frame = tables.genes(NAMES)
+    order = tables.state()["gene.high"].sort(descending=True, stable=True).indices
+    assert frame["gene"].to_list() == [NAMES[gene] for gene in order.tolist()]
+    best = int(mean.argmax())
+    assert frame["highest"][0] == float(mean[best])
+    assert {frame["gene"][0], *frame["highest_with"][0].split()} == {NAMES[g] for g in genes[best].tolist()}
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 84])
+@pytest.mark.parametrize("step", [1e-6, 0.5, 100.0])
+def test_top_of_tops_is_the_top(step: float, chunk: int) -> None:
+    """Both ends, of equal scores the lower rank being the lower one: the same by parts and at once."""
+    _, mean, _ = scored(step)
+    keep = Keep("top:6")
+    at = torch.arange(0)
+    for part in torch.arange(84).split(chunk):
+        at = torch.cat([at, part])
+        chosen = keep.choose(mean[at])
+        at = at if chosen is None else at[chosen]
+    order = sorted(range(84), key=lambda i: (float(mean[i]), i))
+    assert at.tolist() == sorted([*order[:6], *order[-6:]])
+
+
+def test_keep() -> None:
+    score = torch.tensor([-2.0, 0.5, 1.0, -1.0])
+    assert Keep("all").choose(score) is None
+    chosen = Keep("above:1").choose(score)
+    assert chosen is not None
+    assert chosen.tolist() == [0, 2, 3]
+    assert Keep("top:2").choose(score) is None
+
+
+@pytest.mark.parametrize("rule", ["top", "top:0", "top:-1", "top:1.5", "above:", "above:nan", "above:inf", "all:1", "best:3"])
+def test_refused_rules(rule: str) -> None:
+    with pytest.raises(ValueError, match="keep"):
+        Keep(rule)
+
+
+@pytest.mark.parametrize("bins", [{"low": 1.0, "high": 1.0}, {"low": float("nan")}, {"number": 0}])
+def test_refused_bins(bins: Any) -> None:
+    with pytest.raises(ValueError, match="bins"):
+        Bins(**bins)
