@@ -79,7 +79,9 @@ def gather(store: Store, top: int) -> Merged:
     names = GeneList(plan["genes"])
     tables = Tables(len(names), plan["sets"]["order"], Bins(**plan["bins"]), plan["thresholds"])
     agreement = Agreement(len(store.labels["models"]))
-    score = pl.col("mean") if plan["keep"]["by"] == "mean" else pl.col("mean") / pl.col("sd")
+    score = pl.col("mean")
+    if plan["keep"]["by"] == "certainty":
+        score = pl.when(score == 0).then(0.0).otherwise(score / pl.col("sd"))
     high: list[pl.DataFrame] = []
     low: list[pl.DataFrame] = []
     for number in range(store.num_units):

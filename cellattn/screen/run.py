@@ -101,6 +101,7 @@ def screen(
             require_count(name, value, minimum=1)
     rule, bins, thresholds = Keep(keep, by), bins or Bins(), tuple(thresholds)
     members = members_of(models, graph)
+    require(by == "mean" or len(members) > 1, "by: expected 'mean' for a single model, whose predictions have no spread")
     agreed, notes = names_of(members, names)
     measured = None
     if support is not None:

@@ -122,6 +122,11 @@ def test_certainty(tmp_path: Path) -> None:
     assert ranking.equals(pl.concat([everything.head(5), everything.tail(5)]).reverse())
 
 
+def test_certainty_needs_several_models(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="by: expected 'mean' for a single model"):
+        screen(Additive(0), out=tmp_path / "s", by="certainty", **QUIET)
+
+
 def test_tables_are_those_of_all_rows(tmp_path: Path) -> None:
     models = [Additive(seed) for seed in range(2)]
     screen(models, out=tmp_path / "s", names=NAMES, order=3, keep="all", unit=333, thresholds=(-2, 1.5), **QUIET)
