@@ -256,22 +256,21 @@ refuse_double_backward(_attention_backward, "attention")
 def _(*args: Any) -> tuple[Tensor, Tensor]:
     from ..kernels import attention as kernels  # needs Triton
 
-    return kernels.attention(*_without_dropout(*args))
+    return kernels.attention(*_without_dropout(args, 5))
 
 
 @_attention_backward.register_kernel("cuda")
 def _(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     from ..kernels import attention as kernels
 
-    return kernels.attention_backward(*_without_dropout(*args))
+    return kernels.attention_backward(*_without_dropout(args, 9))
 
 
-def _without_dropout(*args: Any) -> tuple[Any, ...]:
-    """The arguments of the kernels on a GPU, which have no dropout."""
-    *rest, draw, _ = args
-    if draw is not None:
+def _without_dropout(args: tuple[Any, ...], count: int) -> tuple[Any, ...]:
+    """The first `count` arguments, those of the kernels on a GPU, which have no dropout: the dispatcher leaves out defaults."""
+    if len(args) > count and args[count] is not None:
         raise NotImplementedError("dropout_p: attention has dropout on the CPU alone; expected 0 on a GPU")
-    return tuple(rest)
+    return args[:count]
 
 
 # ------------------------------------------------------------------------------------------------------------- CPU
