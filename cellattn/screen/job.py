@@ -108,7 +108,9 @@ class Job:
             end = min(begin + CHUNK, unit.end)
             rank, genes, types = self.sets.block(begin, end)
             if len(rank):
-                scores = torch.stack([scorer.score(genes, types).cpu().double() for scorer in self.scorers])
+                # a scorer goes through the sets, all else here through their columns, which are contiguous in a block
+                given = genes.contiguous(), None if types is None else types.contiguous()
+                scores = torch.stack([scorer.score(*given).cpu().double() for scorer in self.scorers])
                 self._require_finite(scores, genes)
                 mean, sd = scores.mean(0), _sd(scores)
                 tables.add(genes, mean, sd)
