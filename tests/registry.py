@@ -349,6 +349,7 @@ EXCEPTIONS = {
     "data.batches_on": "moves batches between devices",
     "data.load_dcell_subset": "takes a path",
     "data.load_yeast": "takes a path",
+    "data.read_biogrid": "takes a path",
     "data.read_edge_table": "takes a path",
     "data.read_interactions": "takes a path",
     "data.read_string_links": "takes a path",

@@ -8,7 +8,7 @@ from .dataset import (
     batches_on,
 )
 from .genes import GeneList, require_same_genes
-from .readers import EdgeTable, InteractionTable, read_edge_table, read_interactions, read_string_links
+from .readers import EdgeTable, InteractionTable, read_biogrid, read_edge_table, read_interactions, read_string_links
 from .split import leakage, split
 from .synthetic import synthetic_cell, synthetic_phenotypes
 from .yeast import load_dcell_subset, load_yeast
@@ -25,6 +25,7 @@ __all__ = [
     "leakage",
     "load_dcell_subset",
     "load_yeast",
+    "read_biogrid",
     "read_edge_table",
     "read_interactions",
     "read_string_links",

@@ -30,6 +30,15 @@ Rename = Callable[[str], str | Sequence[str]]
 
 _MAX_STRING_SCORE = 1000
 _STRING_PROTEINS = {"source": "protein1", "target": "protein2"}
+_BIOGRID = {
+    "source": "Systematic Name Interactor A",
+    "target": "Systematic Name Interactor B",
+    "source_symbol": "Official Symbol Interactor A",
+    "target_symbol": "Official Symbol Interactor B",
+    "system": "Experimental System",
+    "type": "Experimental System Type",
+}
+_ENDS = {"source": "source", "target": "target"}
 _TAXON = re.compile(r"^\d+\.")
 
 
@@ -64,6 +73,7 @@ class _Lines:
             "missing": "lines left out whose number is missing",
             "repeated": "lines left out that name a gene twice",
             "below_threshold": "below the threshold",
+            "other_system": "lines left out of other experimental systems",
         }
         parts = [f"{self.path}: {self.num_lines} lines, {found}"]
         for reason, lines in self.left_out.items():
@@ -84,7 +94,8 @@ class EdgeTable(_Lines):
         num_lines: lines of the file, without the header and comments: E and those left out.
         left_out: reason -> int64, the lines of the file that were left out for it, counted from 1, ascending: "unknown"
             where they name a gene outside the list, "missing" where they have no weight, "below_threshold" where their score
-            is under the threshold, or 0 in this channel. A line stands under the first reason alone.
+            is under the threshold, or 0 in this channel, "other_system" where they are of an experimental system that was
+            not asked for. A line stands under the first reason alone.
         unknown: name outside the list -> lines that name it, most frequent first.
     """
 
@@ -340,6 +351,68 @@ def read_interactions(
     _warn_of_header(table, members, genes, rename)
     _warn_of_unknown(interactions, genes)
     return interactions
+
+
+def read_biogrid(
+    path: str | PathLike[str],
+    genes: GeneList,
+    *,
+    system_type: str | None = "physical",
+    systems: Sequence[str] | None = None,
+) -> EdgeTable:
+    """Read interactions in BioGRID's TAB 2.0 or TAB 3.0, plain or compressed.
+
+    A gene is found by its systematic name or, where that is not in the list, by its official symbol. BioGRID writes a line for
+    each experiment: edges are those of the file, in its order, interactor A to B, and a pair may come often.
+
+    Args:
+        path: the file, with its header.
+        genes: the gene list.
+        system_type: lines to keep, "physical" or "genetic"; None for both.
+        systems: experimental systems to keep, such as ["Affinity Capture-MS", "Two-hybrid"]; None for all of that type.
+
+    Returns:
+        Edges without weights: what BioGRID's scores mean differs from one publication to the next.
+
+    Raises:
+        ValueError: not a file in TAB 2.0 or 3.0, a malformed line, or a system that is in none of its lines.
+
+    Warns:
+        UserWarning: lines that name unknown genes.
+    """
+    _require_genes(genes)
+    if system_type is not None:
+        require_choice("system_type", system_type, ("physical", "genetic"))
+    if isinstance(systems, str) or not isinstance(systems, Sequence | None):
+        raise TypeError(f"systems: expected several names or None, got {describe(systems)}")
+    table = Table(path, "\t")
+    table.require_columns(_BIOGRID)
+    frame = table.read(_BIOGRID)
+    for system in systems or ():
+        require_choice("systems", system, frame["system"].unique().sort().to_list())
+    asked = pl.lit(True) if system_type is None else pl.col("type") == system_type
+    asked = asked if systems is None else asked & pl.col("system").is_in(list(systems))
+    mine = frame.select(pl.repeat(True, pl.len()) & asked).to_series().to_numpy()
+    known = [*genes, *genes.aliases]
+    ends = []
+    for end in _ENDS:
+        name, symbol = pl.col(end), pl.col(f"{end}_symbol")
+        by_symbol = (name == "-") | (symbol.is_in(known) & ~name.is_in(known))
+        ends.append(pl.when(by_symbol).then(symbol).otherwise(name).alias(end))
+    found = _find_genes(frame.filter(pl.Series(mine)).select(ends), _ENDS, genes, None)
+    unknown = np.zeros(frame.height, dtype=bool)
+    unknown[mine] = found.unknown
+    _, left_out = _leave_out(table, {"other_system": ~mine, "unknown": unknown})
+    edges = EdgeTable(
+        path=table.path,
+        edge_index=torch.from_numpy(np.ascontiguousarray(found.pairs(table, _ENDS)[:, ~found.unknown])),
+        weight=None,
+        num_lines=frame.height,
+        left_out=left_out,
+        unknown=found.unknown_names,
+    )
+    _warn_of_unknown(edges, genes)
+    return edges
 
 
 _UNKNOWN = -1
