@@ -33,6 +33,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(cellattn, m) {
   m.def(
       "relational_degree(Tensor rowptr, Tensor col, Tensor source, Tensor source_ptr, Tensor target, Tensor target_ptr, "
       "int[] relations, SymInt num_nodes) -> Tensor");
+  m.def(
+      "screen_readout(Tensor sets, Tensor query, Tensor key, Tensor value, Tensor x, Tensor weight1, Tensor bias1, float eps1, "
+      "Tensor up, Tensor up_bias, Tensor down, Tensor down_bias, Tensor weight2, Tensor bias2, float eps2) -> Tensor");
+  m.def(
+      "screen_cross_attention(Tensor sets, Tensor rows, Tensor genes, Tensor w, Tensor value, Tensor bias, Tensor add, "
+      "Tensor change) -> (Tensor, Tensor)");
+  m.def("screen_mlp(Tensor x, Tensor up, Tensor up_bias, Tensor down) -> Tensor");
 }
 
 // Importing the module loads the library, which registers the operators.

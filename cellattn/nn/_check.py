@@ -42,6 +42,12 @@ def require_max_size(value: Any) -> None:
         require_count("max_size", value, minimum=1)
 
 
+def require_phenotype(value: Any, out_dim: int) -> None:
+    """Check which of a model's predictions is asked for."""
+    require_count("phenotype", value)
+    require(value < out_dim, f"phenotype: expected one below {out_dim}, which the model predicts, got {value}")
+
+
 def require_graph(value: Any) -> None:
     """Check that an argument is a `MultiGraph`."""
     if not isinstance(value, MultiGraph):

@@ -17,6 +17,7 @@ from ._check import require_graph, require_perturbations, require_weight
 from ._config import keeps_config
 from ._rows import draw_rows, require_sampled_rows
 from .hypersagnn import HyperSAGNN
+from .screening import PooledScreening
 from .tokens import CellOutput, GeneTokens
 
 
@@ -233,6 +234,21 @@ class Dango(nn.Module):
         z = self.encode(graph, features=features, gene_ids=gene_ids)
         losses = self.reconstruction(z, graph, features=features, gene_ids=gene_ids, generator=generator)
         return CellOutput(self._read(z, seeds, ptr), losses, self.regularization(losses))
+
+    @torch.no_grad()
+    def screening(
+        self,
+        graph: MultiGraph,
+        *,
+        phenotype: int = 0,
+        dtype: torch.dtype = torch.float32,
+        features: Tensor | None = None,
+        gene_ids: Tensor | None = None,
+    ) -> PooledScreening:
+        """The networks encoded once, ready to score sets: see `Screening`. Any type may be given: none is read."""
+        z = self.encode(graph, features=features, gene_ids=gene_ids)
+        pool = self.sets.screening(self._fuse(torch.stack(tuple(z.values()))), dtype)
+        return PooledScreening(pool, dtype, num_genes=graph.num_nodes, out=self.out, phenotype=phenotype)
 
     @spanned("head")
     def _read(self, z: Mapping[str, Tensor], seeds: Tensor, ptr: Tensor) -> Tensor:

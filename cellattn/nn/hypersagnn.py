@@ -9,6 +9,7 @@ from .._check import require, require_count, require_ragged
 from ..ops.set_attention import set_attention
 from ..ops.set_sum import set_mean
 from ._check import require_features, require_max_size
+from .screening import HyperSAGNNPool, linears
 
 
 class HyperSAGNN(nn.Module):
@@ -62,3 +63,10 @@ class HyperSAGNN(nn.Module):
             q, k, v = qkv(d).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
             d = d + a * out(set_attention(q, k, v, ptr, self.max_size).flatten(1))
         return set_mean((d - self.static(x)).square(), ptr)
+
+    def screening(self, x: Tensor, dtype: torch.dtype) -> HyperSAGNNPool:
+        """Pools sets of entries, whose embeddings x are [M, dim]: see `SetPool`."""
+        return HyperSAGNNPool(
+            x, dtype, num_heads=self.num_heads, static=self.static, qkv=linears(self.qkv), out=linears(self.out),
+            rezero=self.rezero,
+        )  # fmt: skip

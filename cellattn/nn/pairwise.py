@@ -13,6 +13,7 @@ from ..ops.set_sum import set_sum
 from ._check import require_graph, require_max_size, require_perturbations, require_probability
 from ._config import keeps_config
 from .perturbation import PerturbationFeatures
+from .screening import PairwiseScreening, of_all_types
 from .tokens import CellOutput, GeneTokens
 
 
@@ -115,6 +116,24 @@ class PairwiseInteraction(nn.Module):
         u = self.phi(F.embedding(seeds, x), types)
         single = set_sum(_at_least_float32(self.single(u)), ptr)
         return CellOutput(self.bias + single + self.pair(u, ptr), {}, self.bias.new_zeros(()))
+
+    @torch.no_grad()
+    def screening(
+        self,
+        graph: MultiGraph,
+        *,
+        phenotype: int = 0,
+        dtype: torch.dtype = torch.float32,
+        features: Tensor | None = None,
+        gene_ids: Tensor | None = None,
+    ) -> PairwiseScreening:
+        """Ready to score sets: see `Screening`."""
+        require_graph(graph)
+        u = of_all_types(self.phi, self.tokens(graph.num_nodes, features, gene_ids), self.num_types)
+        return PairwiseScreening(
+            u, dtype, num_genes=graph.num_nodes, num_types=self.num_types, single=self.single.weight, bias=self.bias,
+            layers=self.pair.mlp, phenotype=phenotype,
+        )  # fmt: skip
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

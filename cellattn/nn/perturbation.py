@@ -15,6 +15,7 @@ from ..ops.set_sum import set_mean, set_sum
 from ._check import read_by, require_features, require_max_size, require_perturbations, require_probability
 from .hypersagnn import HyperSAGNN
 from .readout import PerturbedGeneReadout
+from .screening import AdditivePool, HeadScreening, PairwisePool, ReadoutPool, of_all_types
 
 POOLS = ("mean", "sum", "hypersagnn", "pairwise", "readout")
 PRESENT = 0  # the perturbation type of every gene outside the set
@@ -44,6 +45,10 @@ class PairwiseSum(nn.Module):
         u = u.to(torch.promote_types(u.dtype, torch.float32))
         return (set_sum(u, ptr).square() - set_sum(u.square(), ptr)) / 2
 
+    def screening(self, u: Tensor, dtype: torch.dtype) -> PairwisePool:
+        """See `SetPool`."""
+        return PairwisePool(u, dtype)
+
 
 class SetReduce(nn.Module):
     """Sum or mean of a set's entries; zeros for an empty set."""
@@ -55,6 +60,10 @@ class SetReduce(nn.Module):
     def forward(self, u: Tensor, ptr: Tensor) -> Tensor:
         """u [nnz, D], ptr int64 [B+1] -> [B, D]."""
         return set_mean(u, ptr) if self.mean else set_sum(u, ptr)
+
+    def screening(self, u: Tensor, dtype: torch.dtype) -> AdditivePool:
+        """See `SetPool`."""
+        return AdditivePool(u, dtype, mean=self.mean)
 
 
 class ReadoutMean(nn.Module):
@@ -68,12 +77,17 @@ class ReadoutMean(nn.Module):
         """u [nnz, D], ptr int64 [B+1] -> [B, D]."""
         return set_mean(self.readout(u, ptr), ptr)
 
+    def screening(self, u: Tensor, dtype: torch.dtype) -> ReadoutPool:
+        """See `SetPool`."""
+        return self.readout.screening(u, dtype)
 
-def _pool(kind: str, dim: int, max_size: int | None) -> nn.Module:
+
+def _pool(kind: str, dim: int, num_heads: int | None, max_size: int | None) -> nn.Module:
     require_choice("pool", kind, POOLS)
     if kind in ("hypersagnn", "readout"):
         module = HyperSAGNN if kind == "hypersagnn" else ReadoutMean
-        return module(dim, 4 if dim % 4 == 0 else 1, max_size=max_size)
+        default = 4 if dim % 4 == 0 else 1
+        return module(dim, default if num_heads is None else num_heads, max_size=max_size)
     return PairwiseSum() if kind == "pairwise" else SetReduce(kind)
 
 
@@ -86,14 +100,17 @@ class PerturbationHead(nn.Module):
         z_S   = p_S + sum_i beta_i phi(h_i, m_i)   m_i is "present" outside S
         y_S   = MLP([h_CLS ‖ z_S])
 
+    Without cross-attention z_S = p_S.
+
     Args:
         dim: width of the encoder's output.
         num_types: number of perturbation types; type 0 is "present", the type of every gene outside the set
             (`len(cellattn.data.PERTURBATION_TYPES)`).
-        pool: "mean", "sum", "hypersagnn", "readout" (the mean of `PerturbedGeneReadout`; both with 4 heads where they divide
-            dim, else 1) or "pairwise" (the sum over pairs of u_i * u_j, so that interactions of two genes are expressible; a
-            set of one has no pairs and gives zeros), or several, concatenated and projected.
-        num_heads: heads of the cross-attention, a divisor of dim.
+        pool: "mean", "sum", "hypersagnn", "readout" (the mean of `PerturbedGeneReadout`) or "pairwise" (the sum over pairs of
+            u_i * u_j, so that interactions of two genes are expressible; a set of one has no pairs and gives zeros), or
+            several, concatenated and projected.
+        num_heads: heads of the cross-attention, a divisor of dim; 0 for none of it.
+        pool_heads: heads of the pools "hypersagnn" and "readout"; 4 by default where they divide dim, else 1.
         hidden_dim: hidden width of phi and of the MLP; `2 * dim` by default.
         out_dim: phenotypes predicted.
         dropout: probability in the hidden layer of the MLP.
@@ -110,6 +127,7 @@ class PerturbationHead(nn.Module):
         num_types: int,
         pool: str | Sequence[str] = "sum",
         num_heads: int = 1,
+        pool_heads: int | None = None,
         hidden_dim: int | None = None,
         out_dim: int = 1,
         dropout: float = 0.1,
@@ -121,23 +139,24 @@ class PerturbationHead(nn.Module):
         sizes = {
             "dim": dim,
             "num_types": num_types,
-            "num_heads": num_heads,
             "hidden_dim": hidden_dim,
             "out_dim": out_dim,
         }
         for name, value in sizes.items():
             require_count(name, value, minimum=1)
-        require(dim % num_heads == 0, f"num_heads: expected a divisor of dim, {dim}, got {num_heads}")
+        require_count("num_heads", num_heads)
+        require(num_heads == 0 or dim % num_heads == 0, f"num_heads: expected a divisor of dim, {dim}, got {num_heads}")
         require_probability("dropout", dropout)
         kinds = (pool,) if isinstance(pool, str) else tuple(pool)
         require(len(kinds) > 0, "pool: expected at least one, got none")
         require(len(set(kinds)) == len(kinds), f"pool: expected each once, got {kinds}")
         self.dim, self.num_types, self.num_heads, self.out_dim = dim, num_types, num_heads, out_dim
         self.phi = PerturbationFeatures(dim, num_types, hidden_dim)
-        self.pools = nn.ModuleList(_pool(kind, dim, max_size) for kind in kinds)
+        self.pools = nn.ModuleList(_pool(kind, dim, pool_heads, max_size) for kind in kinds)
         # no bias: an empty set stays zero
         self.mix = nn.Linear(len(kinds) * dim, dim, bias=False) if len(kinds) > 1 else nn.Identity()
-        self.query, self.key = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        if num_heads > 0:
+            self.query, self.key = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.mlp = nn.Sequential(nn.Linear(2 * dim, hidden_dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden_dim, out_dim))
 
     @spanned("head")
@@ -157,19 +176,32 @@ class PerturbationHead(nn.Module):
         Raises:
             ValueError: a shape, dtype, index or `ptr` that does not fit (values are read on the CPU alone).
         """
-        require_features("h_cls", h_cls, self.dim, self.query.weight, ndim=1)
-        require_features("h", h, self.dim, self.query.weight, ndim=2)
+        weight = self.phi.out.weight
+        require_features("h_cls", h_cls, self.dim, weight, ndim=1)
+        require_features("h", h, self.dim, weight, ndim=2)
         require_perturbations(seeds, ptr, types, h.shape[0], self.num_types, h.device)
-        # values [N, dim] and overrides u [nnz, dim]
-        present = self.phi(h, torch.full((), PRESENT, device=h.device))
         # embedding: the backward of h[seeds] adds in an order that varies from run to run on several CPU threads
         u = self.phi(F.embedding(seeds, h), types)
-        p = self.mix(read_by(self.query.weight, torch.cat([pool(u, ptr) for pool in self.pools], dim=-1)))
-        z = p + self._cross_attention(p, h, present, u, seeds, ptr)
+        p = self.mix(read_by(weight, torch.cat([pool(u, ptr) for pool in self.pools], dim=-1)))
+        z = p + self._cross_attention(p, h, u, seeds, ptr) if self.num_heads > 0 else p
         return self.mlp(torch.cat([h_cls.expand(z.shape[0], -1), z], dim=-1))
 
-    def _cross_attention(self, p: Tensor, h: Tensor, present: Tensor, u: Tensor, seeds: Tensor, ptr: Tensor) -> Tensor:
-        query, key, value, override = map(self._heads, (self.query(p), self.key(h), present, u))
+    @torch.no_grad()
+    def screening(self, h_cls: Tensor, h: Tensor, *, phenotype: int, dtype: torch.dtype) -> HeadScreening:
+        """See `Screening`: what `forward` predicts, given the same cell."""
+        u = of_all_types(self.phi, h, self.num_types)
+        pools = [pool.screening(u, dtype) for pool in self.pools]  # type: ignore[operator]
+        cross = (self.query, self.key) if self.num_heads > 0 else None
+        return HeadScreening(
+            h_cls, h, u, self._present(h), pools, dtype, num_types=self.num_types, mix=self.mix, cross=cross,
+            num_heads=self.num_heads, layers=self.mlp, phenotype=phenotype,
+        )  # fmt: skip
+
+    def _present(self, h: Tensor) -> Tensor:
+        return self.phi(h, torch.full((), PRESENT, device=h.device))
+
+    def _cross_attention(self, p: Tensor, h: Tensor, u: Tensor, seeds: Tensor, ptr: Tensor) -> Tensor:
+        query, key, value, override = map(self._heads, (self.query(p), self.key(h), self._present(h), u))
         z = perturbation_attention(query, key, value, seeds, ptr, override, scale=query.shape[-1] ** -0.5)
         return z.transpose(0, 1).flatten(1)
 

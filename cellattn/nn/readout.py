@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .._check import require, require_count, require_ragged
 from ..ops.set_attention import set_attention
 from ._check import require_features, require_max_size, require_probability
+from .screening import ReadoutPool
 
 
 class PerturbedGeneReadout(nn.Module):
@@ -72,3 +73,9 @@ class PerturbedGeneReadout(nn.Module):
         attended = set_attention(q, k, v, ptr, self.max_size, include_self=True).flatten(1)
         y = self.norm1(x + self.dropout(self.out(attended)))
         return self.norm2(y + self.dropout(self.ffn(y)))
+
+    def screening(self, x: Tensor, dtype: torch.dtype) -> ReadoutPool:
+        """The mean over sets of entries, whose embeddings x are [M, dim]: see `SetPool`."""
+        return ReadoutPool(
+            x, dtype, num_heads=self.num_heads, qkv=self.qkv, out=self.out, ffn=self.ffn, norms=(self.norm1, self.norm2)
+        )

@@ -16,6 +16,7 @@ from ._rows import draw_rows, require_sampled_rows
 from .attention import GraphLossOptions, Rows
 from .encoder import CellEncoder
 from .perturbation import PerturbationHead
+from .screening import HeadScreening
 from .tokens import CellOutput, GeneTokens
 
 
@@ -28,8 +29,8 @@ class CellTransformer(nn.Module):
 
     Args:
         dim, num_layers, num_heads, ties, head_dim, norm, dropout, dropout_p, ffn_dim: see `CellEncoder`.
-        num_types, pool, hidden_dim, out_dim, max_size: see `PerturbationHead`, whose dropout is the same.
-        cross_heads: heads of the head's cross-attention.
+        num_types, pool, pool_heads, hidden_dim, out_dim, max_size: see `PerturbationHead`, whose dropout is the same.
+        cross_heads: heads of the head's cross-attention; 0 for none of it.
         num_genes, feature_dim: see `GeneTokens`.
         sampled_rows: rows of each graph that enter its loss in a training step, drawn anew in each: a number, or a
             fraction in (0, 1] of the rows with a valid edge. None, and always in evaluation: all rows.
@@ -56,6 +57,7 @@ class CellTransformer(nn.Module):
         ffn_dim: int | None = None,
         pool: str | Sequence[str] = "sum",
         cross_heads: int = 1,
+        pool_heads: int | None = None,
         hidden_dim: int | None = None,
         out_dim: int = 1,
         max_size: int | None = None,
@@ -81,6 +83,7 @@ class CellTransformer(nn.Module):
             num_types=num_types,
             pool=pool,
             num_heads=cross_heads,
+            pool_heads=pool_heads,
             hidden_dim=hidden_dim,
             out_dim=out_dim,
             dropout=dropout,
@@ -127,3 +130,20 @@ class CellTransformer(nn.Module):
         h_cls, h, losses = self.encoder(x, graph, rows=rows, generator=generator)
         prediction = self.head(h_cls, h, seeds, ptr, types)
         return CellOutput(prediction, losses, self.encoder.regularization(losses))
+
+    @torch.no_grad()
+    def screening(
+        self,
+        graph: MultiGraph,
+        *,
+        phenotype: int = 0,
+        dtype: torch.dtype = torch.float32,
+        features: Tensor | None = None,
+        gene_ids: Tensor | None = None,
+    ) -> HeadScreening:
+        """The cell encoded once, ready to score sets: see `Screening`."""
+        require_graph(graph)
+        x = self.tokens(graph.num_nodes, features, gene_ids)
+        no_rows = torch.empty(0, dtype=torch.int64, device=graph.device)
+        h_cls, h, _ = self.encoder(x, graph, rows=no_rows)
+        return self.head.screening(h_cls, h, phenotype=phenotype, dtype=dtype)

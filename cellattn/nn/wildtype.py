@@ -18,6 +18,7 @@ where the second line is there for means alone, at the genes of V_1, which lose 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -31,8 +32,9 @@ from ..graph import MultiGraph
 from ..ops import khop_mask
 from ..ops.relational_spmm import relational_degree, relational_spmm
 from ..ops.set_sum import set_sum
-from ._check import read_by, require_graph, require_perturbations, require_probability
+from ._check import read_by, require_graph, require_perturbations, require_phenotype, require_probability
 from ._config import keeps_config
+from .screening import CalledScreening, linears, values_dtype
 from .tokens import CellOutput, GeneTokens
 
 MODES = ("lazy", "khop", "delta")
@@ -208,23 +210,30 @@ class Subset(NamedTuple):
         return (other.mask.flatten().cumsum(0) - 1).index_select(0, self.at)
 
 
+class Wildtype(NamedTuple):
+    """F(G) layer by layer, which all samples share: `x` has one more than there are layers, the tokens first."""
+
+    x: tuple[Tensor, ...]  # [N, dim]
+    sums: tuple[Tensor, ...]  # what comes in, [N, C], or by relation where F averages, [N, K, C]
+    total: tuple[Tensor, ...]  # t [N, C]
+    degree: Tensor | None  # int32 [N, K], where F averages
+    scale: Tensor | None  # c = 1 / degree
+
+
 class _Means:
     """1 / degree of every gene in G, c, and of those of V_1 in G \\ S, c', which lose neighbours there.
 
-    Made of degree int32 [N, K] in G and, for the genes `first` of V_1, the edges lost int32 [V_1, K].
+    Made of degree int32 [N, K] in G and c, and, for the genes `first` of V_1, the edges lost int32 [V_1, K].
     """
 
-    def __init__(self, degree: Tensor, first: Tensor, lost: Tensor, dtype: torch.dtype) -> None:
-        self.scale = _inverse(degree, dtype)  # c [N, K]
+    def __init__(self, degree: Tensor, scale: Tensor, first: Tensor, lost: Tensor) -> None:
+        dtype = scale.dtype
+        self.scale = scale  # c [N, K]
         self.scale_first = _inverse(degree[first] - lost, dtype)  # c' [V_1, K]
         row, relation = lost.nonzero(as_tuple=True)  # few: a gene next to S is so in one relation or two
         self._entry = first[row] * degree.shape[1] + relation
         self._change = (self.scale_first - self.scale[first])[row, relation].unsqueeze(-1)  # c' - c
         self._ptr = F.pad((lost > 0).sum(1).cumsum(0), (1, 0))
-
-    def of(self, sums: Tensor) -> Tensor:
-        """sum_r c_ri s_ri [N, C] of sums s [N, K, C]."""
-        return torch.einsum("nk,nkc->nc", self.scale, sums)
 
     def lost(self, sums: Tensor) -> Tensor:
         """sum_r (c'_ri - c_ri) s_ri [V_1, C]."""
@@ -367,6 +376,36 @@ class WildtypeDifference(nn.Module):
         x = self.tokens(graph.num_nodes, features, gene_ids)
         return self._encode(graph, x, Genes.everyone(1, graph.num_nodes, x.device))
 
+    @torch.no_grad()
+    def screening(
+        self,
+        graph: MultiGraph,
+        *,
+        phenotype: int = 0,
+        dtype: torch.dtype = torch.float32,
+        features: Tensor | None = None,
+        gene_ids: Tensor | None = None,
+    ) -> CalledScreening:
+        """See `Screening`: F(G) is encoded once, and a set costs what its deletion changes. Products are float32 at least.
+
+        Raises:
+            NotImplementedError: in mode "khop", where each set has a cell of its own.
+        """
+        if self.mode == "khop":
+            raise NotImplementedError("mode: khop shares nothing between sets")
+        self._require_relations(graph)
+        require_phenotype(phenotype, linears(self.mlp)[-1].out_features)
+        tokens = self.tokens(graph.num_nodes, features, gene_ids)
+        # G in the dtype of G \ S: what does not differ then cancels to the bit
+        model = copy.deepcopy(self).to(values_dtype(dtype))
+        wildtype = model._wildtype(graph, tokens.to(values_dtype(dtype)))
+        size = graph.num_nodes if self.readout == "mean" else 1
+
+        def predict(seeds: Tensor, ptr: Tensor, types: Tensor) -> Tensor:
+            return model._read(model._delta(graph, wildtype, seeds, ptr) / size, ptr, types)[:, phenotype]
+
+        return CalledScreening(predict, num_genes=graph.num_nodes, num_types=self.num_types, batch_size=64)
+
     def _require_relations(self, graph: Any) -> None:
         require_graph(graph)
         for name in self.relations:
@@ -375,7 +414,9 @@ class WildtypeDifference(nn.Module):
 
     @spanned("encoder")
     def _difference(self, graph: MultiGraph, x: Tensor, seeds: Tensor, ptr: Tensor) -> Tensor:
-        return (self._delta if self.mode == "delta" else self._both)(graph, x, seeds, ptr)
+        if self.mode == "delta":
+            return self._delta(graph, self._wildtype(graph, x), seeds, ptr)
+        return self._both(graph, x, seeds, ptr)
 
     @spanned("head")
     def _read(self, z: Tensor, ptr: Tensor, types: Tensor) -> Tensor:
@@ -412,18 +453,34 @@ class WildtypeDifference(nn.Module):
 
     # ------------------------------------------------------------------------------------------------ delta
 
-    def _delta(self, graph: MultiGraph, x: Tensor, seeds: Tensor, ptr: Tensor) -> Tensor:
-        """z [B, dim] from the propagated difference, of tokens x [N, dim]; V_l, t and c as in the module's docstring."""
+    def _wildtype(self, graph: MultiGraph, x: Tensor) -> Wildtype:
+        """F(G) of tokens x [N, dim]."""
+        everyone = Genes.everyone(1, graph.num_nodes, x.device)
+        degree = self._degree(graph, everyone, everyone) if self.averages else None
+        scale = None if degree is None else _inverse(degree, x.dtype)
+        outputs, by_layer, totals = [x], [], []
+        for conv in self.convs:
+            assert isinstance(conv, RelationalConv)
+            sums = self._product(graph, conv.send(x), everyone, everyone, sum_relations=scale is None, shared=True)
+            total = conv.own(x) + (sums if scale is None else torch.einsum("nk,nkc->nc", scale, sums))
+            x = conv.update(total)
+            outputs.append(x)
+            by_layer.append(sums)
+            totals.append(total)
+        return Wildtype(tuple(outputs), tuple(by_layer), tuple(totals), degree, scale)
+
+    def _delta(self, graph: MultiGraph, wildtype: Wildtype, seeds: Tensor, ptr: Tensor) -> Tensor:
+        """z [B, dim] from the propagated difference; V_l, t and c as in the module's docstring."""
         num_layers = len(self.convs)
         masks = [khop_mask(graph, seeds, ptr, hops, traversal="mixed") for hops in range(num_layers + 1)]
         subsets = Subset.of(*masks, *(mask & ~masks[0] for mask in masks))
         within, left = subsets[: num_layers + 1], subsets[num_layers + 1 :]  # V_l, and those of them that are in G \ S
         deleted, first = within[0].genes, left[1]
-        everyone = Genes.everyone(1, graph.num_nodes, x.device)
         means = None
-        if self.averages:
+        if wildtype.degree is not None and wildtype.scale is not None:
             lost = self._degree(graph, deleted, first.genes)
-            means = _Means(self._degree(graph, everyone, everyone), first.genes.gene, lost, x.dtype)
+            means = _Means(wildtype.degree, wildtype.scale, first.genes.gene, lost)
+        x = wildtype.x[0]
         old = new = x.new_zeros(0, x.shape[1])  # x and x' of the genes left in V_l: none in V_0
         for layer, conv in enumerate(self.convs):
             assert isinstance(conv, RelationalConv)
@@ -434,16 +491,15 @@ class WildtypeDifference(nn.Module):
             stays = before.mask.flatten().index_select(0, source.at)
             sent_change = conv.sent_change(new, old, stays)
 
-            sums = self._product(graph, conv.send(x), everyone, everyone, sum_relations=means is None, shared=True)
-            total = conv.own(x) + (sums if means is None else means.of(sums))
             in_first = first.among(target)
             scale = None if means is None else means.scale[target.genes.gene].index_copy_(0, in_first, means.scale_first)
             # from here on in place, and each place once: no order of additions to vary
             changed = self._product(graph, sent_change, source.genes, target.genes, scale=scale)
-            changed.add_(F.embedding(target.genes.gene, total)).index_add_(0, before.among(target), own_change)
+            changed.add_(F.embedding(target.genes.gene, wildtype.total[layer]))
+            changed.index_add_(0, before.among(target), own_change)
             if means is not None:
-                changed.index_add_(0, in_first, means.lost(sums))
-            x, new = conv.update(total), conv.update(changed)
+                changed.index_add_(0, in_first, means.lost(wildtype.sums[layer]))
+            x, new = wildtype.x[layer + 1], conv.update(changed)
             old = F.embedding(target.genes.gene, x)
         return _total(old.sub_(new), target.genes) + _total(F.embedding(deleted.gene, x), deleted)
 

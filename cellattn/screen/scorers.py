@@ -14,12 +14,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .._check import describe, require, require_count, require_indices, require_tensor, values_visible
+from .._check import describe, require, require_count, require_indices, require_same, require_tensor, values_visible
 from ..data.dataset import PERTURBATION_TYPES
 from ..graph import MultiGraph
+from ..nn._check import require_phenotype
+from ..nn.screening import Screening, values_dtype
 
 DELETED = PERTURBATION_TYPES.index("deleted")
-BATCH = 4096  # sets of one call of a model that shares nothing
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
@@ -62,19 +63,23 @@ def make_scorer(
     num_threads: int | None = None,
     features: Tensor | None = None,
     gene_ids: Tensor | None = None,
+    force: bool = False,
 ) -> Scorer:
     """Get a trained model ready to score sets of genes: in evaluation, on a copy, the cell encoded once.
 
     Args:
         model: of `cellattn.nn`; or any module that is called as `model(graph, seeds, ptr, types)`, or `model(seeds, ptr,
             types)` without a graph, and returns predictions [B], [B, out_dim], or a tuple that starts with them. That one has
-            attributes `num_genes`, if there is no graph, and `num_types`, if not those of `PERTURBATION_TYPES`.
+            attributes `num_genes`, if there is no graph, and `num_types`, if not those of `PERTURBATION_TYPES`. One with a
+            method `screening` is asked for a `cellattn.nn.screening.Screening` instead.
         graph: the gene graphs of N genes.
         phenotype: which of the model's predictions.
-        dtype: of the products: float32, bfloat16 or float64; the model's by default.
+        dtype: of the products: float32, bfloat16 or float64; the model's by default. bfloat16 is float32 on a CPU without
+            instructions for it, as the scorer's `dtype` says.
         device: where to score; that of the graph, or else of the model, by default.
         num_threads: of PyTorch, on the CPU, while scoring; unchanged by default.
         features, gene_ids: as the model's `forward` takes them.
+        force: products in bfloat16 on any CPU, which are slow there.
 
     Raises:
         ValueError: an argument out of range. TypeError: one of a wrong type.
@@ -91,74 +96,96 @@ def make_scorer(
     if device is None:
         device = first.device if graph is None else graph.device
     device = torch.device(device)
-    dtype = first.dtype if dtype is None else dtype
-    model = copy.deepcopy(model).eval().requires_grad_(False)
-    model = model.to(device=device, dtype=torch.float64 if dtype == torch.float64 else None)
+    wanted = first.dtype if dtype is None else dtype
+    products = torch.float32 if wanted == torch.bfloat16 and not force and not _multiplies_bfloat16(device) else wanted
     graph = None if graph is None else graph.to(device)
-    inputs = {"features": features, "gene_ids": gene_ids}
-    given = {name: x.to(device) for name, x in inputs.items() if x is not None}
-    return _Calls(model, graph, given, phenotype, dtype, device, num_threads)
+    # a screen's tables are rounded once
+    shares = hasattr(model, "screening") and getattr(model, "mode", None) != "khop"
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    model = model.to(device=device, dtype=torch.float64 if shares or products == torch.float64 else None)
+    given = {name: None if x is None else x.to(device) for name, x in {"features": features, "gene_ids": gene_ids}.items()}
+    if shares:
+        if given["features"] is not None:
+            given["features"] = given["features"].double()
+        with torch.no_grad(), _threads(num_threads):
+            screening = model.screening(graph, phenotype=phenotype, dtype=products, **given)  # type: ignore[operator]
+    else:
+        screening = _Calls(model, graph, given, phenotype, products)
+    return _Scorer(screening, products, device, num_threads)
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether products in bfloat16 are faster there than in float32."""
+    return device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+class _Scorer:
+    """A `Scorer` of a `Screening`: checks, and batches as large as that asks for."""
+
+    def __init__(self, screening: Screening, dtype: torch.dtype, device: torch.device, num_threads: int | None) -> None:
+        self.num_genes, self.dtype = screening.num_genes, dtype
+        self.num_types = len(PERTURBATION_TYPES) if screening.num_types is None else screening.num_types
+        self._screening, self._device, self._num_threads = screening, device, num_threads
+
+    def score(self, genes: Tensor, types: Tensor | None = None) -> Tensor:
+        entries = self._entries(genes, types).to(self._device)
+        dtype = values_dtype(self.dtype)
+        with torch.no_grad(), _threads(self._num_threads):
+            parts = [self._screening(part).to(dtype) for part in entries.split(self._screening.batch_size)]
+        return torch.cat(parts)
+
+    def _entries(self, genes: Any, types: Any) -> Tensor:
+        """type * N + gene, int64 [B, k]."""
+        require_tensor("genes", genes, ndim=2, dtypes=(torch.int64,))
+        require(genes.shape[1] >= 1, lambda: f"genes: expected sets of at least one gene, got shape {list(genes.shape)}")
+        require_indices("genes", genes, self.num_genes)
+        if values_visible(genes):
+            twice = torch.zeros(len(genes), dtype=torch.bool)
+            for a, b in itertools.combinations(genes.unbind(1), 2):
+                twice |= a == b
+            if twice.any():
+                row = int(twice.nonzero()[0])
+                raise ValueError(f"genes: expected distinct genes in a set, row {row} is {genes[row].tolist()}")
+        if types is None:
+            return genes + min(DELETED, self.num_types - 1) * self.num_genes
+        require_tensor("types", types, ndim=2, dtypes=(torch.int64,))
+        require(types.shape == genes.shape, lambda: f"types: expected shape {list(genes.shape)}, got {list(types.shape)}")
+        require_same("device", genes=genes.device, types=types.device)
+        require_indices("types", types, self.num_types, "perturbation types")
+        return types * self.num_genes + genes
 
 
 class _Calls:
     """A model called on batches of sets."""
 
+    batch_size = 4096
+
     def __init__(
         self,
         model: nn.Module,
         graph: MultiGraph | None,
-        inputs: dict[str, Tensor],
+        inputs: dict[str, Tensor | None],
         phenotype: int,
         dtype: torch.dtype,
-        device: torch.device,
-        num_threads: int | None,
     ) -> None:
         num_genes = getattr(model, "num_genes", None) if graph is None else graph.num_nodes
         if not isinstance(num_genes, int):
             raise TypeError("graph: expected a MultiGraph, since the model has no attribute num_genes; got None")
-        self.num_genes = num_genes
-        self.num_types = int(getattr(model, "num_types", len(PERTURBATION_TYPES)))
-        self.dtype, self._phenotype, self._device, self._num_threads = dtype, phenotype, device, num_threads
-        self._call = lambda *sets: model(*(() if graph is None else (graph,)), *sets, **inputs)
+        self.num_genes, self.num_types = num_genes, getattr(model, "num_types", None)
+        self._model, self._inputs, self._phenotype, self._dtype = model, inputs, phenotype, dtype
+        self._graph = () if graph is None else (graph,)
 
-    def score(self, genes: Tensor, types: Tensor | None = None) -> Tensor:
-        genes, types = _checked(self, genes, types, self._device)
-        with torch.no_grad(), _threads(self._num_threads):
-            parts = [self._batch(*part) for part in zip(genes.split(BATCH), types.split(BATCH), strict=True)]
-        return torch.cat(parts)
-
-    def _batch(self, genes: Tensor, types: Tensor) -> Tensor:
-        size, k = genes.shape
-        ptr = torch.arange(size + 1, device=genes.device) * k
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            out: Any = self._call(genes.flatten(), ptr, types.flatten())
+    def __call__(self, entries: Tensor) -> Tensor:
+        size, k = entries.shape
+        ptr = torch.arange(size + 1, device=entries.device) * k
+        sets = entries.flatten() % self.num_genes, ptr, entries.flatten() // self.num_genes
+        given = {name: x for name, x in self._inputs.items() if x is not None}
+        with torch.autocast(entries.device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16):
+            out: Any = self._model(*self._graph, *sets, **given)
         prediction = out if isinstance(out, Tensor) else out[0]
         prediction = prediction.unsqueeze(-1) if prediction.ndim == 1 else prediction
-        require(
-            self._phenotype < prediction.shape[1],
-            lambda: f"phenotype: expected one below {prediction.shape[1]}, which the model predicts, got {self._phenotype}",
-        )
-        return prediction[:, self._phenotype].to(torch.promote_types(prediction.dtype, torch.float32))
-
-
-def _checked(scorer: Scorer, genes: Any, types: Any, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Genes and types int64 [B, k] on a device."""
-    require_tensor("genes", genes, ndim=2, dtypes=(torch.int64,))
-    if types is not None:
-        require_tensor("types", types, ndim=2, dtypes=(torch.int64,))
-        require(types.shape == genes.shape, lambda: f"types: expected shape {list(genes.shape)}, got {list(types.shape)}")
-        require_indices("types", types, scorer.num_types, "perturbation types")
-    require_indices("genes", genes, scorer.num_genes)
-    if values_visible(genes):
-        twice = torch.zeros(len(genes), dtype=torch.bool)
-        for a, b in itertools.combinations(genes.unbind(1), 2):
-            twice |= a == b
-        if twice.any():
-            row = int(twice.nonzero()[0])
-            raise ValueError(f"genes: expected distinct genes in a set, row {row} is {genes[row].tolist()}")
-    if types is None:
-        types = torch.full_like(genes, min(DELETED, scorer.num_types - 1))
-    return genes.to(device), types.to(device)
+        require_phenotype(self._phenotype, prediction.shape[1])
+        return prediction[:, self._phenotype]
 
 
 @contextlib.contextmanager

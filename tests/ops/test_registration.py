@@ -30,6 +30,13 @@ def differentiable(args: tuple[Any, ...]) -> bool:
     return any(isinstance(x, Tensor) and x.requires_grad for x in args)
 
 
+def readout_tables() -> tuple[Any, ...]:
+    """Arguments of `screen_readout`: two sets of three of N entries, 6 wide with two heads, rows of 16."""
+    sets, row = torch.tensor([[0, 1, 2], [5, 9, 3]]), torch.rand(16)
+    tables = torch.rand(N, 3, 2), torch.rand(N, 3, 2), torch.rand(N, 2, 16), torch.rand(N, 16)
+    return sets, *tables, row, row, 1e-5, torch.rand(9, 6), torch.rand(9), torch.rand(6, 9), row, row, row, 1e-5
+
+
 def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     g = graph()
     q, k, v = leaves((2, 3, N + 1, 8), (2, 3, N + 1, 8), (2, 3, N + 1, 5))
@@ -81,6 +88,7 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     dense = (targets.positive, None, *dense_bce[2:])
     (full_lse,) = leaves((N + 1,))
     map_ = torch.full((1, N, N + 1), -3.0).double()
+    screened, wide = torch.tensor([[0, 1, 2], [5, 9, 3]]), torch.rand(2, N, 6)
     return {
         "attention": (OPS.attention, (q, k, v, None, 0.3)),
         "attention masked": (OPS.attention, (q, k, v, mask, 0.3)),
@@ -169,6 +177,12 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
             (rowptr, col, g.stacked[2].double(), sent.detach()[:, 0].contiguous(), *between, scale[:3], None, [1, 0], N, False,
              True, True),
         ),
+        "screen_readout": (OPS.screen_readout, readout_tables()),
+        "screen_cross_attention": (
+            OPS.screen_cross_attention,
+            (screened, screened % 4, screened, torch.rand(4, 2, N), torch.rand(2, N, 4), torch.rand(2, N), *wide),
+        ),
+        "screen_mlp": (OPS.screen_mlp, (torch.rand(5, 7), torch.rand(9, 7), torch.rand(9), torch.rand(9))),
         "relational_degree": (OPS.relational_degree, (rowptr, col, *between, [1, 0], N)),
         "relational_sum": (OPS.relational_sum, (sent, scale, *relational, True, False)),
         "relational_sum shared": (OPS.relational_sum, (leaves((N, 5))[0], None, *relational, False, True)),
