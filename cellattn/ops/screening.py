@@ -49,7 +49,7 @@ class ReadoutTables(NamedTuple):
 def readout_mean(entries: Tensor, tables: ReadoutTables) -> Tensor:
     """Mean over each set of z_e: [B, D]."""
     if _extension_takes(entries, tables.up, tables.x):
-        return torch.ops.cellattn.screen_readout(entries, *tables)
+        return torch.ops.cellattn.screen_readout(entries.contiguous(), *tables)
     t, dim = tables, tables.up.shape[1]
     weight = torch.einsum("bedh,bfdh->bhef", t.query[entries], t.key[entries]).softmax(-1)
     value = t.value[entries].transpose(1, 2).flatten(0, 1)  # [B H, k, W]
@@ -80,7 +80,8 @@ def cross_attention(entries: Tensor, rows: Tensor, genes: Tensor, tables: CrossT
     """
     t = tables
     if _extension_takes(entries, t.value, t.add):
-        return torch.ops.cellattn.screen_cross_attention(entries, rows, genes, *t)
+        sets = (x.contiguous() for x in (entries, rows, genes))
+        return torch.ops.cellattn.screen_cross_attention(*sets, *t)
     w = t.w[rows].prod(1).transpose(0, 1)  # [H, B, N]
     sums = (w.to(t.value.dtype) @ t.value).to(t.add.dtype)
     beta = (w * t.bias[:, None]).gather(2, genes.expand(len(w), -1, -1))  # [H, B, k]
@@ -92,7 +93,7 @@ def cross_attention(entries: Tensor, rows: Tensor, genes: Tensor, tables: CrossT
 def mlp(x: Tensor, up: Tensor, up_bias: Tensor, down: Tensor) -> Tensor:
     """down . gelu(up x + up_bias): x [B, D], up [hidden, D], up_bias and down [hidden] -> [B]."""
     if AVAILABLE and x.device.type == "cpu" and x.dtype == up.dtype == torch.float32:
-        return torch.ops.cellattn.screen_mlp(x, up, up_bias, down)
+        return torch.ops.cellattn.screen_mlp(x.contiguous(), up.contiguous(), up_bias, down)
     return F.gelu(linear(x, up, up_bias)) @ down
 
 

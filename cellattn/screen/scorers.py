@@ -128,7 +128,7 @@ class _Scorer:
         self._screening, self._device, self._num_threads = screening, device, num_threads
 
     def score(self, genes: Tensor, types: Tensor | None = None) -> Tensor:
-        entries = self._entries(genes, types).to(self._device)
+        entries = self._entries(genes, types).to(self._device).contiguous()  # results do not depend on the layout
         dtype = values_dtype(self.dtype)
         with torch.no_grad(), _threads(self._num_threads):
             parts = [self._screening(part).to(dtype) for part in entries.split(self._screening.batch_size)]

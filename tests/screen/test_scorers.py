@@ -113,6 +113,14 @@ def test_equal_to_the_model(name: str, dtype: torch.dtype, share: float) -> None
     assert_scores(torch.cat([scorer.score(*part) for part in sets]), want, share)
 
 
+@pytest.mark.parametrize("name", ["transformer sum", "transformer readout, no cross heads", "pairwise interaction", "dango"])
+def test_layout_of_sets_is_free(name: str) -> None:
+    genes, types = sets_of(3)
+    scorer = make_scorer(make(name), GRAPH)
+    by_column = scorer.score(genes.T.contiguous().T, types.T.contiguous().T)
+    assert torch.equal(by_column, scorer.score(genes, types))
+
+
 def test_own_module() -> None:
     torch.manual_seed(0)
     model = Additive()
