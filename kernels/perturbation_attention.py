@@ -28,6 +28,7 @@ from torch import Tensor
 from cellattn._aligned import wide, width
 
 from .config import Gather, choose_gather, on_device
+from .sums import sum_of_products
 from .tensors import aligned, check_devices, check_floats, grid_of, lead_strides, padded
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -48,7 +49,7 @@ def _entry(
     V is 0 where it is not finite, as in the sum over all genes.
     """
     b_k = tl.load(p_k + b_gene[:, None] * STRIDE_KN + o_d[None, :], mask=m_e[:, None] & m_d[None, :], other=0.0).to(tl.float32)
-    b_s = scale * tl.sum(b_q * b_k, 1)
+    b_s = scale * sum_of_products(b_q, b_k, m_e[:, None], 1)
     b_beta = tl.where(m_e, tl.exp2((b_s - b_lse) * LOG2E), 0.0)
     m_u = m_e[:, None] & m_c[None, :]
     b_u = tl.load(p_u + b_e[:, None] * STRIDE_UE + o_c[None, :], mask=m_u, other=0.0).to(tl.float32)
@@ -185,7 +186,7 @@ def perturbation_attention_bwd_kernel_sets(
         # [BS, V_PAD]
         b_du = b_beta[:, None] * b_dz
         # [BS]
-        b_ds = tl.sum(b_du * b_diff, 1)
+        b_ds = sum_of_products(b_du, b_diff, m_e[:, None], 1)
         o_e = i_l * num_entries + b_e
         tl.store(beta_ptr + o_e, b_beta, mask=m_e)
         tl.store(ds_ptr + o_e, b_ds, mask=m_e)

@@ -18,7 +18,10 @@ from ..interpreter.test_perturbation_attention import BATCHES, SCALE, correction
 from .check import assert_on_chip
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-CASES = [(80, "bf16", 20, 20, batch) for batch in ("ordinary", "empty sets", "one gene in many sets", "no entries")]
+CASES = [
+    *((80, "bf16", 20, 20, batch) for batch in ("ordinary", "empty sets", "one gene in many sets", "no entries")),
+    (80, "fp32", 16, 256, "ordinary"),  # where a contracted product left lanes of a row with sums of other bits
+]
 MORE = [
     *((80, "bf16", d, d, "ordinary") for d in (1, 32, 64, 100, 128, 256)),
     *((80, "fp16", d, d, "every gene") for d in (20, 64)),
