@@ -49,6 +49,19 @@ def cell() -> train.Cell:
     return tiny_cell()
 
 
+@pytest.mark.parametrize("kind", ["random", "gene-disjoint"])
+def test_split_anew(cell: train.Cell, tmp_path: Path, kind: str) -> None:
+    anew = train.recut(cell, kind)
+    parts = [part for part in (anew.train, anew.validation, anew.test) if part is not None]
+    before = sum(len(part) for part in (cell.train, cell.validation, cell.test) if part is not None)
+    assert sum(map(len, parts)) + anew.notes[f"left out of a {kind} split"] == before
+    trained, tested = set(anew.train.seeds.tolist()), anew.test.seeds.view(-1, 2).tolist()
+    seen = [sum(gene in trained for gene in pair) for pair in tested]
+    assert set(seen) == ({0} if kind == "gene-disjoint" else {2})
+    result = train.run(cell=anew, out=tmp_path, results=tmp_path, variants=["ridge"], seeds=[0])
+    assert f"left out of a {kind} split" in result["notes"]
+
+
 def train_tiny(cell: train.Cell, out: Path, epochs: int = EPOCHS, **options: Any) -> dict[str, Any]:
     options = {"variants": [NAME], "seeds": [0], "checkpoint_steps": 2, **options}  # two of three: in mid-epoch too
     return train.run(cell=cell, out=out, results=out, epochs=epochs, **options)
