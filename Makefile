@@ -13,19 +13,19 @@ BENCH_ARGS ?=
 SCREEN_ARGS ?=
 OUT ?= runs/gpu-check
 
-.PHONY: install install-peers bench screen test test-ray test-machines test-compiled test-oldest record sanitize docs lint gpu-check clean
+.PHONY: install install-peers bench screen test test-all test-ray test-machines test-compiled test-oldest record sanitize docs lint gpu-check clean
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/*.* csrc/*/*.*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) 'setuptools>=77' wheel torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) 'setuptools>=77' wheel ninja torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) --no-build-isolation -e '.[test,bench,pyg,docs]'
 	touch $@
 
 # Built from source, a quarter of an hour or more: peers of the k-hop benchmark, and what interoperation is checked against.
 install-peers: $(STAMP)
-	FORCE_ONLY_CPU=1 $(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation torch-scatter torch-sparse
+	FORCE_ONLY_CPU=1 $(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS) --no-build-isolation -e '.[peers]'
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.report $(BENCH_ARGS)
@@ -35,10 +35,18 @@ bench: $(STAMP)
 screen: $(STAMP)
 	$(BIN)/python -m benchmarks.screen $(SCREEN_ARGS)
 
-# Two processes: Triton either compiles or interprets, by a variable that is read when it is imported.
+# A worker a core, eight at most: each takes half a gigabyte.
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadgroup
+SOME := -m "not exhaustive"
+
+# Two runs: Triton either compiles or interprets, by a variable that is read when it is imported.
 test: $(STAMP)
-	$(if $(TEST_ARGS),,TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter)
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(if $(TEST_ARGS),,TRITON_INTERPRET=1 $(PYTEST) $(SOME) tests/interpreter)
+	$(PYTEST) $(SOME) $(TEST_ARGS)
+
+# As CI runs it: the exhaustive tests too.
+test-all: $(STAMP)
+	$(MAKE) test SOME=
 
 # A Ray cluster of two nodes on this machine, one of which is killed; Ray is no part of `make install`, where it is skipped.
 test-ray: $(STAMP)

@@ -43,9 +43,11 @@ def extension() -> Extension:
     link_args = extra or ["-Wl,--strip-debug"]
     home = cuda_home()
     if home is None:
-        print("cellattn: no CUDA compiler (CUDA_HOME): the k-hop operators are built for the CPU alone", file=sys.stderr)
+        print("cellattn: the graph operators are built for the CPU alone: no CUDA compiler (CUDA_HOME)", file=sys.stderr)
     else:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHS)  # torch would look for a GPU
+        chips = os.environ["TORCH_CUDA_ARCH_LIST"]
+        print(f"cellattn: the graph operators are built for the CPU and for CUDA {chips}", file=sys.stderr)
         cpp_extension.CUDA_HOME = os.fspath(home)  # None in a torch without CUDA
         sources += files("*.cu")
         compile_args["nvcc"] = ["-O3", "-std=c++17", "-DUSE_CUDA", define]

@@ -219,13 +219,14 @@ def _rank(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.xdist_group("processes")
 def test_ranks(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_rank, args=(rank, str(tmp_path))) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(300)
         assert process.exitcode == 0
     first, second = (json.loads((tmp_path / f"rank{rank}").read_text()) for rank in range(2))
     x, y = pairs(50, grid=True)

@@ -16,7 +16,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def soon(happens: Callable[[], bool], seconds: float = 20.0) -> bool:
+def soon(happens: Callable[[], bool], seconds: float = 120.0) -> bool:
     end = time.monotonic() + seconds
     while not happens() and time.monotonic() < end:
         time.sleep(0.02)

@@ -31,6 +31,8 @@ from cellattn import MultiGraph, checkpoint
 from .test_engine import assert_close, mlp, trained, transformer
 from .test_train import EPOCHS, assert_same_runs, folder_of, tiny_cell, train_tiny
 
+pytestmark = pytest.mark.xdist_group("processes")  # they start others and watch the clock: one at a time
+
 ROOT = Path(__file__).parents[2]
 LOSS_SECONDS = 30  # in which the others of a lost rank have to end, however busy the machine is
 

@@ -18,6 +18,8 @@ from benchmarks.engine import Method
 from benchmarks.methods import METHODS
 from benchmarks.sections import Record, Result, plan
 
+pytestmark = pytest.mark.xdist_group("processes")  # they start others and watch the clock: one at a time
+
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
 

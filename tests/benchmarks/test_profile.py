@@ -15,6 +15,8 @@ from benchmarks.engine import Workload
 from benchmarks.methods import METHODS
 from benchmarks.profile import command_lines, profile
 
+pytestmark = pytest.mark.xdist_group("processes")  # they start others and watch the clock: one at a time
+
 ROOT = Path(__file__).parents[2]
 RANGES = ("step", "loading", "transfer", "losses", "backward", "optimizer")
 

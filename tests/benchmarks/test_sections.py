@@ -18,6 +18,8 @@ from benchmarks.sections import Record, Result, Section
 
 from .process_tree import alive, soon
 
+pytestmark = pytest.mark.xdist_group("processes")  # they start others and watch the clock: one at a time
+
 ROOT = Path(__file__).parents[2]
 FAKE = "tests.benchmarks.fake_sections"
 

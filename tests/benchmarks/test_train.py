@@ -25,6 +25,8 @@ from cellattn.data import PerturbationDataset, synthetic_cell, synthetic_phenoty
 
 from .process_tree import alive, children, soon
 
+pytestmark = pytest.mark.xdist_group("processes")  # they start others and watch the clock: one at a time
+
 ROOT = Path(__file__).parents[2]
 NAME, EPOCHS = "kl-rows", 12  # draws rows and dropout masks from the generators that a checkpoint has to keep
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("processes")  # they start others and watch the clock: one at a time
+
 # In a process of its own with 64 MiB left, room for what the checks make. Everything that is made once is made before.
 LIMITED = """
 import resource, sys

@@ -26,6 +26,8 @@ from cellattn.screen.run import parse_shard, unit_size
 from ..conftest import ROOT
 from .stubs import Additive, N, Pairs
 
+pytestmark = pytest.mark.xdist_group("processes")  # they start others and watch the clock: one at a time
+
 NAMES = [f"Y{i:02d}" for i in range(N)]
 EDGES = {"a": torch.tensor([[0, 1, 2], [1, 2, 3]])}
 GRAPH = MultiGraph.from_edge_index(EDGES, N, names=NAMES)
@@ -213,7 +215,7 @@ def test_ctrl_c_and_on(tmp_path: Path) -> None:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "Traceback" not in said
     found = status(tmp_path / "s")

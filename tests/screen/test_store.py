@@ -281,7 +281,7 @@ def make_with_limited_files(folder: Path, told: Connection) -> None:
 def test_a_real_limit_on_files(tmp_path: Path) -> None:
     """The kernel itself refuses the bytes above a limit, in a process of its own."""
     ours, theirs = multiprocessing.Pipe()
-    another_process(make_with_limited_files, tmp_path / "s", theirs).join(60)
+    another_process(make_with_limited_files, tmp_path / "s", theirs).join(300)
     assert ours.poll()
     assert ours.recv() == errno.EFBIG
     status = Store.read(tmp_path / "s").status()
