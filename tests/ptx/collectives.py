@@ -1,4 +1,4 @@
-"""What the lanes of a warp do together: shuffles, votes, reductions and matrices (9.7.9.6, 9.7.13.9 to 9.7.13.12, 9.7.14)."""
+"""What the lanes of a warp do together: shuffles, votes, reductions and matrices."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def _warps(m: Machine, x: Array) -> np.ndarray:
 
 @opcode("shfl")
 def shfl(i: Decoding) -> Run:
-    """9.7.9.6: a lane reads another's a. c holds the clamp and, from bit 8 on, the bits of the lane that stay.
+    """Data movement and conversion: a lane reads another's a.
+
+    c holds the clamp and, from bit 8 on, the bits of the lane that stay.
 
     Out of range a lane keeps its own a, and p is false.
     """
@@ -71,7 +73,7 @@ def shfl(i: Decoding) -> Run:
 
 @opcode("vote")
 def vote(i: Decoding) -> Run:
-    """9.7.13.9."""
+    """Synchronization and communication."""
     kind = i.type("pred", "b32")
     i.require("sync")
     mode = i.choice(*(("ballot",) if kind == "b32" else ("all", "any", "uni")))
@@ -93,7 +95,7 @@ def vote(i: Decoding) -> Run:
 
 @opcode("redux")
 def redux(i: Decoding) -> Run:
-    """9.7.13.12: of integers."""
+    """Synchronization and communication: of integers."""
     dtype = TYPES[i.type("b32", "u32", "s32")]
     i.require("sync")
     names = ("and", "or", "xor") if dtype is np.uint32 and "b32" in i.instruction.modifiers else ("add", "min", "max")
@@ -116,7 +118,7 @@ def redux(i: Decoding) -> Run:
 
 @opcode("ldmatrix")
 def ldmatrix(i: Decoding) -> Run:
-    """9.7.14.5.15: 8 x 8 matrices of 16 bits. Lane 8 k + r has the address of row r of matrix k.
+    """Warp level matrix: 8 x 8 matrices of 16 bits. Lane 8 k + r has the address of row r of matrix k.
 
     Lane l gets elements 2 (l % 4) and the next of row l / 4, of the transposed matrix with .trans.
     """
@@ -161,7 +163,7 @@ def ldmatrix(i: Decoding) -> Run:
 
 @opcode("stmatrix")
 def stmatrix(i: Decoding) -> Run:
-    """9.7.14.5.16: the reverse of ldmatrix."""
+    """Warp level matrix: the reverse of ldmatrix."""
     i.type("b16")
     i.require("sync", "aligned", "m8n8")
     if not (i.flag("shared") or i.flag("shared::cta")):
@@ -226,7 +228,7 @@ def fragments(d: np.ndarray) -> list[np.ndarray]:
 
 @opcode("mma")
 def mma(i: Decoding) -> Run:
-    """9.7.14.5.8 (m16n8k16, bf16 and f16) and 9.7.14.5.9 (m16n8k8, tf32): D = A B + C, accumulated in float32.
+    """Warp level matrix, m16n8k16 (bf16 and f16) and m16n8k8 (tf32): D = A B + C, accumulated in float32.
 
     The order of the sum is the hardware's own. Here it is exact but for one rounding.
     """

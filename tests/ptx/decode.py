@@ -90,7 +90,7 @@ class Decoding:
         return found.value
 
     def source(self, operand: int | Operand, dtype: Any, *, wider: bool = False) -> Get:
-        """Reads an operand as `dtype`; `wider`: of a wider register its low bits (section 9.4.1)."""
+        """Reads an operand as `dtype`; `wider`: of a wider register its low bits ("Operand size exceeding type size")."""
         if isinstance(operand, int):
             operand = self.operand(operand)
         bits = np.dtype(dtype).itemsize * 8 if dtype is not np.bool_ else 1
@@ -181,7 +181,7 @@ OPCODES: dict[str, Decoder] = {}
 
 
 def opcode(*names: str) -> Callable[[Decoder], Decoder]:
-    """Registers a decoder; its docstring cites the section of the ISA."""
+    """Registers a decoder; its docstring begins with the group of instructions in the ISA."""
 
     def register(decoder: Decoder) -> Decoder:
         for name in names:

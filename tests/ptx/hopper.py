@@ -1,4 +1,4 @@
-"""sm_90: products of a warpgroup out of shared memory, and their fences (sections 9.7.13.4 and 9.7.15)."""
+"""sm_90: products of a warpgroup out of shared memory, and their fences."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Array = Any
 
 @opcode("fence")
 def fence(i: Decoding) -> Run:
-    """9.7.13.4: fence.proxy.async shows wgmma what ordinary stores and cp.async wrote; others order nothing here."""
+    """Synchronization and communication: fence.proxy.async shows wgmma what others wrote."""
     if i.flag("proxy"):
         i.require("async")
         i.choice("shared::cta", "shared::cluster", "global", default="")
@@ -30,7 +30,7 @@ def fence(i: Decoding) -> Run:
     return nothing
 
 
-# Bytes of a row of the pattern, by the descriptor's two highest bits (9.7.15.5.1.2.2); 0: without a swizzle.
+# Bytes of a row of the pattern, by the descriptor's two highest bits ("Matrix descriptor format"); 0: without a swizzle.
 _SWIZZLES = {0: 0, 1: 128, 2: 64, 3: 32}
 
 
@@ -80,7 +80,7 @@ def matrix_addresses(descriptor: np.ndarray, rows: int, *, by_rows: bool) -> np.
 
 @opcode("wgmma")
 def wgmma(i: Decoding) -> Run:
-    """9.7.15: fence, mma_async, commit_group and wait_group."""
+    """Asynchronous warpgroup level matrix: fence, mma_async, commit_group and wait_group."""
     if i.flag("fence"):
         i.require("sync", "aligned")
         i.finish(0)
@@ -130,7 +130,7 @@ def _together(m: Machine, mask: Mask) -> None:
 
 
 def _product(i: Decoding) -> Run:
-    """wgmma.mma_async (9.7.15.5.2): D[64, N] = A[64, 16] B[16, N] (+ D), a warp having 16 rows.
+    """Asynchronous warpgroup level matrix: D[64, N] = A[64, 16] B[16, N] (+ D), a warp having 16 rows.
 
     A comes out of registers as for mma, or both out of shared memory as descriptors say. D belongs to the product, and the
     shared bytes are read, until it is waited for.

@@ -1,4 +1,4 @@
-"""Arithmetic, comparison, selection, conversion and control (sections 9.7.1 to 9.7.4, 9.7.6 to 9.7.9 and 9.7.12)."""
+"""Arithmetic, comparison, selection, conversion and control."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _apply(i: Decoding, f: Callable[..., Array], dtype: Any, count: int, result:
 
 
 def _float(i: Decoding, f: Callable[..., Array], count: int, *, rounds: bool = True) -> Run:
-    """float32, to nearest even (the only rounding known), with .ftz and .sat (section 9.7.3)."""
+    """float32, to nearest even (the only rounding known), with .ftz and .sat ("Floating point instructions")."""
     i.type("f32")
     if rounds:
         i.flag("rn")
@@ -63,13 +63,13 @@ def _is_float(i: Decoding) -> bool:
 
 @opcode("add")
 def add(i: Decoding) -> Run:
-    """9.7.1.1, 9.7.3.3: integers wrap around."""
+    """Integer arithmetic and floating point: integers wrap around."""
     return _float(i, np.add, 2) if _is_float(i) else _apply(i, np.add, TYPES[i.type(*SIGNED, *UNSIGNED)], 2)
 
 
 @opcode("sub")
 def sub(i: Decoding) -> Run:
-    """9.7.1.2, 9.7.3.4."""
+    """Integer arithmetic and floating point."""
     return _float(i, np.subtract, 2) if _is_float(i) else _apply(i, np.subtract, TYPES[i.type(*SIGNED, *UNSIGNED)], 2)
 
 
@@ -87,7 +87,7 @@ def _product(i: Decoding, dtype: Any, part: str) -> tuple[Callable[[Array, Array
 
 @opcode("mul")
 def mul(i: Decoding) -> Run:
-    """9.7.1.3, 9.7.3.5."""
+    """Integer arithmetic and floating point."""
     if _is_float(i):
         return _float(i, np.multiply, 2)
     dtype = TYPES[i.type(*SIGNED, *UNSIGNED)]
@@ -97,7 +97,7 @@ def mul(i: Decoding) -> Run:
 
 @opcode("mad")
 def mad(i: Decoding) -> Run:
-    """9.7.1.4: of integers. The summand is as wide as the result."""
+    """Integer arithmetic. The summand is as wide as the result."""
     dtype = TYPES[i.type(*SIGNED, *UNSIGNED)]
     f, result = _product(i, dtype, i.choice("lo", "hi", "wide"))
     put = i.target(0, _width(result))
@@ -108,7 +108,7 @@ def mad(i: Decoding) -> Run:
 
 @opcode("fma")
 def fma(i: Decoding) -> Run:
-    """9.7.3.6: rounded once."""
+    """Floating point: rounded once."""
     if "rn" not in i.left:
         raise i.error(".rn is the only rounding known")
     return _float(i, numbers.fma, 3)
@@ -130,7 +130,7 @@ def _quotient(m: Machine, mask: Mask, a: Array, b: Array, remainder: bool) -> Ar
 
 @opcode("div")
 def div(i: Decoding) -> Run:
-    """9.7.1.8, 9.7.3.8: .full and .approx are allowed 2 ulp, of which correct rounding makes none."""
+    """Integer arithmetic and floating point: .full and .approx are allowed 2 ulp, of which correct rounding makes none."""
     if _is_float(i):
         i.choice("rn", "full", "approx")
         return _float(i, np.divide, 2, rounds=False)
@@ -139,7 +139,7 @@ def div(i: Decoding) -> Run:
 
 @opcode("rem")
 def rem(i: Decoding) -> Run:
-    """9.7.1.9: the sign of the dividend."""
+    """Integer arithmetic: the sign of the dividend."""
     return _division(i, remainder=True)
 
 
@@ -152,7 +152,7 @@ def _division(i: Decoding, *, remainder: bool) -> Run:
 
 @opcode("neg")
 def neg(i: Decoding) -> Run:
-    """9.7.1.11, 9.7.3.10."""
+    """Integer arithmetic and floating point."""
     if _is_float(i):
         return _float(i, np.negative, 1, rounds=False)
     return _apply(i, np.negative, TYPES[i.type(*SIGNED)], 1)
@@ -160,13 +160,13 @@ def neg(i: Decoding) -> Run:
 
 @opcode("abs")
 def abs_(i: Decoding) -> Run:
-    """9.7.1.10, 9.7.3.9."""
+    """Integer arithmetic and floating point."""
     return _float(i, np.abs, 1, rounds=False) if _is_float(i) else _apply(i, np.abs, TYPES[i.type(*SIGNED)], 1)
 
 
 @opcode("min", "max")
 def min_max(i: Decoding) -> Run:
-    """9.7.1.12, 9.7.1.13, 9.7.3.11, 9.7.3.12: of a number and NaN the number, unless .NaN; +0 is above -0."""
+    """Integer arithmetic and floating point: of a number and NaN the number, unless .NaN; +0 is above -0."""
     largest = i.instruction.opcode == "max"
     if not _is_float(i):
         return _apply(i, np.maximum if largest else np.minimum, TYPES[i.type(*SIGNED, *UNSIGNED)], 2)
@@ -179,28 +179,28 @@ def min_max(i: Decoding) -> Run:
 
 @opcode("ex2")
 def ex2(i: Decoding) -> Run:
-    """9.7.3.21: 2^a within 2 ulp, here the nearest number; 2^-inf = +0."""
+    """Floating point: 2^a within 2 ulp, here the nearest number; 2^-inf = +0."""
     i.require("approx")
     return _float(i, lambda a: np.exp2(a, dtype=np.float64).astype(np.float32), 1, rounds=False)
 
 
 @opcode("lg2")
 def lg2(i: Decoding) -> Run:
-    """9.7.3.20: within 2^-22 of log2, here the nearest number; NaN below 0, -inf at 0."""
+    """Floating point: within 2^-22 of log2, here the nearest number; NaN below 0, -inf at 0."""
     i.require("approx")
     return _float(i, lambda a: np.log2(a, dtype=np.float64).astype(np.float32), 1, rounds=False)
 
 
 @opcode("rcp")
 def rcp(i: Decoding) -> Run:
-    """9.7.3.13: .approx is allowed 1 ulp, of which correct rounding makes none."""
+    """Floating point: .approx is allowed 1 ulp, of which correct rounding makes none."""
     i.choice("approx", "rn")
     return _float(i, lambda a: np.float32(1) / a, 1, rounds=False)
 
 
 @opcode("sqrt")
 def sqrt(i: Decoding) -> Run:
-    """9.7.3.15, likewise."""
+    """Floating point: likewise."""
     i.choice("approx", "rn")
     return _float(i, np.sqrt, 1, rounds=False)
 
@@ -210,20 +210,20 @@ def sqrt(i: Decoding) -> Run:
 
 @opcode("and", "or", "xor")
 def logic(i: Decoding) -> Run:
-    """9.7.8.1 to 9.7.8.3."""
+    """Logic and shift."""
     f = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}[i.instruction.opcode]
     return _apply(i, f, TYPES[i.type("pred", *BITS)], 2)
 
 
 @opcode("not")
 def not_(i: Decoding) -> Run:
-    """9.7.8.4."""
+    """Logic and shift."""
     return _apply(i, np.invert, TYPES[i.type("pred", *BITS)], 1)
 
 
 @opcode("shl", "shr")
 def shift(i: Decoding) -> Run:
-    """9.7.8.8, 9.7.8.9: by an unsigned number of 32 bits, clamped at the width; .s types fill with the sign."""
+    """Logic and shift: by an unsigned number of 32 bits, clamped at the width; .s types fill with the sign."""
     left = i.instruction.opcode == "shl"
     dtype = TYPES[i.type(*BITS, *(() if left else (*SIGNED, *UNSIGNED)))]
     bits = _width(dtype)
@@ -244,7 +244,10 @@ def shift(i: Decoding) -> Run:
 
 @opcode("bfe")
 def bfe(i: Decoding) -> Run:
-    """9.7.1.19: a field of so many bits from a position; .s extends by its top bit, or by the sign bit past the end."""
+    """Integer arithmetic: a field of so many bits from a position.
+
+    .s extends by its top bit, or by the sign bit past the end.
+    """
     name = i.type("s32", "u32", "s64", "u64")
     dtype = TYPES[name]
     bits = _width(dtype)
@@ -272,7 +275,7 @@ def bfe(i: Decoding) -> Run:
 
 @opcode("bfi")
 def bfi(i: Decoding) -> Run:
-    """9.7.1.20: the low bits of a, so many, put into b from a position on."""
+    """Integer arithmetic: the low bits of a, so many, put into b from a position on."""
     unsigned = TYPES[i.type("b32", "b64")]
     bits = _width(unsigned)
     put, a, b = i.target(0, bits), i.source(1, unsigned), i.source(2, unsigned)
@@ -307,13 +310,13 @@ def _top_bit(x: Array) -> Array:
 
 @opcode("popc")
 def popc(i: Decoding) -> Run:
-    """9.7.1.14."""
+    """Integer arithmetic."""
     return _apply(i, _count_ones, TYPES[i.type("b32", "b64")], 1, np.uint32)
 
 
 @opcode("clz")
 def clz(i: Decoding) -> Run:
-    """9.7.1.15."""
+    """Integer arithmetic."""
     dtype = TYPES[i.type("b32", "b64")]
     bits = _width(dtype)
     return _apply(i, lambda x: (bits - 1 - _top_bit(x)).astype(np.uint32), dtype, 1, np.uint32)
@@ -321,7 +324,7 @@ def clz(i: Decoding) -> Run:
 
 @opcode("bfind")
 def bfind(i: Decoding) -> Run:
-    """9.7.1.16, unsigned: the highest one; .shiftamt: what to shift left by to bring it to the top; ~0 without any."""
+    """Integer arithmetic, unsigned: the highest one, ~0 without any; .shiftamt: its distance from the top."""
     dtype = TYPES[i.type("u32", "u64")]
     shift_amount, bits = i.flag("shiftamt"), _width(dtype)
 
@@ -334,7 +337,7 @@ def bfind(i: Decoding) -> Run:
 
 @opcode("brev")
 def brev(i: Decoding) -> Run:
-    """9.7.1.18."""
+    """Integer arithmetic."""
     dtype = TYPES[i.type("b32", "b64")]
     bits = _width(dtype)
 
@@ -348,7 +351,10 @@ def brev(i: Decoding) -> Run:
 
 @opcode("prmt")
 def prmt(i: Decoding) -> Run:
-    """9.7.9.7, the mode without a name: four bytes of the eight of {b, a}; bit 3 of a selector copies the byte's sign."""
+    """Data movement and conversion, the mode without a name: four bytes of the eight of {b, a}.
+
+    Bit 3 of a selector copies the byte's sign.
+    """
     i.type("b32")
 
     def f(a: Array, b: Array, selector: Array) -> Array:
@@ -388,7 +394,7 @@ def _compare_floats(name: str) -> Callable[[Array, Array], Array]:
 
 @opcode("setp")
 def setp(i: Decoding) -> Run:
-    """9.7.6.2: p = (a cmp b) op c, and q = !(a cmp b) op c."""
+    """Comparison and selection: p = (a cmp b) op c, and q = !(a cmp b) op c."""
     if _is_float(i):
         i.type("f32")
         dtype: Any = np.float32
@@ -423,7 +429,7 @@ def setp(i: Decoding) -> Run:
 
 @opcode("selp")
 def selp(i: Decoding) -> Run:
-    """9.7.6.3: p ? a : b."""
+    """Comparison and selection: p ? a : b."""
     dtype = TYPES[i.type(*BITS, *SIGNED, *UNSIGNED, "f32")]
     put, a, b, p = i.target(0, _width(dtype)), i.source(1, dtype), i.source(2, dtype), i.source(3, np.bool_)
     i.finish(4)
@@ -435,7 +441,7 @@ def selp(i: Decoding) -> Run:
 
 @opcode("mov")
 def mov(i: Decoding) -> Run:
-    """9.7.9.3, 9.7.9.4: also packs a vector into a scalar and unpacks it, the first part lowest."""
+    """Data movement and conversion: also packs a vector into a scalar and unpacks it, the first part lowest."""
     dtype = TYPES[i.type("pred", *BITS, *SIGNED, *UNSIGNED, "f32")]
     bits = _width(dtype)
     target, source = i.operand(0), i.operand(1)
@@ -468,7 +474,7 @@ def mov(i: Decoding) -> Run:
 
 @opcode("cvta")
 def cvta(i: Decoding) -> Run:
-    """9.7.9.20: an address of global memory is the same in the generic space."""
+    """Data movement and conversion: an address of global memory is the same in the generic space."""
     i.flag("to")
     i.require("global")
     return _apply(i, lambda x: x, TYPES[i.type("u64")], 1)
@@ -482,7 +488,10 @@ _FROM_BITS = {"bf16": numbers.from_bfloat16, "f16": numbers.from_float16}
 
 @opcode("cvt")
 def cvt(i: Decoding) -> Run:
-    """9.7.9.21: between integers, float32, bfloat16 and float16. In cvt.rn.bf16x2.f32 d, a, b the high half is a."""
+    """Data movement and conversion: between integers, float32, bfloat16 and float16.
+
+    In cvt.rn.bf16x2.f32 d, a, b the high half is a.
+    """
     source = i.type(*_INTEGERS, "f32", "f16", "bf16")
     target = i.type(*_INTEGERS, "f32", "f16", "bf16", "f16x2", "bf16x2")
     if target in ("f16x2", "bf16x2") and source == "f32":
@@ -532,7 +541,7 @@ def cvt(i: Decoding) -> Run:
 
 @opcode("bra")
 def bra(i: Decoding) -> Run:
-    """9.7.12.3."""
+    """Control flow."""
     i.flag("uni")
     i.finish(1)
     i.kind = "branch"
@@ -541,7 +550,7 @@ def bra(i: Decoding) -> Run:
 
 @opcode("ret", "exit")
 def ret(i: Decoding) -> Run:
-    """9.7.12.6, 9.7.12.7: of an entry both end the thread."""
+    """Control flow: of an entry both end the thread."""
     i.flag("uni")
     i.finish(0)
     i.kind = "exit"
@@ -550,7 +559,7 @@ def ret(i: Decoding) -> Run:
 
 @opcode("nanosleep")
 def nanosleep(i: Decoding) -> Run:
-    """9.7.20.2: others go first."""
+    """Miscellaneous: others go first."""
     i.type("u32")
     i.finish(1)
     i.kind = "news"
@@ -559,7 +568,7 @@ def nanosleep(i: Decoding) -> Run:
 
 @opcode("trap")
 def trap(i: Decoding) -> Run:
-    """9.7.20.4."""
+    """Miscellaneous."""
     i.finish(0)
 
     def run(m: Machine, mask: Mask) -> None:

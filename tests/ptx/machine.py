@@ -113,7 +113,7 @@ class Machine:
     # ---------------------------------------------------------------------------------------------------- registers
 
     def special(self, name: str) -> Array:
-        """Section 10."""
+        """Those of the chapter "Special registers" that kernels read."""
         found = self._specials.get(name)
         if found is None:
             found = self._specials[name] = self._special(name)
@@ -348,7 +348,7 @@ class Machine:
         self.register_clock[list(step.writes)] = self.done
 
     def check_product_fence(self, registers: frozenset[int]) -> None:
-        """Between a register's last write and the wgmma that takes it a wgmma.fence is due (9.7.15.5.1)."""
+        """Between a register's last write and the wgmma that takes it a wgmma.fence is due ("wgmma.fence")."""
         if (self.register_clock[list(registers)] > self.product_fence).any():
             raise self.fault("a register was written after the last wgmma.fence")
 

@@ -1,4 +1,4 @@
-"""Floating-point numbers as bits, rounded as PTX says (sections 5.2.3 and 9.7.3)."""
+"""Floating-point numbers as bits, rounded as PTX says ("Alternate floating-point data formats")."""
 
 from __future__ import annotations
 

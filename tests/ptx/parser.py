@@ -1,6 +1,6 @@
 """PTX as text to PTX as data: the entries of a module, their parameters, registers, shared variables and instructions.
 
-Section numbers here and beside the instructions are those of NVIDIA's "Parallel Thread Execution ISA", version 8.7.
+What is named here and beside the instructions are groups and sections of NVIDIA's "Parallel Thread Execution ISA".
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Immediate:
 
 @dataclass(frozen=True)
 class Special:
-    """A special register (section 10), such as %tid.x."""
+    """A special register, such as %tid.x."""
 
     name: str
 

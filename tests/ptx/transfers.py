@@ -1,4 +1,4 @@
-"""Loads, stores, asynchronous copies, atomics, barriers and fences (sections 9.7.9.8 to 9.7.9.25 and 9.7.13)."""
+"""Loads, stores, asynchronous copies, atomics, barriers and fences."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _vector(i: Decoding) -> tuple[Any, int]:
 
 
 def _strong(i: Decoding) -> str:
-    """Whether an access is meant to meet those of other threads (section 8.4), and how; "" if it is not."""
+    """Whether an access is meant to meet those of other threads ("Operation types"), and how; "" if it is not."""
     found = i.choice(*_STRONG, default="none")
     if found in ("relaxed", "acquire", "release"):
         i.choice(*_SCOPES)
@@ -35,7 +35,7 @@ def _strong(i: Decoding) -> str:
 
 
 def _hints(i: Decoding) -> None:
-    """Cache hints change no value (section 9.7.9.1)."""
+    """Cache hints change no value ("Cache operators")."""
     i.choice("ca", "cg", "cs", "cv", "lu", "wb", "wt", default="none")
     for hint in [x for x in i.left if x.startswith(("L1::", "L2::"))]:
         i.flag(hint)
@@ -67,7 +67,7 @@ def _count(m: Machine, space: str, where: np.ndarray, size: int, thread: np.ndar
 
 @opcode("ld")
 def ld(i: Decoding) -> Run:
-    """9.7.9.8. A wider register is filled with the sign of .s types, else with zeros (section 9.4.1)."""
+    """Data movement and conversion: a wider register is filled with the sign of .s types, else with zeros."""
     dtype, count = _vector(i)
     space = i.choice("param", "shared", "shared::cta", "global", default="global")  # a generic address is one of global memory
     strong = _strong(i)
@@ -117,7 +117,7 @@ def ld(i: Decoding) -> Run:
 
 @opcode("st")
 def st(i: Decoding) -> Run:
-    """9.7.9.11."""
+    """Data movement and conversion."""
     dtype, count = _vector(i)
     space = i.choice("shared", "shared::cta", "global", default="global")
     strong = _strong(i)
@@ -150,7 +150,7 @@ def st(i: Decoding) -> Run:
 
 @opcode("cp")
 def cp(i: Decoding) -> Run:
-    """9.7.9.25.3: cp.async and its groups. The bytes arrive when they are waited for; what src-size leaves out is 0."""
+    """Data movement and conversion: cp.async and its groups. Bytes arrive when waited for; what src-size leaves out is 0."""
     i.require("async")
     if i.flag("commit_group"):
         i.finish(0)
@@ -216,7 +216,7 @@ _ATOMIC: dict[str, Callable[[Array, Array], Array]] = {
 
 @opcode("atom", "red")
 def atom(i: Decoding) -> Run:
-    """9.7.13.5, 9.7.13.6: on integers in global memory, one thread after another. red gives no old value back."""
+    """Synchronization and communication: on integers in global memory, one thread after another."""
     dtype = TYPES[i.type("b32", "b64", "u32", "u64", "s32", "s64")]
     i.flag("global")
     i.choice("relaxed", "acquire", "release", "acq_rel", default="relaxed")
@@ -251,7 +251,7 @@ def atom(i: Decoding) -> Run:
 
 @opcode("bar")
 def bar(i: Decoding) -> Run:
-    """9.7.13.1, 9.7.13.2: bar.sync of all threads of the CTA, bar.warp.sync of all lanes of a warp."""
+    """Synchronization and communication: bar.sync of a CTA, bar.warp.sync of a warp, all of it."""
     if i.flag("warp"):
         i.require("sync")
         lanes = i.source(0, np.uint32)
@@ -275,7 +275,7 @@ def bar(i: Decoding) -> Run:
 
 @opcode("membar")
 def membar(i: Decoding) -> Run:
-    """9.7.13.4: memory is one for all here, so that its order is that of the instructions."""
+    """Synchronization and communication: memory is one for all here, in order."""
     i.choice("cta", "gl", "sys")
     i.finish(0)
     return nothing
