@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cellattn import MultiGraph
-from cellattn.data import PerturbationBatch
-from cellattn.nn import CellOutput, Dango, HyperSAGNN, PairwiseInteraction
+from cellattn.data import PERTURBATION_TYPES, PerturbationBatch
+from cellattn.nn import CellOutput, CellTransformer, Dango, HyperSAGNN, PairwiseInteraction
 from cellattn.nn.dango import NetworkEncoder, SAGELayer
+from cellattn.nn.perturbation import PRESENT, ReadoutMean
 
+DELETED = PERTURBATION_TYPES.index("deleted")
 Predict = Callable[[PerturbationBatch], CellOutput]
 
 
@@ -116,3 +118,31 @@ def _block_attention(module: HyperSAGNN, x: Tensor, member: Tensor) -> Tensor:
         alpha = scores.softmax(-1).nan_to_num()  # zeros where a gene has no other to attend to
         d = d + a * out((alpha @ v).transpose(0, 1).flatten(1))
     return (d - module.static(x)).square()
+
+
+def readout_by_all_genes(model: CellTransformer, graph: MultiGraph) -> Callable[[Tensor], Tensor]:
+    """The pool "readout" over all genes: every gene attends to a set, an FFN runs on all of them, the set's rows are read.
+
+    A function of sets of deleted genes [B, k], to the first prediction of each; the cell is encoded here, once.
+    """
+    head = model.head
+    (pool,) = head.pools
+    if not isinstance(pool, ReadoutMean) or head.num_heads > 0:
+        raise ValueError('model: expected the pool "readout" alone, and no cross-attention')
+    readout = pool.readout
+    with torch.no_grad():
+        h_cls, h, _ = model.encoder(model.tokens(graph.num_nodes), graph)
+        present, deleted = (head.phi(h, torch.tensor(kind)) for kind in (PRESENT, DELETED))
+
+    def predict(sets: Tensor) -> Tensor:
+        b, k = sets.shape
+        member = torch.arange(b)[:, None].expand(b, k)
+        x = present.expand(b, -1, -1).index_put((member, sets), deleted[sets])  # [B, N, dim]
+        q, key, value = readout.qkv(x).unflatten(-1, (3, readout.num_heads, -1)).unbind(2)  # [B, N, H, D]
+        key, value = (t[member, sets] for t in (key, value))  # [B, k, H, D]
+        weight = (torch.einsum("bnhd,bkhd->bhnk", q, key) * q.shape[-1] ** -0.5).softmax(-1)
+        y = readout.norm1(x + readout.out(torch.einsum("bhnk,bkhd->bnhd", weight, value).flatten(2)))
+        z = readout.norm2(y + readout.ffn(y))[member, sets].mean(1)
+        return head.mlp(torch.cat([h_cls.expand(b, -1), z], -1))[:, 0]
+
+    return predict

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cellattn import MultiGraph
-from cellattn.nn import CellTransformer, Dango, PairwiseInteraction, WildtypeDifference
+from cellattn.nn import CellTransformer, Dango, PairwiseInteraction, WildtypeDifference, screening
 from cellattn.nn.perturbation import POOLS
 from cellattn.screen import make_scorer
 
@@ -178,3 +178,54 @@ def test_bad_arguments() -> None:
         make_scorer(model, GRAPH, dtype=torch.int64)
     with pytest.raises(ValueError, match="num_threads"):
         make_scorer(model, GRAPH, num_threads=0)
+
+
+def test_weights_that_underflow_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Genes that look at different ones so sharply that the product of their weights is 0 in float32."""
+    model = make("transformer sum")
+    assert isinstance(model, CellTransformer)
+    with torch.no_grad():
+        model.head.query.weight.mul_(100)
+    genes, types = sets_of(3)
+    again: list[int] = []
+    attended = screening.HeadScreening._attended
+
+    def watch(self: screening.HeadScreening, entries: Tensor) -> Tensor:
+        again.append(len(entries))
+        return attended(self, entries)
+
+    monkeypatch.setattr(screening.HeadScreening, "_attended", watch)
+    # scores in the hundreds have few digits after the point
+    for dtype, share in ((torch.float32, 1e-4), (torch.float64, 1e-10)):
+        got = make_scorer(model, GRAPH, phenotype=1, dtype=dtype).score(genes, types)
+        assert_scores(got, called(copy.deepcopy(model).double(), genes, types, 1), share)
+    assert again
+
+
+@pytest.mark.parametrize("name", ["transformer sum", "transformer readout", "pairwise interaction", "dango"])
+def test_more_genes_than_the_extension_takes(name: str) -> None:
+    model = make(name)
+    genes = torch.stack([torch.randperm(N, generator=torch.Generator().manual_seed(i))[:6] for i in range(30)])
+    types = torch.ones_like(genes)
+    got = make_scorer(model, GRAPH, phenotype=1).score(genes, types)
+    assert_scores(got, called(copy.deepcopy(model).double(), genes, types, 1), 1e-6)
+
+
+def test_tables_start_over_where_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make("transformer sum")
+    genes, types = sets_of(2)
+    want = make_scorer(model, GRAPH).score(genes, types)
+    monkeypatch.setattr(screening, "available_memory", lambda device: 0)
+    monkeypatch.setattr(screening, "BATCH", 16)
+    assert_scores(make_scorer(model, GRAPH).score(genes, types), want, 1e-6)
+
+
+def test_bfloat16_products() -> None:
+    model = make("transformer readout, no cross heads")
+    genes, types = sets_of(3)
+    want = called(copy.deepcopy(model).double(), genes, types, 1)
+    scorer = make_scorer(model, GRAPH, phenotype=1, dtype=torch.bfloat16)
+    assert scorer.dtype in (torch.float32, torch.bfloat16)
+    forced = make_scorer(model, GRAPH, phenotype=1, dtype=torch.bfloat16, force=True)
+    assert forced.dtype == torch.bfloat16
+    assert_scores(forced.score(genes, types), want, 2**-5)  # a few roundings to 8 bits
