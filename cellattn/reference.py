@@ -281,6 +281,49 @@ def masked_spmm(
     return out
 
 
+def edge_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    graph: MultiGraph,
+    heads: Sequence[tuple[str, int]],
+    *,
+    num_prefix: int = 1,
+    self_loops: bool = True,
+    weighted: bool = False,
+    edge_bias: Tensor | None = None,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Softmax over the entries that each head sees: every set of entries is a copy of the scores, -inf outside of it."""
+    scores = _scores(q, k, scale)
+    n, num_tokens = graph.num_nodes, q.shape[-2]
+    everything = torch.zeros(num_tokens, num_tokens, dtype=torch.bool, device=q.device)
+    everything[:, :num_prefix] = everything[:num_prefix] = True
+    diagonal = torch.zeros_like(everything)
+    if self_loops:
+        diagonal[num_prefix:, num_prefix:] = torch.eye(n, dtype=torch.bool, device=q.device)
+    outs, totals = [], []
+    for head in range(q.shape[-3]):
+        entries = [(everything, scores[..., head, :, :]), (diagonal, scores[..., head, :, :])]
+        for t, (relation, mine) in enumerate(heads):
+            if mine == head:
+                row, col = graph.edge_index(relation)
+                seen, added = torch.zeros_like(everything), torch.zeros_like(everything, dtype=torch.float64)
+                seen[num_prefix + row, num_prefix + col] = True
+                if weighted:
+                    added[num_prefix + row, num_prefix + col] = graph.weight(relation).double().log()
+                s = scores[..., head, :, :] + added.to(scores.dtype)
+                entries.append((seen, s if edge_bias is None else s + edge_bias[t]))
+        seen = torch.cat([seen for seen, _ in entries], -1)
+        nothing = ~seen.any(-1)
+        s = torch.cat([s for _, s in entries], -1).masked_fill(~seen, -torch.inf).masked_fill(nothing[:, None], 0)
+        values = torch.cat([v[..., head, :, :]] * len(entries), -2)
+        seen = seen & ~nothing[:, None]
+        outs.append(torch.where(seen[..., None], s.softmax(-1)[..., None] * values[..., None, :, :], 0).sum(-2))
+        totals.append(s.logsumexp(-1).masked_fill(nothing, -torch.inf))
+    return torch.stack(outs, -3), torch.stack(totals, -2)
+
+
 def network_mse(
     z: Tensor,
     weight: Tensor,

@@ -31,6 +31,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(cellattn, m) {
       "attention_dropout_backward(Tensor dout, Tensor delta, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor draw, "
       "float scale, int threshold) -> (Tensor, Tensor, Tensor)");
   m.def(
+      "edge_rows(Tensor q, Tensor k, Tensor v, Tensor? edge_bias, Tensor rowptr, Tensor col, Tensor? log_weight, "
+      "int[] relations, int[] heads, int num_prefix, bool self_loops, float scale) -> (Tensor, Tensor)");
+  m.def(
+      "edge_rows_backward(Tensor dout, Tensor delta, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor? edge_bias, "
+      "Tensor rowptr, Tensor col, Tensor? log_weight, Tensor colptr, Tensor row, Tensor? log_weight_by_column, "
+      "int[] relations, int[] heads, int num_prefix, bool self_loops, float scale) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
       "relational_degree(Tensor rowptr, Tensor col, Tensor source, Tensor source_ptr, Tensor target, Tensor target_ptr, "
       "int[] relations, SymInt num_nodes) -> Tensor");
   m.def(

@@ -167,6 +167,11 @@ OPS: dict[str, Entry] = {
         ),
         QK,
     ),
+    "edge_attention": Entry(
+        ["edge_attention"],
+        lambda **x: cellattn.edge_attention(graph=GRAPH, heads=[("a", 1), ("b", 0), ("b", 1)], weighted=True, **x),
+        {**QKV, "edge_bias": draw(3)},
+    ),
     "graph_attention": Entry(
         ["graph_attention"], lambda **x: cellattn.graph_attention(graph=GRAPH, ties=[("a", 1), ("b", 0)], **x), QKV
     ),

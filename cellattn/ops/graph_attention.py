@@ -75,7 +75,7 @@ def graph_attention(
     require(q.ndim >= 3, lambda: f"q: expected shape [..., heads, tokens, head_dim], got {list(q.shape)}")
     require(k.shape == q.shape, lambda: f"k: expected the shape of q, {list(q.shape)}, got {list(k.shape)}")
     check_graph(graph, q, num_prefix)
-    ties = _check_ties(ties, graph, q.shape[-3])
+    ties = check_ties(ties, graph, q.shape[-3])
     relations = [relation for relation, _ in ties]
     chosen = rows_of_ties(rows, relations, graph)
     scale, dim_v = resolve_scale(scale, q.shape[-1]), v.shape[-1]
@@ -100,14 +100,15 @@ def graph_attention(
     )  # fmt: skip
 
 
-def _check_ties(ties: Any, graph: MultiGraph, num_heads: int) -> list[tuple[str, int]]:
+def check_ties(ties: Any, graph: MultiGraph, num_heads: int, name: str = "ties") -> list[tuple[str, int]]:
+    """Checked (relation, head) pairs."""
     valid = isinstance(ties, Sequence) and not isinstance(ties, str)
-    require(valid, lambda: f"ties: expected a sequence of (relation, head), got {describe(ties)}")
+    require(valid, lambda: f"{name}: expected a sequence of (relation, head), got {describe(ties)}")
     for i, tie in enumerate(ties):
         pair = isinstance(tie, (tuple, list)) and len(tie) == 2
-        require(pair, lambda: f"ties[{i}]: expected (relation, head), got {describe(tie)}")
+        require(pair, lambda: f"{name}[{i}]: expected (relation, head), got {describe(tie)}")
         relation, head = tie
         graph.relation_id(relation)
         in_range = isinstance(head, int) and not isinstance(head, bool) and 0 <= head < num_heads
-        require(in_range, lambda: f"ties[{i}]: expected a head in [0, {num_heads}), got {describe(head)}")
+        require(in_range, lambda: f"{name}[{i}]: expected a head in [0, {num_heads}), got {describe(head)}")
     return [(relation, head) for relation, head in ties]

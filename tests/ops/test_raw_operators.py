@@ -77,8 +77,25 @@ def right_arguments(draw: Draw) -> dict[str, Arguments]:
     qkv = {"q": torch.randn(heads, num_queries, 5), "k": torch.randn(heads, n, 5), "v": torch.randn(heads, n, dim_v)}
     dropout = {**qkv, "draw": torch.tensor([-1, 3]), "scale": 0.5, "threshold": draw.of([1, 20_000, 65_535])}
     rows = torch.randn(2, heads, num_queries)
+    ties, num_prefix = draw.int(0, 4) if graph.relations else 0, draw.of([0, 1, 3])
+    log_weight = draw.of([None, torch.randn(col.numel())])
+    edge_tensors = {
+        "q": torch.randn(2, 3, n, 5), "k": torch.randn(2, 3, num_prefix + n, 5), "v": torch.randn(2, 3, num_prefix + n, dim_v),
+        "edge_bias": draw.of([None, torch.randn(ties)]),
+    }  # fmt: skip
+    by_row = {"rowptr": rowptr.clone(), "col": col.clone(), "log_weight": log_weight}
+    edge_options = {
+        "relations": [draw.int(0, len(graph.relations)) for _ in range(ties)], "heads": [draw.int(0, 3) for _ in range(ties)],
+        "num_prefix": num_prefix, "self_loops": draw.of([False, True]), "scale": 0.5,
+    }  # fmt: skip
     return {
         "attention_dropout": dropout,
+        "edge_rows": {**edge_tensors, **by_row, **edge_options},
+        "edge_rows_backward": {
+            "dout": torch.randn(2, 3, n, dim_v), "delta": torch.randn(2, 3, n), "lse": torch.randn(2, 3, n), **edge_tensors,
+            **by_row, "colptr": colptr.clone(), "row": row.clone(),
+            "log_weight_by_column": None if log_weight is None else log_weight.clone(), **edge_options,
+        },
         "attention_dropout_backward": {
             "dout": torch.randn(heads, num_queries, dim_v), "delta": rows[0], "lse": rows[1], **dropout,
         },
@@ -199,6 +216,8 @@ def hostile(name: str, value: Any, draw: Draw) -> Any:
     if isinstance(value, int):
         # sizes that a result would be allocated with stay small: a refusal to allocate is no finding
         return draw.of([size for size in HUGE if size < 100 or name not in ("num_nodes",)])
+    if isinstance(value, float):
+        return draw.of([0.0, -1e300, 1e300, float("nan"), float("inf")])
     if isinstance(value, list):
         return draw.of([[], value[:-1], [*value, 5], [draw.of(HUGE) for _ in value], [max(size - 3, 0) for size in value]])
     if value is None:

@@ -1,0 +1,215 @@
+"""Attention along the edges of graphs: a head of hard masks, which scores and sums nothing but the pairs that it sees.
+
+The entries e = (i, j) of row i are the prefix tokens, itself, and its neighbours in the relations of its head. With the scores
+s_e = scale * q_i . k_j (+ log w_ij) (+ b_t of the tie t of e), LSE_i = log sum_e exp(s_e) and P_e = exp(s_e - LSE_i),
+
+    out_i = sum_e P_e v_j
+    dV_j  = sum_e P_e dOut_i ,   dS_e = P_e (dOut_i . v_j - D_i + dLSE_i) ,   D_i = dOut_i . out_i
+    dQ_i  = scale sum_e dS_e k_j ,   dK_j = scale sum_e dS_e q_i ,   db_t = sum of dS_e over the entries of t
+
+dQ and db go by rows, dK and dV by columns over the transposed graph: gathers, in a fixed order, no scatter. Scores are made
+again rather than kept. Rows of prefix tokens see everything: they are `attention`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._check import FLOAT_DTYPES, require, require_same, require_tensor
+from .._extension import fake, require_extension
+from ..graph import MultiGraph
+from ._operator import keep_missing_grads, operator, refuse_double_backward
+from ._rows import check_graph
+from .attention import accumulation_dtype, attention, check_qk, resolve_scale
+from .graph_attention import check_ties
+
+
+def edge_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    graph: MultiGraph,
+    heads: Sequence[tuple[str, int]],
+    *,
+    num_prefix: int = 1,
+    self_loops: bool = True,
+    weighted: bool = False,
+    edge_bias: Tensor | None = None,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention in which a gene sees its neighbours alone, in O(edges d) time and memory.
+
+    Args:
+        q, k, v: [..., H, T, D] (v [..., H, T, Dv]) with T = num_prefix + N tokens, prefix tokens first; float64, float32,
+            bfloat16 or float16.
+        graph: N genes.
+        heads: (relation, head) pairs, each of the H heads in one of them at least. Gene i of a head sees the prefix tokens,
+            itself where `self_loops`, and each j with an edge (i, j) in a relation of the head. An edge in two of them is two
+            entries, and so is a self-loop of a relation beside `self_loops`. Prefix tokens see everything, once.
+        num_prefix: tokens before the genes, such as CLS.
+        self_loops: whether each gene sees itself.
+        weighted: whether the score of an edge gains log w_ij: its exponential is multiplied by the weight.
+        edge_bias: [len(heads)], in the dtype of q or float32, differentiable: what the scores of each pair's edges gain.
+        scale: factor of the scores, 1 / sqrt(D) if None.
+
+    Returns:
+        out [..., H, T, Dv] in the dtype of q, and lse [..., H, T], the natural log of the softmax denominators, in float32
+        (float64 for float64 inputs). A row that sees nothing (no prefix, no self-loop, no edge) is 0, its lse -inf. Both are
+        differentiable and equal from run to run.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what came and what was expected.
+        RuntimeError: on double backward. NotImplementedError: on a GPU, where there is no kernel yet.
+        ImportError: without the compiled extension.
+    """
+    check_qk(q, k)
+    require(q.ndim >= 3, lambda: f"q: expected shape [..., heads, tokens, head_dim], got {list(q.shape)}")
+    require(k.shape == q.shape, lambda: f"k: expected the shape of q, {list(q.shape)}, got {list(k.shape)}")
+    require_tensor("v", v, dtypes=FLOAT_DTYPES)
+    require_same("dtype", q=q.dtype, v=v.dtype)
+    require_same("device", q=q.device, v=v.device)
+    require(
+        v.shape[:-1] == k.shape[:-1],
+        lambda: f"v: expected shape {[*k.shape[:-1], 'Dv']}, as k has, got {list(v.shape)}",
+    )
+    check_graph(graph, q, num_prefix)
+    num_heads = q.shape[-3]
+    ties = check_ties(heads, graph, num_heads, "heads")
+    missing = sorted(set(range(num_heads)) - {head for _, head in ties})
+    require(not missing, lambda: f"heads: expected each of the {num_heads} heads once at least, got none of {missing}")
+    for name, flag in (("self_loops", self_loops), ("weighted", weighted)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name}: expected a bool, got {type(flag).__name__} {flag!r}")
+    dtype = accumulation_dtype(q.dtype)
+    bias = None
+    if edge_bias is not None:
+        require_tensor("edge_bias", edge_bias, ndim=1, dtypes={q.dtype, dtype})
+        require_same("device", q=q.device, edge_bias=edge_bias.device)
+        got = edge_bias.shape[0]
+        require(got == len(ties), lambda: f"edge_bias: expected shape [{len(ties)}], a number a pair of heads, got [{got}]")
+        bias = edge_bias.to(dtype).contiguous()
+    if q.device.type == "cuda":
+        raise NotImplementedError(
+            "edge_attention: runs on the CPU alone, got tensors on a GPU; attention_kl ties a head to a graph softly there"
+        )
+    require_extension(q.device)
+    scale = resolve_scale(scale, q.shape[-1])
+    by_row, by_column = graph.stacked, graph.stacked_by_column()
+    logs = (by_row[2].to(dtype).log(), by_column[2].to(dtype).log()) if weighted else (None, None)
+    out, lse = _edge_attention(
+        q[..., num_prefix:, :], k, v, bias, *by_row[:2], logs[0], *by_column[:2], logs[1],
+        [graph.relation_id(relation) for relation, _ in ties], [head for _, head in ties], num_prefix, self_loops, scale,
+    )  # fmt: skip
+    if num_prefix == 0:
+        return out, lse
+    prefix_out, prefix_lse = attention(q[..., :num_prefix, :], k, v, scale=scale)
+    return torch.cat([prefix_out, out], -2), torch.cat([prefix_lse, lse], -1)
+
+
+# ------------------------------------------------------------------------------------------------------- operators
+
+
+# q [..., H, N, D]; k, v [..., H, P + N, D]; the stacked graph by rows and by columns, with logs of its weights; of each tie its
+# relation and head.
+_GRAPH = "Tensor rowptr, Tensor col, Tensor? log_weight, Tensor colptr, Tensor row, Tensor? log_weight_by_column"
+_TIES = "int[] relations, int[] heads, int num_prefix, bool self_loops, float scale"
+
+
+@operator(
+    "edge_attention",
+    leading=("q", "k", "v"),
+    schema=f"(Tensor q, Tensor k, Tensor v, Tensor? edge_bias, {_GRAPH}, {_TIES}) -> (Tensor, Tensor)",
+)
+def _edge_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+    rowptr, col, log_weight, _, _, _, *ties = rest
+    dtype = accumulation_dtype(q.dtype)
+    out, lse = torch.ops.cellattn.edge_rows(*(_flat(x, dtype) for x in (q, k, v)), bias, rowptr, col, log_weight, *ties)
+    return out.to(q.dtype).view(*q.shape[:-1], v.shape[-1]), lse.view(q.shape[:-1])
+
+
+@_edge_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    out = q.new_empty(*q.shape[:-1], v.shape[-1])
+    return out, q.new_empty(q.shape[:-1], dtype=accumulation_dtype(q.dtype))
+
+
+@operator(
+    "edge_attention_backward",
+    leading=("dout", "dlse", "out", "lse", "q", "k", "v"),
+    schema=f"(Tensor? dout, Tensor? dlse, Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor? edge_bias, {_GRAPH}, "
+    f"{_TIES}) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def _edge_attention_backward(
+    dout: Tensor | None, dlse: Tensor | None, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None,
+    *rest: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The gradients of q, k and v, and of the bias one a leading dimension and gene: [..., N, ties]."""
+    rowptr, col, log_weight, colptr, row, log_weight_by_column, *ties = rest
+    dtype = lse.dtype
+    above = torch.zeros_like(out) if dout is None else dout
+    above, result, queries, keys, values = (_flat(x, dtype) for x in (above, out, q, k, v))
+    delta = (above * result).sum(-1)
+    if dlse is not None:
+        delta = delta - dlse.reshape(delta.shape)
+    lse = lse.masked_fill(lse.isinf(), torch.nan).reshape(delta.shape).contiguous()  # all of such a row is NaN
+    grads = torch.ops.cellattn.edge_rows_backward(
+        above, delta, lse, queries, keys, values, bias, rowptr, col, log_weight, colptr, row, log_weight_by_column, *ties
+    )
+    dq, dk, dv = (dx.to(x.dtype).view(x.shape) for dx, x in zip(grads[:3], (q, k, v), strict=True))
+    if dout is None:
+        dv = torch.zeros_like(dv)
+    return dq, dk, dv, grads[3].view(*q.shape[:-3], *grads[3].shape[1:])
+
+
+@_edge_attention_backward.register_fake
+def _(
+    dout: Tensor | None, dlse: Tensor | None, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None,
+    *rest: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    heads = rest[7]
+    dbias = lse.new_empty(*q.shape[:-3], q.shape[-2], 0 if bias is None else len(heads))
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dbias
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    keep_missing_grads(ctx)
+    ctx.save_for_backward(*output, *inputs[:10])
+    ctx.ties = inputs[10:]
+
+
+def _backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
+    if dout is None and dlse is None:
+        return (None,) * 15
+    tensors = ctx.saved_tensors
+    dq, dk, dv, dbias = _edge_attention_backward(dout, dlse, *tensors, *ctx.ties)
+    bias = tensors[5]
+    return dq, dk, dv, None if bias is None else dbias.flatten(0, -2).sum(0), *(None,) * 11
+
+
+_edge_attention.register_autograd(_backward, setup_context=_setup_context)
+refuse_double_backward(_edge_attention_backward, "edge_attention")
+
+# ------------------------------------------------------------------------------------------------------------- CPU
+
+
+@fake("edge_rows")
+def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return q.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(q.shape[:-1])
+
+
+@fake("edge_rows_backward")
+def _(
+    dout: Tensor, delta: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, edge_bias: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    heads = rest[7]
+    dbias = q.new_empty(q.shape[0], q.shape[2], 0 if edge_bias is None else len(heads))
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), dbias
+
+
+def _flat(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """[..., H, n, d] -> [B, H, n, d], contiguous."""
+    return x.to(dtype).reshape(-1, *x.shape[-3:]).contiguous()
