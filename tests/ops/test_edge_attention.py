@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -189,8 +190,8 @@ def test_compiles_in_one_graph(dynamic: bool) -> None:
 
     compiled = torch.compile(f, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for n in (20, 31):
-        graph, x = random_graph(n, {"a": 60, "b": 40}, weighted=True), inputs(n, 1, 8, 5)
-        assert_same(lambda *y, g=graph: compiled(*y, g), lambda *y, g=graph: f(*y, g), *x)
+        graph = random_graph(n, {"a": 60, "b": 40}, weighted=True)
+        assert_same(partial(compiled, graph=graph), partial(f, graph=graph), *inputs(n, 1, 8, 5))
 
 
 def test_memory_is_of_tokens_not_of_pairs(two_threads: None) -> None:
