@@ -1,4 +1,4 @@
-"""Multi-head self-attention over gene tokens, some of whose heads are tied to gene graphs."""
+"""Multi-head self-attention over gene tokens, some of whose heads are tied to gene graphs, or masked by them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from .._check import describe, require, require_choice, require_count
 from ..graph import MultiGraph
-from ..ops import attention, attention_bce, attention_kl, graph_attention
+from ..ops import attention, attention_bce, attention_kl, edge_attention, graph_attention
 from ..ops._rows import OVER, REDUCTIONS
 from ..ops.attention_bce import LINKS, TARGETS, check_negatives
 from ..ops.graph_attention import LOSSES
@@ -52,7 +52,9 @@ class GraphRegularizedAttention(nn.Module):
         dim: width of the tokens.
         num_heads: number of heads.
         head_dim: width of a head; `dim / num_heads` by default.
-        ties: pairs (relation, head).
+        ties: pairs (relation, head): soft, the head sees everything and has a loss.
+        masks: pairs (relation, head): hard, the head sees prefix, itself and its neighbours (`edge_attention`), and has no
+            loss; a head may have several, and then no tie. Heads in neither are free. Masked maps have no dropout.
         num_prefix: tokens before the genes (CLS).
         dropout_p: probability that an entry of the map is dropped, in training alone; the losses see the map before that.
         bias: whether the projections have one.
@@ -70,6 +72,7 @@ class GraphRegularizedAttention(nn.Module):
         *,
         head_dim: int | None = None,
         ties: Sequence[tuple[str, int]] = (),
+        masks: Sequence[tuple[str, int]] = (),
         num_prefix: int = 1,
         dropout_p: float = 0.0,
         bias: bool = True,
@@ -86,15 +89,21 @@ class GraphRegularizedAttention(nn.Module):
         require_count("head_dim", head_dim, minimum=1)
         require_probability("dropout_p", dropout_p)
         check_loss_options(loss_options)
-        for position, tie in enumerate(ties):
-            relation, head = tie
-            if not isinstance(relation, str):
-                raise TypeError(f"ties: entry {position}: expected a relation's name, got {describe(relation)}")
-            require_count(f"ties: entry {position}: head", head, minimum=0)
-            require(head < num_heads, f"ties: entry {position}: expected a head below {num_heads}, got {head}")
-            require(tie not in ties[:position], f"ties: entry {position}: {tie} is listed twice")
+        for name, pairs in (("ties", ties), ("masks", masks)):
+            for position, pair in enumerate(pairs):
+                relation, head = pair
+                if not isinstance(relation, str):
+                    raise TypeError(f"{name}: entry {position}: expected a relation's name, got {describe(relation)}")
+                require_count(f"{name}: entry {position}: head", head, minimum=0)
+                require(head < num_heads, f"{name}: entry {position}: expected a head below {num_heads}, got {head}")
+                require(pair not in pairs[:position], f"{name}: entry {position}: {pair} is listed twice")
+        tied, masked = ({head for _, head in pairs} for pairs in (ties, masks))
+        both = sorted(tied & masked)
+        require(not both, f"masks: expected heads without a tie, got {both} in both")
         self.dim, self.num_heads, self.head_dim, self.num_prefix = dim, num_heads, head_dim, num_prefix
-        self.ties = tuple(ties)
+        self.ties, self.masks = tuple(ties), tuple(masks)
+        self.masked = sorted(masked)
+        self.seeing = [head for head in range(num_heads) if head not in masked]  # heads that see everything
         self.loss_options = loss_options
         own = [{}] * len(ties) if tie_options is None else [dict(options) for options in tie_options]
         require(len(own) == len(ties), f"tie_options: expected {len(ties)}, one a tie, got {len(own)}")
@@ -122,7 +131,7 @@ class GraphRegularizedAttention(nn.Module):
 
         Args:
             x: [..., T, dim], floating, T = num_prefix + graph.num_nodes.
-            graph: the gene graphs; needed where there are ties.
+            graph: the gene graphs; needed where there are ties or masks.
             rows: gene indices int64 whose rows enter the losses, one tensor or one a relation; all by default.
             generator: draws what dropout leaves out and the negatives of a sampled "bce", on the device of x.
 
@@ -134,25 +143,60 @@ class GraphRegularizedAttention(nn.Module):
         """
         require_features("x", x, self.dim, self.qkv.weight)
         q, k, v = self.project(x)
+        if (self.ties or self.masks) and not isinstance(graph, MultiGraph):
+            raise TypeError(f"graph: expected a MultiGraph, since heads are tied or masked, got {describe(graph)}")
+        if self.masks and isinstance(graph, MultiGraph):
+            out, losses = self._attend_masked(q, k, v, graph, rows, generator)
+        else:
+            out, losses = self._attend(q, k, v, self.ties, graph, rows, generator)
+        return self.out(out.transpose(-3, -2).flatten(-2)), losses
+
+    def _attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        ties: Sequence[tuple[str, int]],
+        graph: MultiGraph | None,
+        rows: Rows | None,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Heads that see everything, and the losses of their ties."""
         dropout_p = self.dropout_p if self.training else 0.0
-        losses: tuple[Tensor, ...] = ()
-        if self.ties and not isinstance(graph, MultiGraph):
-            raise TypeError(f"graph: expected a MultiGraph, since heads are tied, got {describe(graph)}")
-        if graph is not None and self.ties and not any(self.tie_options):
-            out, losses = graph_attention(
-                q, k, v, graph, self.ties, rows=rows, num_prefix=self.num_prefix, dropout_p=dropout_p, generator=generator,
+        if graph is not None and ties and not any(self.tie_options):
+            return graph_attention(
+                q, k, v, graph, ties, rows=rows, num_prefix=self.num_prefix, dropout_p=dropout_p, generator=generator,
                 **self.loss_options,
             )  # fmt: skip
-        else:
-            out, lse = attention(q, k, v, dropout_p=dropout_p, generator=generator)
-            losses = tuple(
-                _loss_of_tie(
-                    q[..., head, :, :], k[..., head, :, :], lse[..., head, :], graph, relation,
-                    {**self.loss_options, **options}, rows, self.num_prefix, generator,
-                )
-                for (relation, head), options in zip(self.ties, self.tie_options, strict=True)
-            )  # fmt: skip
-        return self.out(out.transpose(-3, -2).flatten(-2)), losses
+        out, lse = attention(q, k, v, dropout_p=dropout_p, generator=generator)
+        losses = tuple(
+            _loss_of_tie(
+                q[..., head, :, :], k[..., head, :, :], lse[..., head, :], graph, relation,
+                {**self.loss_options, **options}, rows, self.num_prefix, generator,
+            )
+            for (relation, head), options in zip(ties, self.tie_options, strict=True)
+        )  # fmt: skip
+        return out, losses
+
+    def _attend_masked(
+        self, q: Tensor, k: Tensor, v: Tensor, graph: MultiGraph, rows: Rows | None, generator: torch.Generator | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """All heads, of which some are masked, each kind in one call."""
+
+        def of(heads: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+            qs, ks, vs = (torch.stack([x[..., head, :, :] for head in heads], -3) for x in (q, k, v))
+            return qs, ks, vs
+
+        masks = [(relation, self.masked.index(head)) for relation, head in self.masks]
+        q_masked, k_masked, v_masked = of(self.masked)
+        out, _ = edge_attention(q_masked, k_masked, v_masked, graph, masks, num_prefix=self.num_prefix)
+        by_head = dict(zip(self.masked, out.unbind(-3), strict=True))
+        losses: tuple[Tensor, ...] = ()
+        if self.seeing:
+            ties = [(relation, self.seeing.index(head)) for relation, head in self.ties]
+            out, losses = self._attend(*of(self.seeing), ties, graph, rows, generator)
+            by_head.update(zip(self.seeing, out.unbind(-3), strict=True))
+        return torch.stack([by_head[head] for head in range(self.num_heads)], -3), losses
 
 
 def _loss_of_tie(

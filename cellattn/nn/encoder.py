@@ -36,6 +36,7 @@ class EncoderLayer(nn.Module):
         head_dim: int | None,
         ties: Sequence[tuple[str, int]],
         tie_options: Sequence[Mapping[str, Any]],
+        masks: Sequence[tuple[str, int]],
         norm: str,
         dropout: float,
         dropout_p: float,
@@ -45,7 +46,14 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.pre_norm = norm == "pre"
         self.attention = GraphRegularizedAttention(
-            dim, num_heads, head_dim=head_dim, ties=ties, tie_options=tie_options, dropout_p=dropout_p, **loss_options
+            dim,
+            num_heads,
+            head_dim=head_dim,
+            ties=ties,
+            masks=masks,
+            tie_options=tie_options,
+            dropout_p=dropout_p,
+            **loss_options,
         )
         self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU(), nn.Linear(ffn_dim, dim))
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
@@ -72,7 +80,9 @@ class CellEncoder(nn.Module):
         num_layers: number of layers, 0 or more.
         num_heads: heads a layer.
         ties: entries (layer, head, relation, weight), weight finite and at least 0, or (layer, head, relation, weight, options)
-            with `GraphLossOptions` of its own, as in (0, 2, "physical", 0.1, {"loss": "bce"}).
+            with `GraphLossOptions` of its own, as in (0, 2, "physical", 0.1, {"loss": "bce"}): soft, the head has a loss.
+        masks: entries (layer, head, relation): hard, the head sees CLS, itself and its neighbours alone, see
+            `GraphRegularizedAttention`.
         head_dim: width of a head; `dim / num_heads` by default.
         norm: "pre" (with a last LayerNorm after all layers) or "post".
         dropout: probability on the residual branches.
@@ -96,6 +106,7 @@ class CellEncoder(nn.Module):
         num_heads: int,
         *,
         ties: Sequence[tuple[int, int, str, float] | tuple[int, int, str, float, Mapping[str, Any]]] = (),
+        masks: Sequence[tuple[int, int, str]] = (),
         head_dim: int | None = None,
         norm: str = "pre",
         dropout: float = 0.1,
@@ -127,6 +138,10 @@ class CellEncoder(nn.Module):
             require_choice("reduction", options.get("reduction", "mean"), ("mean", "sum"))
             twice = tie[:3] in [other[:3] for other in self.ties[:position]]
             require(not twice, f"ties: entry {position}: layer, head and relation {tie[:3]} are listed twice")
+        self.masks = tuple(masks)
+        for position, (layer, _, _) in enumerate(self.masks):
+            require_count(f"masks: entry {position}: layer", layer, minimum=0)
+            require(layer < num_layers, f"masks: entry {position}: expected a layer below {num_layers}, got {layer}")
         self.cls = nn.Parameter(torch.randn(dim) * dim**-0.5)
         self.layers = nn.ModuleList(
             EncoderLayer(
@@ -135,6 +150,7 @@ class CellEncoder(nn.Module):
                 head_dim=head_dim,
                 ties=[(tie.relation, tie.head) for tie in self.ties if tie.layer == layer],
                 tie_options=[own for tie, own in zip(self.ties, self.tie_options, strict=True) if tie.layer == layer],
+                masks=[(relation, head) for at, head, relation in self.masks if at == layer],
                 norm=norm,
                 dropout=dropout,
                 dropout_p=dropout_p,
@@ -163,7 +179,7 @@ class CellEncoder(nn.Module):
 
         Args:
             x: [..., N, dim], floating, the genes in the order of the graph.
-            graph: the gene graphs, num_nodes = N; needed where there are ties.
+            graph: the gene graphs, num_nodes = N; needed where there are ties or masks.
             rows: gene indices int64 whose rows enter the losses, one tensor or one a relation; all by default.
             generator: draws what dropout leaves out of the maps and the negatives of a sampled "bce", on the device of x.
 

@@ -28,7 +28,7 @@ class CellTransformer(nn.Module):
     between calls.
 
     Args:
-        dim, num_layers, num_heads, ties, head_dim, norm, dropout, dropout_p, ffn_dim: see `CellEncoder`.
+        dim, num_layers, num_heads, ties, masks, head_dim, norm, dropout, dropout_p, ffn_dim: see `CellEncoder`.
         num_types, pool, pool_heads, hidden_dim, out_dim, max_size: see `PerturbationHead`, whose dropout is the same.
         cross_heads: heads of the head's cross-attention; 0 for none of it.
         num_genes, feature_dim: see `GeneTokens`.
@@ -50,6 +50,7 @@ class CellTransformer(nn.Module):
         num_genes: int | None = None,
         feature_dim: int | None = None,
         ties: Sequence[tuple[int, int, str, float] | tuple[int, int, str, float, Mapping[str, Any]]] = (),
+        masks: Sequence[tuple[int, int, str]] = (),
         head_dim: int | None = None,
         norm: str = "pre",
         dropout: float = 0.1,
@@ -71,6 +72,7 @@ class CellTransformer(nn.Module):
             num_layers,
             num_heads,
             ties=ties,
+            masks=masks,
             head_dim=head_dim,
             norm=norm,
             dropout=dropout,
