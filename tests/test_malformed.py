@@ -285,7 +285,7 @@ CONSTRUCTORS: list[Case] = [
     ("edge_index-none", build(None), TypeError, ("edge_index", "None")),
     ("edge_index-list", build([EDGES["tflink"]]), TypeError, ("edge_index", "list")),
     ("edge_index-lists", build_one([[0], [1]]), TypeError, ("edge_index['physical']", "list [[0], [1]]")),
-    ("edge_index-numpy", build_one(np.array([[0], [1]])), TypeError, ("edge_index['physical']", "ndarray")),
+    ("edge_index-numpy-floats", build_one(np.array([[0.0], [1.0]])), ValueError, ("edge_index['physical']", "float64")),
     ("edge_index-missing", build_one(None), TypeError, ("edge_index['physical']", "None")),
     ("edge_index-float", build_one(ids([[0.0], [1.0]])), ValueError, ("edge_index['physical']", "float32")),
     ("edge_index-bool", build_one(torch.ones(2, 3).bool()), ValueError, ("edge_index['physical']", "bool tensor")),

@@ -59,7 +59,7 @@ def attention(
     v: Tensor,
     *,
     scale: float | None = None,
-    dropout_p: float = 0.0,
+    dropout_p: float = 0,  # no 0.0: compiled with dynamic shapes, a float of a default is traced as an input
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention that also returns its log-sum-exp, both differentiable; no [Tq, Tk] tensor is made.

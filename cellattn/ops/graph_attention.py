@@ -37,7 +37,7 @@ def graph_attention(
     neg_sample_ratio: float | None = None,
     target: str = "normalized",
     link: str = "softmax",
-    dropout_p: float = 0.0,
+    dropout_p: float = 0,  # no 0.0: compiled with dynamic shapes, a float of a default is traced as an input
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Attention, and for each tied head how far its map is from a graph; no attention map is made.

@@ -172,7 +172,8 @@ def test_backward_on_meta(name: str, dtype: torch.dtype) -> None:
 
 def test_no_function_is_left_out() -> None:
     functions = {name for name in cellattn.__all__ if name.islower() and callable(getattr(cellattn, name))}
-    assert functions - IN_THE_EXTENSION == {name.split(" ")[0] for name in NAMES}
+    on_the_cpu = {"edge_attention"}  # alone
+    assert functions - IN_THE_EXTENSION - on_the_cpu == {name.split(" ")[0] for name in NAMES}
 
 
 # Each is refused by the public function, before an operator is called: `device` and `dtype` of a name are changed.

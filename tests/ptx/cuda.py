@@ -10,6 +10,7 @@ arguments, scratch memory and the order of launches are what a GPU would get. Ke
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import hashlib
 import os
@@ -58,9 +59,16 @@ def build() -> Path:
     state = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(read)))
     state.update(subprocess.run([nvcc, "--version"], check=True, capture_output=True).stdout + torch.__version__.encode())
     made = ROOT / "build" / "ptx" / state.hexdigest()[:16]
-    if (made / "machine.so").exists():
-        return made
     made.mkdir(parents=True, exist_ok=True)
+    with (made / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # workers of a test run come at once
+        if not (made / "machine.so").exists():
+            _build(made, nvcc, sources)
+    return made
+
+
+def _build(made: Path, nvcc: Path, sources: list[Path]) -> None:
+    place = nvcc.parents[1]
     includes = [f"-I{path}" for path in (HERE, *cpp_extension.include_paths(), place / "include")]
     options = ["-std=c++17", "-O3", "-DUSE_CUDA", TORCH_TARGET, "-Xcompiler", "-fPIC", *includes]
     code = ["-gencode", f"arch=compute_{ARCH},code=compute_{ARCH}", "--keep", "--keep-dir"]
@@ -81,7 +89,6 @@ def build() -> Path:
     link = ["c++", "-shared", "-o", unfinished, *objects, *libraries, "-ltorch_cpu", "-lc10"]
     run(link)
     unfinished.rename(made / "machine.so")
-    return made
 
 
 @functools.cache
