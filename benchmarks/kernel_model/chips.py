@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SCHEDULERS = 4  # of a multiprocessor: each issues one instruction of a warp a clock
-SHARED_BYTES = 128  # a clock and multiprocessor
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,6 @@ class Chip:
     multiprocessors: int
     clock: float  # Hz, boost
     dram: float  # bytes a second
-    l2_bytes: int
     shared: int  # bytes of a multiprocessor
     warps: int  # of a multiprocessor, at most
     ctas: int  # likewise
@@ -41,10 +39,10 @@ class Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("A100", 80, 108, 1.410e9, 2.039e12, 40 << 20, 164 << 10, 64, 32, fp32=64, tensor=1024),
-        Chip("A40", 86, 84, 1.740e9, 0.696e12, 6 << 20, 100 << 10, 48, 16, fp32=128, tensor=512),
-        Chip("RTX 6000 Ada", 89, 142, 2.505e9, 0.960e12, 96 << 20, 100 << 10, 48, 24, fp32=128, tensor=512),
-        Chip("A5000", 86, 64, 1.695e9, 0.768e12, 6 << 20, 100 << 10, 48, 16, fp32=128, tensor=512),  # an anchor alone
-        Chip("H100 SXM", 90, 132, 1.830e9, 3.350e12, 50 << 20, 228 << 10, 64, 32, fp32=128, tensor=2048),
+        Chip("A100", 80, 108, 1.410e9, 2.039e12, 164 << 10, 64, 32, fp32=64, tensor=1024),
+        Chip("A40", 86, 84, 1.740e9, 0.696e12, 100 << 10, 48, 16, fp32=128, tensor=512),
+        Chip("RTX 6000 Ada", 89, 142, 2.505e9, 0.960e12, 100 << 10, 48, 24, fp32=128, tensor=512),
+        Chip("A5000", 86, 64, 1.695e9, 0.768e12, 100 << 10, 48, 16, fp32=128, tensor=512),  # an anchor alone
+        Chip("H100 SXM", 90, 132, 1.830e9, 3.350e12, 228 << 10, 64, 32, fp32=128, tensor=2048),
     )
 }

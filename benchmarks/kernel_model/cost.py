@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
-import re
-import subprocess
-import tempfile
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
-import triton
 from torch import Tensor
 
-from tests.kernels.aot import Launch, compile_for
+from tests.kernels.aot import Launch, compile_for, resources
 
-from .chips import SCHEDULERS, SHARED_BYTES, Chip
+from .chips import SCHEDULERS, Chip
 from .machine_code import bodies, by_pipe, disassemble, loops_of
 from .trips import Tied, Trips, trips_of
 
@@ -46,18 +41,7 @@ def code_of(launch: Launch, arch: int) -> Code:
 def read(cubin: bytes, warps: int, shared: int) -> Code:
     instructions = disassemble(cubin)
     parts = [by_pipe(body) for body in bodies(instructions, loops_of(instructions))]
-    return Code(parts, warps, _registers(cubin), shared)
-
-
-def _registers(cubin: bytes) -> int:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-        report = subprocess.run([tool, "-res-usage", file.name], check=True, capture_output=True, text=True).stdout
-    found = re.search(r"REG:(\d+)", report)
-    assert found is not None, report
-    return int(found[1])
+    return Code(parts, warps, resources(cubin)["REG"], shared)
 
 
 @dataclass(frozen=True)
@@ -81,7 +65,7 @@ class Cost:
             "exponentials": n["special"] * 32 / chip.special,
             "fp32": n["fp32"] * 32 / chip.fp32,
             "integer": (n["alu"] + n["imad"]) * 32 / (2 * chip.integer),  # two pipes: one adds and compares, one multiplies
-            "shared": float(n["waves"]),
+            "shared": float(n["waves"]),  # a multiprocessor moves 128 bytes a clock, one wave
         }
         return {
             **{pipe: value / (chip.multiprocessors * chip.clock) for pipe, value in clocks.items()},
@@ -132,6 +116,3 @@ def cost_of(launch: Launch, chip: Chip, tied: Tied | None = None) -> Cost:
     tensors = {x.untyped_storage()._cdata: x for x in launch.args.values() if isinstance(x, Tensor)}
     moved = sum(x.untyped_storage().nbytes() for x in tensors.values())
     return Cost(launch.fn.__name__, chip, code, launch.ctas, counts_of(code, trips_of(launch, tied)), moved)
-
-
-assert SHARED_BYTES == 128  # a wave of `machine_code`

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import triton
+from tests.kernels.aot import cuobjdump
 
 # Opcodes by pipe; what is in none of these is integer work ("alu") unless it begins with U (the uniform datapath, "uniform").
 _PIPES = {
@@ -86,13 +83,8 @@ class Loop:
 
 
 def disassemble(cubin: bytes) -> list[Instruction]:
-    """By the tool that comes with Triton."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-        text = subprocess.run([tool, "-sass", file.name], check=True, capture_output=True, text=True).stdout
-    found = [_LINE.match(line) for line in text.splitlines()]
+    """Of one kernel."""
+    found = [_LINE.match(line) for line in cuobjdump("-sass", cubin).splitlines()]
     return [Instruction(int(m[1], 16), m[3], m[4], m[2] or "") for m in found if m is not None]
 
 

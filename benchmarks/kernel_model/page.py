@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 
@@ -12,10 +12,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from .chips import CHIPS
-
-if TYPE_CHECKING:
-    from .__main__ import Row
-    from .step import Step
+from .step import Step
+from .subjects import ANCHOR_DIM, ANCHOR_HEADS, ANCHOR_TOKENS, ANCHORS, HEADS, TOKENS, Row
 
 PIPES = ("issue", "tensor", "exponentials", "fp32", "integer", "shared", "dram")
 COUNTED = ("issue", "tensor", "products", "special", "fp32", "alu", "imad", "shared", "waves", "global", "sync", "local")
@@ -69,8 +67,6 @@ table.
 
 
 def _anchors(rows: Sequence[Row]) -> Iterator[str]:
-    from .__main__ import ANCHOR_DIM, ANCHOR_HEADS, ANCHOR_TOKENS, ANCHORS
-
     yield "## How far off it is\n"
     yield (
         f"Our attention at heads of {ANCHOR_DIM} is a plain flash attention. Its predicted speed (T = {ANCHOR_TOKENS:,}, "
@@ -132,7 +128,7 @@ def _ratios(rows: Sequence[Row]) -> Iterator[str]:
         forward = _total(rows, "FlexAttention", chip) - _total(rows, "FlexAttention", chip, "backward")
         backward = _total(rows, "FlexAttention", chip, "backward")
         ours_forward, ours_backward = _total(rows, "attention", chip, "_fwd_"), _total(rows, "attention", chip, "_bwd_")
-        scores = 9 * 6608**2 / 32
+        scores = HEADS * TOKENS**2 / 32  # of a lane
         counts = [
             next(r.cost.counts["issue"] for r in rows if r.cost.chip.name == chip and r.subject == s and r.cost.kernel == k)
             / scores

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.methods import METHODS
-from cellattn import MultiGraph, _extension
-from tests.nn.launches import Launches
+from cellattn import MultiGraph
+from tests.nn.launches import Launches, served_on_meta
 from tests.ops.test_cuda_fake import graph_on
 
 from .chips import Chip
-from .cost import Cost, cost_of
+from .cost import cost_of
 from .launches import on
-from .trips import Tied
+from .trips import RULES, Tied
 
 _PRODUCTS = {"mm": (0, 1), "addmm": (1, 2), "bmm": (0, 1), "baddbmm": (1, 2)}  # where their two matrices stand
 
@@ -69,17 +66,6 @@ class Step:
         return sum(time for _, time in self.kernels.values()) + self.products + self.moved + self.optimizer
 
 
-@contextmanager
-def _served() -> Iterator[None]:
-    """The extension's operators answer on "meta", and so does autocast."""
-    devices = {*_extension._DEVICES, "meta"}
-    with (
-        mock.patch.object(torch, "is_autocast_enabled", return_value=False),
-        mock.patch.object(_extension, "_DEVICES", devices),
-    ):
-        yield
-
-
 def step_of(graph: MultiGraph, chip: Chip, *, method: str = "cell-transformer-published", sets: int = 256) -> Step:
     """Of a batch of pairs, parameters and activations in bfloat16, the optimizer's state in float32.
 
@@ -89,34 +75,20 @@ def step_of(graph: MultiGraph, chip: Chip, *, method: str = "cell-transformer-pu
     parameters = sum(p.numel() for p in model.parameters())
     model = model.to(torch.bfloat16).to("meta")
     there, tied = graph_on("meta", graph), Tied.of(graph)
-
-    class Batch:
-        seeds = torch.empty(2 * sets, dtype=torch.int64, device="meta")
-        ptr = torch.empty(sets + 1, dtype=torch.int64, device="meta")
-        types = torch.empty(2 * sets, dtype=torch.int64, device="meta")
-
+    seeds, ptr, types = (torch.empty(n, dtype=torch.int64, device="meta") for n in (2 * sets, sets + 1, 2 * sets))
     _replace_max_size(model, 2)
     work = Work()
-    with _served(), on(chip) as launched, work:
-        output = model(there, Batch.seeds, Batch.ptr, Batch.types)
+    with served_on_meta(), on(chip) as launched, work:
+        output = model(there, seeds, ptr, types)
         (output.prediction.square().mean() + output.regularization).backward()
-    costs: list[Cost] = []
-    other: Counter[str] = Counter()
-    seconds_of_other: Counter[str] = Counter()
+    seconds: dict[str, list[float]] = defaultdict(list)
     for launch in launched:
-        try:
-            costs.append(cost_of(launch, chip, tied))
-        except KeyError:
-            tensors = [x for x in launch.args.values() if isinstance(x, Tensor)]
-            other[launch.fn.__name__] += 1
-            seconds_of_other[launch.fn.__name__] += sum(x.numel() * x.element_size() for x in tensors) / chip.dram  # type: ignore[assignment]
-    kernels = {name: (other[name], float(seconds_of_other[name])) for name in other}
-    for name, group in itertools.groupby(sorted(costs, key=lambda cost: cost.kernel), key=lambda cost: cost.kernel):
-        same = list(group)
-        kernels[name] = len(same), sum(cost.predicted for cost in same)
+        name = launch.fn.__name__
+        moved = sum(x.numel() * x.element_size() for x in _tensors(list(launch.args.values())))
+        seconds[name].append(cost_of(launch, chip, tied).predicted if name in RULES else moved / chip.dram)
     peak = chip.tensor * chip.multiprocessors * chip.clock
     return Step(
-        kernels=kernels,
+        kernels={name: (len(times), sum(times)) for name, times in seconds.items()},
         products=sum(max(n / peak, size / chip.dram) for n, size in work.products),
         moved=sum(work.moved) / chip.dram,
         launches=len(launched) + work.count.total(),

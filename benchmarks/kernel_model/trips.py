@@ -121,7 +121,7 @@ def _rows_backward(launch: Launch, tied: Tied | None) -> Trips:
     return Trips(launch.ctas, [launch.ctas * launch.args["num_ties"] // launch.args["num_heads"]])
 
 
-_RULES: dict[str, Callable[[Launch, Tied | None], Trips]] = {
+RULES: dict[str, Callable[[Launch, Tied | None], Trips]] = {
     "attention_fwd_kernel": _by_tiles("Tk", "BN"),
     "attention_bwd_kernel_delta": _straight,
     "attention_bwd_kernel_dq": _by_tiles("Tk", "BN"),
@@ -140,4 +140,4 @@ def trips_of(launch: Launch, tied: Tied | None = None) -> Trips:
     Raises:
         KeyError: for a kernel that has no rule.
     """
-    return _RULES[launch.fn.__name__](launch, tied)
+    return RULES[launch.fn.__name__](launch, tied)

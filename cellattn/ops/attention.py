@@ -84,13 +84,7 @@ def attention(
         RuntimeError: on double backward. NotImplementedError: for dropout on a GPU.
     """
     check_qk(q, k)
-    require_tensor("v", v, dtypes=FLOAT_DTYPES)
-    require_same("dtype", q=q.dtype, v=v.dtype)
-    require_same("device", q=q.device, v=v.device)
-    require(
-        v.shape[:-1] == k.shape[:-1],
-        lambda: f"v: expected shape {[*k.shape[:-1], 'Dv']}, as k has, got {list(v.shape)}",
-    )
+    check_v(v, q, k)
     threshold = threshold_of(dropout_p)
     draw = draw_dropout(threshold, generator, q.device)
     scale = resolve_scale(scale, q.shape[-1])
@@ -144,6 +138,17 @@ def check_qk(q: Tensor, k: Tensor) -> None:
         lambda: f"k: expected shape {[*q.shape[:-2], 'Tk', q.shape[-1]]}, to fit q, got {list(k.shape)}",
     )
     require(k.shape[-2] >= 1, lambda: f"k: expected at least one token, got shape {list(k.shape)}")
+
+
+def check_v(v: Tensor, q: Tensor, k: Tensor) -> None:
+    """Check that v [..., Tk, Dv] fits checked q and k."""
+    require_tensor("v", v, dtypes=FLOAT_DTYPES)
+    require_same("dtype", q=q.dtype, v=v.dtype)
+    require_same("device", q=q.device, v=v.device)
+    require(
+        v.shape[:-1] == k.shape[:-1],
+        lambda: f"v: expected shape {[*k.shape[:-1], 'Dv']}, as k has, got {list(v.shape)}",
+    )
 
 
 def resolve_scale(scale: float | None, head_dim: int) -> float:

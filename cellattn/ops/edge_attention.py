@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._check import FLOAT_DTYPES, require, require_same, require_tensor
+from .._check import require, require_same, require_tensor
 from .._extension import fake, require_extension
 from ..graph import MultiGraph
 from ._operator import keep_missing_grads, operator, refuse_double_backward
 from ._rows import check_graph
-from .attention import accumulation_dtype, attention, check_qk, resolve_scale
+from .attention import accumulation_dtype, attention, check_qk, check_v, resolve_scale
 from .graph_attention import check_ties
 
 
@@ -69,13 +69,7 @@ def edge_attention(
     check_qk(q, k)
     require(q.ndim >= 3, lambda: f"q: expected shape [..., heads, tokens, head_dim], got {list(q.shape)}")
     require(k.shape == q.shape, lambda: f"k: expected the shape of q, {list(q.shape)}, got {list(k.shape)}")
-    require_tensor("v", v, dtypes=FLOAT_DTYPES)
-    require_same("dtype", q=q.dtype, v=v.dtype)
-    require_same("device", q=q.device, v=v.device)
-    require(
-        v.shape[:-1] == k.shape[:-1],
-        lambda: f"v: expected shape {[*k.shape[:-1], 'Dv']}, as k has, got {list(v.shape)}",
-    )
+    check_v(v, q, k)
     check_graph(graph, q, num_prefix)
     num_heads = q.shape[-3]
     ties = check_ties(heads, graph, num_heads, "heads")

@@ -66,6 +66,16 @@ class Launch:
     options: dict[str, Any]  # num_warps and the like
     grid: tuple[int, ...] = (1,)
 
+    @classmethod
+    def of(cls, fn: JITFunction, args: tuple[Any, ...], grid: Any, kwargs: dict[str, Any]) -> Launch:
+        """Of a call of `JITFunction.run`."""
+        options = {"num_warps": 4, "num_stages": 3}  # Triton's defaults
+        options |= {name: value for name, value in kwargs.items() if name not in fn.signature.parameters}
+        bound = fn.signature.bind(*args, **{name: value for name, value in kwargs.items() if name in fn.signature.parameters})
+        bound.apply_defaults()
+        arguments = dict(bound.arguments)
+        return cls(fn, arguments, options, tuple(grid(arguments) if callable(grid) else grid))
+
     @property
     def ctas(self) -> int:
         return math.prod(self.grid)
@@ -105,12 +115,7 @@ def recorded(arch: int) -> Iterator[list[Launch]]:
     launches: list[Launch] = []
 
     def record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        options = {"num_warps": 4, "num_stages": 3}  # Triton's defaults
-        options |= {name: kwargs.pop(name) for name in list(kwargs) if name not in self.signature.parameters}
-        bound = self.signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        arguments = dict(bound.arguments)
-        launches.append(Launch(self, arguments, options, tuple(grid(arguments) if callable(grid) else grid)))
+        launches.append(Launch.of(self, args, grid, kwargs))
 
     with mock.patch.object(JITFunction, "run", record), mock.patch.object(config, "capability", return_value=arch):
         yield launches
@@ -152,15 +157,24 @@ def compile_for(launch: Launch, arch: int) -> CompiledKernel:
     return triton.compile(specialise(launch), target=GPUTarget("cuda", arch, 32), options=launch.options)
 
 
+def cuobjdump(option: str, cubin: bytes) -> str:
+    """What the tool that comes with Triton says of compiled code."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        return subprocess.run([tool, option, file.name], check=True, capture_output=True, text=True).stdout
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """REG a thread, STACK and LOCAL in bytes."""
+    return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", cuobjdump("-res-usage", cubin))}
+
+
 def compile_launch(launch: Launch, case: Case) -> Row:
     """Compile one launch for the chip of its case."""
     compiled = compile_for(launch, case.arch)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
-        cubin.write(compiled.asm["cubin"])
-        cubin.flush()
-        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-        report = subprocess.run([tool, "-res-usage", cubin.name], check=True, capture_output=True, text=True).stdout
-    used = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", report)}
+    used = resources(compiled.asm["cubin"])
     return Row(
         launch.fn.__name__, case.arch, case.dtype, case.dim, launch.config,
         used["REG"], compiled.metadata.shared, used["STACK"] + used["LOCAL"], triton.__version__,

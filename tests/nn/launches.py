@@ -10,13 +10,17 @@ import importlib
 import inspect
 import pkgutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import cellattn.kernels
 import cellattn.ops
+from cellattn import _extension
 from cellattn.ops._operator import Operator
 
 from ..kernels.aot import recorded
@@ -68,6 +72,16 @@ class Launches(TorchDispatchMode):
 
     def launched(self, name: str, args: Any, out: Any) -> None:
         """An operator that counts as a launch has run."""
+
+
+@contextmanager
+def served_on_meta() -> Iterator[None]:
+    """The extension's operators answer on "meta", and so does autocast."""
+    with (
+        mock.patch.object(torch, "is_autocast_enabled", return_value=False),
+        mock.patch.object(_extension, "_DEVICES", {*_extension._DEVICES, "meta"}),
+    ):
+        yield
 
 
 def launches_of(step: Callable[[], object]) -> Counter[str]:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
 
-from cellattn import _extension
 from cellattn.nn import Dango, HyperSAGNN
 
 from ..compare import random_graph
 from ..ops.test_cuda_fake import graph_on
-from .launches import launches_of
+from .launches import launches_of, served_on_meta
 
 NETWORKS = ("neighborhood", "fusion", "cooccurence", "coexpression", "experimental", "database")
 
 
 @pytest.fixture(autouse=True)
-def _served(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The extension's operators answer on "meta", and so does autocast."""
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type: False)
-    monkeypatch.setattr(_extension, "_DEVICES", {*_extension._DEVICES, "meta"})
+def _served() -> Iterator[None]:
+    with served_on_meta():
+        yield
 
 
 def test_dango() -> None:

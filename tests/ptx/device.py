@@ -221,12 +221,7 @@ def device(
     made = Device(arch, order, mutate, count)
 
     def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        options = {"num_warps": 4, "num_stages": 3}  # Triton's defaults
-        options |= {name: kwargs.pop(name) for name in list(kwargs) if name not in self.signature.parameters}
-        bound = self.signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        arguments = dict(bound.arguments)
-        made.launch(Launch(self, arguments, options, tuple(grid(arguments) if callable(grid) else grid)))
+        made.launch(Launch.of(self, args, grid, kwargs))
 
     with (
         mock.patch.object(JITFunction, "run", run),
