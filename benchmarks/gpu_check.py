@@ -6,8 +6,8 @@
 The check is in sections, in the order in which a short time with a GPU is best spent: all kernels compiled, several at a time;
 every op, its gradients included, against float64 at the size of a cell, within bounds on what rounding explains
 (`tests/bounds.py`), bit-equal repeats, and a CUDA graph that replays bit-equal to eager; the k-hop ops bit for bit against the
-CPU, captured too; every model of the report against float64; the tests in `tests/cuda`; `benchmarks.bench_attention`,
-`bench_methods` and `bench_khop`; compute-sanitizer on small shapes; and a search for faster tiles. Each section is a process
+CPU, captured too; every model of the report against float64; the tests in `tests/cuda`; `benchmarks.attention`,
+`methods` and `khop`; compute-sanitizer on small shapes; and a search for faster tiles. Each section is a process
 of its own that ends when its time is up, at most nine minutes, and takes none of the others along. `--plan` says how to deal
 them out where a command may take S seconds; with `--seconds` sections are begun only where there is time for them, and the
 same command again does what is left. `--full` puts `benchmarks.report --full`, however long it takes, in the place of the
@@ -47,9 +47,9 @@ from cellattn.graph import SEGMENT
 from cellattn.nn.wildtype import Subset
 from tests.bounds import ratio_to_bound, with_bounds
 
-from .engine import random_mutants
 from .measure import environment
-from .methods import METHODS
+from .methods.registry import METHODS
+from .methods.workload import random_mutants
 from .processes import end_with_parent
 from .sections import Record, Result, Section, command, drive, ended, plan, read
 
@@ -496,16 +496,16 @@ SECTIONS: dict[str, Section] = {
     "khop": Section(80, lambda out: khop_ops(_gpu()), "k-hop against the CPU, bit for bit"),
     "models": Section(120, lambda out: models(_gpu()), "every model against float64"),
     "tests": Section(90, gpu_tests, "tests/cuda"),
-    "bench_attention": _measured("bench_attention", 240, "the attention ops against their peers"),
-    "bench_methods": _measured("bench_methods", 270, "every method's training step"),
-    "bench_khop": _measured("bench_khop", 130, "k-hop against its peers"),
+    "attention-speed": _measured("attention", 240, "the attention ops against their peers"),
+    "methods-speed": _measured("methods", 270, "every method's training step"),
+    "khop-speed": _measured("khop", 130, "k-hop against its peers"),
     "memcheck": Section(130, lambda out: sanitizer("memcheck", out), "accesses out of bounds"),
     "racecheck": Section(130, lambda out: sanitizer("racecheck", out), "races in shared memory"),
     "initcheck": Section(130, lambda out: sanitizer("initcheck", out), "reads of memory that nothing wrote"),
     "tuning": Section(270, tuning, "faster tiles, for kernels/config.py"),
     "report": Section(math.inf, lambda out: benchmark("report", out, "--full"), "the whole report"),
 }
-BENCHMARKS = {"bench_attention", "bench_methods", "bench_khop"}
+BENCHMARKS = {"attention-speed", "methods-speed", "khop-speed"}
 
 
 def summary(records: Sequence[Record]) -> str:

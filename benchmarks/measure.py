@@ -189,3 +189,12 @@ class _PeakResident:
         self._stop.set()
         self._thread.join()
         self.value = max(self.value, resident())
+
+
+def first_line(error: object) -> str:
+    """The first line of what an exception or warning says, with its type where that says more."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])  # "backend='inductor' raised:" says nothing yet
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"out of memory: {text}"
+    return text if isinstance(error, (RuntimeError, Warning)) and text else f"{type(error).__name__}: {text}"

@@ -21,8 +21,9 @@ import torch
 
 from cellattn._profiling import span
 
-from .engine import Workload, add_workload_arguments, method_of, workload_of
 from .measure import environment, synchronize
+from .methods.registry import method_of
+from .methods.workload import Workload, add_workload_arguments, workload_of
 
 ROWS = 30  # of operators
 _NSIGHT = """\

@@ -22,8 +22,10 @@ from typing import Any
 from cellattn._file import write_atomic
 from cellattn.screen import merge, screen
 
-from . import bench_attention, bench_methods, train
+from .attention import bench as attention
 from .measure import environment, table
+from .methods import bench as method_steps
+from .training import runs, tables
 
 METHODS = ("dango", "delta", "pairwise", "cell-transformer")
 VARIANT = "kl"
@@ -55,27 +57,27 @@ def said(name: str, position: int, of: int, every: float = 5.0) -> Iterator[None
 
 def methods(out: Path) -> dict[str, Any]:
     """Ours and the same method with PyG and dense PyTorch, predictions compared first; no search for the largest batch."""
-    plan = bench_methods.short_plan(
+    plan = method_steps.short_plan(
         methods=METHODS, steps=2, least_steps=1, copies=1, cap=0, seconds=90.0, seconds_each=0.5, samples=1_000
     )
-    return bench_methods.run(plan, out=out)
+    return method_steps.run(plan, out=out)
 
 
 def ops(out: Path) -> dict[str, Any]:
     """Each op at the real size beside dense PyTorch, held to float64 first."""
-    plan = bench_attention.plan_for(bench_attention.DEVICE, repeats=2, seconds=90.0, seconds_each=0.1)
-    return bench_attention.run(plan, suites=("ops",), out=out)
+    plan = attention.plan_for(attention.DEVICE, repeats=2, seconds=90.0, seconds_each=0.1)
+    return attention.run(plan, suites=("ops",), out=out)
 
 
 def training(out: Path) -> dict[str, Any]:
     """The transformer with KL, one seed, on the cell of measured genes."""
-    return train.run(out=out, results=out, variants=(VARIANT,), seeds=(0,))
+    return runs.run(out=out, results=out, variants=(VARIANT,), seeds=(0,))
 
 
 def screening(out: Path) -> dict[str, Any]:
     """All pairs of that cell with the model just trained."""
     (run,) = json.loads((out / "training.json").read_text())["runs"]
-    checkpoint = out / run["folder"] / train.CHECKPOINT
+    checkpoint = out / run["folder"] / runs.CHECKPOINT
     status = screen([checkpoint], out=out / "pairs", order=2, progress=False)
     return {"sets": status.sets, "rate": status.rate, "page": str(merge(out / "pairs"))}
 
@@ -91,7 +93,7 @@ def _methods_table(result: dict[str, Any]) -> str:
         if row["implementation"] == "ours":
             ours = row.get("samples_per_second", 0.0)
         rate = row.get("samples_per_second")
-        title = bench_methods.TITLES[row["method"]]
+        title = method_steps.TITLES[row["method"]]
         shown = ["", row.get("reason", "")] if rate is None else [f"{rate:,.3g}", f"{rate / ours:.3f}" if ours else ""]
         rows.append([title, row["implementation"], *shown])
     return table(rows[0], rows[1:])
@@ -101,7 +103,7 @@ def _ops_table(result: dict[str, Any]) -> str:
     rows = []
     for row in result["rows"]:
         for name in ("ours", "dense eager", "dense compiled"):
-            seconds, size = (bench_attention.figure(row, name, key) for key in ("both", "bytes"))
+            seconds, size = (attention.figure(row, name, key) for key in ("both", "bytes"))
             if seconds is not None:
                 rows.append([row["name"], name, f"{seconds * 1e3:,.0f}", "" if size is None else f"{size / 1e6:,.0f}"])
     return table(["op, forward and backward", "whose", "ms", "MB"], rows)
@@ -125,7 +127,7 @@ def page(found: dict[str, dict[str, Any]], seconds: float) -> str:
 
 ## Training on double mutants, and a screen with its model
 
-{train.table(found["training"])}
+{tables.table(found["training"])}
 
 ![curves](training.png)
 

@@ -22,8 +22,14 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from . import bench_attention, bench_khop, bench_methods, khop_plan, khop_tables, screen, train
+from .attention import bench as attention
+from .khop import bench as khop_bench
+from .khop import plan as khop_plan
+from .khop import tables as khop_tables
 from .measure import environment, results_dir
+from .methods import bench as method_steps
+from .screen import full as screen
+from .training import runs, tables
 
 TRAINED_MODELS = Path("runs/bench")  # stay, to screen with
 # Methods of the table, and the variants of `train` that tell what they learn.
@@ -34,13 +40,13 @@ _LABELS = {"ours": "cellattn", "dense eager": "dense eager", "dense compiled": "
 
 def draw_ops(rows: list[dict[str, Any]], path: Path) -> None:
     """Time and peak memory of every row, ours beside dense PyTorch, on logarithmic axes."""
-    checked = [row for row in rows if row["suite"] == "ops" and bench_attention.figure(row, "ours", "both") is not None]
+    checked = [row for row in rows if row["suite"] == "ops" and attention.figure(row, "ours", "both") is not None]
     figure, axes = plt.subplots(1, 2, figsize=(11, 0.9 + 0.75 * len(checked)), sharey=True, layout="constrained")
     for axis, (key, unit, title) in zip(
         axes, (("both", 1e3, "forward + backward, ms"), ("bytes", 1e-6, "peak memory above the inputs, MB")), strict=True
     ):
         for offset, name in enumerate(_COLOURS):
-            found = [(i, bench_attention.figure(row, name, key)) for i, row in enumerate(checked)]
+            found = [(i, attention.figure(row, name, key)) for i, row in enumerate(checked)]
             values = {i + 0.26 * (offset - 1): value * unit for i, value in found if value is not None}
             bars = axis.barh(list(values), list(values.values()), height=0.24, color=_COLOURS[name], label=_LABELS[name])
             axis.bar_label(bars, fmt=lambda x: f"{x:,.0f}", padding=2, fontsize=7)
@@ -64,7 +70,7 @@ def scores(training: dict[str, Any]) -> dict[str, tuple[str, str]]:
         smooth = [
             f"{statistics.fmean(layer):.2f}" for layer in zip(*(run.get("oversmoothing", ()) for run in runs), strict=True)
         ]
-        found[method] = train.mean_and_sd([run["test"]["pearson"] for run in runs]), ", ".join(smooth)
+        found[method] = tables.mean_and_sd([run["test"]["pearson"] for run in runs]), ", ".join(smooth)
     return found
 
 
@@ -81,7 +87,7 @@ def write(methods: dict[str, Any], ops: dict[str, Any], khop: dict[str, Any], tr
 
 ## Methods
 
-{bench_methods.sections(methods, scores(training))}
+{method_steps.sections(methods, scores(training))}
 
 ![methods](methods.png)
 
@@ -95,7 +101,7 @@ figure was first held to a dense float64 computation: `error` is the largest rel
 beside its bound. Plain SDPA computes no loss: it is the floor. Memory is the peak above the inputs. The suite "length" is on
 the synthetic cell.
 
-{bench_attention.table(ops["rows"])}
+{attention.table(ops["rows"])}
 
 ![time and memory](ops.png)
 
@@ -114,7 +120,7 @@ genes and edges. The whole page is [{khop["name"]}.md]({khop["name"]}.md); `--on
 
 ## Training
 
-{train.table(training)}
+{tables.table(training)}
 
 ![curves](training.png)
 
@@ -135,16 +141,16 @@ def main() -> None:
     given = parser.parse_args()
     full = given.full
     if given.only == "khop":
-        print(khop_tables.page(bench_khop.run()))
+        print(khop_tables.page(khop_bench.run()))
         return
-    methods = bench_methods.run(bench_methods.Plan(budget=bench_methods.budget()) if full else None)
+    methods = method_steps.run(method_steps.Plan(budget=method_steps.budget()) if full else None)
     if given.only == "methods":
-        print(bench_methods.page(methods))
+        print(method_steps.page(methods))
         return
-    ops = bench_attention.run(bench_attention.plan_for(bench_attention.DEVICE, repeats=10 if full else 3))
-    khop = bench_khop.run() if full else bench_khop.run(khop_plan.short_plan(), name="khop_short")
+    ops = attention.run(attention.plan_for(attention.DEVICE, repeats=10 if full else 3))
+    khop = khop_bench.run() if full else khop_bench.run(khop_plan.short_plan(), name="khop_short")
     shutil.rmtree(TRAINED_MODELS, ignore_errors=True)  # what is measured is trained anew
-    training = train.run(full=full, out=TRAINED_MODELS, results=results_dir(), workers=os.cpu_count() or 1)
+    training = runs.run(full=full, out=TRAINED_MODELS, results=results_dir(), workers=os.cpu_count() or 1)
     path = write(methods, ops, khop, training)
     print(f"\n{path.read_text()}\nwritten to {path}")
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.methods import METHODS
+from benchmarks.methods.registry import METHODS
 from cellattn import MultiGraph
 from tests.nn.launches import Launches, served_on_meta
 from tests.ops.test_cuda_fake import graph_on

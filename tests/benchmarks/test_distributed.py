@@ -23,9 +23,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from benchmarks import train
-from benchmarks.distributed import distributed, from_main, is_main, shares, sum_over_ranks
-from benchmarks.engine import Execution, Forward
+from benchmarks.training import runs
+from benchmarks.training.cell import load_cell
+from benchmarks.training.distributed import distributed, from_main, is_main, shares, sum_over_ranks
+from benchmarks.training.engine import Execution, Forward
 from cellattn import MultiGraph, checkpoint
 
 from .test_engine import assert_close, mlp, trained, transformer
@@ -47,7 +48,7 @@ def launch(f: Callable[..., None], *args: Any, folder: Path, timeout: float = 60
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.train", "torch._dynamo"])
+    context.set_forkserver_preload(["benchmarks.training.runs", "torch._dynamo"])
     ranks = [context.Process(target=_rank, args=(r, port, f, args, folder, timeout), daemon=True) for r in range(2)]
     for rank in ranks:
         rank.start()
@@ -159,7 +160,7 @@ def train_and_kill(out: Path) -> None:
             os.kill(pids[1], signal.SIGKILL)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "save_checkpoint", save_and_kill)
+        patch.setattr(runs, "save_checkpoint", save_and_kill)
         train_each(out)
 
 
@@ -213,8 +214,8 @@ def test_torchrun(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("| additive ridge |") == 1  # one rank speaks
     two = {row["variant"]: row for row in csv.DictReader((tmp_path / "two" / "training.csv").open())}
-    cell = train.load_cell(None)
-    (one,) = train.run(cell=cell, out=tmp_path / "one", results=tmp_path, seeds=[0], variants=["ridge"])["runs"]
+    cell = load_cell(None)
+    (one,) = runs.run(cell=cell, out=tmp_path / "one", results=tmp_path, seeds=[0], variants=["ridge"])["runs"]
     assert float(two["ridge"]["test_pearson"]) == pytest.approx(one["test"]["pearson"], rel=1e-9)
     assert float(two["mlp"]["test_pearson"]) > 0
     (path,) = (tmp_path / "two").glob("mlp-*/metrics.jsonl")

@@ -11,24 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import engine
-from benchmarks.engine import (
-    Execution,
-    Forward,
-    Method,
-    Trainer,
-    Try,
-    Workload,
-    _Captured,
-    is_out_of_memory,
-    largest_batch,
-    mean_squared_error,
-    method_of,
-    pad,
-    random_mutants,
-    time_steps,
-)
-from benchmarks.methods import METHODS, pair_mlp
+from benchmarks.methods import largest
+from benchmarks.methods.largest import Try, is_out_of_memory, largest_batch
+from benchmarks.methods.registry import METHODS, Method, method_of
+from benchmarks.methods.workload import Workload, random_mutants, time_steps
+from benchmarks.training.baselines import pair_mlp
+from benchmarks.training.engine import Execution, Forward, Trainer, _Captured, mean_squared_error, pad
 from cellattn import MultiGraph
 from cellattn.data import PERTURBATION_TYPES, PerturbationDataset, synthetic_cell
 from cellattn.nn import CellOutput, CellTransformer
@@ -328,8 +316,8 @@ def test_search(
     def attempt(work: Workload, batch_size: int, *rest: Any) -> Try:
         return Try(batch_size, batch_size <= room, 100 * batch_size if batch_size <= room else None)
 
-    monkeypatch.setattr(engine, "_try_apart", attempt)
-    result = engine._search(
+    monkeypatch.setattr(largest, "_try_apart", attempt)
+    result = largest._search(
         Workload("pair-mlp"), first=first, cap=cap, budget=None, resolution=resolution, timeout=1, threads=1
     )
     assert (result.batch_size, result.limit) == (found, limit)

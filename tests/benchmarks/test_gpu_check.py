@@ -14,8 +14,7 @@ import torch
 
 import cellattn
 from benchmarks import gpu_check
-from benchmarks.engine import Method
-from benchmarks.methods import METHODS
+from benchmarks.methods.registry import METHODS, Method
 from benchmarks.sections import Record, Result, plan
 
 pytestmark = pytest.mark.xdist_group("processes")  # they start others and watch the clock: one at a time

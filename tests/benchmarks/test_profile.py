@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.engine import Workload
-from benchmarks.methods import METHODS
+from benchmarks.methods.registry import METHODS
+from benchmarks.methods.workload import Workload
 from benchmarks.profile import command_lines, profile
 
 pytestmark = pytest.mark.xdist_group("processes")  # they start others and watch the clock: one at a time

@@ -5,7 +5,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from benchmarks import screen
+from benchmarks.screen import full as screen
 
 from .test_train import tiny_cell
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.set_peers import Predict, dango_peer, ours, pairwise_peer
+from benchmarks.methods.peers.sets import Predict, dango_peer, ours, pairwise_peer
 from cellattn import MultiGraph
 from cellattn.data import PerturbationBatch, synthetic_cell
 from cellattn.nn import Dango, PairwiseInteraction

@@ -17,9 +17,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import train
-from benchmarks.baselines import PairMLP, fit_ridge
-from benchmarks.checkpoint import load_checkpoint, rng_state, seed_everything, set_rng_state
+from benchmarks.training import cell as cell_data
+from benchmarks.training import runs, tables, variants
+from benchmarks.training.baselines import PairMLP, fit_ridge
+from benchmarks.training.checkpoint import load_checkpoint, rng_state, seed_everything, set_rng_state
 from cellattn import MultiGraph, checkpoint
 from cellattn.data import PerturbationDataset, synthetic_cell, synthetic_phenotypes
 
@@ -40,33 +41,33 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def tiny_cell() -> train.Cell:
+def tiny_cell() -> cell_data.Cell:
     """80 genes and some 1,500 training pairs: three steps an epoch."""
     graph = synthetic_cell(seed=0, num_genes=80, symmetrize=True, self_loops=False)
-    return train.synthetic(graph, synthetic_phenotypes(graph, 2_500, seed=0))
+    return cell_data.synthetic(graph, synthetic_phenotypes(graph, 2_500, seed=0))
 
 
 @pytest.fixture(scope="module")
-def cell() -> train.Cell:
+def cell() -> cell_data.Cell:
     return tiny_cell()
 
 
 @pytest.mark.parametrize("kind", ["random", "gene-disjoint"])
-def test_split_anew(cell: train.Cell, tmp_path: Path, kind: str) -> None:
-    anew = train.recut(cell, kind)
+def test_split_anew(cell: cell_data.Cell, tmp_path: Path, kind: str) -> None:
+    anew = cell_data.recut(cell, kind)
     parts = [part for part in (anew.train, anew.validation, anew.test) if part is not None]
     before = sum(len(part) for part in (cell.train, cell.validation, cell.test) if part is not None)
     assert sum(map(len, parts)) + anew.notes[f"left out of a {kind} split"] == before
     trained, tested = set(anew.train.seeds.tolist()), anew.test.seeds.view(-1, 2).tolist()
     seen = [sum(gene in trained for gene in pair) for pair in tested]
     assert set(seen) == ({0} if kind == "gene-disjoint" else {2})
-    result = train.run(cell=anew, out=tmp_path, results=tmp_path, variants=["ridge"], seeds=[0])
+    result = runs.run(cell=anew, out=tmp_path, results=tmp_path, variants=["ridge"], seeds=[0])
     assert f"left out of a {kind} split" in result["notes"]
 
 
-def train_tiny(cell: train.Cell, out: Path, epochs: int = EPOCHS, **options: Any) -> dict[str, Any]:
+def train_tiny(cell: cell_data.Cell, out: Path, epochs: int = EPOCHS, **options: Any) -> dict[str, Any]:
     options = {"variants": [NAME], "seeds": [0], "checkpoint_steps": 2, **options}  # two of three: in mid-epoch too
-    return train.run(cell=cell, out=out, results=out, epochs=epochs, **options)
+    return runs.run(cell=cell, out=out, results=out, epochs=epochs, **options)
 
 
 def folder_of(out: Path) -> Path:
@@ -110,13 +111,13 @@ def assert_same_runs(out: Path, expected: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(cell: train.Cell, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(cell: cell_data.Cell, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("uninterrupted")
     train_tiny(cell, out)
     return out
 
 
-def interrupt(cell: train.Cell, out: Path, monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
+def interrupt(cell: cell_data.Cell, out: Path, monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
     """Stop at the end of a checkpoint's write."""
 
     def save_and_stop(*args: Any, **kwargs: Any) -> None:
@@ -127,14 +128,14 @@ def interrupt(cell: train.Cell, out: Path, monkeypatch: pytest.MonkeyPatch, writ
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "save_checkpoint", save_and_stop)
+        patch.setattr(runs, "save_checkpoint", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             train_tiny(cell, out)
 
 
 @pytest.mark.parametrize("writes", [1, 3, 10], ids="step{}".format)
 def test_resumes_exactly(
-    writes: int, cell: train.Cell, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    writes: int, cell: cell_data.Cell, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupt(cell, tmp_path, monkeypatch, writes)
     seed_everything(99)  # what the generators hold meanwhile does not matter
@@ -143,7 +144,7 @@ def test_resumes_exactly(
 
 
 def test_parts_of_a_write_are_ignored(
-    cell: train.Cell, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cell: cell_data.Cell, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process killed while it writes leaves a truncated file beside the checkpoint, and metrics ahead of it."""
     interrupt(cell, tmp_path, monkeypatch, 4)
@@ -158,7 +159,7 @@ def test_parts_of_a_write_are_ignored(
     assert_same_runs(tmp_path, uninterrupted)
 
 
-def test_kill(cell: train.Cell, tmp_path: Path) -> None:
+def test_kill(cell: cell_data.Cell, tmp_path: Path) -> None:
     """kill -9 at a random moment, twice; then the run ends as if nothing had happened."""
     epochs = 30
     code = (
@@ -205,11 +206,11 @@ def test_selects_by_validation(uninterrupted: Path) -> None:
     assert result["selected"] == f"epoch {scores.index(max(scores)) + 1}"
 
 
-def test_finished_runs_are_read_back(cell: train.Cell, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_runs_are_read_back(cell: cell_data.Cell, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(train, "fit", refuse)
+    monkeypatch.setattr(runs, "fit", refuse)
     (run,) = train_tiny(cell, uninterrupted)["runs"]
     assert run == json.loads((folder_of(uninterrupted) / "result.json").read_text())
     with pytest.raises(AssertionError, match="trained again"):  # other settings are another run
@@ -218,27 +219,27 @@ def test_finished_runs_are_read_back(cell: train.Cell, uninterrupted: Path, monk
     other.rmdir()
 
 
-def test_diverging_is_an_error(cell: train.Cell, tmp_path: Path) -> None:
-    wild = replace(train.VARIANTS["mlp"], optimization=train.Optimization(epochs=3, lr=1e30, decay=0.0))
-    data = train.split(cell, 0)
+def test_diverging_is_an_error(cell: cell_data.Cell, tmp_path: Path) -> None:
+    wild = replace(variants.VARIANTS["mlp"], optimization=variants.Optimization(epochs=3, lr=1e30, decay=0.0))
+    data = cell_data.split(cell, 0)
     with pytest.raises(FloatingPointError, match="seed 0: loss nan"):
-        train.fit(wild, cell, data, 0, tmp_path, checkpoint_steps=10, on_epoch=lambda record: None)
+        runs.fit(wild, cell, data, 0, tmp_path, checkpoint_steps=10, on_epoch=lambda record: None)
 
 
-def test_every_variant(cell: train.Cell, tmp_path: Path) -> None:
+def test_every_variant(cell: cell_data.Cell, tmp_path: Path) -> None:
     state = torch.get_rng_state()
-    result = train_tiny(cell, tmp_path, 1, variants=list(train.VARIANTS), seeds=[0, 1])
+    result = train_tiny(cell, tmp_path, 1, variants=list(variants.VARIANTS), seeds=[0, 1])
     assert torch.equal(torch.get_rng_state(), state)
-    page = train.table(result)
-    for variant in train.VARIANTS.values():
+    page = tables.table(result)
+    for variant in variants.VARIANTS.values():
         assert f"| {variant.title} | **" in page
     assert page.startswith("synthetic, 80 gene tokens")
     assert "nan" not in page
     assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
     stored = json.loads((tmp_path / "training.json").read_text())
-    assert train.table(stored) == page
+    assert tables.table(stored) == page
     rows = list(csv.DictReader((tmp_path / "training.csv").open()))
-    assert [(row["variant"], row["seed"]) for row in rows] == [(name, seed) for name in train.VARIANTS for seed in "01"]
+    assert [(row["variant"], row["seed"]) for row in rows] == [(name, seed) for name in variants.VARIANTS for seed in "01"]
 
 
 @pytest.mark.parametrize(
@@ -251,7 +252,7 @@ def test_every_variant(cell: train.Cell, tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_bad_options(options: dict[str, Any], message: str, cell: train.Cell, tmp_path: Path) -> None:
+def test_bad_options(options: dict[str, Any], message: str, cell: cell_data.Cell, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         train_tiny(cell, tmp_path, **options)
 
@@ -264,8 +265,8 @@ def pairs(data: PerturbationDataset) -> set[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_splits_are_disjoint(seed: int, cell: train.Cell) -> None:
-    parts = train.split(replace(cell, validation=None), seed)
+def test_splits_are_disjoint(seed: int, cell: cell_data.Cell) -> None:
+    parts = cell_data.split(replace(cell, validation=None), seed)
     sizes = [len(pairs(part)) for part in parts]
     assert sizes == [len(part) for part in parts]  # each pair once
     assert len(set.union(*map(pairs, parts))) == sum(sizes)
@@ -273,19 +274,19 @@ def test_splits_are_disjoint(seed: int, cell: train.Cell) -> None:
     torch.testing.assert_close(parts.train.y.std(), torch.tensor(1.0))
 
 
-def test_seeds_validate_on_other_pairs(cell: train.Cell) -> None:
-    first, second = (pairs(train.split(replace(cell, validation=None), seed).validation) for seed in (0, 1))
+def test_seeds_validate_on_other_pairs(cell: cell_data.Cell) -> None:
+    first, second = (pairs(cell_data.split(replace(cell, validation=None), seed).validation) for seed in (0, 1))
     assert first != second
 
 
-def test_planted_validation_stays(cell: train.Cell) -> None:
+def test_planted_validation_stays(cell: cell_data.Cell) -> None:
     assert cell.validation is not None
-    assert pairs(train.split(cell, 3).validation) == pairs(cell.validation)
+    assert pairs(cell_data.split(cell, 3).validation) == pairs(cell.validation)
 
 
 def test_distinct_pairs() -> None:
     data = PerturbationDataset.from_sets([[5, 2], [7, 5], [2, 5]], [1.0, 2.0, 4.0], num_genes=9)
-    merged = train.distinct_pairs(data, torch.tensor([5, 7, 2]))
+    merged = cell_data.distinct_pairs(data, torch.tensor([5, 7, 2]))
     assert merged.seeds.tolist() == [0, 1, 0, 2]
     assert merged.y.tolist() == [2.0, 2.5]
 
@@ -293,21 +294,21 @@ def test_distinct_pairs() -> None:
 def test_token_genes() -> None:
     graph = MultiGraph.from_edge_index({"a": torch.tensor([[0, 4, 4], [4, 1, 3]]), "b": torch.tensor([[2], [1]])}, 6)
     labelled = torch.tensor([0, 1])
-    assert train.token_genes(graph, labelled, "labelled").tolist() == [0, 1]
-    assert train.token_genes(graph, labelled, "neighbours:2").tolist() == [0, 1, 4, 2]
-    assert train.token_genes(graph, labelled, "full").tolist() == [0, 1, 4, 2, 3, 5]
+    assert cell_data.token_genes(graph, labelled, "labelled").tolist() == [0, 1]
+    assert cell_data.token_genes(graph, labelled, "neighbours:2").tolist() == [0, 1, 4, 2]
+    assert cell_data.token_genes(graph, labelled, "full").tolist() == [0, 1, 4, 2, 3, 5]
     for wrong in ("neighbours", "neighbours:-1", "labelled:3", "all"):
         with pytest.raises(ValueError, match="tokens: expected 'labelled', 'neighbours:N' or 'full', got"):
-            train.token_genes(graph, labelled, wrong)
+            cell_data.token_genes(graph, labelled, wrong)
     with pytest.raises(ValueError, match="tokens: expected 'labelled' or 'full' for the synthetic cell"):
-        train.load_cell(None, "neighbours:3")
+        cell_data.load_cell(None, "neighbours:3")
 
 
 def test_spectral_features_rebuild_the_graph() -> None:
     """At full rank U S V^T is the normalised matrix; a directed relation needs V beside U."""
     directed = torch.tensor([[0, 0, 1, 2, 5], [1, 2, 3, 3, 4]])
     graph = MultiGraph.from_edge_index({"directed": directed, "both": directed}, 24, undirected=["both"])
-    features = train.spectral_features(graph, rank=100)  # held to half of the genes
+    features = cell_data.spectral_features(graph, rank=100)  # held to half of the genes
     assert features.shape == (24, 12 * 3)
     a = torch.zeros(24, 24).index_put_(tuple(directed), torch.ones(5))
     normalised = a * a.sum(1).clamp_min(1).rsqrt()[:, None] * a.sum(0).clamp_min(1).rsqrt()
@@ -318,11 +319,11 @@ def test_spectral_features_rebuild_the_graph() -> None:
 # ------------------------------------------------------------------------------------------------------- models
 
 
-def test_optimizer_groups(cell: train.Cell) -> None:
+def test_optimizer_groups(cell: cell_data.Cell) -> None:
     """The encoder learns at its own rate; at the full rate a step takes the same share off every matrix, none off vectors."""
-    model, _ = train.build(train.VARIANTS["features-kl"], cell)
-    how = train.Optimization()
-    groups = train.optimizer_of(model, how).param_groups
+    model, _ = variants.build(variants.VARIANTS["features-kl"], cell)
+    how = variants.Optimization()
+    groups = variants.optimizer_of(model, how).param_groups
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
     encoder = {id(parameter) for parameter in model.get_submodule("encoder").parameters()}
     for group in groups:
@@ -334,9 +335,9 @@ def test_optimizer_groups(cell: train.Cell) -> None:
 def test_update_average() -> None:
     average, model = PairMLP(3), PairMLP(3)
     before = average.embedding.weight.clone()
-    train.update_average(average, model, 0.75)
+    runs.update_average(average, model, 0.75)
     torch.testing.assert_close(average.embedding.weight, 0.75 * before + 0.25 * model.embedding.weight)
-    train.update_average(average, model, 0.0)
+    runs.update_average(average, model, 0.0)
     assert_same(dict(average.state_dict()), dict(model.state_dict()))
 
 
@@ -363,7 +364,7 @@ def test_pair_mlp_beats_ridge_on_products(tmp_path: Path) -> None:
     y = factor[sets].prod(1)
     graph = MultiGraph.from_edge_index({"none": torch.zeros(2, 0, dtype=torch.int64)}, 60)
     learn, test = (planted(y[part], sets[part], 60) for part in (slice(0, 1400), slice(1400, None)))
-    cell = train.Cell("planted", graph, torch.zeros(60, 0), learn, test, notes={})
+    cell = cell_data.Cell("planted", graph, torch.zeros(60, 0), learn, test, notes={})
     ridge, mlp = train_tiny(cell, tmp_path, 40, variants=["ridge", "mlp-tuned"])["runs"]
     assert mlp["test"]["pearson"] > ridge["test"]["pearson"] + 0.3
     assert mlp["test"]["pearson"] > 0.8
@@ -391,17 +392,17 @@ def test_rng_state_survives_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_real_tables(yeast_dir: Path, tmp_path: Path) -> None:
-    cell = train.load_cell(yeast_dir)
+    cell = cell_data.load_cell(yeast_dir)
     assert cell.graph.num_nodes == 259
     assert (len(cell.train), len(cell.test)) == (13_643, 4_509)
     assert not pairs(cell.train) & pairs(cell.test)
     ridge, transformer = train_tiny(cell, tmp_path, 1, variants=["ridge", "features-kl"])["runs"]
     assert 0.22 < ridge["test"]["pearson"] < 0.26  # 0.240 with all training pairs
     assert transformer["test"]["pearson"] > 0  # after one epoch
-    assert set(transformer["kl"]) == set(train.TIED_RELATIONS)
+    assert set(transformer["kl"]) == set(variants.TIED_RELATIONS)
 
 
-def test_several_runs_at_a_time_are_the_same(cell: train.Cell, tmp_path: Path) -> None:
+def test_several_runs_at_a_time_are_the_same(cell: cell_data.Cell, tmp_path: Path) -> None:
     options: dict[str, Any] = {"variants": ["ridge", "pairwise", NAME], "seeds": [0, 1], "epochs": 2}
     one = train_tiny(cell, tmp_path / "one", **options)
     two = train_tiny(cell, tmp_path / "two", workers=2, **options)

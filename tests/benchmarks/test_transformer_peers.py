@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.transformer_peers import DenseCellTransformer
+from benchmarks.methods.peers.transformer import DenseCellTransformer
 from cellattn import MultiGraph
 from cellattn.data import PERTURBATION_TYPES, PerturbationBatch, synthetic_cell
 from cellattn.nn import CellTransformer

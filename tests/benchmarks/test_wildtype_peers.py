@@ -11,7 +11,7 @@ from cellattn import MultiGraph
 from cellattn.data import PerturbationBatch, synthetic_cell
 from cellattn.nn import WildtypeDifference
 
-wildtype_peers = pytest.importorskip("benchmarks.wildtype_peers")  # needs PyG
+wildtype_peers = pytest.importorskip("benchmarks.methods.peers.wildtype")  # needs PyG
 GRAPH = synthetic_cell(seed=0, num_genes=40)
 SEEDS, PTR = torch.tensor([4, 7, 1, 0, 10, 4]), torch.tensor([0, 2, 3, 3, 6])
 BATCH = PerturbationBatch(SEEDS, PTR, torch.tensor([1, 2, 1, 1, 2, 1]), torch.zeros(4))

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.engine import Execution, Trainer, Workload, random_mutants, time_steps
+from benchmarks.methods.workload import Workload, random_mutants, time_steps
+from benchmarks.training.engine import Execution, Trainer
 from cellattn.data import PerturbationDataset, batches_on, synthetic_cell
 
 from ..benchmarks.test_engine import transformer

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from benchmarks.train import distinct_pairs
+from benchmarks.training.cell import distinct_pairs
 from cellattn import MultiGraph
 from cellattn.data import PerturbationDataset, load_dcell_subset, load_yeast
 

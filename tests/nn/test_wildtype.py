@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.train import Cell, load_cell, split, synthetic
+from benchmarks.training.cell import Cell, load_cell, split, synthetic
 from cellattn import MultiGraph, khop_mask
 from cellattn.data import synthetic_cell, synthetic_phenotypes
 from cellattn.nn import CellOutput, WildtypeDifference

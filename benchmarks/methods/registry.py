@@ -5,7 +5,10 @@ A small size of each, that a CPU can train, and of the cell transformer the publ
 
 from __future__ import annotations
 
+import importlib
 import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,14 +17,22 @@ from torch import Tensor, nn
 
 from cellattn import MultiGraph, khop_mask, relational_degree
 from cellattn.data import PERTURBATION_TYPES, PerturbationBatch
-from cellattn.nn import CellOutput, CellTransformer, Dango, PairwiseInteraction, WildtypeDifference
+from cellattn.nn import CellTransformer, Dango, PairwiseInteraction, WildtypeDifference
 from cellattn.nn.wildtype import Subset
 
-from .baselines import PairMLP
-from .engine import Forward, Method
+from ..training.baselines import pair_mlp
+from ..training.engine import Forward
 
 DIM, NUM_LAYERS = 64, 2
 NUM_TYPES = len(PERTURBATION_TYPES)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A model of a cell: what builds it, untrained, on a device, and how it is called on a batch."""
+
+    name: str
+    build: Callable[[MultiGraph, torch.device], tuple[nn.Module, Forward]]
 
 
 def on_cell(graph: MultiGraph) -> Forward:
@@ -59,13 +70,6 @@ def pairwise(graph: MultiGraph, device: torch.device) -> tuple[nn.Module, Forwar
     """No graph is read."""
     model = PairwiseInteraction(DIM, num_types=NUM_TYPES, num_genes=graph.num_nodes)
     return model.to(device), on_cell(graph)
-
-
-def pair_mlp(graph: MultiGraph, device: torch.device) -> tuple[nn.Module, Forward]:
-    """The baseline without graphs; sets of two alone."""
-    nothing = torch.zeros((), device=device)
-    model = PairMLP(graph.num_nodes).to(device)
-    return model, lambda model, batch: CellOutput(model(batch.seeds.view(-1, 2)), {}, nothing)
 
 
 _SMALL: dict[str, Any] = {
@@ -109,3 +113,14 @@ def _edges(graph: MultiGraph, source: Tensor, target: Tensor) -> int:
     """Edges from the genes of target to those of source, masks [B, N], in all relations and samples."""
     senders, receivers = Subset.of(source, target)
     return int(relational_degree(graph, *senders.genes, *receivers.genes).sum())
+
+
+def method_of(name: str) -> Method:
+    """A method by its name in `METHODS`, or by where it stands: "module:attribute"."""
+    module, _, attribute = name.rpartition(":")
+    if module:
+        found: Method = getattr(importlib.import_module(module), attribute)
+        return found
+    if name not in METHODS:
+        raise ValueError(f"method: expected one of {', '.join(METHODS)}, or module:attribute, got {name!r}")
+    return METHODS[name]

@@ -1,6 +1,6 @@
 """Screens: sets of genes a second that a trained model's heads score, beside the floor of their products.
 
-    python -m benchmarks.bench_screen [--rows readout sum ...] [--genes 6607] [--roster 632] [--seconds 5] [--threads 2]
+    python -m benchmarks.screen.speed [--rows readout sum ...] [--genes 6607] [--roster 632] [--seconds 5] [--threads 2]
 
 Scores are first compared with the model in float64 called on the same sets. Then rounds of all rows, each round with this
 machine's products of matrices beside them, so that what else runs on the machine meets all alike. Sets come in the order of
@@ -28,8 +28,8 @@ from cellattn.data import PERTURBATION_TYPES, synthetic_cell
 from cellattn.nn import CellTransformer, Dango, PairwiseInteraction, WildtypeDifference
 from cellattn.screen import Scorer, make_scorer
 
-from .measure import environment, results_dir, table
-from .set_peers import readout_by_all_genes
+from ..measure import environment, results_dir, table
+from ..methods.peers.sets import readout_by_all_genes
 
 DIM, NUM_HEADS, FFN_DIM, HIDDEN_DIM = 180, 9, 720, 360
 NUM_TYPES = len(PERTURBATION_TYPES)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .khop_peers import INDEX, PEERS
-from .khop_plan import Row, hops_label
+from .peers import INDEX, PEERS
+from .plan import Row, hops_label
 
 
 def find(rows: Sequence[Row], kind: str, implementation: str, **facts: Any) -> Row | None:

@@ -1,6 +1,6 @@
 """Every way to feed perturbations to a model, as a model of ours beside the same method written with PyG and dense PyTorch.
 
-    python -m benchmarks.bench_methods [--methods lazy delta ...] [--full] [--seconds 540] [--device cuda]
+    python -m benchmarks.methods [--methods lazy delta ...] [--full] [--seconds 540] [--device cuda]
 
 Steps of training on random mutants of the synthetic cell (6,607 genes, nine relations, 2.48 million entries). Each row is a
 process of its own; a peer runs on the parameters of our model and is held to its predictions before it is timed. `--full`
@@ -38,13 +38,14 @@ from cellattn._file import write_atomic
 from cellattn._profiling import span
 from cellattn.data import PerturbationBatch, PerturbationDataset, synthetic_cell
 
-from .distributed import Share
-from .engine import Execution, Trainer, Workload, largest_batch, time_steps
-from .measure import environment, results_dir, table
-from .method_peers import PEERS, Peer
-from .methods import METHODS, nodes_and_edges
-from .peers import first_line
-from .processes import end_with_parent
+from ..measure import environment, first_line, results_dir, table
+from ..processes import end_with_parent
+from ..training.distributed import Share
+from ..training.engine import Execution, Trainer
+from .largest import largest_batch
+from .peers import PEERS, Peer
+from .registry import METHODS, nodes_and_edges
+from .workload import Workload, time_steps
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SET_SIZE = 3

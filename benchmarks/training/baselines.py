@@ -7,7 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from cellattn import MultiGraph
 from cellattn.data import PerturbationDataset
+from cellattn.nn import CellOutput
+
+from .engine import Forward
 
 PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
@@ -59,3 +63,10 @@ class PairMLP(nn.Module):
         """Pairs of genes int64 [B, 2] to phenotypes [B, 1]."""
         a, b = self.embedding(pairs).unbind(1)
         return self.mlp(torch.cat([a + b, a * b], 1))
+
+
+def pair_mlp(graph: MultiGraph, device: torch.device) -> tuple[nn.Module, Forward]:
+    """The baseline without graphs; sets of two alone."""
+    nothing = torch.zeros((), device=device)
+    model = PairMLP(graph.num_nodes).to(device)
+    return model, lambda model, batch: CellOutput(model(batch.seeds.view(-1, 2)), {}, nothing)

@@ -1,6 +1,6 @@
 """`WildtypeDifference` in mode "delta" against "lazy", which it equals: steps of training, by kind and number of layers.
 
-    python -m benchmarks.bench_delta [--layers 1 2 3] [--convs sage gin gat] [--genes 6607] [--batch-size 28]
+    python -m benchmarks.methods.delta [--layers 1 2 3] [--convs sage gin gat] [--genes 6607] [--batch-size 28]
 
 Predictions and gradients are first compared in float64. Writes `delta.json` and `delta.md` to `benchmarks/results/<device>/`.
 """
@@ -22,10 +22,11 @@ from cellattn.data import PERTURBATION_TYPES, PerturbationDataset, synthetic_cel
 from cellattn.nn import WildtypeDifference
 from cellattn.nn.wildtype import CONVS
 
-from .bench_methods import SET_SIZE
-from .engine import Execution, Trainer, random_mutants, time_steps
-from .measure import environment, results_dir, table
-from .methods import DIM, on_cell
+from ..measure import environment, results_dir, table
+from ..training.engine import Execution, Trainer
+from .bench import SET_SIZE
+from .registry import DIM, on_cell
+from .workload import random_mutants, time_steps
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 COMPARED = 2  # samples whose predictions and gradients are compared

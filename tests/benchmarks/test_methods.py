@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import bench_methods
-from benchmarks.method_peers import PEERS
-from benchmarks.methods import METHODS, nodes_and_edges
-from benchmarks.transformer_peers import DenseCellTransformer
+from benchmarks.methods import bench
+from benchmarks.methods.peers import PEERS
+from benchmarks.methods.peers.transformer import DenseCellTransformer
+from benchmarks.methods.registry import METHODS, nodes_and_edges
 from cellattn import MultiGraph, khop_mask, khop_subgraph
 from cellattn.data import PerturbationBatch, synthetic_cell
 from cellattn.nn import CellOutput
@@ -36,13 +36,13 @@ def graph() -> MultiGraph:
     return synthetic_cell(seed=0, num_genes=GENES)
 
 
-def plan(**given: Any) -> bench_methods.Plan:
+def plan(**given: Any) -> bench.Plan:
     small = {"genes": GENES, "samples": 40, "steps": 3, "seconds_each": 0.01, "cap": 0, "device": "cpu"}
-    return bench_methods.short_plan(**{**small, **given})
+    return bench.short_plan(**{**small, **given})
 
 
 def test_run(tmp_path: Path) -> None:
-    result = bench_methods.run(plan(methods=("pairwise", "cell-transformer"), cap=64, budget=4 * 10**9), out=tmp_path)
+    result = bench.run(plan(methods=("pairwise", "cell-transformer"), cap=64, budget=4 * 10**9), out=tmp_path)
     rows = {(row["method"], row["implementation"]): row for row in result["rows"]}
     assert [row for row in rows.values() if "reason" in row] == []
     ours, dense = rows["cell-transformer", "ours"], rows["cell-transformer", "dense PyTorch"]
@@ -66,7 +66,7 @@ def test_run(tmp_path: Path) -> None:
 def measure_peer(peer: type[DenseCellTransformer], tmp_path: Path, graph: MultiGraph, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setitem(PEERS["cell-transformer"], "other", peer)
     graph.save(tmp_path / "cell.safetensors")
-    return bench_methods.measure(plan(), "cell-transformer", "other", str(tmp_path / "cell.safetensors"))
+    return bench.measure(plan(), "cell-transformer", "other", str(tmp_path / "cell.safetensors"))
 
 
 def test_a_peer_that_is_wrong_gets_no_speed(tmp_path: Path, graph: MultiGraph, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,8 +75,8 @@ def test_a_peer_that_is_wrong_gets_no_speed(tmp_path: Path, graph: MultiGraph, m
 
 
 def test_a_process_that_dies_is_a_row_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_methods, "_work", _die)
-    row = bench_methods.measure_elsewhere(plan(), "pairwise", None, str(tmp_path), 60.0)
+    monkeypatch.setattr(bench, "_work", _die)
+    row = bench.measure_elsewhere(plan(), "pairwise", None, str(tmp_path), 60.0)
     assert row == {"method": "pairwise", "implementation": "ours", "reason": "killed, most likely for want of memory"}
 
 
@@ -85,9 +85,9 @@ def _die(sender: Any, *arguments: Any) -> None:
 
 
 def test_a_failure_is_a_row_with_the_reason(tmp_path: Path) -> None:
-    row = bench_methods.measure_elsewhere(plan(), "pairwise", None, str(tmp_path / "absent"), 60.0)
+    row = bench.measure_elsewhere(plan(), "pairwise", None, str(tmp_path / "absent"), 60.0)
     assert "absent" in row["reason"]
-    text = bench_methods.times_table([row])
+    text = bench.times_table([row])
     assert "no figure" in text
 
 

@@ -1,6 +1,6 @@
 """The attention family against what else a user could run: time of forward and backward, peak memory and error in one run.
 
-    python -m benchmarks.bench_attention [--device cuda] [--suite cell length head ops] [--seconds 280]
+    python -m benchmarks.attention [--device cuda] [--suite cell length head ops] [--seconds 280]
 
 Every implementation is first held to float64, outputs and gradients; one that is wrong is listed without a speed, one that
 cannot run here with the reason. Peers are described in `peers.py`. Writes `attention.json` and `length.png` beside it.
@@ -34,9 +34,9 @@ from cellattn import MultiGraph
 from cellattn._file import write_atomic
 from cellattn.data import synthetic_cell
 
-from .cells import benchmark_graph
-from .measure import cache_bytes, environment, memory_limit, peak_memory, phase_times, results_dir
-from .peers import FLOORS, Function, GraphLoss, Implementation, LogSumExp, PerturbationHead, TiedAttention, first_line
+from ..cells import benchmark_graph
+from ..measure import cache_bytes, environment, first_line, memory_limit, peak_memory, phase_times, results_dir
+from .peers import FLOORS, Function, GraphLoss, Implementation, LogSumExp, PerturbationHead, TiedAttention
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -621,7 +621,7 @@ def _label_ends(axis: Any, ends: list[tuple[tuple[float, float], str, str]]) -> 
 
 def epilog() -> str:
     """Command lines of the profilers."""
-    command = "python -m benchmarks.bench_attention --device cuda --only ours --profile"
+    command = "python -m benchmarks.attention --device cuda --only ours --profile"
     lines = [
         "A timeline of the measured steps of one row (NVTX: row, implementation, forward, backward):",
         "  nsys profile --trace=cuda,nvtx --capture-range=cudaProfilerApi --capture-range-end=stop -o timeline \\",

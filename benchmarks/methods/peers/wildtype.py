@@ -23,7 +23,7 @@ from cellattn import MultiGraph
 from cellattn.data import PerturbationBatch
 from cellattn.nn import WildtypeDifference, wildtype
 
-from . import khop_peers
+from ...khop import peers as khop_peers
 
 _GENE = "gene"
 EdgeIndex = dict[tuple[str, str, str], Tensor]

@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from benchmarks import bench_attention as bench
-from benchmarks import peers
-from benchmarks.peers import GraphLoss, Implementation, LogSumExp, PerturbationHead, TiedAttention
+from benchmarks.attention import bench, peers
+from benchmarks.attention.peers import GraphLoss, Implementation, LogSumExp, PerturbationHead, TiedAttention
 from cellattn import MultiGraph, reference
 
 from ..compare import RTOL, random_graph

@@ -9,8 +9,8 @@ from cellattn import MultiGraph
 from cellattn.data import PerturbationBatch
 from cellattn.nn import CellOutput, Dango, PairwiseInteraction, WildtypeDifference
 
-from .set_peers import Predict, dango_peer, pairwise_peer
-from .transformer_peers import DenseCellTransformer
+from .sets import Predict, dango_peer, pairwise_peer
+from .transformer import DenseCellTransformer
 
 
 class Peer(Protocol):
@@ -40,12 +40,12 @@ class _OfBatches:
 
 
 class _PyGDifference:
-    """`wildtype_peers.PyG`: `HeteroData` a sample, one `Batch`."""
+    """`wildtype.PyG`: `HeteroData` a sample, one `Batch`."""
 
     copies_graph = True
 
     def __init__(self, model: WildtypeDifference, graph: MultiGraph) -> None:
-        from .wildtype_peers import PyG  # needs torch_geometric
+        from .wildtype import PyG  # needs torch_geometric
 
         self._peer = PyG(model, graph)
 

@@ -1,6 +1,6 @@
 """k-hop extraction and message passing over masked graphs against what else a user could run: time, peak memory, write rate.
 
-    python -m benchmarks.bench_khop [--sets 28 256] [--hops 1 2 3] [--heaps default kept] [--seconds 2700] [--short]
+    python -m benchmarks.khop [--sets 28 256] [--hops 1 2 3] [--heaps default kept] [--seconds 2700] [--short]
 
 Every implementation runs in a process of its own, because a heap's settings are read at the start of one: "default", and
 "kept", where freed pages stay with the process. What it returns is first held to the definition in `khop_peers.py`; one that
@@ -29,15 +29,14 @@ from cellattn import MultiGraph
 from cellattn._file import write_atomic
 from cellattn.data import synthetic_cell
 
-from .khop_measure import Bench, work
-from .khop_peers import PACKAGES
-from .khop_plan import HEAPS, Plan, Row, plan_from, short_plan, tasks
-from .khop_tables import draw, page
-from .khop_targets import targets
-from .measure import environment, peak_memory, results_dir, synchronize
-from .peers import first_line
-from .processes import Ended, end_with_parent
-from .processes import run as run_process
+from ..measure import environment, first_line, peak_memory, results_dir, synchronize
+from ..processes import Ended, end_with_parent
+from ..processes import run as run_process
+from .peers import PACKAGES
+from .plan import HEAPS, Plan, Row, plan_from, short_plan, tasks
+from .tables import draw, page
+from .targets import targets
+from .workers import Bench, work
 
 SHARE = 0.4  # of a run's time that one process may take, so that a slow peer leaves the others some
 GRACE = 120.0  # seconds that a process may take for the row which it began last
@@ -77,7 +76,7 @@ def start_worker(name: str, heap: str, plan: Plan, graph: Path, *, seconds: floa
     with tempfile.TemporaryDirectory() as folder:
         out, errors = Path(folder) / "rows", Path(folder) / "errors"
         command = [
-            sys.executable, "-m", "benchmarks.bench_khop", "--worker", name, "--heap", heap, "--graph", os.fspath(graph),
+            sys.executable, "-m", "benchmarks.khop", "--worker", name, "--heap", heap, "--graph", os.fspath(graph),
             "--out", os.fspath(out), "--plan", json.dumps(asdict(replace(plan, seconds=seconds))),
         ]  # fmt: skip
         with open(errors, "w") as stderr, open(os.devnull, "w") as nothing:

@@ -1,4 +1,4 @@
-"""The rows of `bench_khop` for a reader: tables, the page that holds them, and the picture."""
+"""The rows for a reader: tables, the page that holds them, and the picture."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from .khop_peers import PEERS, PRODUCTS
-from .khop_plan import HEAPS, SET_SIZE, Row, hops_label
-from .khop_targets import best_fill, find, reason
-from .measure import table
+from ..measure import table
+from .peers import PEERS, PRODUCTS
+from .plan import HEAPS, SET_SIZE, Row, hops_label
+from .targets import best_fill, find, reason
 
 # What the group counted and measured: hops -> (nodes a sample, edges a sample).
 GROUP = {1: (697.0, 196_445.6), 2: (3_758.9, 1_878_158.4), 3: (4_508.1, 2_166_602.5)}

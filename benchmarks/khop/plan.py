@@ -1,4 +1,4 @@
-"""What `bench_khop` measures and for how long: its plan, and the rows that come of it, each with what it will be known by."""
+"""What is measured and for how long: its plan, and the rows that come of it, each with what it will be known by."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .khop_peers import PEERS, PRODUCTS, variants
+from .peers import PEERS, PRODUCTS, variants
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

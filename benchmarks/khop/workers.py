@@ -1,4 +1,4 @@
-"""How the rows of `bench_khop` are measured: each is held to the definition first, then its memory and time are taken."""
+"""How rows are measured: each is held to the definition first, then its memory and time are taken."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ import cellattn
 from cellattn import MultiGraph
 from cellattn.data import synthetic_cell
 
-from .khop_fill import fill_of
-from .khop_peers import PEERS, PRODUCTS, Definition, Extractor, Ours, exact_product, variants
-from .khop_plan import (
+from ..measure import memory_limit, peak_memory, phase_times
+from .fill import fill_of
+from .peers import PEERS, PRODUCTS, Definition, Extractor, Ours, exact_product, variants
+from .plan import (
     NUM_BATCHES,
     SET_SIZE,
     Plan,
@@ -30,7 +31,6 @@ from .khop_plan import (
     our_rows,
     product_rows,
 )
-from .measure import memory_limit, peak_memory, phase_times
 
 DIRECTED = ("regulatory", "tflink")  # relations of the synthetic cell that symmetrising leaves as they are
 # float32 sums in another order than float64 over up to some thousand neighbours, and of 28 samples in the gradient, leave

@@ -17,11 +17,13 @@ import pytest
 import torch
 
 import cellattn
-from benchmarks import bench_khop as bench
-from benchmarks import bench_methods, khop_fill, khop_measure, khop_plan, khop_tables, khop_targets, report, train
-from benchmarks import khop_peers as peers
-from benchmarks.khop_peers import Collated, Definition, Ours
-from benchmarks.khop_plan import Row
+from benchmarks import report
+from benchmarks.khop import bench, fill, peers, tables, targets, workers
+from benchmarks.khop import plan as plans
+from benchmarks.khop.peers import Collated, Definition, Ours
+from benchmarks.khop.plan import Row
+from benchmarks.methods import bench as method_steps
+from benchmarks.training import tables as training_tables
 from cellattn import MultiGraph, reference
 from cellattn.data import synthetic_cell
 
@@ -29,8 +31,8 @@ from ..compare import random_graph
 
 N, B = 60, 5
 GRAPH = random_graph(N, {"a": 40, "b": 130, "none": 0})
-SEEDS, PTR = khop_measure.draw_sets(N, B)
-PLAN = khop_plan.Plan(
+SEEDS, PTR = workers.draw_sets(N, B)
+PLAN = plans.Plan(
     device="cpu", genes=40, set_counts=(4, 9), hops=(1, 2, 3), compared=3, heaps=("kept",), relations=("physical",), features=3,
     curve_sets=(4, 70), curve_genes=(32,), curve_small_sets=(4, 66), count_sets=11, count_sizes=(1, 3), fill_bytes=2**14,
     seconds=300.0, seconds_each=0.0, repeats=3,
@@ -48,8 +50,8 @@ def importable(package: str) -> bool:
 INSTALLED = [name for name in peers.PEERS if importable(peers.PACKAGES[name])]
 
 
-def bench_of(graph: MultiGraph = GRAPH, **changes: Any) -> khop_measure.Bench:
-    return khop_measure.Bench(replace(PLAN, **changes), graph, "default")
+def bench_of(graph: MultiGraph = GRAPH, **changes: Any) -> workers.Bench:
+    return workers.Bench(replace(PLAN, **changes), graph, "default")
 
 
 def row_of(**facts: Any) -> Row:
@@ -82,18 +84,18 @@ def test_exact_product_is_the_reference() -> None:
 
 @pytest.mark.parametrize("size", [1, 3, 7])
 def test_drawn_sets_hold_different_genes(size: int) -> None:
-    seeds, ptr = khop_measure.draw_sets(8, 50, size=size)
+    seeds, ptr = workers.draw_sets(8, 50, size=size)
     assert ptr.diff().tolist() == [size] * 50
     assert all(len(set(genes)) == size for genes in seeds.view(50, size).tolist())
-    assert not torch.equal(seeds, khop_measure.draw_sets(8, 50, size=size, seed=1)[0])
+    assert not torch.equal(seeds, workers.draw_sets(8, 50, size=size, seed=1)[0])
 
 
 def test_words_are_unpacked_as_the_operator_does() -> None:
-    seeds, ptr = khop_measure.draw_sets(N, 70)
+    seeds, ptr = workers.draw_sets(N, 70)
     words = cellattn.khop_mask(GRAPH, seeds, ptr, 1, packed=True)
     mask = cellattn.khop_mask(GRAPH, seeds, ptr, 1)
-    assert torch.equal(khop_measure.unpacked(words, 70), mask)
-    assert torch.equal(khop_measure.unpacked(words, 70, [69, 63, 64]), mask[[69, 63, 64]])
+    assert torch.equal(workers.unpacked(words, 70), mask)
+    assert torch.equal(workers.unpacked(words, 70, [69, 63, 64]), mask[[69, 63, 64]])
 
 
 # ----------------------------------------------------------------------------------------------------------------- peers
@@ -120,7 +122,7 @@ def test_peers_return_equal_sets(name: str, num_hops: int) -> None:
 def test_variants_return_equal_sets(name: str) -> None:
     options, portable = peers.variants()[name]
     ours = Ours(GRAPH, **options)
-    with khop_measure.portable_loops(portable):
+    with workers.portable_loops(portable):
         ours(SEEDS, PTR, 3)
         batch = ours(SEEDS, PTR, 2)
     assert difference(2, ours.collated(batch)) is None
@@ -218,20 +220,20 @@ class Spoiled(Ours):
 
 
 def test_a_wrong_result_gets_no_speed() -> None:
-    outcome = khop_measure.measure_extraction(bench_of(), row_of(), lambda: Spoiled(GRAPH))
+    outcome = workers.measure_extraction(bench_of(), row_of(), lambda: Spoiled(GRAPH))
     assert outcome == {"status": "wrong", "reason": "node: other genes"}
 
 
 def test_what_does_not_fit_is_left_out_with_its_bytes() -> None:
     b = bench_of()
     b.peaks["peer", 1] = 4, 10**15
-    outcome = khop_measure.measure_extraction(b, row_of(sets=8), lambda: Ours(GRAPH))
+    outcome = workers.measure_extraction(b, row_of(sets=8), lambda: Ours(GRAPH))
     assert outcome["status"] == "left out"
     assert "needs about 2,000,000.0 GB" in outcome["reason"]
 
 
 def test_a_right_result_is_timed() -> None:
-    outcome = khop_measure.measure_extraction(bench_of(compared=2), row_of(), lambda: Ours(GRAPH, reuse=True))
+    outcome = workers.measure_extraction(bench_of(compared=2), row_of(), lambda: Ours(GRAPH, reuse=True))
     assert outcome["status"] == "measured"
     assert outcome["compared"] == 2
     assert 0 < outcome["seconds"]["q20"] <= outcome["seconds"]["median"] <= outcome["seconds"]["q80"]
@@ -251,7 +253,7 @@ def test_a_wrong_product_gets_no_speed(monkeypatch: pytest.MonkeyPatch, factor: 
             return super().product(state, factor * x if backward else x) * (1 if backward else factor)
 
     monkeypatch.setitem(peers.PRODUCTS, "peer", Wrong)
-    outcome = khop_measure.measure_product(bench_of(), product_row("peer", backward=backward))
+    outcome = workers.measure_product(bench_of(), product_row("peer", backward=backward))
     assert outcome["status"] == "wrong"
     assert not outcome.keys() & {"build", "product", "both", "bytes"}
 
@@ -263,23 +265,23 @@ def test_a_product_that_does_not_fit_is_left_out(monkeypatch: pytest.MonkeyPatch
             return 10**15
 
     monkeypatch.setitem(peers.PRODUCTS, "peer", Large)
-    outcome = khop_measure.measure_product(bench_of(), product_row("peer", backward=False))
+    outcome = workers.measure_product(bench_of(), product_row("peer", backward=False))
     assert outcome["status"] == "left out"
     assert "1,000,000.0 GB" in outcome["reason"]
 
 
 def test_the_portable_loops_are_asked_for_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CELLATTN_ISA", "before")
-    with khop_measure.portable_loops(True):
+    with workers.portable_loops(True):
         assert os.environ["CELLATTN_ISA"] == "portable"
-    with khop_measure.portable_loops(False):
+    with workers.portable_loops(False):
         assert "CELLATTN_ISA" not in os.environ
     assert os.environ["CELLATTN_ISA"] == "before"
 
 
 def test_streaming_stores_reach_every_byte() -> None:
     x = torch.zeros(2**12, dtype=torch.int64)
-    khop_fill._threaded(khop_fill._stream_fill(), x)()
+    fill._threaded(fill._stream_fill(), x)()
     assert x.all()
 
 
@@ -338,7 +340,7 @@ def test_heaps_are_set_for_the_process_alone(tmp_path: Path, monkeypatch: pytest
     for heap, there in (("default", False), ("kept", True)):
         bench.start_worker("counts", heap, PLAN, tmp_path, seconds=60.0, rows=ROWS)
         seen = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines() if "=" in line)
-        for key, value in khop_plan.HEAPS["kept"].items():
+        for key, value in plans.HEAPS["kept"].items():
             assert (seen.get(key) == value) == there
             assert there or key not in seen
 
@@ -363,11 +365,11 @@ def test_no_time_is_said(tmp_path: Path, saved: Path) -> None:
     assert {row["status"] for row in started(tmp_path, seconds=0.0)} == {"not reached"}
     bench.run_worker("counts", "kept", replace(PLAN, seconds=-1.0), saved, tmp_path / "rows")
     rows = [json.loads(line) for line in (tmp_path / "rows").read_text().splitlines()]
-    assert [row["reason"] for row in rows] == [bench.NO_TIME] * len(khop_plan.count_rows(PLAN, "kept"))
+    assert [row["reason"] for row in rows] == [bench.NO_TIME] * len(plans.count_rows(PLAN, "kept"))
 
 
 def test_a_plan_survives_json() -> None:
-    assert khop_plan.plan_from(json.loads(json.dumps(asdict(PLAN)))) == PLAN
+    assert plans.plan_from(json.loads(json.dumps(asdict(PLAN)))) == PLAN
 
 
 # ------------------------------------------------------------------------------------------------------------------ runs
@@ -379,7 +381,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, 
     out = tmp_path_factory.mktemp("results")
     start = bench.start_worker
 
-    def here(name: str, heap: str, plan: khop_plan.Plan, graph: Path, *, seconds: float, rows: list[Row]) -> list[Row]:
+    def here(name: str, heap: str, plan: plans.Plan, graph: Path, *, seconds: float, rows: list[Row]) -> list[Row]:
         if name == "counts":
             return start(name, heap, plan, graph, seconds=seconds, rows=rows)
         if peers.PACKAGES.get(name.removeprefix("extract ")) and name.removeprefix("extract ") not in INSTALLED:
@@ -396,7 +398,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, 
 
 def test_every_row_has_a_verdict(whole: tuple[dict[str, Any], Path]) -> None:
     rows = whole[0]["rows"]
-    expected = [row for _, _, rows in khop_plan.tasks(PLAN) for row in rows]
+    expected = [row for _, _, rows in plans.tasks(PLAN) for row in rows]
     assert [{key: row[key] for key in want} for row, want in zip(rows, expected, strict=True)] == expected
     for row in rows:
         absent = row["implementation"] in peers.PACKAGES and row["implementation"] not in INSTALLED
@@ -413,17 +415,17 @@ def test_results_are_written_as_returned(whole: tuple[dict[str, Any], Path]) -> 
     assert {"name", "environment", "graph", "avx512", "plan", "rows", "seconds", "targets"} == result.keys()
     assert (out / "khop.png").read_bytes().startswith(b"\x89PNG")
     text = (out / "khop.md").read_text()
-    assert text == khop_tables.page(result)
-    for name in (*peers.variants(), *peers.PEERS, *peers.PRODUCTS, *khop_plan.FILLS, *khop_plan.PARTS):
+    assert text == tables.page(result)
+    for name in (*peers.variants(), *peers.PEERS, *peers.PRODUCTS, *plans.FILLS, *plans.PARTS):
         assert f"| {name} |" in text
     assert "697.0 nodes, 196,445.6 edges" in text
 
 
 def test_counts_are_those_of_the_subgraphs(whole: tuple[dict[str, Any], Path]) -> None:
     graph = synthetic_cell(0, num_genes=PLAN.genes, symmetrize=True)
-    seeds, ptr = khop_measure.draw_sets(graph.num_nodes, PLAN.count_sets)
+    seeds, ptr = workers.draw_sets(graph.num_nodes, PLAN.count_sets)
     batch = cellattn.khop_subgraph(graph, seeds, ptr, 2)
-    row = khop_targets.find(whole[0]["rows"], "counts", "khop_subgraph", graph="symmetrised", size=3, hops=2)
+    row = targets.find(whole[0]["rows"], "counts", "khop_subgraph", graph="symmetrised", size=3, hops=2)
     assert row is not None
     assert (row["nodes"], row["edges"]) == (batch.num_nodes / PLAN.count_sets, batch.num_edges() / PLAN.count_sets)
     assert row["entries"] == graph.num_edges()
@@ -432,14 +434,14 @@ def test_counts_are_those_of_the_subgraphs(whole: tuple[dict[str, Any], Path]) -
 def test_other_heaps_show_extraction_alone() -> None:
     plan = replace(PLAN, heaps=("default", "kept"))
     kinds: dict[str, set[str]] = {heap: set() for heap in plan.heaps}
-    for _, heap, rows in khop_plan.tasks(plan):
+    for _, heap, rows in plans.tasks(plan):
         kinds[heap] |= {row["kind"] for row in rows}
     assert kinds == {"kept": {"extract", "part", "fill", "counts", "curve", "product"}, "default": {"extract"}}
-    assert {heap for _, heap, _ in khop_plan.tasks(replace(plan, device="cuda"))} == {"default"}
+    assert {heap for _, heap, _ in plans.tasks(replace(plan, device="cuda"))} == {"default"}
 
 
 def test_the_short_plan_keeps_to_one_heap_and_batch() -> None:
-    plan = khop_plan.short_plan(genes=40)
+    plan = plans.short_plan(genes=40)
     assert (plan.genes, plan.set_counts, plan.heaps) == (40, (28,), ("kept",))
     formats = {f"ours, {name}, {way}" for name in ("int64 COO", "int32 COO") for way in ("fresh", "reused")}
     assert set(plan.ways) == formats | {"ours, int32 CSR, reused"}
@@ -485,7 +487,7 @@ def test_targets_of_a_synthetic_result() -> None:
         {**curve, "sets": 28, "seconds_a_sample": 2.0},
         {**curve, "sets": 100, "seconds_a_sample": 1.0},
     ]
-    found = {entry["target"]: entry for entry in khop_targets.targets(rows)}
+    found = {entry["target"]: entry for entry in targets.targets(rows)}
     of = "r, 2 hops, forward + backward"
     values = {
         "PyG over khop_subgraph, int64 COO, fresh, 2 hops, kept heap": (18.0, False),
@@ -506,7 +508,7 @@ def test_targets_of_a_synthetic_result() -> None:
     assert (int32["met"], int32["reason"]) == (None, "not measured: scipy: node: other genes")
     assert {name for name, entry in found.items() if entry["met"] is not None} == set(values)
     assert all("not measured" in entry["reason"] for entry in found.values() if entry["met"] is None)
-    text = khop_tables.target_table({"targets": list(found.values())})
+    text = tables.target_table({"targets": list(found.values())})
     assert text.count("| met |") == 5
     assert text.count("MISSED by") == 5
     assert "| 18 | MISSED by 1.11 x |" in text
@@ -520,7 +522,7 @@ def test_targets_of_a_gpu() -> None:
         {"kind": "fill", "implementation": "torch copy_", "heap": "default", **timed(1.0, rate=1000e9)},
         {"kind": "fill", "implementation": "torch fill_", "heap": "default", **timed(1.0, rate=2000e9)},
     ]
-    found = {entry["target"]: entry for entry in khop_targets.targets(rows, on_gpu=True)}
+    found = {entry["target"]: entry for entry in targets.targets(rows, on_gpu=True)}
     rate = found["write rate over copy bandwidth, int64 COO, reused, 3 hops"]
     assert (rate["value"], rate["least"], rate["met"]) == (pytest.approx(0.6), 0.5, True)
     assert found["khop_subgraph on a GPU, 3 hops, ms"]["met"] is True
@@ -542,7 +544,7 @@ def test_the_report_runs_the_whole_of_it_alone(
     monkeypatch.setattr(bench, "run", run)
     report.main()
     assert plans == [((), {})]  # the plan that is not short
-    assert capsys.readouterr().out == khop_tables.page(whole[0]) + "\n"
+    assert capsys.readouterr().out == tables.page(whole[0]) + "\n"
 
 
 def test_the_report_holds_the_short_version(
@@ -552,16 +554,16 @@ def test_the_report_holds_the_short_version(
     measured = {"status": "measured", "forward": phase, "backward": phase, "both": phase, "bytes": 1, "error": 0.0}
     op = {"suite": "ops", "name": "an op, of a kind", "tokens": 5, "implementations": {"ours": measured}}
     monkeypatch.setattr(report, "results_dir", lambda: tmp_path)
-    monkeypatch.setattr(train, "table", lambda training: "| trained |")
-    methods = {"rows": [], "graph": "a cell", "plan": asdict(bench_methods.short_plan())}
+    monkeypatch.setattr(training_tables, "table", lambda training: "| trained |")
+    methods = {"rows": [], "graph": "a cell", "plan": asdict(method_steps.short_plan())}
     ops = {"rows": [op], "graph": "a graph", "dtype": "float32"}
     path = report.write(methods, ops, {**whole[0], "name": "khop_short"}, {"runs": []})
     text = path.read_text()
     for part in (
         "[khop_short.md](khop_short.md)",
         "![k-hop](khop_short.png)",
-        khop_tables.target_table(whole[0]),
+        tables.target_table(whole[0]),
         "| trained |",
     ):
         assert part in text
-    assert khop_tables.extract_table(whole[0]["rows"], min(PLAN.set_counts)) in text
+    assert tables.extract_table(whole[0]["rows"], min(PLAN.set_counts)) in text

@@ -22,6 +22,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import cellattn
 from cellattn import MultiGraph
 
+from ..measure import first_line
+
 # Inputs to outputs.
 Function = Callable[..., tuple[Tensor, ...]]
 Attend = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -428,12 +430,3 @@ def _loss(graph: MultiGraph, relation: str, kind: str, rows: Tensor | None, firs
     if rows is not None:
         chosen = chosen & torch.zeros_like(chosen).index_fill(0, rows, True)
     return loss[chosen[genes]].sum() / chosen.sum().clamp_min(1)
-
-
-def first_line(error: object) -> str:
-    """The first line of what an exception or warning says, with its type where that says more."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])  # "backend='inductor' raised:" says nothing yet
-    if isinstance(error, torch.OutOfMemoryError):
-        return f"out of memory: {text}"
-    return text if isinstance(error, (RuntimeError, Warning)) and text else f"{type(error).__name__}: {text}"

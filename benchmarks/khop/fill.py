@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .peers import first_line
+from ..measure import first_line
 
 # 512-bit stores past the caches where the processor has them, 128-bit ones otherwise.
 _STREAM = """

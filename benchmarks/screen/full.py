@@ -20,16 +20,17 @@ from typing import Any
 from cellattn._file import write_atomic
 from cellattn.screen import merge, screen
 
-from . import train
-from .cells import data_dir
-from .measure import environment, results_dir, table
+from ..cells import data_dir
+from ..measure import environment, results_dir, table
+from ..training import runs
+from ..training.cell import Cell, load_cell
 
 VARIANT = "kl"
 
 
 def run(
     *,
-    cell: train.Cell,
+    cell: Cell,
     out: Path,
     results: Path,
     roster: int = 632,
@@ -43,10 +44,10 @@ def run(
         raise ValueError(f"roster: expected 3 to {cell.graph.num_nodes} genes, got {roster}")
     names = cell.graph.names
     assert names is not None  # of tables and synthetic cells alike
-    training = train.run(
+    training = runs.run(
         cell=cell, out=out / "training", results=out / "training", variants=[VARIANT], seeds=seeds, epochs=epochs
     )
-    checkpoints = [out / "training" / one["folder"] / train.CHECKPOINT for one in training["runs"]]
+    checkpoints = [out / "training" / one["folder"] / runs.CHECKPOINT for one in training["runs"]]
     screens = {}
     for name, order, genes in (("triples", 3, list(names)[:roster]), ("pairs", 2, None)):
         options: dict[str, Any] = {"num_threads": num_threads, "progress": progress}
@@ -104,7 +105,7 @@ def main() -> None:
     given = parser.parse_args()
     folder = results_dir()
     run(
-        cell=train.load_cell(given.data or data_dir(), given.tokens),
+        cell=load_cell(given.data or data_dir(), given.tokens),
         out=given.out,
         results=folder,
         roster=given.roster,

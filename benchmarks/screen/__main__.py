@@ -1,0 +1,4 @@
+from .full import main
+
+if __name__ == "__main__":
+    main()
