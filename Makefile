@@ -98,6 +98,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	PYTHONPATH=. $(BIN)/lint-imports --no-logo --no-cache
 
 # With PyTorch for CUDA already there, `python -m benchmarks.gpu_check --out FOLDER` does the same from a bare checkout; without
 # --full, in sections of a few minutes each (`--plan 540` says which go into one command of nine minutes).
