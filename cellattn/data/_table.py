@@ -37,6 +37,7 @@ class Number(NamedTuple):
 
     column: str | int
     bounds: tuple[float, float]
+    may_miss: bool = False  # whatever `missing` says of the others
 
 
 class Table:
@@ -44,7 +45,7 @@ class Table:
 
     Args:
         path: the file.
-        sep: one character between fields.
+        sep: one character between fields; "auto": of tab, comma and space the first that the first line has.
         quote: the character around fields that hold separators, line ends or, doubled, itself (RFC 4180); None where it is
             a character as any other; "auto": '"' where fields are separated by commas or semicolons, else None.
         header: whether the first line names the columns; otherwise they go by their numbers, from 0.
@@ -68,7 +69,8 @@ class Table:
         header: bool = True,
         comment: str | None = None,
     ) -> None:
-        _check_character("sep", sep)
+        if sep != "auto":
+            _check_character("sep", sep)
         if quote is not None and quote != "auto":
             _check_character("quote", quote)
             require(quote != sep, f"quote: expected another character than sep, got {quote!r}")
@@ -79,11 +81,14 @@ class Table:
         if not isinstance(path, (str, PathLike)):
             raise TypeError(f"path: expected a path, got {describe(path)}")
         self.path = Path(path)
-        self._sep = sep
         self._mark = comment
         self._named = header
-        self._data = _read_text(self.path)
+        self._data = read_text(self.path)
         self._begin, self._first, above = self._first_line()
+        if sep == "auto":
+            first = self._data[self._begin : self._end(self._begin)].decode("utf-8", errors="replace")
+            sep = next((character for character in "\t, " if character in first), "\t")
+        self._sep = sep
         quote = ('"' if sep in ",;" else None) if quote == "auto" else quote
         self._quote = quote if quote is not None and self._data.find(quote.encode(), self._begin) >= 0 else None
         self._above = [] if above is None else above.split(sep)
@@ -91,8 +96,14 @@ class Table:
         if not words and not (header and self._above):
             raise ValueError(f"{self.path}: the file is empty, expected {'a header and ' if header else ''}lines")
         self._in_comment = not words  # where the header is
+        self._num_fields = len(words)
         words = words or self._above
         self.header = words if header else [str(column) for column in range(len(words))]
+
+    def without_header(self) -> None:
+        """Take the first line for a line of the table: columns go by their numbers from now on."""
+        self._named = self._in_comment = False
+        self.header = [str(column) for column in range(self._num_fields)]
 
     # ------------------------------------------------------------------------------------------------ columns
 
@@ -160,8 +171,9 @@ class Table:
             result[name] = rows[self._position(column)]
             if name not in optional and result[name].null_count() > 0:
                 self.fail(int(result[name].is_null().arg_true()[0]), f"column {column!r} is empty")
-        for name, (column, bounds) in (numbers or {}).items():
-            result[name] = self._numbers(rows[self._position(column)], column, bounds, missing)
+        for name, (column, bounds, may_miss) in (numbers or {}).items():
+            text = rows[self._position(column)]
+            result[name] = self._numbers(text, column, bounds, "drop" if may_miss else missing)
         return pl.DataFrame(result)
 
     def fail(self, row: int, problem: str) -> NoReturn:
@@ -335,6 +347,11 @@ def _check_character(argument: str, value: str) -> None:
         raise ValueError(f"{argument}: expected one ASCII character {where}, got {value!r}")
 
 
+def may_be_number(text: str) -> bool:
+    """Whether a field may stand in a column of numbers: it is one, or says that there is none."""
+    return _NUMBER.fullmatch(text) is not None or text.strip().lower() in _MISSING
+
+
 def _number_problem(text: str, bounds: tuple[float, float]) -> str | None:
     if not _NUMBER.fullmatch(text):
         comma = " (with a point, not a comma)" if _NUMBER.fullmatch(text.replace(",", ".")) else ""
@@ -364,7 +381,7 @@ _FOREIGN = {
 }
 
 
-def _read_text(path: Path) -> bytes:
+def read_text(path: Path) -> bytes:
     """The file, unpacked, in UTF-8, lines ending in a line feed, none blank at the end."""
     data = _unpacked(path, path.read_bytes())
     for magic, kind in _FOREIGN.items():

@@ -19,7 +19,7 @@ from .._check import describe, require, require_choice, require_count, require_i
 from .._profiling import span
 from ..genes import GeneList, as_names
 from . import hetero
-from .readers import InteractionTable
+from .tables import InteractionTable
 
 PERTURBATION_TYPES = ("present", "deleted", "added", "overexpressed", "knocked_down", "mutated")
 """State of a gene, m_i; the position is the type id. All genes outside a set are "present", the unperturbed state."""
@@ -267,16 +267,17 @@ class PerturbationDataset(Dataset[PerturbationSample]):
 
     @classmethod
     def from_interactions(cls, table: InteractionTable, *, perturbation: str = "deleted") -> PerturbationDataset:
-        """Build a dataset from a genetic-interaction table, all genes perturbed in one way.
+        """Build a dataset from a genetic-interaction table.
 
         Args:
-            table: what `read_interactions` returns; the score becomes `y`, the split column the split.
-            perturbation: a name from `PERTURBATION_TYPES`.
+            table: what `read_interactions` or `read_sga` returns; the score becomes `y`, the split column the split.
+            perturbation: what was done to all genes, a name from `PERTURBATION_TYPES`, where the table does not say.
         """
         if not isinstance(table, InteractionTable):
             raise TypeError(f"table: expected an InteractionTable, got {describe(table)}")
         require_choice("perturbation", perturbation, PERTURBATION_TYPES[1:])
-        types = torch.full_like(table.seeds, PERTURBATION_TYPES.index(perturbation))
+        types = table.types
+        types = torch.full_like(table.seeds, PERTURBATION_TYPES.index(perturbation)) if types is None else types
         genes = table.genes
         return cls(table.seeds, table.ptr, types, table.score, num_genes=len(genes), split=table.split, names=genes)
 

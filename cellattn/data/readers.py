@@ -7,15 +7,8 @@ outside the list are left out with a warning, others only where that is asked fo
 
 from __future__ import annotations
 
-import re
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from itertools import chain
+from collections.abc import Mapping, Sequence
 from os import PathLike
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -23,10 +16,22 @@ import torch
 from torch import Tensor
 
 from .._check import describe, require, require_choice
-from ._table import ANY_NUMBER, NOT_NEGATIVE, Number, Table
+from ._lookup import (
+    FoundGenes,
+    Rename,
+    find_genes,
+    genes_among,
+    leave_out,
+    names_twice,
+    require_genes,
+    set_aside,
+    warn_of_header,
+    warn_of_unknown,
+    without_taxon,
+)
+from ._table import ANY_NUMBER, NOT_NEGATIVE, Number, Table, may_be_number
 from .genes import GeneList
-
-Rename = Callable[[str], str | Sequence[str]]
+from .tables import EdgeTable, InteractionTable
 
 _MAX_STRING_SCORE = 1000
 _STRING_PROTEINS = {"source": "protein1", "target": "protein2"}
@@ -39,111 +44,6 @@ _BIOGRID = {
     "type": "Experimental System Type",
 }
 _ENDS = {"source": "source", "target": "target"}
-_TAXON = re.compile(r"^\d+\.")
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class _Lines:
-    """Which lines of a file were left out of a table, and why."""
-
-    path: Path
-    num_lines: int
-    left_out: Mapping[str, Tensor] = field(default_factory=dict)
-    unknown: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def num_unknown_lines(self) -> int:
-        """Lines left out since they name a gene outside the list."""
-        return self._count("unknown")
-
-    @property
-    def num_missing_lines(self) -> int:
-        """Lines left out since their number is missing."""
-        return self._count("missing")
-
-    def _count(self, reason: str) -> int:
-        return len(self.left_out.get(reason, ()))
-
-    def _report(self, found: str) -> str:
-        names = [f"{name} ({count})" for name, count in list(self.unknown.items())[:5]]
-        names += ["..."] if len(self.unknown) > 5 else []
-        genes = f"{len(self.unknown)} unknown {'gene' if len(self.unknown) == 1 else 'genes'}"
-        why = {
-            "unknown": f"lines left out that name {genes}: {', '.join(names)}",
-            "missing": "lines left out whose number is missing",
-            "repeated": "lines left out that name a gene twice",
-            "below_threshold": "below the threshold",
-            "other_system": "lines left out of other experimental systems",
-        }
-        parts = [f"{self.path}: {self.num_lines} lines, {found}"]
-        for reason, lines in self.left_out.items():
-            if len(lines):
-                first = ", ".join(map(str, lines[:3].tolist())) + (", ..." if len(lines) > 3 else "")
-                parts.append(f"{len(lines)} {why[reason]} [{'line' if len(lines) == 1 else 'lines'} {first}]")
-        return "; ".join(parts)
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class EdgeTable(_Lines):
-    """Edges of one relation, as the file holds them.
-
-    Attributes:
-        path: the file.
-        edge_index: int64 [2, E], sources and targets.
-        weight: float32 [E], or None for a table without weights.
-        num_lines: lines of the file, without the header and comments: E and those left out.
-        left_out: reason -> int64, the lines of the file that were left out for it, counted from 1, ascending: "unknown"
-            where they name a gene outside the list, "missing" where they have no weight, "below_threshold" where their score
-            is under the threshold, or 0 in this channel, "other_system" where they are of an experimental system that was
-            not asked for. A line stands under the first reason alone.
-        unknown: name outside the list -> lines that name it, most frequent first.
-    """
-
-    edge_index: Tensor
-    weight: Tensor | None
-
-    @property
-    def num_below_threshold(self) -> int:
-        """Lines left out since their score is under the threshold, or 0 in this channel."""
-        return self._count("below_threshold")
-
-    def report(self) -> str:
-        """Counts of lines, edges and lines left out, with the first of them, on one line."""
-        return self._report(f"{self.edge_index.shape[1]} edges")
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class InteractionTable(_Lines):
-    """Measured sets of perturbed genes, as the file holds them.
-
-    Attributes:
-        path: the file.
-        genes: the gene list that the indices refer to.
-        seeds: int64 [nnz], genes of all sets, one set after the other.
-        ptr: int64 [B + 1], where each set begins in `seeds`.
-        score: float32 [B].
-        split: the split column, one string a set, or None.
-        num_lines: lines of the file, without the header and comments: B and those left out.
-        left_out: reason -> int64, the lines of the file that were left out for it, counted from 1, ascending: "unknown"
-            where they name a gene outside the list, "missing" where they have no score, "repeated" where they name a gene
-            twice. A line stands under the first reason alone.
-        unknown: name outside the list -> lines that name it, most frequent first.
-    """
-
-    genes: GeneList
-    seeds: Tensor
-    ptr: Tensor
-    score: Tensor
-    split: tuple[str, ...] | None
-
-    @property
-    def num_repeated_lines(self) -> int:
-        """Lines left out since they name a gene twice."""
-        return self._count("repeated")
-
-    def report(self) -> str:
-        """Counts of lines, sets and lines left out, with the first of them, on one line."""
-        return self._report(f"{len(self.score)} sets")
 
 
 def read_string_links(
@@ -177,7 +77,7 @@ def read_string_links(
         0 <= score_threshold <= _MAX_STRING_SCORE,
         f"score_threshold: expected a score in [0, {_MAX_STRING_SCORE}], got {score_threshold}",
     )
-    _require_genes(genes)
+    require_genes(genes)
     table = Table(path, " ")
     table.require_columns(_STRING_PROTEINS)
     if channels == "all":
@@ -196,22 +96,14 @@ def read_string_links(
 
     bounds = (0.0, float(_MAX_STRING_SCORE))
     frame = table.read(_STRING_PROTEINS, {channel: Number(channel, bounds) for channel in wanted})
-    found = _find_genes(frame, _STRING_PROTEINS, genes, _without_taxon(genes))
-    edge_index = found.pairs(table, _STRING_PROTEINS)
+    found = find_genes(frame, _STRING_PROTEINS, genes, without_taxon(genes))
     tables = {}
     for channel in wanted:
         score = frame[channel].to_numpy()
         below = (score <= 0) | (score < score_threshold)
-        kept, left_out = _leave_out(table, {"unknown": found.unknown, "below_threshold": below})
-        tables[channel] = EdgeTable(
-            path=table.path,
-            edge_index=torch.from_numpy(np.ascontiguousarray(edge_index[:, kept])),
-            weight=torch.from_numpy(score[kept].astype(np.float32)),
-            num_lines=frame.height,
-            left_out=left_out,
-            unknown=found.unknown_names,
-        )
-    _warn_of_unknown(tables[wanted[0]], genes)
+        kept, left_out = leave_out(table, {"unknown": found.unknown, "below_threshold": below})
+        tables[channel] = edges_of(table, found, _STRING_PROTEINS, kept, left_out, score)
+    warn_of_unknown(tables[wanted[0]], genes)
     return tables[wanted[0]] if isinstance(channels, str) and channels != "all" else tables
 
 
@@ -255,26 +147,57 @@ def read_edge_table(
     Warns:
         UserWarning: lines that name unknown genes, or a header that names genes, and so may be none.
     """
-    _require_genes(genes)
+    require_genes(genes)
     require_choice("missing", missing, ("error", "drop"))
     table = Table(path, sep, quote=quote, header=header, comment=comment)
     ends = {"source": source, "target": target}
     table.require_columns(ends if weight is None else {**ends, "weight": weight})
-    bounds = ANY_NUMBER if signed else NOT_NEGATIVE
-    frame = table.read(ends, {} if weight is None else {"weight": Number(weight, bounds)}, missing=missing)
-    found = _find_genes(frame, ends, genes, rename)
-    no_weight = np.zeros(frame.height, dtype=bool) if weight is None else frame["weight"].is_null().to_numpy()
-    kept, left_out = _leave_out(table, {"unknown": found.unknown, "missing": no_weight})
-    edges = EdgeTable(
-        path=table.path,
-        edge_index=torch.from_numpy(np.ascontiguousarray(found.pairs(table, ends)[:, kept])),
-        weight=None if weight is None else torch.from_numpy(frame["weight"].to_numpy()[kept].astype(np.float32)),
-        num_lines=frame.height,
-        left_out=left_out,
-        unknown=found.unknown_names,
-    )
-    _warn_of_header(table, ends, genes, rename)
-    _warn_of_unknown(edges, genes)
+    edges = _edges(table, genes, ends, weight, ANY_NUMBER if signed else NOT_NEGATIVE, rename, missing)
+    warn_of_header(table, ends, genes, rename)
+    warn_of_unknown(edges, genes)
+    return edges
+
+
+def read_edge_list(
+    path: str | PathLike[str],
+    genes: GeneList,
+    *,
+    rename: Rename | None = None,
+    signed: bool = False,
+    missing: str = "error",
+    sep: str = "auto",
+    comment: str | None = "#",
+) -> EdgeTable:
+    """Read a plain edge list: two genes a line and, where there is a third field, the weight. BIONIC's input is one.
+
+    The first line is a header where it has a third field that is no number, and names no gene; of two fields it is a line as
+    any other.
+
+    Args:
+        path: the file; see `read_edge_table`, also for `rename`, `signed`, `missing` and `comment`.
+        genes: the gene list.
+        sep: one character between fields; "auto": of tab, comma and space the first that the first line has.
+
+    Raises:
+        ValueError: another number of fields than two or three, a malformed line.
+
+    Warns:
+        UserWarning: lines that name unknown genes.
+    """
+    require_genes(genes)
+    require_choice("missing", missing, ("error", "drop"))
+    table = Table(path, sep, comment=comment)
+    words = table.header
+    require(len(words) in (2, 3), f"{table.path}: expected two genes and a weight a line, got the fields {words}")
+    columns: list[str | int] = list(words)
+    if len(words) == 2 or may_be_number(words[2]) or genes_among(words[:2], genes, rename):
+        table.without_header()
+        columns = list(range(len(words)))
+    ends = {"source": columns[0], "target": columns[1]}
+    weight = columns[2] if len(columns) == 3 else None
+    table.require_columns(ends if weight is None else {**ends, "weight": weight})
+    edges = _edges(table, genes, ends, weight, ANY_NUMBER if signed else NOT_NEGATIVE, rename, missing)
+    warn_of_unknown(edges, genes)
     return edges
 
 
@@ -314,7 +237,7 @@ def read_interactions(
     Warns:
         UserWarning: lines that name unknown genes, or a header that names genes, and so may be none.
     """
-    _require_genes(genes)
+    require_genes(genes)
     require_choice("missing", missing, ("error", "drop"))
     require_choice("repeated", repeated, ("error", "drop"))
     if isinstance(gene_columns, str) or not isinstance(gene_columns, Sequence):
@@ -327,29 +250,11 @@ def read_interactions(
     frame = table.read(
         {**members, **others}, {"score": Number(score, ANY_NUMBER)}, optional=tuple(members)[2:], missing=missing
     )
-    found = _find_genes(frame, members, genes, rename)
-    index, ptr = found.sets()
-    no_score, twice = frame["score"].is_null().to_numpy(), _repeated(index, ptr, len(genes))
-    if repeated == "error" and (bad := twice & ~found.unknown & ~no_score).any():
-        row = int(bad.argmax())
-        members_of_row = index[ptr[row] : ptr[row + 1]].tolist()
-        gene = next(gene for gene in members_of_row if members_of_row.count(gene) > 1)
-        table.fail(row, f"names gene {genes[gene]!r} twice; repeated='drop' leaves such lines out")
-    kept, left_out = _leave_out(table, {"unknown": found.unknown, "missing": no_score, "repeated": twice})
-    size = np.diff(ptr)
-    interactions = InteractionTable(
-        path=table.path,
-        genes=genes,
-        seeds=torch.from_numpy(index[kept.repeat(size)]),
-        ptr=torch.from_numpy(np.concatenate([[0], size[kept].cumsum()])),
-        score=torch.from_numpy(frame["score"].to_numpy()[kept].astype(np.float32)),
-        split=None if split is None else tuple(frame["split"].filter(pl.Series(kept))),
-        num_lines=frame.height,
-        left_out=left_out,
-        unknown=found.unknown_names,
-    )
-    _warn_of_header(table, members, genes, rename)
-    _warn_of_unknown(interactions, genes)
+    found = find_genes(frame, members, genes, rename)
+    no_score = frame["score"].is_null().to_numpy()
+    interactions = sets_of(table, frame, found, genes, {"missing": no_score}, repeated)
+    warn_of_header(table, members, genes, rename)
+    warn_of_unknown(interactions, genes)
     return interactions
 
 
@@ -380,7 +285,7 @@ def read_biogrid(
     Warns:
         UserWarning: lines that name unknown genes.
     """
-    _require_genes(genes)
+    require_genes(genes)
     if system_type is not None:
         require_choice("system_type", system_type, ("physical", "genetic"))
     if isinstance(systems, str) or not isinstance(systems, Sequence | None):
@@ -393,162 +298,100 @@ def read_biogrid(
     asked = pl.lit(True) if system_type is None else pl.col("type") == system_type
     asked = asked if systems is None else asked & pl.col("system").is_in(list(systems))
     mine = frame.select(pl.repeat(True, pl.len()) & asked).to_series().to_numpy()
+    frame, aside = set_aside(table, frame, {"other_system": ~mine})
     known = [*genes, *genes.aliases]
     ends = []
     for end in _ENDS:
         name, symbol = pl.col(end), pl.col(f"{end}_symbol")
         by_symbol = (name == "-") | (symbol.is_in(known) & ~name.is_in(known))
         ends.append(pl.when(by_symbol).then(symbol).otherwise(name).alias(end))
-    found = _find_genes(frame.filter(pl.Series(mine)).select(ends), _ENDS, genes, None)
-    unknown = np.zeros(frame.height, dtype=bool)
-    unknown[mine] = found.unknown
-    _, left_out = _leave_out(table, {"other_system": ~mine, "unknown": unknown})
-    edges = EdgeTable(
-        path=table.path,
-        edge_index=torch.from_numpy(np.ascontiguousarray(found.pairs(table, _ENDS)[:, ~found.unknown])),
-        weight=None,
-        num_lines=frame.height,
-        left_out=left_out,
-        unknown=found.unknown_names,
-    )
-    _warn_of_unknown(edges, genes)
+    found = find_genes(frame.select(ends), _ENDS, genes, None)
+    kept, left_out = leave_out(table, {"unknown": found.unknown})
+    edges = edges_of(table, found, _ENDS, kept, aside | left_out)
+    warn_of_unknown(edges, genes)
     return edges
 
 
-_UNKNOWN = -1
+# ------------------------------------------------------------------------------------------------- for other readers
 
 
-class _FoundGenes(NamedTuple):
-    """The genes that the fields of a table name: the i-th of F distinct ones gene[begin[i] : begin[i] + size[i]]."""
-
-    field: tuple[np.ndarray, ...]  # a column int64 [lines]
-    gene: np.ndarray  # int64 [names], _UNKNOWN for a name outside the list
-    begin: np.ndarray  # int64 [F]
-    size: np.ndarray  # int64 [F]
-    unknown: np.ndarray  # bool [lines], a gene of the line is unknown
-    unknown_names: dict[str, int]  # -> lines that name it
-
-    def pairs(self, table: Table, columns: Mapping[str, str | int]) -> np.ndarray:
-        """int64 [2, lines], of fields that each name one gene."""
-        if (self.size[:-1] != 1).any():
-            for field, column in zip(self.field, columns.values(), strict=True):
-                if (wrong := self.size[field] != 1).any():
-                    row = int(wrong.argmax())
-                    table.fail(row, f"column {column!r} names {self.size[field[row]]} genes, expected one end of an edge")
-        return np.stack([self.gene[self.begin[field]] for field in self.field])
-
-    def sets(self) -> tuple[np.ndarray, np.ndarray]:
-        """The genes of each line, column by column: int64 [nnz], and int64 [lines + 1] where each line's begin."""
-        field = np.stack(self.field, axis=1)
-        size = self.size[field]
-        ptr = np.concatenate([[0], size.sum(1).cumsum()])
-        size = size.reshape(-1)
-        first = self.begin[field].reshape(-1) - (size.cumsum() - size)
-        return self.gene[np.arange(ptr[-1]) + first.repeat(size)], ptr
+def _edges(
+    table: Table,
+    genes: GeneList,
+    ends: Mapping[str, str | int],
+    weight: str | int | None,
+    bounds: tuple[float, float],
+    rename: Rename | None,
+    missing: str,
+) -> EdgeTable:
+    frame = table.read(ends, {} if weight is None else {"weight": Number(weight, bounds)}, missing=missing)
+    found = find_genes(frame, ends, genes, rename)
+    no_weight = np.zeros(frame.height, dtype=bool) if weight is None else frame["weight"].is_null().to_numpy()
+    kept, left_out = leave_out(table, {"unknown": found.unknown, "missing": no_weight})
+    return edges_of(table, found, ends, kept, left_out, None if weight is None else frame["weight"].to_numpy())
 
 
-def _repeated(index: np.ndarray, ptr: np.ndarray, num_genes: int) -> np.ndarray:
-    """bool [lines], a gene stands twice in the line."""
-    key = np.sort(np.arange(len(ptr) - 1).repeat(np.diff(ptr)) * (num_genes + 1) + (index - _UNKNOWN))
-    twice = np.zeros(len(ptr) - 1, dtype=bool)
-    twice[key[1:][key[1:] == key[:-1]] // (num_genes + 1)] = True
-    return twice
-
-
-def _find_genes(frame: pl.DataFrame, columns: Mapping[str, str | int], genes: GeneList, rename: Rename | None) -> _FoundGenes:
-    # each distinct field is renamed and looked up once: there are thousands of them in millions of lines
-    distinct = pl.concat([frame[column].rename("field") for column in columns]).unique().drop_nulls()
-    fields = distinct.to_list()
-    names = [(field,) for field in fields] if rename is None else [_renamed(rename, field) for field in fields]
-    index = map(genes.get, chain.from_iterable(names))
-    gene = np.array([_UNKNOWN if i is None else i for i in index], dtype=np.int64)
-    size = np.array([*map(len, names), 0], dtype=np.int64)  # the last one is the empty field
-    of_field = np.arange(len(size)).repeat(size)
-    no_gene = np.bincount(of_field[gene == _UNKNOWN], minlength=len(size)) > 0
-    lookup = pl.DataFrame({"field": distinct, "id": np.arange(len(fields))}, schema={"field": pl.String, "id": pl.Int64})
-    field_id = []
-    for column in columns:
-        joined = frame.select(field=column).join(lookup, on="field", how="left", maintain_order="left")
-        field_id.append(joined["id"].fill_null(len(fields)).to_numpy())
-    unknown = np.logical_or.reduce([no_gene[column] for column in field_id])
-
-    counts: dict[str, int] = {}
-    for row in np.stack(field_id, axis=1)[unknown].tolist():
-        for name in {name for i in row if no_gene[i] for name in names[i] if name not in genes}:
-            counts[name] = counts.get(name, 0) + 1
-    return _FoundGenes(
-        field=tuple(field_id),
-        gene=gene,
-        begin=size.cumsum() - size,
-        size=size,
-        unknown=unknown,
-        unknown_names=dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
+def edges_of(
+    table: Table,
+    found: FoundGenes,
+    ends: Mapping[str, str | int],
+    kept: np.ndarray,
+    left_out: Mapping[str, Tensor],
+    weight: np.ndarray | None = None,
+) -> EdgeTable:
+    """The kept of the lines whose genes were found, as edges."""
+    return EdgeTable(
+        path=table.path,
+        num_lines=int(kept.sum()) + sum(map(len, left_out.values())),
+        left_out=left_out,
+        unknown=found.unknown_names,
+        by_alias=found.by_alias,
+        edge_index=torch.from_numpy(np.ascontiguousarray(found.pairs(table, ends)[:, kept])),
+        weight=None if weight is None else torch.from_numpy(weight[kept].astype(np.float32)),
     )
 
 
-def _renamed(rename: Rename, text: str) -> Sequence[str]:
-    given = rename(text)
-    if isinstance(given, str):
-        return [given]
-    if not isinstance(given, Sequence) or not all(isinstance(name, str) for name in given):
-        raise TypeError(f"rename: expected a name or a sequence of names for {text!r}, got {describe(given)}")
-    return given
+def sets_of(
+    table: Table,
+    frame: pl.DataFrame,
+    found: FoundGenes,
+    genes: GeneList,
+    reasons: Mapping[str, np.ndarray],
+    repeated: str,
+    *,
+    aside: Mapping[str, Tensor] | None = None,
+    types: np.ndarray | None = None,
+) -> InteractionTable:
+    """The lines whose genes were found as measured sets, with the columns "score" and, where they are, "split" and "p_value".
 
-
-def _leave_out(table: Table, reasons: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, Tensor]]:
-    """Which rows no reason holds for, bool [rows], and for each reason the lines that it is the first to hold for."""
-    kept = np.ones(len(table.lines), dtype=bool)
-    left_out = {}
-    for reason, holds in reasons.items():
-        left_out[reason] = torch.from_numpy(table.lines[kept & holds])
-        kept &= ~holds
-    return kept, left_out
-
-
-def _require_genes(genes: GeneList) -> None:
-    if not isinstance(genes, GeneList):
-        raise TypeError(f"genes: expected a GeneList, got {describe(genes)}")
-
-
-def _without_taxon(genes: GeneList) -> Callable[[str], str]:
-    """Names as the list has them, whether the taxon stands in front of them there, in the file, in both or in neither."""
-    listed: dict[str, str] = {}  # name without the taxon -> as it is in the list
-
-    def rename(name: str) -> str:
-        if name in genes:
-            return name
-        bare = _TAXON.sub("", name)
-        if bare != name:
-            return bare
-        if not listed:  # seldom needed: STRING's files have it
-            listed.update((_TAXON.sub("", gene), gene) for gene in reversed(genes.names))
-        return listed.get(name, name)
-
-    return rename
-
-
-def _warn_of_header(table: Table, columns: Mapping[str, str | int], genes: GeneList, rename: Rename | None) -> None:
-    """Say where a header's words are genes: it is the first line of a file that has none."""
-    found = []
-    for word in columns.values():
-        if isinstance(word, str):
-            names: list[str] = [word]
-            with suppress(Exception):  # rename need not take what is no gene
-                names += [] if rename is None else _renamed(rename, word)
-            found += [word] if any(name in genes for name in names) else []
-    if found:
-        warnings.warn(
-            f"{table.path}: the header names genes of the list ({', '.join(found)}); where a file has none, header=False "
-            "reads its first line, and takes columns by their numbers",
-            stacklevel=3,
-        )
-
-
-def _warn_of_unknown(table: EdgeTable | InteractionTable, genes: GeneList) -> None:
-    if table.unknown:
-        hint = ""
-        if table.num_unknown_lines == table.num_lines:
-            bare = {_TAXON.sub("", name) for name in genes}
-            taxon = not bare.isdisjoint(_TAXON.sub("", name) for name in table.unknown)
-            hint = "; names differ by the taxon in front, cut it off the list or by rename" if taxon else ""
-        warnings.warn(table.report() + hint, stacklevel=3)
+    Args:
+        reasons: for which other lines are left out, after unknown genes and before genes named twice.
+        repeated: "error" or "drop".
+        aside: lines that were left out before.
+        types: int64 [nnz], for each gene of each line; -1 for an unknown one.
+    """
+    index, ptr = found.sets()
+    twice = names_twice(index, ptr, len(genes))
+    kept, left_out = leave_out(table, {"unknown": found.unknown, **reasons, "repeated": twice})
+    if repeated == "error" and len(left_out["repeated"]):
+        row = int((table.lines == int(left_out["repeated"][0])).argmax())
+        members = index[ptr[row] : ptr[row + 1]].tolist()
+        gene = next(gene for gene in members if members.count(gene) > 1)
+        table.fail(row, f"names gene {genes[gene]!r} twice; repeated='drop' leaves such lines out")
+    left_out = {**(aside or {}), **left_out}
+    size = np.diff(ptr)
+    columns = {name: frame[name].filter(pl.Series(kept)) for name in ("split", "p_value") if name in frame.columns}
+    return InteractionTable(
+        path=table.path,
+        num_lines=int(kept.sum()) + sum(map(len, left_out.values())),
+        left_out=left_out,
+        unknown=found.unknown_names,
+        by_alias=found.by_alias,
+        genes=genes,
+        seeds=torch.from_numpy(index[kept.repeat(size)]),
+        ptr=torch.from_numpy(np.concatenate([[0], size[kept].cumsum()])),
+        score=torch.from_numpy(frame["score"].to_numpy()[kept].astype(np.float32)),
+        split=tuple(columns["split"]) if "split" in columns else None,
+        p_value=torch.from_numpy(columns["p_value"].to_numpy().astype(np.float32)) if "p_value" in columns else None,
+        types=None if types is None else torch.from_numpy(types[kept.repeat(size)]),
+    )

@@ -11,7 +11,8 @@ from .._check import describe
 from ..graph import MultiGraph
 from .dataset import PerturbationDataset
 from .genes import GeneList
-from .readers import EdgeTable, read_edge_table, read_interactions, read_string_links
+from .readers import read_edge_table, read_interactions, read_string_links
+from .tables import EdgeTable
 
 
 class _Source(NamedTuple):

@@ -9,7 +9,18 @@ import pytest
 import torch
 
 from cellattn import MultiGraph
-from cellattn.data import GeneList, load_dcell_subset, load_yeast, read_interactions, read_string_links
+from cellattn.data import (
+    GeneList,
+    load_dcell_subset,
+    load_yeast,
+    read_biogrid,
+    read_edge_list,
+    read_go_annotations,
+    read_interactions,
+    read_metabolic_model,
+    read_sga,
+    read_string_links,
+)
 
 # stored entries: both directions of undirected relations, lines that name an unknown gene left out
 ENTRIES = {
@@ -99,3 +110,33 @@ def test_costanzo_2010_lines(yeast: tuple[GeneList, MultiGraph], yeast_dir: Path
 def test_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"genes\.tsv\.gz"):
         load_yeast(tmp_path)
+
+
+LISTS = {
+    "4932": (352606, 0),
+    "bionic_Hu": (14826, 0),
+    "bionic_Krogan": (7075, 20),
+    "string9_1_n": (45610, 9),
+    "yeastract": (11486, 136),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*unknown gene")
+@pytest.mark.parametrize("name", LISTS)
+def test_the_same_tables_as_plain_edge_lists(yeast: tuple[GeneList, MultiGraph], yeast_dir: Path, name: str) -> None:
+    (path,) = yeast_dir.glob(f"{name}*")
+    table = read_edge_list(path, yeast[0], rename=lambda protein: protein.removeprefix("4932."))
+    assert (table.num_lines, table.num_unknown_lines) == LISTS[name]
+
+
+def test_other_readers_refuse_tables_that_are_not_theirs(yeast: tuple[GeneList, MultiGraph], yeast_dir: Path) -> None:
+    path, genes = yeast_dir / "costanzo2010_raw_gi.tsv.gz", yeast[0]
+    for read, message in (
+        (read_sga, "none of the published layouts of SGA tables"),
+        (read_biogrid, "no column 'Systematic Name Interactor A'"),
+        (read_string_links, "no column 'protein1'"),
+        (read_go_annotations, "expected the 17 columns of a GAF file"),
+        (read_metabolic_model, "expected a metabolic model in JSON, SBML or YAML"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read(path, genes)  # type: ignore[operator]

@@ -1,0 +1,184 @@
+"""Names of a file become genes: each distinct field is looked up once, and every line is told apart by whether it could be."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from .._check import describe
+from ._table import Table
+from .genes import GeneList
+from .tables import Lines
+
+Rename = Callable[[str], str | Sequence[str]]
+
+_TAXON = re.compile(r"^\d+\.")
+UNKNOWN = -1
+
+
+class FoundGenes(NamedTuple):
+    """The genes that the fields of a table name: the i-th of F distinct ones gene[begin[i] : begin[i] + size[i]]."""
+
+    field: tuple[np.ndarray, ...]  # a column int64 [lines]
+    gene: np.ndarray  # int64 [names], UNKNOWN for a name outside the list
+    begin: np.ndarray  # int64 [F]
+    size: np.ndarray  # int64 [F]
+    unknown: np.ndarray  # bool [lines], a gene of the line is unknown
+    unknown_names: dict[str, int]  # -> lines that name it
+    by_alias: dict[str, str]  # alias in the file -> gene
+
+    def pairs(self, table: Table, columns: Mapping[str, str | int]) -> np.ndarray:
+        """int64 [2, lines], of fields that each name one gene."""
+        if (self.size[:-1] != 1).any():
+            for field, column in zip(self.field, columns.values(), strict=True):
+                if (wrong := self.size[field] != 1).any():
+                    row = int(wrong.argmax())
+                    table.fail(row, f"column {column!r} names {self.size[field[row]]} genes, expected one end of an edge")
+        return np.stack([self.gene[self.begin[field]] for field in self.field])
+
+    def sets(self) -> tuple[np.ndarray, np.ndarray]:
+        """The genes of each line, column by column: int64 [nnz], and int64 [lines + 1] where each line's begin."""
+        field = np.stack(self.field, axis=1)
+        size = self.size[field]
+        ptr = np.concatenate([[0], size.sum(1).cumsum()])
+        size = size.reshape(-1)
+        first = self.begin[field].reshape(-1) - (size.cumsum() - size)
+        return self.gene[np.arange(ptr[-1]) + first.repeat(size)], ptr
+
+    def spread(self, values: np.ndarray) -> np.ndarray:
+        """Values [lines, columns] of fields for each of their genes: [nnz], as in `sets`."""
+        return values.reshape(-1).repeat(self.size[np.stack(self.field, axis=1)].reshape(-1))
+
+
+def names_twice(index: np.ndarray, ptr: np.ndarray, num_genes: int) -> np.ndarray:
+    """bool [lines], a gene stands twice in the line."""
+    key = np.sort(np.arange(len(ptr) - 1).repeat(np.diff(ptr)) * (num_genes + 1) + (index - UNKNOWN))
+    twice = np.zeros(len(ptr) - 1, dtype=bool)
+    twice[key[1:][key[1:] == key[:-1]] // (num_genes + 1)] = True
+    return twice
+
+
+def find_genes(frame: pl.DataFrame, columns: Mapping[str, str | int], genes: GeneList, rename: Rename | None) -> FoundGenes:
+    # each distinct field is renamed and looked up once: there are thousands of them in millions of lines
+    distinct = pl.concat([frame[column].rename("field") for column in columns]).unique().drop_nulls()
+    fields = distinct.to_list()
+    names = [(field,) for field in fields] if rename is None else [renamed(rename, field) for field in fields]
+    index = [genes.get(name) for name in chain.from_iterable(names)]
+    gene = np.array([UNKNOWN if i is None else i for i in index], dtype=np.int64)
+    listed = {name: genes[i] for name, i in zip(chain.from_iterable(names), gene.tolist(), strict=True) if i != UNKNOWN}
+    size = np.array([*map(len, names), 0], dtype=np.int64)  # the last one is the empty field
+    of_field = np.arange(len(size)).repeat(size)
+    no_gene = np.bincount(of_field[gene == UNKNOWN], minlength=len(size)) > 0
+    lookup = pl.DataFrame({"field": distinct, "id": np.arange(len(fields))}, schema={"field": pl.String, "id": pl.Int64})
+    field_id = []
+    for column in columns:
+        joined = frame.select(field=column).join(lookup, on="field", how="left", maintain_order="left")
+        field_id.append(joined["id"].fill_null(len(fields)).to_numpy())
+    unknown = np.logical_or.reduce([no_gene[column] for column in field_id])
+
+    counts: dict[str, int] = {}
+    for row in np.stack(field_id, axis=1)[unknown].tolist():
+        for name in {name for i in row if no_gene[i] for name in names[i] if name not in genes}:
+            counts[name] = counts.get(name, 0) + 1
+    return FoundGenes(
+        field=tuple(field_id),
+        gene=gene,
+        begin=size.cumsum() - size,
+        size=size,
+        unknown=unknown,
+        unknown_names=dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
+        by_alias={name: gene for name, gene in sorted(listed.items()) if name != gene},
+    )
+
+
+def renamed(rename: Rename, text: str) -> Sequence[str]:
+    """The names that `rename` gives for a field."""
+    given = rename(text)
+    if isinstance(given, str):
+        return [given]
+    if not isinstance(given, Sequence) or not all(isinstance(name, str) for name in given):
+        raise TypeError(f"rename: expected a name or a sequence of names for {text!r}, got {describe(given)}")
+    return given
+
+
+def leave_out(table: Table, reasons: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, Tensor]]:
+    """Which rows no reason holds for, bool [rows], and for each reason the lines that it is the first to hold for."""
+    kept = np.ones(len(table.lines), dtype=bool)
+    left_out = {}
+    for reason, holds in reasons.items():
+        left_out[reason] = torch.from_numpy(table.lines[kept & holds])
+        kept &= ~holds
+    return kept, left_out
+
+
+def set_aside(table: Table, frame: pl.DataFrame, reasons: Mapping[str, np.ndarray]) -> tuple[pl.DataFrame, dict[str, Tensor]]:
+    """The rows that no reason holds for, whose names are looked up; from now on `table.lines` are theirs."""
+    kept, left_out = leave_out(table, reasons)
+    table.lines = table.lines[kept]
+    return frame.filter(pl.Series(kept)), left_out
+
+
+def require_genes(genes: GeneList) -> None:
+    """Check that an argument is the gene list."""
+    if not isinstance(genes, GeneList):
+        raise TypeError(f"genes: expected a GeneList, got {describe(genes)}")
+
+
+def without_taxon(genes: GeneList) -> Callable[[str], str]:
+    """Names as the list has them, whether the taxon stands in front of them there, in the file, in both or in neither."""
+    listed: dict[str, str] = {}  # name without the taxon -> as it is in the list
+
+    def rename(name: str) -> str:
+        if name in genes:
+            return name
+        bare = _TAXON.sub("", name)
+        if bare != name:
+            return bare
+        if not listed:  # seldom needed: STRING's files have it
+            listed.update((_TAXON.sub("", gene), gene) for gene in reversed(genes.names))
+        return listed.get(name, name)
+
+    return rename
+
+
+def genes_among(words: Iterable[object], genes: GeneList, rename: Rename | None) -> list[str]:
+    """Those of a line's words that name genes: with one of them it is hardly a header."""
+    found = []
+    for word in words:
+        if isinstance(word, str):
+            names: list[str] = [word]
+            with suppress(Exception):  # rename need not take what is no gene
+                names += [] if rename is None else renamed(rename, word)
+            found += [word] if any(name in genes for name in names) else []
+    return found
+
+
+def warn_of_header(table: Table, columns: Mapping[str, str | int], genes: GeneList, rename: Rename | None) -> None:
+    """Say where a header's words are genes: it is the first line of a file that has none."""
+    found = genes_among(columns.values(), genes, rename)
+    if found:
+        warnings.warn(
+            f"{table.path}: the header names genes of the list ({', '.join(found)}); where a file has none, header=False "
+            "reads its first line, and takes columns by their numbers",
+            stacklevel=3,
+        )
+
+
+def warn_of_unknown(table: Lines, genes: GeneList) -> None:
+    """Warn the caller of a reader of names that are not in the list."""
+    if table.unknown:
+        hint = ""
+        if table.num_unknown_lines == table.num_lines:
+            bare = {_TAXON.sub("", name) for name in genes}
+            taxon = not bare.isdisjoint(_TAXON.sub("", name) for name in table.unknown)
+            hint = "; names differ by the taxon in front, cut it off the list or by rename" if taxon else ""
+        warnings.warn(table.report() + hint, stacklevel=3)

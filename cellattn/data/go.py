@@ -1,0 +1,283 @@
+"""Gene Ontology: its terms from an OBO file, and the genes annotated with them from a GAF file (2.0 to 2.2)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+
+from .._check import describe, require, require_choice, require_count
+from ._lookup import find_genes, leave_out, require_genes, set_aside, warn_of_unknown
+from ._table import Table, read_text
+from .genes import GeneList
+from .tables import MembershipTable
+
+_GAF = {"id": 1, "symbol": 2, "qualifier": 3, "term": 4, "evidence": 6, "aspect": 8, "synonyms": 10}
+_GAF_COLUMNS = 17
+_ASPECTS = ("P", "F", "C")
+_RELATIONS = ("is_a", "part_of")
+_EVIDENCE = (
+    *("EXP", "IDA", "IPI", "IMP", "IGI", "IEP", "HTP", "HDA", "HMP", "HGI", "HEP", "IBA", "IBD", "IKR", "IRD"),
+    *("ISS", "ISO", "ISA", "ISM", "IGC", "RCA", "TAS", "NAS", "IC", "ND", "IEA"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Ontology:
+    """Terms and what they are part of.
+
+    Attributes:
+        path: the file.
+        terms: term -> its title, obsolete ones left out.
+        parents: "is_a" or "part_of" -> term -> its parents.
+        replaced: other id of a term -> the term.
+        obsolete: obsolete terms.
+    """
+
+    path: Path
+    terms: Mapping[str, str]
+    parents: Mapping[str, Mapping[str, tuple[str, ...]]]
+    replaced: Mapping[str, str]
+    obsolete: frozenset[str]
+
+    def ancestors(self, relations: Collection[str] = ("is_a",)) -> dict[str, frozenset[str]]:
+        """Each term with all terms above it, itself among them.
+
+        Args:
+            relations: which edges lead up, of "is_a" and "part_of".
+
+        Raises:
+            ValueError: an unknown relation, or a circle of terms.
+        """
+        for relation in relations:
+            require_choice("relations", relation, _RELATIONS)
+        above: dict[str, frozenset[str]] = {}
+        for term in self.terms:
+            stack = [term]
+            inside: dict[str, None] = {}  # from the term that was asked for to the one on top of the stack
+            while stack:
+                top = stack[-1]
+                parents = [parent for relation in relations for parent in self.parents[relation].get(top, ())]
+                missing = [parent for parent in parents if parent not in above]
+                if top in above:
+                    stack.pop()
+                elif missing:
+                    inside[top] = None
+                    circle = [parent for parent in missing if parent in inside]
+                    require(not circle, lambda: f"{self.path}: term {circle[0]!r} is above itself")
+                    stack += missing
+                else:
+                    above[top] = frozenset([top]).union(*(above[parent] for parent in parents))
+                    inside.pop(top, None)
+                    stack.pop()
+        return above
+
+
+def read_obo(path: str | PathLike[str]) -> Ontology:
+    """Read the terms of an ontology in OBO format 1.2 or 1.4, as `go-basic.obo`.
+
+    Of a [Term] the tags id, name, is_a, relationship (part_of), alt_id and is_obsolete are read, of other stanzas nothing.
+
+    Raises:
+        ValueError: no OBO file, a malformed line, a term that stands twice, a parent that is no term.
+    """
+    if not isinstance(path, (str, PathLike)):
+        raise TypeError(f"path: expected a path, got {describe(path)}")
+    path = Path(path)
+    lines = read_text(path).decode(errors="replace").split("\n")
+    require(bool(lines[0].strip()), f"{path}: the file is empty, expected an ontology in OBO format")
+    titles: dict[str, str] = {}
+    parents: dict[str, dict[str, tuple[str, ...]]] = {relation: {} for relation in _RELATIONS}
+    above: list[tuple[int, str, str, str]] = []  # line, term, relation, parent
+    replaced: dict[str, str] = {}
+    obsolete: set[str] = set()
+
+    def fail(number: int, problem: str) -> None:
+        raise ValueError(f"{path}, line {number}: {problem}: {lines[number - 1][:200]!r}")
+
+    stanza, term = "", None
+    for number, line in enumerate(lines, 1):
+        text = line.strip()
+        if not text or text.startswith("!"):
+            continue
+        if text.startswith("["):
+            stanza, term = text, None
+            continue
+        tag, colon, value = text.partition(":")
+        if not colon:
+            fail(number, "expected 'tag: value'")
+        value = re.sub(r"\s+(!.*|\{.*\}(\s*!.*)?)$", "", value.strip())
+        if stanza == "" and number == 1 and tag != "format-version":
+            fail(number, "expected an ontology in OBO format, which begins with 'format-version'")
+        if stanza != "[Term]":
+            continue
+        if tag == "id":
+            term = value
+            if term in titles:
+                fail(number, f"term {term!r} stands twice")
+            titles[term] = ""
+        elif term is None:
+            fail(number, "expected the id of the term first")
+        elif tag == "name":
+            titles[term] = value
+        elif tag == "alt_id":
+            replaced[value] = term
+        elif tag == "is_obsolete" and value == "true":
+            obsolete.add(term)
+        elif tag == "is_a":
+            above.append((number, term, "is_a", value))
+        elif tag == "relationship" and value.startswith("part_of "):
+            above.append((number, term, "part_of", value.removeprefix("part_of ").strip()))
+    require(bool(titles), f"{path}: no [Term] in it, expected an ontology in OBO format")
+    for number, term, relation, parent in above:
+        if parent not in titles:
+            fail(number, f"{parent!r} is no term")
+        parents[relation][term] = (*parents[relation].get(term, ()), parent)
+    terms = {term: title for term, title in titles.items() if term not in obsolete}
+    return Ontology(path, terms, parents, replaced, frozenset(obsolete))
+
+
+def read_go_annotations(
+    path: str | PathLike[str],
+    genes: GeneList,
+    *,
+    ontology: Ontology | str | PathLike[str] | None = None,
+    relations: Sequence[str] = ("is_a",),
+    aspects: Sequence[str] = _ASPECTS,
+    evidence: Sequence[str] | None = None,
+    without_evidence: Sequence[str] = (),
+    min_genes: int = 1,
+    max_genes: int | None = None,
+) -> MembershipTable:
+    """Read which genes have which terms from a GAF file, 2.0 to 2.2, and of all terms above them.
+
+    A gene is found by its symbol, its id or a synonym, in this order, names of the list before aliases. Lines whose qualifier
+    says NOT are left out.
+
+    Args:
+        path: the file, 17 columns between tabs; see `read_edge_table`.
+        genes: the gene list.
+        ontology: what `read_obo` returns, or the file: a gene then has every term above its own too, and ids that were
+            replaced are. None takes the terms as they stand in the file.
+        relations: which edges of the ontology lead up: "is_a", "part_of" or both.
+        aspects: of "P" (biological process), "F" (molecular function) and "C" (cellular component).
+        evidence: evidence codes to keep, such as ["EXP", "IDA", "IPI", "IMP", "IGI", "IEP"]; None for all.
+        without_evidence: evidence codes to leave out, such as ["IEA", "ND", "IGI"]; the latter stands on genetic
+            interactions, which may be what is to be predicted.
+        min_genes, max_genes: terms with fewer genes or more are no columns.
+
+    Returns:
+        Pairs of gene and term; `names` are the terms, ascending, `titles` theirs in the ontology. Left out by reason:
+        "negated", "other_evidence", "other_aspect", "obsolete", "unknown_term", "unknown".
+
+    Raises:
+        ValueError: no GAF file, a malformed line, an aspect or code that cannot be.
+
+    Warns:
+        UserWarning: lines that name unknown genes.
+    """
+    require_genes(genes)
+    for argument, given, known in (
+        ("aspects", aspects, _ASPECTS),
+        ("evidence", () if evidence is None else evidence, _EVIDENCE),
+        ("without_evidence", without_evidence, _EVIDENCE),
+        ("relations", relations, _RELATIONS),
+    ):
+        if isinstance(given, str) or not isinstance(given, Sequence):
+            raise TypeError(f"{argument}: expected several of {', '.join(known)}, got {describe(given)}")
+        for word in given:
+            require_choice(argument, word, known)
+    require_count("min_genes", min_genes, minimum=1)
+    if max_genes is not None:
+        require_count("max_genes", max_genes, minimum=min_genes)
+    if ontology is not None and not isinstance(ontology, Ontology):
+        ontology = read_obo(ontology)
+    table = Table(path, "\t", header=False, comment="!")
+    require(
+        len(table.header) == _GAF_COLUMNS,
+        f"{table.path}: expected the {_GAF_COLUMNS} columns of a GAF file, got {len(table.header)}",
+    )
+    frame = table.read(_GAF, optional=("qualifier", "synonyms"))
+    num_lines = frame.height
+    negated = frame["qualifier"].fill_null("").str.split("|").list.contains("NOT").to_numpy()
+    other = frame["evidence"].is_in(list(without_evidence))
+    if evidence is not None:
+        other |= ~frame["evidence"].is_in(list(evidence))
+    reasons = {
+        "negated": negated,
+        "other_evidence": other.to_numpy(),
+        "other_aspect": ~frame["aspect"].is_in(list(aspects)).to_numpy(),
+    }
+    terms = frame["term"]
+    if ontology is not None:
+        terms = terms.replace(dict(ontology.replaced))
+        reasons["obsolete"] = terms.is_in(list(ontology.obsolete)).to_numpy()
+        reasons["unknown_term"] = ~terms.is_in(list(ontology.terms)).to_numpy()
+    names = pl.concat_str("symbol", "id", "synonyms", separator="|", ignore_nulls=True)
+    frame, aside = set_aside(table, frame.select(gene=names, term=terms), reasons)
+    found = find_genes(frame, {"gene": ""}, genes, _first_listed(genes))
+    kept, left_out = leave_out(table, {"unknown": found.unknown})
+    gene = found.sets()[0][kept]  # one a line
+    edge_index, columns = _memberships(gene, frame["term"].filter(pl.Series(kept)), ontology, relations)
+    edge_index, columns = _sized(edge_index, columns, min_genes, max_genes)
+    members = MembershipTable(
+        path=table.path,
+        num_lines=num_lines,
+        left_out={**aside, **left_out},
+        unknown=found.unknown_names,
+        by_alias=found.by_alias,
+        edge_index=torch.from_numpy(edge_index),
+        names=columns,
+        titles=None if ontology is None else tuple(ontology.terms[term] for term in columns),
+    )
+    warn_of_unknown(members, genes)
+    return members
+
+
+def _first_listed(genes: GeneList) -> Callable[[str], str]:
+    """Of the names of a gene between "|" the one to look up: the first in the list, an alias only where there is no name."""
+    aliases = genes.aliases
+
+    def rename(text: str) -> str:
+        names = text.split("|")
+        listed = [name for name in names if name in genes]
+        return next((name for name in listed if name not in aliases), (*listed, names[0])[0])
+
+    return rename
+
+
+def _memberships(
+    gene: np.ndarray, terms: pl.Series, ontology: Ontology | None, relations: Sequence[str]
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Pairs of gene and term int64 [2, E], each once, ascending, and the terms that occur."""
+    own = terms.unique().to_list()
+    above = {term: frozenset([term]) for term in own} if ontology is None else ontology.ancestors(relations)
+    columns = tuple(sorted(frozenset().union(*(above[term] for term in own))))
+    position = {term: column for column, term in enumerate(columns)}
+    of_own = [sorted(position[parent] for parent in above[term]) for term in own]
+    size = np.array([*map(len, of_own), 0], dtype=np.int64)
+    flat = np.array([column for columns_of in of_own for column in columns_of], dtype=np.int64)
+    lookup = {term: i for i, term in enumerate(own)}
+    line = np.array([lookup[term] for term in terms.to_list()], dtype=np.int64)
+    begin = size.cumsum() - size
+    count = size[line]
+    entry = np.arange(count.sum()) + (begin[line] - (count.cumsum() - count)).repeat(count)
+    key = np.unique(gene.repeat(count) * max(len(columns), 1) + flat[entry])
+    return np.stack(np.divmod(key, max(len(columns), 1))), columns
+
+
+def _sized(
+    edge_index: np.ndarray, columns: tuple[str, ...], min_genes: int, max_genes: int | None
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Without the columns that have too few genes or too many."""
+    count = np.bincount(edge_index[1], minlength=len(columns))
+    kept = (count >= min_genes) & (count <= (max_genes if max_genes is not None else count.max(initial=0)))
+    number = kept.cumsum() - 1
+    edge_index = edge_index[:, kept[edge_index[1]]]
+    return np.stack([edge_index[0], number[edge_index[1]]]), tuple(np.array(columns, dtype=object)[kept].tolist())

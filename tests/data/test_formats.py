@@ -1,0 +1,685 @@
+"""Every reader, by one table: what files of its format have in common with all others is read, counted or refused alike."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import re
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cellattn.data import (
+    EdgeTable,
+    GeneList,
+    InteractionTable,
+    read_biogrid,
+    read_edge_list,
+    read_edge_table,
+    read_go_annotations,
+    read_interactions,
+    read_metabolic_model,
+    read_obo,
+    read_sga,
+    read_sgd_features,
+    read_string_aliases,
+    read_string_links,
+)
+
+GENES = GeneList(["YAL001C", "YAL015C", "YBL007C", "YDL227C"], aliases={"TFC3": "YAL001C"})
+
+
+def rows(*lines: list[str], sep: str = "\t") -> str:
+    return "".join(sep.join(line) + "\n" for line in lines)
+
+
+def gaf(symbol: str, synonyms: str, qualifier: str, term: str) -> list[str]:
+    return ["SGD", "S1", symbol, qualifier, term, "PMID:1", "IDA", "", "P", 'a "b" c', synonyms, "protein", "taxon:1", "1", "SGD", "", ""]  # noqa: E501  # fmt: skip
+
+
+def sgd(kind: str, name: str, standard: str = "", aliases: str = "") -> list[str]:
+    return ["S1", kind, "Verified", name, standard, aliases, *[""] * 9, 'said "so"']
+
+
+SGA_2010 = ["YAL001C_tsq5", "TFC3", "YAL015C", "NTG1", "-0.125", "0.1", "0.01"]
+SGA_2016 = [
+    "Query Strain ID", "Query allele name", "Array Strain ID", "Array allele name", "Arraytype/Temp",
+    "Genetic interaction score (ε)", "P-value", "Query single mutant fitness (SMF)", "Array SMF", "Double mutant fitness",
+    "Double mutant fitness standard deviation",
+]  # fmt: skip
+TRIGENIC = [
+    "Query strain ID", "Query allele name", "Array strain ID", "Array allele name", "Combined mutant type",
+    "Raw genetic interaction score (epsilon)", "Adjusted genetic interaction score (epsilon or tau)", "P-value",
+    "Query single/double mutant fitness", "Array single mutant fitness", "Double/triple mutant fitness",
+    "Double/triple mutant fitness standard deviation",
+]  # fmt: skip
+TRIGENIC_LINES = [
+    ["YAL015C+YBL007C_tm461", 'ntg "a"', "YAL001C_tsa91", "", "trigenic", "-0.1", "-0.125", "0.01", "0.9", "0.8", "0.6", "0.1"],
+    ["YAL015C+YDL227C_tm462", "ntg1", "YBL007C_dma1", "sla1", "digenic", "-0.1", "0.5", "0.2", "0.9", "0.8", "0.7", "0.1"],
+]  # fmt: skip
+BIOGRID = [
+    "#BioGRID Interaction ID", "Systematic Name Interactor A", "Systematic Name Interactor B", "Official Symbol Interactor A",
+    "Official Symbol Interactor B", "Experimental System", "Experimental System Type", "Score",
+]  # fmt: skip
+STRING = "protein1 protein2 combined_score"
+MODEL = json.dumps(
+    {
+        "metabolites": [{"id": "a_c"}, {"id": "b_c"}],
+        "reactions": [
+            {"id": "R1", "metabolites": {"b_c": 0.125, "a_c": -1.0}, "gene_reaction_rule": "YAL001C and (YAL015C or YBL007C)"},
+            {"id": "EX", "metabolites": {"a_c": -1.0}, "gene_reaction_rule": ""},
+        ],
+        "genes": [],
+    },
+    indent=1,
+)
+OBO = """format-version: 1.2
+data-version: releases/2024-01-17
+
+[Term]
+id: GO:1
+name: root
+
+[Term]
+id: GO:2
+name: kept
+alt_id: GO:9
+is_a: GO:1 {source="x"} ! root
+relationship: part_of GO:3 ! other
+
+[Term]
+id: GO:3
+name: other "one"
+
+[Term]
+id: GO:4
+is_obsolete: true
+
+[Typedef]
+id: part_of
+"""
+
+
+def values(found: Any) -> Any:
+    """What was read, in Python's own types."""
+    if isinstance(found, dict):
+        return {name: values(table) for name, table in found.items()}
+    parts = {}
+    for name, value in vars(found).items():
+        if name == "gene_reaction":
+            parts[name] = values(value)
+        elif isinstance(value, GeneList):
+            parts[name] = (value.names, value.aliases)
+        elif name not in ("path", "num_lines", "left_out"):
+            parts[name] = str(value.tolist()) if isinstance(value, torch.Tensor) else value  # NaN equals itself in text
+    return parts
+
+
+@dataclass(frozen=True)
+class Format:
+    """A reader and a file of its, good in all of its lines."""
+
+    read: Callable[[Path], Any]
+    text: str
+    header: int = 1  # lines above the first of the table
+    sep: str | None = "\t"  # None: no table of fields
+    comment: str | None = None  # how lines begin that are none
+    number: str | None = None  # a number of the text, 0.125 or 125
+    missing: str | None = None  # "error", "drop" or "null" where it is missing
+    gene: str | None = "YAL015C"  # a gene, in one line
+
+
+FORMATS = {
+    "string": Format(
+        lambda p: read_string_links(p, GENES),
+        rows([STRING], ["4932.YAL001C 4932.YAL015C 125"], ["4932.YBL007C 4932.YAL001C 200"]),
+        sep=" ",
+        number="125",
+        missing="error",
+    ),
+    "biogrid": Format(
+        lambda p: read_biogrid(p, GENES),
+        rows(
+            BIOGRID,
+            ["1", "YAL001C", "YAL015C", "TFC3", "NTG1", 'two "hybrid', "physical", "0.125"],
+            ["2", "-", "YBL007C", "TFC3", "SLA1", "MS", "physical", "-"],
+        ),
+    ),
+    "table": Format(
+        lambda p: read_edge_table(p, GENES, source="a", target="b", weight="w", comment="#"),
+        rows(["a", "b", "w"], ["TFC3", "YAL015C", "0.125"], ["YBL007C", "YAL001C", "2"]),
+        comment="#",
+        number="0.125",
+        missing="error",
+    ),
+    "edge-list": Format(
+        lambda p: read_edge_list(p, GENES),
+        rows(["TFC3", "YAL015C", "0.125"], ["YBL007C", "YAL001C", "2"]),
+        header=0,
+        comment="#",
+        number="0.125",
+        missing="error",
+    ),
+    "edge-list-spaces": Format(
+        lambda p: read_edge_list(p, GENES),
+        rows(["x", "y", "weight"], ["TFC3", "YAL015C", "0.125"], sep=" "),
+        sep=" ",
+        comment="#",
+        number="0.125",
+        missing="error",
+    ),
+    "interactions": Format(
+        lambda p: read_interactions(p, GENES, comment="#", missing="drop"),
+        rows(["gene_a", "gene_b", "score"], ["TFC3", "YAL015C", "0.125"], ["YBL007C", "YAL001C", "-2"]),
+        comment="#",
+        number="0.125",
+        missing="drop",
+    ),
+    "sga-2010": Format(
+        lambda p: read_sga(p, GENES),
+        rows(SGA_2010, ["YBL007C", "", "YAL001C", "", "0.5", "0.1", "1e-9"]),
+        header=0,
+        comment="#",
+        number="0.125",
+        missing="drop",
+    ),
+    "sga-2010-whole": Format(
+        lambda p: read_sga(p, GENES),
+        rows(
+            [*SGA_2010, "1", "0", "1", "0", "0.9", "0"],
+            ["YBL007C", "", "YAL001C", "", "0.5", "0.1", "", "", "", "", "", "0.8", ""],
+        ),
+        header=0,
+        comment="#",
+        number="0.125",
+        missing="drop",
+    ),
+    "sga-2016": Format(
+        lambda p: read_sga(p, GENES),
+        rows(
+            SGA_2016,
+            ["YAL001C_tsq508", 'tfc3 "a"', "YAL015C_dma1", "ntg1", "DMA30", "-0.125", "0.005", "0.8", "1", "0.8", "0"],
+            ["YBL007C_damp", "", "YAL001C_tsa1", "", "TSA30", "0.5", "", "", "", "", ""],
+        ),
+        comment="#",
+        number="0.125",
+        missing="drop",
+    ),
+    "trigenic": Format(
+        lambda p: read_sga(p, GENES),
+        rows(TRIGENIC, TRIGENIC_LINES[0], [line.replace("YAL015C", "YAL001C") for line in TRIGENIC_LINES[1]]),
+        comment="#",
+        number="0.125",
+        missing="drop",
+    ),
+    "gaf": Format(
+        lambda p: read_go_annotations(p, GENES),
+        rows(["!gaf-version: 2.2"], gaf("TFC3", "YAL001C|TSV115", "involved_in", "GO:1"), gaf("NTG1", "YAL015C", "", "GO:2")),
+        comment="!",
+    ),
+    "sgd": Format(
+        lambda p: read_sgd_features(p),
+        rows(sgd("ORF", "YAL001C", "TFC3", "TSV115|YAL999C"), sgd("ORF", "YAL015C", "NTG1"), sgd("CDS", "")),
+        header=0,
+        comment="!",
+        gene=None,
+    ),
+    "string-aliases": Format(
+        lambda p: read_string_aliases(p, GENES),
+        rows(
+            ["#string_protein_id", "alias", "source"], ["4932.YAL001C", "TSV115", "SGD"], ["4932.YAL015C", 'NTG "1"', "UniProt"]
+        ),
+        comment="#",
+    ),
+    "obo": Format(lambda p: read_obo(p), OBO, sep=None, comment="!", gene=None),
+    "model": Format(lambda p: read_metabolic_model(p, GENES), MODEL, sep=None, number="0.125", gene="YAL015C"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def read(form: Format, content: str | bytes, name: str = "file.txt") -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return form.read(path)
+
+
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.encode("utf-8-sig"),
+        lambda text: text.encode("utf-16"),
+        lambda text: text.replace("\n", "\r\n").encode(),
+        lambda text: text.rstrip("\n").encode(),
+        lambda text: gzip.compress(text.encode()),
+    ],
+    ids=["byte-order-mark", "utf-16", "crlf", "no-last-line-end", "gzip"],
+)
+def test_files_as_they_come(form: Format, change: Callable[[str], bytes]) -> None:
+    assert values(read(form, change(form.text))) == values(read(form, form.text))
+
+
+@pytest.mark.parametrize("form", [f for f in FORMATS.values() if f.comment], ids=[n for n, f in FORMATS.items() if f.comment])
+def test_comments(form: Format) -> None:
+    lines = form.text.splitlines(keepends=True)
+    between = f'{form.comment} said "so"\n'
+    start = form.header if form.sep else 4
+    text = "".join([*lines[:start], between, *lines[start:], between])
+    assert values(read(form, text)) == values(read(form, form.text))
+
+
+@pytest.mark.parametrize("form", [f for f in FORMATS.values() if f.number], ids=[n for n, f in FORMATS.items() if f.number])
+def test_numbers(form: Format) -> None:
+    number = str(form.number)
+    assert form.text.count(number) == 1
+    for other in (f"{float(number):.3e}", f"{float(number):.4f}0"):
+        assert values(read(form, form.text.replace(number, other))) == values(read(form, form.text))
+    sign = "-" if f"-{number}" in form.text else ""
+    for bad in ("inf", "0x1", "1,5", "1e999"):
+        if bad == "inf" or form.sep:  # JSON has words of its own for what it reads
+            with pytest.raises(ValueError, match=r"file\.txt"):
+                read(form, form.text.replace(sign + number, bad))
+
+
+@pytest.mark.parametrize("form", [f for f in FORMATS.values() if f.missing], ids=[n for n, f in FORMATS.items() if f.missing])
+@pytest.mark.parametrize("word", ["NA", "NaN", "", "-"])
+def test_missing_numbers(form: Format, word: str) -> None:
+    sign = "-" if f"-{form.number}" in form.text else ""
+    text = form.text.replace(f"{sign}{form.number}", word)
+    line = 1 + form.text[: form.text.index(str(form.number))].count("\n")
+    if form.missing == "error":
+        with pytest.raises(ValueError, match=rf"file\.txt, line {line}: .*expected a finite number"):
+            read(form, text)
+        return
+    found = read(form, text)
+    assert found.left_out["missing"].tolist() == [line]
+    assert len(found.score) == found.num_lines - 1
+
+
+@pytest.mark.parametrize("form", [f for f in FORMATS.values() if f.gene], ids=[n for n, f in FORMATS.items() if f.gene])
+def test_unknown_genes(form: Format) -> None:
+    line = 1 + form.text[: form.text.index(str(form.gene))].count("\n")
+    assert form.text.count(str(form.gene)) == 1
+    text = form.text.replace(str(form.gene), "YZZ999W")
+    if form is FORMATS["string-aliases"]:  # says so in what it returns: STRING has proteins that no list has
+        found = read(form, text)
+    else:
+        with pytest.warns(UserWarning, match=r"1 unknown gene: (YZZ999W|NTG1) \(1\)"):
+            found = read(form, text)
+    found = getattr(found, "gene_reaction", found)
+    assert found.num_unknown_lines == 1
+    assert found.left_out["unknown"].tolist() == [line if form.sep else 2]
+    assert list(found.unknown) == ["NTG1" if form is FORMATS["gaf"] else "YZZ999W"]
+
+
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\n\n", bytes(range(256)), b"\x89PNG\r\n\x1a\n\0\0", b"one\ttwo\nthree\tfour\n", "é\t".encode("latin-1") * 9],
+    ids=["empty", "blank", "bytes", "image", "other-table", "latin-1"],
+)
+def test_files_that_are_none(form: Format, content: bytes) -> None:
+    if content.startswith(b"one") and form in (FORMATS["edge-list"], FORMATS["edge-list-spaces"]):
+        with pytest.warns(UserWarning, match="2 lines left out that name 4 unknown genes"):
+            assert read(form, content).edge_index.shape == (2, 0)
+        return
+    with pytest.raises(ValueError, match=r"file\.txt"):
+        read(form, content)
+
+
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+def test_truncated(form: Format) -> None:
+    packed = gzip.compress(form.text.encode())
+    for length in (len(packed) - 1, len(packed) // 2, 12):
+        with pytest.raises(ValueError, match=r"file\.txt: a damaged gzip file"):
+            read(form, packed[:length])
+    cut = form.text.rstrip("\n")
+    cut = cut[: cut.rindex(form.sep)] if form.sep else cut[: len(cut) // 2]
+    if form is FORMATS["obo"]:
+        return  # half an ontology is one
+    with pytest.raises(ValueError, match=r"file\.txt" + (rf", line {cut.count(chr(10)) + 1}: expected" if form.sep else "")):
+        read(form, cut)
+
+
+@pytest.mark.parametrize("form", [f for f in FORMATS.values() if f.sep], ids=[n for n, f in FORMATS.items() if f.sep])
+def test_repeated_lines_with_other_numbers(form: Format) -> None:
+    """Tables of edges and of sets keep both lines; pairs of a gene and a term stand once."""
+    text, other = form.text, form.text.splitlines(keepends=True)[form.header]
+    if form.number:
+        other = other.replace(form.number, str(float(form.number) / 2))
+    first = read(form, text)
+    if form is FORMATS["sgd"]:
+        with pytest.raises(ValueError, match=r"line 4: gene 'YAL001C' stands in line 1 already"):
+            read(form, text + other)
+        return
+    again = read(form, text + other)
+    assert again.num_lines == first.num_lines + 1
+    if isinstance(first, EdgeTable):
+        assert again.edge_index.shape[1] == first.edge_index.shape[1] + 1
+        assert again.edge_index[:, -1].tolist() == first.edge_index[:, 0].tolist()
+    elif isinstance(first, InteractionTable):
+        assert len(again.score) == len(first.score) + 1
+        assert float(again.score[-1]) == float(first.score[0]) / 2
+    else:
+        assert values(again) == values(first)
+
+
+@pytest.mark.parametrize("name", [name for name, form in FORMATS.items() if form.sep])
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_no_line_is_lost_whatever_happens_to_a_file(name: str, data: Any) -> None:
+    """A file with damages has all of its lines, as Python's csv module counts them, or is refused by name."""
+    form = FORMATS[name]
+    text = form.text
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(text)))
+        piece = data.draw(st.sampled_from(['"', "'", "\t", " ", "\n", "#", "!", "x", "-", "1", "\u2028", "", "NaN", "|", ","]))
+        text = text[:at] + piece + text[at + data.draw(st.integers(0, 3)) :]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            found = read(form, text)
+        except ValueError as error:
+            found = str(error)
+    if isinstance(found, str):
+        assert "file.txt" in found
+        return
+    lines = text.rstrip("\n").split("\n")
+    while lines and not lines[0]:
+        lines.pop(0)
+    records = list(csv.reader((line + "\n" for line in lines), delimiter=str(form.sep), quoting=csv.QUOTE_NONE))
+    kept = [line for line, record in zip(lines, records, strict=True) if not (form.comment and line.startswith(form.comment))]
+    while kept and not kept[-1]:
+        kept.pop()  # above comments at the end
+    table = next(iter(found.values())) if isinstance(found, dict) else found
+    header = {0: (0, 1), 1: (0, 1) if form.comment else (1,)}[form.header]
+    assert len(kept) - table.num_lines in header
+    out = [line for left in table.left_out.values() for line in left.tolist()]
+    assert len(out) == len(set(out)) <= table.num_lines
+    if isinstance(table, EdgeTable):
+        assert table.edge_index.shape[1] + len(out) == table.num_lines
+    if isinstance(table, InteractionTable):
+        assert len(table.score) + len(out) == table.num_lines
+
+
+# ---------------------------------------------------------------------------------------------------- single formats
+
+STRING_HEADERS = {
+    "v9-links": "",
+    "v9-detailed": "neighborhood fusion cooccurence coexpression experimental database textmining",
+    "v12-full": "neighborhood neighborhood_transferred fusion cooccurence homology coexpression coexpression_transferred "
+    "experiments experiments_transferred database database_transferred textmining textmining_transferred",
+    "v12-physical-detailed": "experimental database textmining",
+    "v12-physical-full": "homology experiments experiments_transferred database database_transferred textmining "
+    "textmining_transferred",
+}
+
+
+@pytest.mark.parametrize("header", STRING_HEADERS.values(), ids=STRING_HEADERS)
+def test_string_of_all_versions(tmp_path: Path, header: str) -> None:
+    channels = [*header.split(), "combined_score"]
+    scores = [str(100 + position) for position in range(len(channels))]
+    path = tmp_path / "links.txt"
+    path.write_text(f"protein1 protein2 {' '.join(channels)}\n4932.YAL001C 4932.YAL015C {' '.join(scores)}\n")
+    found: Any = read_string_links(path, GENES, channels=channels)
+    assert {name: table.weight.tolist() for name, table in found.items()} == {
+        name: [float(score)] for name, score in zip(channels, scores, strict=True)
+    }
+    if len(channels) > 1:
+        found = read_string_links(path, GENES, channels="all")
+        assert list(found) == channels[:-1]
+
+
+def test_sga_alleles_controls_and_choices(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_text(rows(TRIGENIC, *TRIGENIC_LINES))
+    table = read_sga(path, GENES)
+    assert (table.seeds.tolist(), table.ptr.tolist()) == ([1, 2, 0, 1, 2], [0, 3, 5])  # without HO, the control
+    assert table.types is not None
+    assert table.types.tolist() == [1, 1, 5, 1, 1]
+    assert read_sga(path, GENES, controls=()).seeds.tolist() == [1, 2, 0, 1, 3, 2]
+    assert read_sga(path, GENES, phenotype="fitness").score.tolist() == pytest.approx([0.6, 0.7])
+    three = read_sga(path, GENES, mutants="trigenic")
+    assert (three.num_lines, three.left_out["other_mutants"].tolist(), three.score.tolist()) == (2, [3], [-0.125])
+    few = read_sga(path, GENES, max_p_value=0.05)
+    assert few.left_out["above_p_value"].tolist() == [3]
+    assert few.p_value is not None
+    assert few.p_value.tolist() == pytest.approx([0.01])
+    lines = [
+        ["YAL001C_damp", "", "YAL001C", "", "-0.5", "0.1", "0.01"],
+        ["YAL001C_sn1", "", "YBL007C_y3", "", "-0.5", "0.1", ""],
+    ]
+    path.write_text(rows(*lines))
+    table = read_sga(path, GENES)
+    assert table.left_out["repeated"].tolist() == [1]
+    assert table.types is not None
+    assert table.types.tolist() == [1, 5]
+    with pytest.raises(ValueError, match="line 1: names gene 'YAL001C' twice"):
+        read_sga(path, GENES, repeated="error")
+    bad: list[tuple[dict[str, Any], str]] = [
+        ({"phenotype": "fitness"}, "phenotype: .* no column for 'fitness'"),
+        ({"mutants": "trigenic"}, "mutants: .* no column"),
+        ({"phenotype": "score"}, "phenotype: unknown value"),
+    ]
+    for options, message in bad:
+        with pytest.raises(ValueError, match=message):
+            read_sga(path, GENES, **options)
+
+
+def test_sga_types_reach_the_dataset(tmp_path: Path) -> None:
+    from cellattn.data import PERTURBATION_TYPES, PerturbationDataset
+
+    path = tmp_path / "t.txt"
+    path.write_text(rows(["YAL001C_damp", "", "YBL007C_tsa3", "", "-0.5", "0.1", "0.01"]))
+    data = PerturbationDataset.from_interactions(read_sga(path, GENES))
+    assert [PERTURBATION_TYPES[kind] for kind in data.types.tolist()] == ["knocked_down", "mutated"]
+
+
+def test_go_closure_filters_and_qualifiers(tmp_path: Path) -> None:
+    obo, path = tmp_path / "go.obo", tmp_path / "x.gaf"
+    obo.write_text(OBO)
+    lines = [
+        gaf("TFC3", "", "involved_in", "GO:2"),
+        gaf("NTG1", "YAL015C", "NOT|involved_in", "GO:2"),
+        gaf("NTG1", "YAL015C", "", "GO:9"),
+        gaf("NTG1", "YAL015C", "", "GO:4"),
+        gaf("NTG1", "YAL015C", "", "GO:77"),
+        [word.replace("IDA", "IEA") for word in gaf("SLA1", "YBL007C", "", "GO:3")],
+    ]
+    path.write_text(rows(["!gaf-version: 2.1"], *lines))
+    plain = read_go_annotations(path, GENES)
+    assert plain.names == ("GO:2", "GO:3", "GO:4", "GO:77", "GO:9")
+    assert {reason: out.tolist() for reason, out in plain.left_out.items() if len(out)} == {"negated": [3]}
+    closed = read_go_annotations(path, GENES, ontology=obo, without_evidence=["IEA"])
+    assert closed.names == ("GO:1", "GO:2")
+    assert closed.titles == ("root", "kept")
+    assert closed.edge_index.tolist() == [[0, 0, 1, 1], [0, 1, 0, 1]]
+    assert {reason: out.tolist() for reason, out in closed.left_out.items() if len(out)} == {
+        "negated": [3],
+        "other_evidence": [7],
+        "obsolete": [5],
+        "unknown_term": [6],
+    }
+    parts = read_go_annotations(path, GENES, ontology=read_obo(obo), relations=("is_a", "part_of"), max_genes=2)
+    assert parts.names == ("GO:1", "GO:2")  # GO:3 has three genes
+    assert read_go_annotations(path, GENES, aspects=["C"]).edge_index.shape == (2, 0)
+    with pytest.raises(ValueError, match="evidence: unknown value 'IDB'"):
+        read_go_annotations(path, GENES, evidence=["IDB"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("is_a: GO:1", "is_a: GO:7"), r"line 12: 'GO:7' is no term"),
+        (("name: root", "is_a: GO:2"), r"term 'GO:[12]' is above itself"),
+        (("id: GO:3", "id: GO:1"), r"line 16: term 'GO:1' stands twice"),
+        (("name: root", "root"), r"line 6: expected 'tag: value'"),
+        (("format-version", "format"), r"line 1: expected an ontology in OBO format"),
+    ],
+    ids=["parent", "circle", "twice", "no-tag", "other-file"],
+)
+def test_malformed_ontologies(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    path = tmp_path / "go.obo"
+    path.write_text(OBO.replace(*change))
+    with pytest.raises(ValueError, match=message):
+        read_obo(path).ancestors()
+
+
+def test_ancestors_of_a_deep_ontology(tmp_path: Path) -> None:
+    """No recursion: a chain of terms longer than Python's stack."""
+    terms = "".join(f"\n[Term]\nid: T{i}\n" + (f"is_a: T{i - 1}\n" if i else "") for i in range(3000))
+    path = tmp_path / "deep.obo"
+    path.write_text("format-version: 1.4\n" + terms)
+    assert len(read_obo(path).ancestors()["T2999"]) == 3000
+
+
+def test_names_aliases_and_retired_names(tmp_path: Path) -> None:
+    path = tmp_path / "SGD_features.tab"
+    lines = [
+        sgd("ORF", "YAL001C", "TFC3", "TSV115|YAL999C|X"),
+        sgd("ORF", "YAL015C", "NTG1", "X|TFC3"),
+        sgd("ORF", "YBL007C", "", "YAL015C"),
+        sgd("tRNA_gene", "tA", "TRNA"),
+    ]
+    path.write_text(rows(*lines))
+    found = read_sgd_features(path)
+    assert found.genes.names == ("YAL001C", "YAL015C", "YBL007C")
+    assert found.genes.aliases == {"TFC3": "YAL001C", "NTG1": "YAL015C", "TSV115": "YAL001C", "YAL999C": "YAL001C"}
+    assert found.retired == {"YAL999C": "YAL001C"}
+    assert found.ambiguous == {
+        "TFC3": ("YAL001C", "YAL015C"),
+        "X": ("YAL001C", "YAL015C"),
+        "YAL015C": ("YAL015C", "YBL007C"),
+    }
+    assert found.left_out["other_type"].tolist() == [4]
+    with pytest.raises(ValueError, match=r"line 2: name 'TFC3' stands for 'YAL001C' and 'YAL015C'; ambiguous='drop'"):
+        read_sgd_features(path, ambiguous="error")
+    with pytest.raises(ValueError, match=r"types: unknown value 'ORFs'.*did you mean 'ORF'"):
+        read_sgd_features(path, types=["ORFs"])
+    edges = tmp_path / "edges.tsv"
+    edges.write_text("YAL999C\tNTG1\nYAL015C\tYBL007C\n")
+    assert read_edge_list(edges, found.genes).by_alias == {"YAL999C": "YAL001C", "NTG1": "YAL015C"}
+
+
+@pytest.mark.parametrize("taxon", ["", "4932."])
+def test_string_aliases_of_all_versions(tmp_path: Path, taxon: str) -> None:
+    genes = GeneList([f"{taxon}YAL001C", f"{taxon}YBL007C"], aliases={"TFC3": f"{taxon}YAL001C"})
+    lines = [
+        ["YAL001C", "TSV115", "SGD BLAST"],
+        ["YBL007C", "TFC3", "SGD"],
+        ["YBL007C", "SLA1", "UniProt"],
+        ["YXX", "X", "SGD"],
+    ]
+    path = tmp_path / "aliases.txt"
+    path.write_text("## string_protein_id ## alias ## source ##\n" + rows(*(["4932." + line[0], *line[1:]] for line in lines)))
+    found = read_string_aliases(path, genes)
+    assert found.genes.aliases == {"TFC3": f"{taxon}YAL001C", "TSV115": f"{taxon}YAL001C", "SLA1": f"{taxon}YBL007C"}
+    assert found.ambiguous == {"TFC3": (f"{taxon}YAL001C", f"{taxon}YBL007C")}
+    assert (found.num_unknown_lines, found.num_lines) == (1, 4)
+    path.write_text("## species_ncbi_taxon_id ##\n" + rows(*(["4932", *line] for line in lines)))
+    assert read_string_aliases(path, genes).genes == found.genes
+    only = read_string_aliases(path, genes, sources=["BLAST"])
+    assert list(only.genes.aliases) == ["TFC3", "TSV115"]
+    assert only.left_out["other_source"].tolist() == [3, 4, 5]
+    with pytest.raises(ValueError, match="sources: unknown value 'Uniprot'"):
+        read_string_aliases(path, genes, sources=["Uniprot"])
+
+
+def test_merged_pairs(tmp_path: Path) -> None:
+    path = tmp_path / "e.tsv"
+    path.write_text("TFC3\tYAL015C\t0.5\nYAL001C\tYAL015C\t0.25\nYAL015C\tYAL001C\t1\nYBL007C\tYBL007C\t2\n")
+    table = read_edge_list(path, GENES)
+    for reduce, directed, undirected in (("max", [0.5, 1, 2], [1, 2]), ("mean", [0.375, 1, 2], [1.75 / 3, 2]), ("sum", [0.75, 1, 2], [1.75, 2])):  # noqa: E501  # fmt: skip
+        pairs, weight, repeated = table.merged(reduce)
+        assert weight is not None
+        assert (pairs.tolist(), weight.tolist(), repeated) == ([[0, 1, 2], [1, 0, 2]], directed, 1)
+        pairs, weight, repeated = table.merged(reduce, directed=False)
+        assert weight is not None
+        assert (pairs.tolist(), weight.tolist(), repeated) == ([[0, 2], [1, 2]], pytest.approx(undirected), 2)
+    with pytest.raises(ValueError, match=re.escape("1 pairs have lines with different weights, genes (0, 1) from 0.25 to 0.5")):
+        table.merged("error")
+    path.write_text("TFC3\tYAL015C\nYAL001C\tYAL015C\n")
+    assert read_edge_list(path, GENES).merged("error")[1:] == (None, 1)
+
+
+@pytest.mark.parametrize(
+    "rule", ["YAL001C and", "(YAL001C", "YAL001C)", "YAL001C YAL015C", "and", "()", "YAL001C or or YAL015C"]
+)
+def test_rules_that_are_none(tmp_path: Path, rule: str) -> None:
+    path = tmp_path / "m.json"
+    path.write_text(MODEL.replace("YAL001C and (YAL015C or YBL007C)", rule))
+    with pytest.raises(ValueError, match=r"m\.json: reaction 'R1': no rule"):
+        read_metabolic_model(path, GENES)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('"id": "R1"', '"id": "EX"'), "a reaction stands twice"),
+        (('"id": "b_c"', '"id": "a_c"'), "a metabolite stands twice"),
+        (('"id": "b_c"', '"id": "c_c"'), "reaction 'R1': metabolite 'b_c' is not among those of the model"),
+        (("0.125", '"x"'), "reaction 'R1': metabolite 'b_c': expected a finite number, got str 'x'"),
+        (('"reactions"', '"react"'), "reactions: expected a list, as COBRApy writes it"),
+        (('"id": "R1"', '"name": "R1"'), r"reactions\[0\]: expected an object with an id"),
+    ],
+)
+def test_malformed_models(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    path = tmp_path / "m.json"
+    path.write_text(MODEL.replace(*change))
+    with pytest.raises(ValueError, match=message):
+        read_metabolic_model(path, GENES)
+
+
+def test_models_by_cobra(tmp_path: Path) -> None:
+    cobra_io = pytest.importorskip("cobra.io")
+    path = tmp_path / "m.json"
+    path.write_text(MODEL)
+    expected = read_metabolic_model(path, GENES)
+    assert expected.reactions == ("R1", "EX")
+    assert expected.gene_reaction.edge_index.tolist() == [[0, 1, 2], [0, 0, 0]]
+    assert expected.reaction_metabolite.tolist() == [[0, 0, 1], [0, 1, 0]]
+    assert expected.coefficient.tolist() == [-1, 0.125, -1]
+    whole = json.loads(MODEL)
+    whole |= {"id": "m", "version": "1", "compartments": {"c": "cytosol"}}
+    whole["genes"] = [{"id": gene, "name": gene} for gene in GENES.names[:3]]
+    for part in whole["metabolites"]:
+        part |= {"name": part["id"], "compartment": "c"}
+    for part in whole["reactions"]:
+        part |= {"name": part["id"], "lower_bound": 0, "upper_bound": 10}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # COBRApy's own
+        model = cobra_io.model_from_dict(whole)
+        cobra_io.write_sbml_model(model, str(tmp_path / "m.xml"))
+        cobra_io.save_yaml_model(model, str(tmp_path / "m.yml"))
+        for name in ("m.xml", "m.yml"):
+            found = read_metabolic_model(tmp_path / name, GENES)
+            assert values(found.gene_reaction) | {"titles": None} == values(expected.gene_reaction) | {"titles": None}
+            assert found.coefficient.tolist() == expected.coefficient.tolist()
+            assert found.metabolites == expected.metabolites
+        (tmp_path / "m.xml").write_text('<sbml level="3">')
+        with pytest.raises(ValueError, match=r"m\.xml: COBRApy reads no model from it"):
+            read_metabolic_model(tmp_path / "m.xml", GENES)
+
+
+def test_models_without_cobra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "cobra", None)
+    path = tmp_path / "m.xml"
+    path.write_text("<sbml/>")
+    with pytest.raises(ImportError, match=r"m\.xml: .*pip install 'cellattn\[cobra\]'"):
+        read_metabolic_model(path, GENES)
