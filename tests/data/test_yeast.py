@@ -139,4 +139,4 @@ def test_other_readers_refuse_tables_that_are_not_theirs(yeast: tuple[GeneList, 
         (read_metabolic_model, "expected a metabolic model in JSON, SBML or YAML"),
     ):
         with pytest.raises(ValueError, match=message):
-            read(path, genes)  # type: ignore[operator]
+            read(path, genes)
