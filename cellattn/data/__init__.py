@@ -1,6 +1,7 @@
 """Data in: gene lists, table readers, datasets of perturbed cells, and synthetic cells."""
 
 from .aliases import GeneNames, read_sgd_features, read_string_aliases
+from .build import Cell, build_cell, read_sources
 from .dataset import (
     PERTURBATION_TYPES,
     PerturbationBatch,
@@ -20,6 +21,7 @@ from .yeast import load_dcell_subset, load_yeast
 
 __all__ = [
     "PERTURBATION_TYPES",
+    "Cell",
     "EdgeTable",
     "GeneList",
     "GeneNames",
@@ -31,6 +33,7 @@ __all__ = [
     "PerturbationDataset",
     "PerturbationSample",
     "batches_on",
+    "build_cell",
     "leakage",
     "load_dcell_subset",
     "load_yeast",
@@ -43,6 +46,7 @@ __all__ = [
     "read_obo",
     "read_sga",
     "read_sgd_features",
+    "read_sources",
     "read_string_aliases",
     "read_string_links",
     "require_same_genes",

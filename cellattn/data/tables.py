@@ -98,24 +98,22 @@ class EdgeTable(Lines):
         """Lines left out since their score is under the threshold, or 0 in this channel."""
         return self._count("below_threshold")
 
-    def merged(self, reduce: str, *, directed: bool = True) -> tuple[Tensor, Tensor | None, int]:
-        """Each pair once, where lines repeat it.
+    def merged(self, duplicates: str) -> tuple[Tensor, Tensor | None, int]:
+        """Each edge once, where lines repeat it; A to B and B to A are two.
 
         Args:
-            reduce: what becomes of the weights of a repeated pair: "max", "mean" or "sum"; or "error", which refuses a pair
+            duplicates: what becomes of the weights of a repeated pair: "max", "mean" or "sum"; or "error", which refuses a pair
                 whose lines differ in weight.
-            directed: A to B and B to A are two pairs; otherwise one, from its smaller index to its larger.
 
         Returns:
-            edge_index int64 [2, E'], ascending; weight float32 [E'], or None; how many edges were more than one a pair.
+            edge_index int64 [2, E'], ascending; weight float32 [E'], or None; how many edges were there before.
 
         Raises:
-            ValueError: an unknown `reduce`, or "error" and a pair with two weights.
+            ValueError: an unknown word, or "error" and a pair with two weights.
         """
-        require_choice("reduce", reduce, ("max", "mean", "sum", "error"))
-        ends = self.edge_index if directed else self.edge_index.sort(0).values
-        pairs, inverse = ends.unique(dim=1, return_inverse=True)
-        num_repeated = ends.shape[1] - pairs.shape[1]
+        require_choice("duplicates", duplicates, ("max", "mean", "sum", "error"))
+        pairs, inverse = self.edge_index.unique(dim=1, return_inverse=True)
+        num_repeated = self.edge_index.shape[1] - pairs.shape[1]
         if self.weight is None:
             return pairs, None, num_repeated
         weight = self.weight.double()
@@ -123,7 +121,7 @@ class EdgeTable(Lines):
             torch.zeros(pairs.shape[1], dtype=torch.float64).scatter_reduce_(0, inverse, weight, how, include_self=False)
             for how in ("amax", "amin")
         )
-        if reduce == "error":
+        if duplicates == "error":
             differ = (highest != lowest).nonzero()
             if len(differ):
                 at = int(differ[0])
@@ -131,10 +129,10 @@ class EdgeTable(Lines):
                     f"{self.path}: {len(differ)} pairs have lines with different weights, genes {tuple(pairs[:, at].tolist())} "
                     f"from {float(lowest[at]):g} to {float(highest[at]):g}"
                 )
-        if reduce in ("max", "error"):
+        if duplicates in ("max", "error"):
             return pairs, highest.float(), num_repeated
         total = torch.zeros_like(highest).index_add_(0, inverse, weight)  # in float64: no order of lines shows
-        total = total / inverse.bincount(minlength=len(total)) if reduce == "mean" else total
+        total = total / inverse.bincount(minlength=len(total)) if duplicates == "mean" else total
         return pairs, total.float(), num_repeated
 
     def _found(self) -> str:

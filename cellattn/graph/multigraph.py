@@ -718,10 +718,15 @@ class MultiGraph:
 
     # ------------------------------------------------------------------------------------------------ files
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one safetensors file. It appears whole or not at all; a link stays one, a file that is there keeps its mode."""
+    def save(self, path: str | os.PathLike[str], *, notes: Mapping[str, str] | None = None) -> None:
+        """Write one safetensors file. It appears whole or not at all; a link stays one, a file that is there keeps its mode.
+
+        Args:
+            path: the file.
+            notes: texts to keep in the file's metadata, by name; `load` leaves them alone.
+        """
         arrays = dict(zip(("rowptr", "col", "weight", "known"), self._arrays(), strict=True))
-        file.write(path, self.relations, self.names, arrays)
+        file.write(path, self.relations, self.names, arrays, notes or {})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:

@@ -601,17 +601,14 @@ def test_string_aliases_of_all_versions(tmp_path: Path, taxon: str) -> None:
         read_string_aliases(path, genes, sources=["Uniprot"])
 
 
-def test_merged_pairs(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("duplicates", "weight"), [("max", 0.5), ("mean", 0.375), ("sum", 0.75)])
+def test_merged_edges(tmp_path: Path, duplicates: str, weight: float) -> None:
     path = tmp_path / "e.tsv"
     path.write_text("TFC3\tYAL015C\t0.5\nYAL001C\tYAL015C\t0.25\nYAL015C\tYAL001C\t1\nYBL007C\tYBL007C\t2\n")
     table = read_edge_list(path, GENES)
-    for reduce, directed, undirected in (("max", [0.5, 1, 2], [1, 2]), ("mean", [0.375, 1, 2], [1.75 / 3, 2]), ("sum", [0.75, 1, 2], [1.75, 2])):  # noqa: E501  # fmt: skip
-        pairs, weight, repeated = table.merged(reduce)
-        assert weight is not None
-        assert (pairs.tolist(), weight.tolist(), repeated) == ([[0, 1, 2], [1, 0, 2]], directed, 1)
-        pairs, weight, repeated = table.merged(reduce, directed=False)
-        assert weight is not None
-        assert (pairs.tolist(), weight.tolist(), repeated) == ([[0, 2], [1, 2]], pytest.approx(undirected), 2)
+    edges, merged, repeated = table.merged(duplicates)
+    assert merged is not None
+    assert (edges.tolist(), merged.tolist(), repeated) == ([[0, 1, 2], [1, 0, 2]], [weight, 1, 2], 1)
     with pytest.raises(ValueError, match=re.escape("1 pairs have lines with different weights, genes (0, 1) from 0.25 to 0.5")):
         table.merged("error")
     path.write_text("TFC3\tYAL015C\nYAL001C\tYAL015C\n")

@@ -1,0 +1,391 @@
+"""A cell made of files: a list of genes and tables of edges, named in a TOML file, become one graph that knows its sources."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import io
+import json
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from .._check import describe, require, unknown
+from .._file import write_atomic
+from .._version import __version__
+from ..genes import GeneList
+from ..graph import MultiGraph
+from ..graph.file import notes_of
+from .aliases import GeneNames, read_sgd_features, read_string_aliases
+from .readers import read_biogrid, read_edge_list, read_edge_table, read_string_links
+from .tables import EdgeTable
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_GENES: dict[str, Callable[..., GeneList | GeneNames]] = {"table": GeneList.from_table, "sgd": read_sgd_features}
+_ALIASES: dict[str, Callable[..., GeneNames]] = {"string": read_string_aliases}
+_RELATIONS: dict[str, Callable[..., EdgeTable | dict[str, EdgeTable]]] = {
+    "string": read_string_links,
+    "biogrid": read_biogrid,
+    "table": read_edge_table,
+    "edge-list": read_edge_list,
+}
+_OF_RELATION = {"directed": False, "weighted": True, "duplicates": "max"}  # what a relation is made of its table by
+_SHOWN = 10  # names that are shown of many
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """What `build_cell` makes.
+
+    Attributes:
+        graph: the relations, with the genes' names.
+        sources: where they come from, in JSON's types: "version" of cellattn, "config" (its file), "genes", "aliases" and
+            "relations", each with its file ("path" as the configuration has it, "bytes", "sha256"), "reader", "options", and
+            counts of what was found and left out.
+    """
+
+    graph: MultiGraph
+    sources: dict[str, Any]
+
+    def report(self) -> str:
+        """Markdown: genes, edges by relation, what was left out of which file, and unknown names."""
+        return _report(self.graph, self.sources)
+
+    def save(self, path: str | PathLike[str]) -> list[Path]:
+        """Write the graph with its sources, the report beside it (.md) and, where matplotlib is, degrees as a figure (.png).
+
+        `MultiGraph.load` reads the graph, `read_sources` the sources.
+
+        Returns:
+            The files that were written.
+
+        Raises:
+            ValueError: a path that does not end in .safetensors.
+        """
+        path = Path(path)
+        require(path.suffix == ".safetensors", f"path: expected a file that ends in .safetensors, got {str(path)!r}")
+        self.graph.save(path, notes={"sources": json.dumps(self.sources, sort_keys=True)})
+        page, figure = path.with_suffix(".md"), path.with_suffix(".png")
+        image = _degrees(self.graph)
+        if image is not None:
+            write_atomic(figure, image)
+        shown = f"![degrees]({figure.name})" if image is not None else NO_FIGURE
+        write_atomic(page, f"{self.report()}\n{shown}\n".encode())
+        return [path, page, *([] if image is None else [figure])]
+
+
+NO_FIGURE = "No figure of degrees: matplotlib is not installed (`pip install 'cellattn[bench]'`)."
+
+
+def build_cell(config: str | PathLike[str]) -> Cell:
+    """Make a graph of the tables that a TOML file names.
+
+    | table | keys |
+    |---|---|
+    | `[genes]` | `path`; `reader`: "table" (with the arguments of `GeneList.from_table`) or "sgd" (of `read_sgd_features`) |
+    | `[[aliases]]`, any number | `path`; `reader`: "string" (of `read_string_aliases`) |
+    | `[relations.NAME]` | `path`; `reader`: "string", "biogrid", "table" or "edge-list", with the arguments of `read_string_links`, `read_biogrid`, `read_edge_table` or `read_edge_list`; and the keys below |
+
+    Paths are relative to the TOML file. A relation is undirected unless `directed = true`, keeps its weights unless
+    `weighted = false` (of signed ones the magnitude), and of a pair that several lines name it takes by `duplicates` the weight
+    "max", "mean" or "sum", or with "error" refuses differing ones. `remove` is a regular expression whose matches are cut
+    out of the names of a "table" or "edge-list". A pair given in both directions has the larger of the two weights. Several `channels` of a STRING file become relations NAME_CHANNEL.
+
+    Raises:
+        FileNotFoundError, ValueError, TypeError: with the file, table and key at fault; what the readers raise, likewise.
+    """  # noqa: E501
+    if not isinstance(config, (str, PathLike)):
+        raise TypeError(f"config: expected a path, got {describe(config)}")
+    config = Path(config)
+    content = config.read_bytes()
+    try:
+        given = tomllib.loads(content.decode("utf-8-sig"))
+    except ValueError as error:  # of a file that is no text, too
+        raise ValueError(f"{config}: no TOML: {error}") from error
+    for key in given:
+        if key not in ("genes", "aliases", "relations"):
+            unknown(f"{config}: key", key, ("genes", "aliases", "relations"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # unknown genes are in the report
+        genes, told = _genes(config, given)
+        tables: dict[str, EdgeTable] = {}
+        sources: dict[str, dict[str, Any]] = {}
+        relations = given.get("relations")
+        if not isinstance(relations, dict) or not relations:
+            raise ValueError(f"{config}: relations: expected at least one table [relations.NAME], got {describe(relations)}")
+        for name, entry in relations.items():
+            source = _Source.of(config, f"relations.{name}", entry, _RELATIONS, _OF_RELATION)
+            found = source.read(genes)
+            parts = (
+                {f"{name}_{channel}": table for channel, table in found.items()} if isinstance(found, dict) else {name: found}
+            )
+            for part, table in parts.items():
+                require(part not in tables, f"{config}: {source.table}: there is a relation {part!r} already")
+                with source.blamed():
+                    tables[part], counts = _made(table, source.made)
+                sources[part] = source.told | {"counts": counts | _left_out(table, told["retired"])}
+    graph = MultiGraph.from_edge_index(
+        {name: table.edge_index for name, table in tables.items()},
+        len(genes),
+        edge_weight={name: table.weight for name, table in tables.items() if table.weight is not None},
+        undirected=[name for name in tables if not sources[name]["options"]["directed"]],
+        names=genes,
+    )
+    file = {"path": config.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return Cell(graph, {"version": __version__, "config": file, **told, "relations": sources})
+
+
+def read_sources(path: str | PathLike[str]) -> dict[str, Any]:
+    """Where the relations of a cell come from, as `Cell.sources` has it, from the file that `Cell.save` wrote.
+
+    Raises:
+        ValueError: a file of a graph without sources, no file of a graph, or a damaged one.
+    """
+    notes = notes_of(path)
+    require("sources" in notes, f"path: {str(path)!r} holds a graph without its sources")
+    return dict(json.loads(notes["sources"]))
+
+
+# ------------------------------------------------------------------------------------------------------- configuration
+
+
+class _Source(NamedTuple):
+    """One table of the configuration."""
+
+    config: Path
+    table: str  # its name
+    reader: Callable[..., Any]
+    path: Path
+    options: dict[str, Any]  # of the reader
+    made: dict[str, Any]  # what else is done with what it returns
+    told: dict[str, Any]  # file, reader and options, in JSON's types
+
+    @classmethod
+    def of(
+        cls,
+        config: Path,
+        table: str,
+        entry: Any,
+        readers: Mapping[str, Callable[..., Any]],
+        others: Mapping[str, Any] | None = None,
+    ) -> _Source:
+        """Check a table, its keys and its path."""
+        where = f"{config}: {table}"
+        if not isinstance(entry, dict):
+            raise TypeError(f"{where}: expected a table, got {describe(entry)}")
+        for key in ("path", "reader"):
+            require(key in entry, f"{where}: expected the key {key!r}, its keys are {', '.join(entry) or 'none'}")
+            require(isinstance(entry[key], str), f"{where}.{key}: expected a string, got {describe(entry[key])}")
+        if entry["reader"] not in readers:
+            unknown(f"{where}.reader", entry["reader"], readers)
+        reader = readers[entry["reader"]]
+        parameters = inspect.signature(reader).parameters.values()
+        allowed = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+        if "rename" in allowed:
+            allowed = allowed - {"rename"} | {"remove"}
+        made = dict(others or {})
+        options = {}
+        for key, value in entry.items():
+            if key in made:
+                kind = type(made[key])
+                require(isinstance(value, kind), f"{where}.{key}: expected a {kind.__name__}, got {describe(value)}")
+                made[key] = value
+            elif key not in ("path", "reader"):
+                if key not in allowed:
+                    unknown(f"{where}: key", key, ("path", "reader", *made, *sorted(allowed)))
+                options[key] = value
+        for p in parameters:
+            needed = p.kind is p.KEYWORD_ONLY and p.default is p.empty
+            require(not needed or p.name in options, f"{where}: the reader {entry['reader']!r} needs the key {p.name!r}")
+        path = config.parent / entry["path"]
+        if not path.is_file():
+            raise FileNotFoundError(f"{where}.path: no file {str(path)!r}")
+        content = path.read_bytes()
+        told = {
+            "path": entry["path"],
+            "bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "reader": entry["reader"],
+            "options": options | made,
+        }
+        if "remove" in options:
+            options = {key: value for key, value in options.items() if key != "remove"} | {
+                "rename": _without(where, entry["remove"])
+            }
+        return cls(config, table, reader, path, options, made, told)
+
+    def read(self, *genes: GeneList) -> Any:
+        """What the reader returns."""
+        with self.blamed():
+            return self.reader(self.path, *genes, **self.options)
+
+    @contextmanager
+    def blamed(self) -> Iterator[None]:
+        """Errors name the configuration, the table and, where it is a key's value, the key."""
+        try:
+            yield
+        except (ValueError, TypeError) as error:
+            argument = re.match(r"(\w+)[\[:]", str(error))
+            is_key = argument is not None and argument[1] in {**self.options, **self.made}
+            raise type(error)(f"{self.config}: {self.table}{'.' if is_key else ': '}{error}") from error
+
+
+def _without(where: str, pattern: Any) -> Callable[[str], str]:
+    """Cuts the matches of a regular expression out of names."""
+    require(isinstance(pattern, str), f"{where}.remove: expected a regular expression, got {describe(pattern)}")
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{where}.remove: {pattern!r} is no regular expression: {error}") from error
+    return lambda name: compiled.sub("", name)
+
+
+def _genes(config: Path, given: Mapping[str, Any]) -> tuple[GeneList, dict[str, Any]]:
+    """The gene list with all aliases, and what is told of it."""
+    require("genes" in given, f"{config}: expected the table [genes]")
+    source = _Source.of(config, "genes", given["genes"], _GENES)
+    found = source.read()
+    ambiguous: dict[str, Sequence[str]] = {}
+    retired: dict[str, str] = {}
+    aliases = []
+    genes = found
+    if isinstance(found, GeneNames):
+        genes, ambiguous, retired = found.genes, dict(found.ambiguous), dict(found.retired)
+    entries = given.get("aliases", [])
+    if not isinstance(entries, list):
+        raise TypeError(f"{config}: aliases: expected tables [[aliases]], got {describe(entries)}")
+    for at, entry in enumerate(entries):
+        more = _Source.of(config, f"aliases[{at}]", entry, _ALIASES)
+        named = more.read(genes)
+        genes, ambiguous, retired = named.genes, ambiguous | dict(named.ambiguous), retired | dict(named.retired)
+        aliases.append(more.told | {"counts": _left_out(named, {})})
+    told = source.told | {"counts": {"genes": len(genes), "aliases": len(genes.aliases)}, "digest": genes.digest()}
+    return genes, {
+        "genes": told,
+        "aliases": aliases,
+        "ambiguous": {alias: list(names) for alias, names in sorted(ambiguous.items())},
+        "retired": retired,
+    }
+
+
+# ------------------------------------------------------------------------------------------------------- relations
+
+
+def _made(table: EdgeTable, made: Mapping[str, Any]) -> tuple[EdgeTable, dict[str, int]]:
+    """Each pair once, with its weight, and counts of what was merged."""
+    weight = table.weight.abs() if table.weight is not None and made["weighted"] else None
+    table = replace(table, weight=weight)
+    if made["duplicates"] == "error" and not made["directed"]:  # nor may the two directions differ
+        replace(table, edge_index=table.edge_index.sort(0).values).merged("error")
+    edge_index, merged, repeated = table.merged(made["duplicates"])
+    pairs = edge_index if made["directed"] else edge_index.sort(0).values.unique(dim=1)
+    counts = {
+        "lines": table.num_lines,
+        "repeated": repeated,
+        "pairs": pairs.shape[1],
+        "genes": pairs.unique().numel(),
+        "self_loops": int((pairs[0] == pairs[1]).sum()),
+        "weight_0": 0 if merged is None else int((merged == 0).sum()),
+    }
+    return replace(table, edge_index=edge_index, weight=merged), counts
+
+
+def _left_out(table: EdgeTable | GeneNames, retired: Mapping[str, str]) -> dict[str, Any]:
+    """Lines by reason, unknown names, and names found by alias."""
+    return {
+        "left_out": {reason: len(lines) for reason, lines in table.left_out.items() if len(lines)},
+        "unknown": dict(table.unknown),
+        "by_alias": len(table.by_alias),
+        "retired": {name: gene for name, gene in table.by_alias.items() if name in retired},
+    }
+
+
+# ------------------------------------------------------------------------------------------------------- report
+
+
+def _report(graph: MultiGraph, sources: Mapping[str, Any]) -> str:
+    genes, names = sources["genes"], graph.names
+    assert names is not None
+    alone = torch.ones(len(names), dtype=torch.bool)
+    for relation in graph.relations:
+        alone[graph.edge_index(relation).flatten()] = False
+    without_edge = [names[i] for i in alone.nonzero()[:, 0].tolist()]
+    lines = [
+        f"# {sources['config']['path']}",
+        "",
+        f"{len(names):,} genes of {genes['path']}, with {len(names.aliases):,} aliases; "
+        f"{len(without_edge):,} in no relation{_listed(without_edge)}.",
+        f"Names that two genes claim: {len(sources['ambiguous']):,}{_listed(sources['ambiguous'])}.",
+        f"Retired systematic names: {len(sources['retired']):,}{_listed(sources['retired'])}.",
+        "",
+        "| relation | entries | pairs | genes | most neighbours | of all | lines | left out | repeated | by alias | file |",
+        f"{'|---' * 11}|",
+    ]
+    for name, source in sources["relations"].items():
+        counts = source["counts"]
+        left_out = ", ".join(f"{reason.replace('_', ' ')} {count:,}" for reason, count in counts["left_out"].items())
+        degree, entries = graph.degree(name), graph.num_edges(name)
+        cells = [
+            name + (" (directed)" if source["options"]["directed"] else ""),
+            f"{entries:,}",
+            f"{counts['pairs']:,}",
+            f"{counts['genes']:,}",
+            f"{int(degree.max()):,}",
+            f"{entries / len(names) ** 2:.2%}",
+            f"{counts['lines']:,}",
+            left_out or "none",
+            f"{counts['repeated']:,}",
+            f"{counts['by_alias']:,}",
+            source["path"],
+        ]
+        lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
+    for name, source in sources["relations"].items():
+        counts = source["counts"]
+        told = {
+            "unknown names": [f"{gene} ({count})" for gene, count in counts["unknown"].items()],
+            "retired names": [f"{old} (now {new})" for old, new in counts["retired"].items()],
+        }
+        for what, some in told.items():
+            lines += ["", f"{name}: {len(some):,} {what}{_listed(some)}."] if some else []
+        for what, count in (("self-loops", counts["self_loops"]), ("edges of weight 0, which are none", counts["weight_0"])):
+            lines += ["", f"{name}: {count:,} {what}."] if count else []
+    return "\n".join(lines) + "\n"
+
+
+def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:
+    shown = ", ".join([*names][:_SHOWN]) + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")
+    return f": {shown}" if shown else ""
+
+
+def _degrees(graph: MultiGraph) -> bytes | None:
+    """How many genes have how many neighbours or more, a line a relation, as PNG; None without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    figure = Figure(figsize=(8, 4.5), layout="constrained")  # without pyplot: nothing of it is global
+    axis = figure.add_subplot()
+    for name in graph.relations:
+        degree = graph.degree(name).sort(descending=True).values
+        degree = degree[degree > 0]
+        axis.plot(degree.tolist(), range(1, len(degree) + 1), drawstyle="steps-post", label=name)
+    axis.set(
+        xlabel="neighbours (of directed relations: targets)", ylabel="genes with as many or more", xscale="log", yscale="log"
+    )
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=7, frameon=False)
+    image = io.BytesIO()
+    figure.savefig(image, dpi=130, format="png", metadata={"Software": None})
+    return image.getvalue()

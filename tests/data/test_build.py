@@ -1,0 +1,236 @@
+"""A cell made of files: the graph, its sources in the file, the report, and what a configuration may not say."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cellattn import MultiGraph
+from cellattn.data import build_cell, read_sources
+from cellattn.data.__main__ import main
+
+FILES = {
+    "tables/SGD_features.tab": "".join(
+        "\t".join(["S1", kind, "Verified", name, standard, aliases, *[""] * 10]) + "\n"
+        for kind, name, standard, aliases in (
+            ("ORF", "YAL001C", "TFC3", "YAL999C"),
+            ("ORF", "YAL015C", "NTG1", "X"),
+            ("ORF", "YBL007C", "SLA1", "X"),
+            ("CDS", "", "", ""),
+            ("ORF", "YCR001W", "", ""),
+        )
+    ),
+    "aliases.tsv": "#string_protein_id\talias\tsource\n4932.YAL001C\tTSV115\tSGD\n4932.YZZ\tZ\tSGD\n",
+    "links.txt": (
+        "protein1 protein2 neighborhood fusion combined_score\n4932.YAL001C 4932.YAL015C 300 0 800\n"
+        "4932.YAL015C 4932.YAL001C 300 0 800\n4932.YAL001C 4932.YXX 1 1 900\n4932.YBL007C 4932.YAL001C 0 100 100\n"
+    ),
+    "edges.tsv": "YAL999C\tNTG1_1\t0.5\nTSV115\tYAL015C_2\t0.25\nYAL015C\tYAL001C\t-1\nYBL007C\tYBL007C\t0\nX\tTFC3\t1\n",
+}
+CONFIG = """
+[genes]
+reader = "sgd"
+path = "tables/SGD_features.tab"
+
+[[aliases]]
+reader = "string"
+path = "aliases.tsv"
+
+[relations.physical]
+reader = "string"
+path = "links.txt"
+score_threshold = 400
+
+[relations.string]
+reader = "string"
+path = "links.txt"
+channels = "all"
+weighted = false
+
+[relations.list]
+reader = "edge-list"
+path = "edges.tsv"
+remove = "_.*$"
+signed = true
+directed = true
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "cell.toml").write_text(CONFIG)
+    return tmp_path
+
+
+def changed(folder: Path, old: str, new: str) -> Path:
+    assert old in CONFIG
+    (folder / "cell.toml").write_text(CONFIG.replace(old, new))
+    return folder / "cell.toml"
+
+
+def edges(graph: MultiGraph, relation: str) -> list[tuple[Any, ...]]:
+    return list(zip(*graph.edge_index(relation).tolist(), graph.weight(relation).tolist(), strict=True))
+
+
+def test_the_graph_of_the_files(folder: Path) -> None:
+    graph = build_cell(folder / "cell.toml").graph
+    assert graph.names is not None
+    assert graph.names.names == ("YAL001C", "YAL015C", "YBL007C", "YCR001W")
+    assert graph.relations == ("physical", "string_neighborhood", "string_fusion", "list")
+    assert edges(graph, "physical") == [(0, 1, 800), (1, 0, 800)]
+    assert edges(graph, "string_neighborhood") == [(0, 1, 1), (1, 0, 1)]
+    assert edges(graph, "string_fusion") == [(0, 2, 1), (2, 0, 1)]
+    assert edges(graph, "list") == [(0, 1, 0.5), (1, 0, 1)]  # X stands for two genes, and a weight of 0 is no edge
+
+
+@pytest.mark.parametrize(
+    ("duplicates", "directed", "expected"),
+    [
+        ("max", True, [(0, 1, 0.5), (1, 0, 1)]),
+        ("mean", True, [(0, 1, 0.375), (1, 0, 1)]),
+        ("sum", True, [(0, 1, 0.75), (1, 0, 1)]),
+        ("sum", False, [(0, 1, 1), (1, 0, 1)]),
+        ("error", True, "genes (0, 1) from 0.25 to 0.5"),
+        ("error", False, "genes (0, 1) from 0.25 to 1"),
+    ],
+)
+def test_pairs_of_several_lines(folder: Path, duplicates: str, directed: bool, expected: Any) -> None:
+    new = f'duplicates = "{duplicates}"\ndirected = {str(directed).lower()}'
+    path = changed(folder, "directed = true", new)
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=re.escape("cell.toml: relations.list: ") + ".*" + re.escape(expected)):
+            build_cell(path)
+    else:
+        assert edges(build_cell(path).graph, "list") == expected
+
+
+def test_the_command_and_what_it_writes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = folder / "cell.safetensors"
+    assert main(["build", str(folder / "cell.toml"), "--out", str(out)]) == 0
+    said, page = capsys.readouterr().out, (folder / "cell.md").read_text()
+    assert page.partition("\n![")[0] in said
+    cell = build_cell(folder / "cell.toml")
+    assert MultiGraph.load(out) == cell.graph
+    sources = read_sources(out)
+    assert sources == cell.sources  # of a second time: no clock and no machine is in them
+    physical = sources["relations"]["physical"]
+    content = (folder / "links.txt").read_bytes()
+    assert (physical["path"], physical["bytes"]) == ("links.txt", len(content))
+    assert physical["sha256"] == hashlib.sha256(content).hexdigest()
+    assert physical["options"] == {"score_threshold": 400, "directed": False, "weighted": True, "duplicates": "max"}
+    assert physical["counts"]["left_out"] == {"unknown": 1, "below_threshold": 1}
+    assert sources["relations"]["list"]["counts"]["retired"] == {"YAL999C": "YAL001C"}
+    assert sources["genes"]["counts"] == {"genes": 4, "aliases": 5}
+    for text in (
+        "4 genes of tables/SGD_features.tab, with 5 aliases; 1 in no relation: YCR001W.",
+        "Names that two genes claim: 1: X.",
+        "| physical | 2 | 1 | 2 | 1 | 12.50% | 4 | unknown 1, below threshold 1 | 0 | 0 | links.txt |",
+        "| list (directed) | 2 | 3 | 3 | 1 | 12.50% | 5 | unknown 1 | 1 | 4 | edges.tsv |",
+        "physical: 1 unknown names: YXX (1).",
+        "list: 1 retired names: YAL999C (now YAL001C).",
+        "list: 1 edges of weight 0, which are none.",
+    ):
+        assert text in page
+
+
+def test_figure_or_a_word_without_it(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["build", str(folder / "cell.toml"), "--out", str(folder / "cell.safetensors")]
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib.figure", None)
+        assert main(arguments) == 0
+        assert "matplotlib is not installed (`pip install 'cellattn[bench]'`)" in capsys.readouterr().out
+        assert "matplotlib is not installed" in (folder / "cell.md").read_text()
+        assert not (folder / "cell.png").exists()
+    pytest.importorskip("matplotlib")
+    assert main(arguments) == 0
+    assert (folder / "cell.png").read_bytes().startswith(b"\x89PNG")
+    assert "![degrees](cell.png)" in (folder / "cell.md").read_text()
+
+
+BAD = {
+    "no-toml": ("[genes]", "[genes", "cell.toml: no TOML: "),
+    "no-genes": ("[genes]", "[gene]", "cell.toml: key: unknown value 'gene', .*did you mean 'genes'"),
+    "no-path": ('path = "links.txt"\nscore', "score", "relations.physical: expected the key 'path'"),
+    "no-file": ('path = "links.txt"\nscore', 'path = "gone.txt"\nscore', r"relations.physical.path: no file .*gone\.txt"),
+    "path-type": ('path = "edges.tsv"', "path = 3", "relations.list.path: expected a string, got int 3"),
+    "reader": (
+        'reader = "edge-list"',
+        'reader = "edgelist"',
+        "relations.list.reader: unknown value .*did you mean 'edge-list'",
+    ),
+    "key": ("score_threshold", "score_treshold", "relations.physical: key: unknown value .*did you mean 'score_threshold'"),
+    "value": ("= 400", "= 4000", r"relations.physical.score_threshold: expected a score in \[0, 1000\], got 4000"),
+    "type": ("= 400", '= "a"', "relations.physical.score_threshold: expected a number, got str 'a'"),
+    "own-type": ("directed = true", "directed = 1", "relations.list.directed: expected a bool, got int 1"),
+    "duplicates": ("directed = true", 'duplicates = "min"', "relations.list.duplicates: unknown value 'min'"),
+    "channel": ('"all"', '["coexpression"]', "relations.string.channels: .*no column 'coexpression'"),
+    "remove": ('"_.*$"', '"("', r"relations.list.remove: '\(' is no regular expression"),
+    "line": ("signed = true", "signed = false", r"relations.list: .*edges\.tsv, line 3: column 2 is '-1'"),
+    "twice": ("[relations.list]", "[relations.string_fusion]", "there is a relation 'string_fusion' already"),
+    "aliases": ("[[aliases]]", "[aliases]", r"aliases: expected tables \[\[aliases\]\]"),
+    "alias-reader": (
+        '[[aliases]]\nreader = "string"',
+        '[[aliases]]\nreader = "sgd"',
+        r"aliases\[0\].reader: unknown value 'sgd'",
+    ),
+    "needed": ('reader = "edge-list"', 'reader = "table"', "relations.list: the reader 'table' needs the key 'source'"),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "message"), BAD.values(), ids=BAD)
+def test_bad_configurations(folder: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, message: str) -> None:
+    path = changed(folder, old, new)
+    assert main(["build", str(path), "--out", str(folder / "cell.safetensors")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {path}: ")
+    assert re.search(message, said), said
+    assert not (folder / "cell.safetensors").exists()
+
+
+def test_no_relations_or_another_name_for_the_file(folder: Path) -> None:
+    path = changed(folder, CONFIG[CONFIG.index("[relations") :], "")
+    with pytest.raises(ValueError, match=r"cell\.toml: relations: expected at least one table"):
+        build_cell(path)
+    (folder / "cell.toml").write_text(CONFIG)
+    with pytest.raises(ValueError, match=r"expected a file that ends in \.safetensors"):
+        build_cell(path).save(folder / "cell.pt")
+    with pytest.raises(FileNotFoundError):
+        build_cell(folder / "none.toml")
+
+
+def test_sources_of_other_files(folder: Path) -> None:
+    graph = build_cell(folder / "cell.toml").graph
+    graph.save(folder / "g.safetensors")
+    with pytest.raises(ValueError, match="holds a graph without its sources"):
+        read_sources(folder / "g.safetensors")
+    with pytest.raises(ValueError, match="notes: expected strings, under names other than format"):
+        graph.save(folder / "g.safetensors", notes={"names": "x"})
+    graph.save(folder / "g.safetensors", notes={"sources": '{"a": 1}', "z": "y"})
+    assert read_sources(folder / "g.safetensors") == {"a": 1}
+    assert MultiGraph.load(folder / "g.safetensors") == graph
+    content = (folder / "g.safetensors").read_bytes().replace(b'{\\"a\\": 1}', b'{\\"a\\": 2}')
+    (folder / "g.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match="its checksum does not fit"):
+        read_sources(folder / "g.safetensors")
+
+
+def test_real_tables_make_a_cell(yeast_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "cell.toml").write_text(
+        f'[genes]\nreader = "table"\npath = "{yeast_dir}/genes.tsv.gz"\nname = "systematic"\nalias = "standard"\n'
+        f'[relations.complex]\nreader = "edge-list"\npath = "{yeast_dir}/bionic_Krogan-2006.tsv.gz"\n'
+        f'[relations.regulatory]\nreader = "table"\npath = "{yeast_dir}/yeastract2019_regulatory.tsv.gz"\n'
+        'source = "tf"\ntarget = "target"\nweight = "value"\ndirected = true\n'
+    )
+    cell = build_cell(tmp_path / "cell.toml")
+    assert (cell.graph.num_edges("complex"), cell.graph.num_edges("regulatory")) == (2 * 7055, 11350)
+    assert torch.equal(cell.graph.weight("complex"), torch.ones(2 * 7055))
+    assert cell.sources["relations"]["complex"]["counts"]["left_out"] == {"unknown": 20}
