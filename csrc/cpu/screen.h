@@ -41,6 +41,7 @@ struct Readout {
 // z = sum_e a_e + (sum_n prod_e w_en v_n + sum_e prod_f w_f,g(e) (change_e)) / total, by head, total = sum_n prod_e w_en bias_n
 struct CrossAttention {
   const int64_t *sets, *rows, *genes;  // [B, k]: entries, rows of w, genes
+  const int64_t* turn;                 // [B], the order in which sets are taken
   int64_t num_sets, size, heads, num_genes, head_dim;
   const float* w;       // [R, heads, N]
   const float* bias;    // [heads, N]

@@ -4,7 +4,7 @@
 namespace {
 
 constexpr int kLanes = CELLATTN_VECTOR_BYTES / sizeof(float);
-constexpr int kTileRows = CELLATTN_VECTOR_BYTES == 64 ? 12 : 6;  // rows and vectors of a tile: its sums fill the registers
+constexpr int kTileSums = CELLATTN_VECTOR_BYTES == 64 ? 24 : 12;  // vectors that a tile adds up: as many as the registers hold
 constexpr int kTileCols = 2 * kLanes;
 
 typedef float Floats __attribute__((vector_size(CELLATTN_VECTOR_BYTES)));
@@ -68,8 +68,15 @@ inline Floats gelu(Floats x) {
 
 // ----------------------------------------------------------------------------------------------------------- products
 
-// Where the tiles of `cols` columns begin: `kTileCols` wide, a last one of one vector where that is enough.
 inline int64_t packed_cols(int64_t cols) { return padded(cols, kLanes); }
+
+// Vectors of the tile that begins at a column, of columns up to `end`: two, or at the end three or one, since one alone takes as long
+// as two. No tile lies across a multiple of kDepth.
+inline int tile_vectors(int64_t col, int64_t end) {
+  const int64_t left = (end - col) / kLanes;
+  if (left == 3 && (col + kTileCols) % kDepth != 0) return 3;
+  return left < 2 ? 1 : 2;
+}
 
 // What is done with a product, by its first column. Types and not lambdas, which are not compiled for the instruction set.
 struct AsItIs {
@@ -81,14 +88,14 @@ struct GeluPlusBias {
   Floats operator()(Floats x, int64_t col) const { return gelu(x + load(bias + col)); }
 };
 
-template <int Vectors>
-inline void tile(const float* a, int64_t lda, const float* b, int64_t depth, Floats (&sum)[kTileRows][Vectors]) {
+template <int Rows, int Vectors>
+inline void tile(const float* a, int64_t lda, const float* b, int64_t depth, Floats (&sum)[Rows][Vectors]) {
   for (int64_t d = 0; d < depth; ++d) {
     Floats column[Vectors];
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) column[v] = load(b + (d * Vectors + v) * kLanes);
 #pragma GCC unroll 12
-    for (int r = 0; r < kTileRows; ++r) {
+    for (int r = 0; r < Rows; ++r) {
       const Floats row = all(a[r * lda + d]);
 #pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v) sum[r][v] += row * column[v];
@@ -100,19 +107,20 @@ template <int Vectors, class Finish>
 inline void tile_column(
     const float* a, int64_t lda, int64_t rows, const float* b, int64_t depth, float* c, int64_t ldc, int64_t col, bool add,
     const Finish& finish) {
-  for (int64_t row = 0; row < rows; row += kTileRows) {
-    Floats sum[kTileRows][Vectors] = {};
+  constexpr int kRows = Vectors == 3 ? kTileSums / 3 : kTileSums / 2;
+  for (int64_t row = 0; row < rows; row += kRows) {
+    Floats sum[kRows][Vectors] = {};
     float* to = c + row * ldc + col;
     if (add) {
 #pragma GCC unroll 12
-      for (int r = 0; r < kTileRows; ++r) {
+      for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
         for (int v = 0; v < Vectors; ++v) sum[r][v] = load(to + r * ldc + v * kLanes);
       }
     }
-    tile<Vectors>(a + row * lda, lda, b, depth, sum);
+    tile<kRows, Vectors>(a + row * lda, lda, b, depth, sum);
 #pragma GCC unroll 12
-    for (int r = 0; r < kTileRows; ++r) {
+    for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v) store(to + r * ldc + v * kLanes, finish(sum[r][v], col + v * kLanes));
     }
@@ -120,20 +128,25 @@ inline void tile_column(
 }
 
 // c [rows, cols] = finish(a [rows, depth] b, first column of the vector), added to what is there where `add`; depth at most
-// kDepth. Rows up to a multiple of kTileRows and columns up to one of kLanes are read and written.
+// kDepth. Rows up to a multiple of a tile's and columns up to one of kLanes are read and written.
 template <class Finish>
 inline void product_block(
     const float* a, int64_t lda, int64_t rows, const float* b, int64_t depth, int64_t cols, float* c, int64_t ldc, bool add,
     const Finish& finish) {
   const int64_t end = packed_cols(cols);
-  int64_t col = 0;
-  for (; col + kTileCols <= end; col += kTileCols) {
-    tile_column<2>(a, lda, rows, b + col * depth, depth, c, ldc, col, add, finish);
+  for (int64_t col = 0; col < end;) {
+    const int vectors = tile_vectors(col, end);
+    const float* from = b + col * depth;
+    switch (vectors) {
+      case 1: tile_column<1>(a, lda, rows, from, depth, c, ldc, col, add, finish); break;
+      case 2: tile_column<2>(a, lda, rows, from, depth, c, ldc, col, add, finish); break;
+      case 3: tile_column<3>(a, lda, rows, from, depth, c, ldc, col, add, finish); break;
+    }
+    col += vectors * kLanes;
   }
-  if (col < end) tile_column<1>(a, lda, rows, b + col * depth, depth, c, ldc, col, add, finish);
 }
 
-// c = finish(a b) for columns [first, last) of b: first a multiple of kTileCols, last one too or all there are.
+// c = finish(a b) for columns [first, last) of b: both multiples of kDepth, or last all there are.
 template <class Finish>
 inline void product(
     const float* a, int64_t lda, int64_t rows, const Packed& b, int64_t first, int64_t last, float* c, int64_t ldc,
@@ -258,6 +271,27 @@ inline void multiply(const float* x, const float* y, int64_t n, float* out) {
   for (; i < n; ++i) out[i] = x[i] * y[i];
 }
 
+// a [depth] = the product of a set's weights of genes [from, from + depth) in head h; `others`, all but the first of them, is that of
+// the set before where these are the same.
+template <int Size>
+inline void weights_of_set(
+    const CrossAttention& task, const int64_t* row, const int64_t* before, int64_t h, int64_t from, int64_t depth, float* others,
+    float* a) {
+  const float* w[Size];
+  for (int e = 0; e < Size; ++e) w[e] = task.w + (row[e] * task.heads + h) * task.num_genes + from;
+  if constexpr (Size == 1) {
+    std::memcpy(a, w[0], depth * sizeof *a);
+  } else if constexpr (Size == 2) {
+    multiply(w[0], w[1], depth, a);
+  } else {
+    if (before == nullptr || std::memcmp(row + 1, before + 1, (Size - 1) * sizeof *row) != 0) {
+      multiply(w[1], w[2], depth, others);
+      for (int e = 3; e < Size; ++e) multiply(others, w[e], depth, others);
+    }
+    multiply(others, w[0], depth, a);
+  }
+}
+
 template <int Size>
 inline void cross(const CrossAttention& task, int64_t begin, int64_t end, float* scratch) {
   const int64_t n = task.num_genes, d = task.head_dim, dim = task.heads * d, rows = end - begin;
@@ -267,30 +301,28 @@ inline void cross(const CrossAttention& task, int64_t begin, int64_t end, float*
     const float* packed = task.packed + h * n * packed_cols(d + 1);
     for (int64_t from = 0; from < n; from += kDepth) {
       const int64_t depth = n - from < kDepth ? n - from : kDepth;
+      const int64_t* before = nullptr;
       for (int64_t b = begin; b < end; ++b) {
-        const int64_t* row = task.rows + b * Size;
-        // sets come in an order in which most differ from the one before in their first gene alone
-        if (b == begin || std::memcmp(row + 1, row + 1 - Size, (Size - 1) * sizeof *row) != 0) {
-          for (int64_t i = 0; i < depth; ++i) others[i] = 1;
-          for (int e = 1; e < Size; ++e) multiply(others, task.w + (row[e] * task.heads + h) * n + from, depth, others);
-        }
-        multiply(others, task.w + (row[0] * task.heads + h) * n + from, depth, a + (b - begin) * kDepth);
+        const int64_t* row = task.rows + task.turn[b] * Size;
+        weights_of_set<Size>(task, row, before, h, from, depth, others, a + (b - begin) * kDepth);
+        before = row;
       }
       product_block(
           a, kDepth, rows, packed + from * packed_cols(d + 1), depth, d + 1, c, width, from > 0, AsItIs{});
     }
     for (int64_t b = begin; b < end; ++b) {
-      float* sum = c + (b - begin) * width;
-      const int64_t* entry = task.sets + b * Size;
-      float* out = task.out + b * dim + h * d;
+      const int64_t set = task.turn[b];
+      const float* sum = c + (b - begin) * width;
+      const int64_t* entry = task.sets + set * Size;
+      float* out = task.out + set * dim + h * d;
       float beta[Size];
       for (int e = 0; e < Size; ++e) {
-        const int64_t gene = task.genes[b * Size + e];
+        const int64_t gene = task.genes[set * Size + e];
         beta[e] = task.bias[h * n + gene];
-        for (int f = 0; f < Size; ++f) beta[e] *= task.w[(task.rows[b * Size + f] * task.heads + h) * n + gene];
+        for (int f = 0; f < Size; ++f) beta[e] *= task.w[(task.rows[set * Size + f] * task.heads + h) * n + gene];
       }
       const float whole = sum[d], inverse = 1.0f / whole;
-      task.total[b * task.heads + h] = whole;
+      task.total[set * task.heads + h] = whole;
       for (int64_t j = 0; j < d; ++j) {
         float x = sum[j], own = 0;
         for (int e = 0; e < Size; ++e) {
@@ -311,11 +343,12 @@ void pack(const float* from, int64_t by_depth, int64_t by_col, int64_t depth, in
   const int64_t end = packed_cols(cols);
   for (int64_t d0 = 0; d0 < depth; d0 += kDepth) {
     const int64_t last = depth - d0 < kDepth ? depth : d0 + kDepth;
-    for (int64_t col = 0; col < end; col += kTileCols) {
-      const int64_t width = end - col < kTileCols ? end - col : kTileCols;
+    for (int64_t col = 0; col < end;) {
+      const int64_t past = col + tile_vectors(col, end) * kLanes;
       for (int64_t d = d0; d < last; ++d) {
-        for (int64_t c = col; c < col + width; ++c) *to++ = c < cols ? from[d * by_depth + c * by_col] : 0.0f;
+        for (int64_t c = col; c < past; ++c) *to++ = c < cols ? from[d * by_depth + c * by_col] : 0.0f;
       }
+      col = past;
     }
   }
 }
