@@ -200,6 +200,22 @@ def perturbation_attention(
     return torch.cat(z, -2) if z else query.new_zeros(*query.shape[:-1], value.shape[-1])
 
 
+def set_attention(
+    q: Tensor, k: Tensor, v: Tensor, ptr: Tensor, *, null_score: Tensor | None = None, null_value: Tensor | None = None
+) -> Tensor:
+    """Entries [nnz, H, D] attend to those of their set; a null sink, of scores [nnz, H] and value [H, D], is one more."""
+    out = []
+    for b in range(ptr.numel() - 1):
+        mine = slice(int(ptr[b]), int(ptr[b + 1]))
+        scores = torch.einsum("ihd,jhd->hij", q[mine], k[mine]) / sqrt(q.shape[-1])
+        values = v[mine].transpose(0, 1)
+        if null_score is not None and null_value is not None:
+            scores = torch.cat([scores, null_score[mine].t()[..., None]], -1)
+            values = torch.cat([values, null_value[:, None]], 1)
+        out.append((scores.softmax(-1) @ values).transpose(0, 1))
+    return torch.cat([v[:0], *out])
+
+
 def khop_mask(
     graph: MultiGraph,
     seeds: Tensor,

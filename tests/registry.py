@@ -272,6 +272,10 @@ MODELS: dict[str, Entry] = {
         ["nn.CellEncoder"], lambda module, **x: module(graph=GRAPH, **x), {"x": draw(N, 8)}, indices={"rows": ROWS},
         module=lambda: models.CellEncoder(8, 2, 2, ties=[(1, 0, "b", 0.5)], norm="post"),
     ),
+    "CellEncoder rezero": Entry(
+        ["nn.CellEncoder"], lambda module, **x: module(graph=GRAPH, **x), {"x": draw(N, 8)}, indices={"rows": ROWS},
+        module=lambda: models.CellEncoder(8, 1, 2, ties=[(0, 0, "a", 0.5, {"loss": "bce"})], norm="rezero"),
+    ),
     "GraphRegularizedAttention": Entry(
         ["nn.GraphRegularizedAttention"], lambda module, **x: module(graph=GRAPH, **x), {"x": draw(2, T, 8)},
         indices={"rows": ROWS}, module=lambda: models.GraphRegularizedAttention(8, 2, ties=[("a", 1)]),
@@ -280,6 +284,13 @@ MODELS: dict[str, Entry] = {
         ["nn.PerturbationHead"], lambda module, **x: module(**x), {"h_cls": draw(8), "h": draw(N, 8)}, indices=MUTANTS,
         module=lambda: models.PerturbationHead(8, num_types=NUM_TYPES, pool=("sum", "pairwise"), num_heads=2),
     ),
+    "PerturbationHead published": Entry(
+        ["nn.PerturbationHead"], lambda module, **x: module(**x), {"h_cls": draw(8), "h": draw(N, 8)}, indices=MUTANTS,
+        module=lambda: models.PerturbationHead(
+            8, num_types=None, pool="readout_sum", num_heads=0, activation="relu", readout_residual="rezero",
+            readout_null_sink=0.0,
+        ),
+    ),
     "HyperSAGNN": Entry(
         ["nn.HyperSAGNN"], lambda module, **x: module(**x), {"x": draw(len(SEEDS), 8)}, indices={"ptr": PTR},
         module=lambda: models.HyperSAGNN(8, 2),
@@ -287,6 +298,10 @@ MODELS: dict[str, Entry] = {
     "PerturbedGeneReadout": Entry(
         ["nn.PerturbedGeneReadout"], lambda module, **x: module(**x), {"x": draw(len(SEEDS), 8)}, indices={"ptr": PTR},
         module=lambda: models.PerturbedGeneReadout(8, 2),
+    ),
+    "PerturbedGeneReadout of all genes": Entry(
+        ["nn.PerturbedGeneReadout"], lambda module, **x: module(**x), {"x": draw(len(SEEDS), 8), "genes": draw(N, 8)},
+        indices={"ptr": PTR}, module=lambda: models.PerturbedGeneReadout(8, 2, residual="rezero", null_sink=0.0, max_size=2),
     ),
 }  # fmt: skip
 

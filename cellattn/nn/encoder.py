@@ -26,7 +26,7 @@ class Tie(NamedTuple):
 
 
 class EncoderLayer(nn.Module):
-    """x + Attention, then x + FFN, each residual branch normalised before ("pre") or after ("post") it is added."""
+    """x + Attention, then x + FFN, normalised before ("pre") or after ("post") it is added, or scaled from 0 on ("rezero")."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class EncoderLayer(nn.Module):
         **loss_options: Unpack[GraphLossOptions],
     ) -> None:
         super().__init__()
-        self.pre_norm = norm == "pre"
+        self.pre_norm = norm != "post"
         self.attention = GraphRegularizedAttention(
             dim,
             num_heads,
@@ -56,7 +56,8 @@ class EncoderLayer(nn.Module):
             **loss_options,
         )
         self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU(), nn.Linear(ffn_dim, dim))
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.norm1, self.norm2 = (nn.Identity() if norm == "rezero" else nn.LayerNorm(dim) for _ in range(2))
+        self.rezero = nn.Parameter(torch.zeros(2)) if norm == "rezero" else None
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -64,9 +65,10 @@ class EncoderLayer(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Tokens [..., 1 + N, dim] to tokens of the same shape, and the losses of the layer's ties."""
         if self.pre_norm:
+            by_attention, by_ffn = (1.0, 1.0) if self.rezero is None else self.rezero
             y, losses = self.attention(self.norm1(x), graph, rows=rows, generator=generator)
-            x = x + self.dropout(y)
-            return x + self.dropout(self.ffn(self.norm2(x))), losses
+            x = x + by_attention * self.dropout(y)
+            return x + by_ffn * self.dropout(self.ffn(self.norm2(x))), losses
         y, losses = self.attention(x, graph, rows=rows, generator=generator)
         x = self.norm1(x + self.dropout(y))
         return self.norm2(x + self.dropout(self.ffn(x))), losses
@@ -84,7 +86,8 @@ class CellEncoder(nn.Module):
         masks: entries (layer, head, relation): hard, the head sees CLS, itself and its neighbours alone, see
             `GraphRegularizedAttention`.
         head_dim: width of a head; `dim / num_heads` by default.
-        norm: "pre" (with a last LayerNorm after all layers) or "post".
+        norm: "pre" (with a last LayerNorm after all layers), "post" (as the published model has it) or "rezero": no norms, each
+            branch times a number that is learned from 0 on (`rezero` of the layer), so that the encoder starts as x.
         dropout: probability on the residual branches.
         dropout_p: probability on the entries of the attention maps; the losses see the maps before it.
         ffn_dim: hidden width of the GELU FFN; `4 * dim` by default.
@@ -118,7 +121,7 @@ class CellEncoder(nn.Module):
         require_count("dim", dim, minimum=1)
         require_count("num_layers", num_layers, minimum=0)
         require_count("num_heads", num_heads, minimum=1)
-        require_choice("norm", norm, ("pre", "post"))
+        require_choice("norm", norm, ("pre", "post", "rezero"))
         require_probability("dropout", dropout)
         require_probability("dropout_p", dropout_p)
         check_loss_options(loss_options)

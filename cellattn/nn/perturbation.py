@@ -15,9 +15,10 @@ from ..ops.set_sum import set_mean, set_sum
 from ._check import read_by, require_features, require_max_size, require_perturbations, require_probability
 from .hypersagnn import HyperSAGNN
 from .readout import PerturbedGeneReadout
-from .screening import AdditivePool, HeadScreening, PairwisePool, ReadoutPool, of_all_types
+from .screening import AdditivePool, HeadScreening, PairwisePool, ReadoutPool, linears, of_all_types
 
-POOLS = ("mean", "sum", "hypersagnn", "pairwise", "readout")
+POOLS = ("mean", "sum", "hypersagnn", "pairwise", "readout", "readout_sum")
+ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
 PRESENT = 0  # the perturbation type of every gene outside the set
 
 
@@ -66,28 +67,41 @@ class SetReduce(nn.Module):
         return AdditivePool(u, dtype, mean=self.mean)
 
 
-class ReadoutMean(nn.Module):
-    """Mean over a set of the rows of `PerturbedGeneReadout`; zeros for an empty set."""
+class Unread(nn.Module):
+    """phi(h, m) = h: perturbation types are not read."""
 
-    def __init__(self, dim: int, num_heads: int, *, max_size: int | None) -> None:
+    def forward(self, h: Tensor, types: Tensor) -> Tensor:
+        """h [n, dim]."""
+        return h
+
+
+class ReadoutReduce(nn.Module):
+    """Mean or sum over a set of the rows of `PerturbedGeneReadout`; zeros for an empty set."""
+
+    def __init__(self, readout: PerturbedGeneReadout, *, mean: bool) -> None:
         super().__init__()
-        self.readout = PerturbedGeneReadout(dim, num_heads, max_size=max_size)
+        self.readout, self.mean = readout, mean
 
     def forward(self, u: Tensor, ptr: Tensor) -> Tensor:
         """u [nnz, D], ptr int64 [B+1] -> [B, D]."""
-        return set_mean(self.readout(u, ptr), ptr)
+        rows = self.readout(u, ptr)
+        return set_mean(rows, ptr) if self.mean else set_sum(rows, ptr)
 
     def screening(self, u: Tensor, dtype: torch.dtype) -> ReadoutPool:
         """See `SetPool`."""
-        return self.readout.screening(u, dtype)
+        return self.readout.screening(u, dtype, mean=self.mean)
 
 
-def _pool(kind: str, dim: int, num_heads: int | None, max_size: int | None) -> nn.Module:
+def _pool(
+    kind: str, dim: int, num_heads: int | None, max_size: int | None, residual: str, null_sink: float | None
+) -> nn.Module:
     require_choice("pool", kind, POOLS)
-    if kind in ("hypersagnn", "readout"):
-        module = HyperSAGNN if kind == "hypersagnn" else ReadoutMean
-        default = 4 if dim % 4 == 0 else 1
-        return module(dim, default if num_heads is None else num_heads, max_size=max_size)
+    num_heads = (4 if dim % 4 == 0 else 1) if num_heads is None else num_heads
+    if kind == "hypersagnn":
+        return HyperSAGNN(dim, num_heads, max_size=max_size)
+    if kind in ("readout", "readout_sum"):
+        readout = PerturbedGeneReadout(dim, num_heads, max_size=max_size, residual=residual, null_sink=null_sink)
+        return ReadoutReduce(readout, mean=kind == "readout")
     return PairwiseSum() if kind == "pairwise" else SetReduce(kind)
 
 
@@ -102,16 +116,23 @@ class PerturbationHead(nn.Module):
 
     Without cross-attention z_S = p_S.
 
+    Two published heads, and which options are theirs: the mean of h over S as one query to all genes is `pool="mean"`; all
+    genes attending to S, an FFN, the rows in S pooled and MLP([h_CLS ‖ z]) is `num_types=None, num_heads=0,
+    pool="readout"` (their mean) or `"readout_sum"`, `activation="relu", hidden_dim=dim`, with `readout_residual` and
+    `readout_null_sink` as theirs.
+
     Args:
         dim: width of the encoder's output.
         num_types: number of perturbation types; type 0 is "present", the type of every gene outside the set
-            (`len(cellattn.data.PERTURBATION_TYPES)`).
-        pool: "mean", "sum", "hypersagnn", "readout" (the mean of `PerturbedGeneReadout`) or "pairwise" (the sum over pairs of
-            u_i * u_j, so that interactions of two genes are expressible; a set of one has no pairs and gives zeros), or
-            several, concatenated and projected.
+            (`len(cellattn.data.PERTURBATION_TYPES)`). None: types are not read, phi(h, m) = h.
+        pool: "mean", "sum", "hypersagnn", "readout" or "readout_sum" (mean and sum of `PerturbedGeneReadout`) or "pairwise"
+            (the sum over pairs of u_i * u_j, so that interactions of two genes are expressible; a set of one has no pairs and
+            gives zeros), or several, concatenated and projected.
         num_heads: heads of the cross-attention, a divisor of dim; 0 for none of it.
         pool_heads: heads of the pools "hypersagnn" and "readout"; 4 by default where they divide dim, else 1.
+        readout_residual, readout_null_sink: `residual` and `null_sink` of `PerturbedGeneReadout`, for the pools made of it.
         hidden_dim: hidden width of phi and of the MLP; `2 * dim` by default.
+        activation: of the MLP, "gelu" or "relu".
         out_dim: phenotypes predicted.
         dropout: probability in the hidden layer of the MLP.
         max_size: see `HyperSAGNN`; other pools do not need it.
@@ -124,11 +145,14 @@ class PerturbationHead(nn.Module):
         self,
         dim: int,
         *,
-        num_types: int,
+        num_types: int | None,
         pool: str | Sequence[str] = "sum",
         num_heads: int = 1,
         pool_heads: int | None = None,
+        readout_residual: str = "post",
+        readout_null_sink: float | None = None,
         hidden_dim: int | None = None,
+        activation: str = "gelu",
         out_dim: int = 1,
         dropout: float = 0.1,
         max_size: int | None = None,
@@ -136,14 +160,12 @@ class PerturbationHead(nn.Module):
         super().__init__()
         require_max_size(max_size)
         hidden_dim = 2 * dim if hidden_dim is None else hidden_dim
-        sizes = {
-            "dim": dim,
-            "num_types": num_types,
-            "hidden_dim": hidden_dim,
-            "out_dim": out_dim,
-        }
+        sizes = {"dim": dim, "hidden_dim": hidden_dim, "out_dim": out_dim}
+        if num_types is not None:
+            sizes["num_types"] = num_types
         for name, value in sizes.items():
             require_count(name, value, minimum=1)
+        require_choice("activation", activation, ACTIVATIONS)
         require_count("num_heads", num_heads)
         require(num_heads == 0 or dim % num_heads == 0, f"num_heads: expected a divisor of dim, {dim}, got {num_heads}")
         require_probability("dropout", dropout)
@@ -151,13 +173,17 @@ class PerturbationHead(nn.Module):
         require(len(kinds) > 0, "pool: expected at least one, got none")
         require(len(set(kinds)) == len(kinds), f"pool: expected each once, got {kinds}")
         self.dim, self.num_types, self.num_heads, self.out_dim = dim, num_types, num_heads, out_dim
-        self.phi = PerturbationFeatures(dim, num_types, hidden_dim)
-        self.pools = nn.ModuleList(_pool(kind, dim, pool_heads, max_size) for kind in kinds)
+        self.phi = Unread() if num_types is None else PerturbationFeatures(dim, num_types, hidden_dim)
+        self.pools = nn.ModuleList(
+            _pool(kind, dim, pool_heads, max_size, readout_residual, readout_null_sink) for kind in kinds
+        )
         # no bias: an empty set stays zero
         self.mix = nn.Linear(len(kinds) * dim, dim, bias=False) if len(kinds) > 1 else nn.Identity()
         if num_heads > 0:
             self.query, self.key = nn.Linear(dim, dim), nn.Linear(dim, dim)
-        self.mlp = nn.Sequential(nn.Linear(2 * dim, hidden_dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden_dim, out_dim))
+        self.mlp = nn.Sequential(
+            nn.Linear(2 * dim, hidden_dim), ACTIVATIONS[activation](), nn.Dropout(dropout), nn.Linear(hidden_dim, out_dim)
+        )
 
     @spanned("head")
     def forward(self, h_cls: Tensor, h: Tensor, seeds: Tensor, ptr: Tensor, types: Tensor) -> Tensor:
@@ -168,7 +194,7 @@ class PerturbationHead(nn.Module):
             h: [N, dim], floating, the encoded genes.
             seeds: int64 [nnz], gene indices of all sets one after another, no gene twice in a set.
             ptr: int64 [B+1], where each set begins and ends in seeds.
-            types: int64 [nnz], perturbation types.
+            types: int64 [nnz], perturbation types; of any number where they are not read.
 
         Returns:
             [B, out_dim], in the phenotype's units.
@@ -176,7 +202,7 @@ class PerturbationHead(nn.Module):
         Raises:
             ValueError: a shape, dtype, index or `ptr` that does not fit (values are read on the CPU alone).
         """
-        weight = self.phi.out.weight
+        weight = linears(self.mlp)[-1].weight
         require_features("h_cls", h_cls, self.dim, weight, ndim=1)
         require_features("h", h, self.dim, weight, ndim=2)
         require_perturbations(seeds, ptr, types, h.shape[0], self.num_types, h.device)

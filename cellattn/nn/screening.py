@@ -14,6 +14,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .._memory import available_memory
 from ..ops import perturbation_attention
@@ -65,8 +66,9 @@ def by_chunks(f: Callable[[Tensor], Tensor], x: Tensor, dtype: torch.dtype, size
     return torch.cat([f(part).to(dtype) for part in x.split(size)])
 
 
-def of_all_types(f: Callable[[Tensor, Tensor], Tensor], h: Tensor, num_types: int) -> Tensor:
-    """f(h, type) of every type: [M, D]."""
+def of_all_types(f: Callable[[Tensor, Tensor], Tensor], h: Tensor, num_types: int | None) -> Tensor:
+    """f(h, type) of every type: [M, D]; of one where types are not read."""
+    num_types = 1 if num_types is None else num_types
     return torch.cat([f(h, torch.full((), kind, device=h.device)) for kind in range(num_types)])
 
 
@@ -106,40 +108,56 @@ class PairwisePool:
 
 
 class ReadoutPool:
-    """The mean of `PerturbedGeneReadout`: projections are tables, and the FFN is what a set costs."""
+    """The mean or sum of `PerturbedGeneReadout`: projections are tables, and the FFN is what a set costs."""
 
     def __init__(
         self,
         u: Tensor,
         dtype: torch.dtype,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
         *,
-        num_heads: int,
-        qkv: nn.Linear,
         out: nn.Linear,
         ffn: nn.Sequential,
-        norms: tuple[nn.LayerNorm, nn.LayerNorm],
+        norms: tuple[nn.Module, nn.Module],
+        rezero: Tensor | None,
+        null: tuple[Tensor | None, Tensor | None],
+        mean: bool,
     ) -> None:
-        values, dim = values_dtype(dtype), u.shape[1]
-        q, k, v = qkv(u).unflatten(-1, (3, num_heads, -1)).unbind(1)  # [M, H, D / H]
-        through_out = out.weight.unflatten(1, (num_heads, -1))
+        """q, k, v [M, H, D / H]; norms are identities beside `rezero`; score [M, H] and value [H, D / H] of a null sink."""
+        values, self._mean = values_dtype(dtype), mean
+        by_attention, by_ffn = (1.0, 1.0) if rezero is None else rezero.tolist()
+        through_out = by_attention * out.weight.unflatten(1, q.shape[1:])
         up, down = linears(ffn)
-        norm1, norm2 = norms
+        null_score, null_value = null
 
         def row(x: Tensor) -> Tensor:
             return padded(x.to(values))
 
+        def value(v: Tensor) -> Tensor:
+            return padded(torch.einsum("...hd,ohd->...ho", v, through_out))
+
+        def norm(layer: nn.Module) -> tuple[Tensor | None, Tensor | None, float]:
+            return (row(layer.weight), row(layer.bias), layer.eps) if isinstance(layer, nn.LayerNorm) else (None, None, 0.0)
+
+        (weight1, bias1, eps1), (weight2, bias2, eps2) = map(norm, norms)
         self._tables = ReadoutTables(
-            query=(q * (dim // num_heads) ** -0.5).to(values).mT.contiguous(),
+            query=(q * q.shape[-1] ** -0.5).to(values).mT.contiguous(),
             key=k.to(values).mT.contiguous(),
-            value=by_chunks(lambda v: padded(torch.einsum("mhd,ohd->mho", v, through_out)), v, values),
-            x=row(u + out.bias),
-            weight1=row(norm1.weight), bias1=row(norm1.bias), eps1=norm1.eps,
-            up=up.weight.to(dtype), up_bias=up.bias.to(values), down=down.weight.to(dtype), down_bias=row(down.bias),
-            weight2=row(norm2.weight), bias2=row(norm2.bias), eps2=norm2.eps,
+            value=by_chunks(value, v, values),
+            x=row(u + by_attention * out.bias),
+            weight1=weight1, bias1=bias1, eps1=eps1,
+            up=up.weight.to(dtype), up_bias=up.bias.to(values),
+            down=(by_ffn * down.weight).to(dtype), down_bias=row(by_ffn * down.bias),
+            weight2=weight2, bias2=bias2, eps2=eps2,
+            null_score=None if null_score is None else null_score.to(values),
+            null_value=None if null_value is None else value(null_value).to(values),
         )  # fmt: skip
 
     def __call__(self, entries: Tensor) -> Tensor:
-        return readout_mean(entries, self._tables)
+        mean = readout_mean(entries, self._tables)
+        return mean if self._mean else mean * entries.shape[1]
 
 
 class HyperSAGNNPool:
@@ -229,7 +247,7 @@ class HeadScreening:
         pools: Sequence[SetPool],
         dtype: torch.dtype,
         *,
-        num_types: int,
+        num_types: int | None,
         mix: nn.Module,
         cross: tuple[nn.Linear, nn.Linear] | None,
         num_heads: int,
@@ -239,6 +257,7 @@ class HeadScreening:
         self.num_genes, self.num_types, self.batch_size = len(h), num_types, BATCH
         self._pools, self._mix, self._dtype, self._values = pools, mix, dtype, values_dtype(dtype)
         first, last = linears(layers)
+        self._activation = F.relu if isinstance(layers[1], nn.ReLU) else F.gelu
         require_phenotype(phenotype, last.out_features)
         by_cls, by_set = first.weight.split(len(h_cls), dim=1)
         self._up = by_set.to(dtype)
@@ -254,20 +273,22 @@ class HeadScreening:
         # [H, N, D / H], and of all entries [M, D]
         self._exact_key, self._exact_present = self._heads(key(h)), self._heads(present)
         self._key, self._present = self._exact_key.to(dtype), self._exact_present.to(dtype)
-        self._u, self._change = u.to(dtype), (u - present.repeat(num_types, 1)).to(self._values)
+        self._u, self._change = u.to(dtype), (u - present.repeat(len(u) // len(h), 1)).to(self._values)
         # a query's bias is in the weights of all sets
         common = self._scale * (self._exact_key @ self._heads(self._query.bias[None]).mT).squeeze(-1)  # [H, N]
         self._common = (common - common.amax(1, keepdim=True)).exp()
         self._tables: dict[int, tuple[ScoreRows, CrossTables]] = {}
 
     def __call__(self, entries: Tensor) -> Tensor:
+        if self.num_types is None:
+            entries = entries % self.num_genes
         if self._query is None:
             z = self._pooled(entries)
         elif all(isinstance(pool, AdditivePool) for pool in self._pools):
             z = self._factored(entries)
         else:
             z = self._attended(entries)
-        return mlp(z, self._up, self._up_bias, self._down) + self._offset
+        return mlp(z, self._up, self._up_bias, self._down, self._activation) + self._offset
 
     def _pooled(self, entries: Tensor) -> Tensor:
         """p [B, D]."""

@@ -29,7 +29,8 @@ class CellTransformer(nn.Module):
 
     Args:
         dim, num_layers, num_heads, ties, masks, head_dim, norm, dropout, dropout_p, ffn_dim: see `CellEncoder`.
-        num_types, pool, pool_heads, hidden_dim, out_dim, max_size: see `PerturbationHead`, whose dropout is the same.
+        num_types, pool, pool_heads, readout_residual, readout_null_sink, hidden_dim, activation, out_dim, max_size: see
+            `PerturbationHead`, whose dropout is the same.
         cross_heads: heads of the head's cross-attention; 0 for none of it.
         num_genes, feature_dim: see `GeneTokens`.
         sampled_rows: rows of each graph that enter its loss in a training step, drawn anew in each: a number, or a
@@ -46,7 +47,7 @@ class CellTransformer(nn.Module):
         num_layers: int,
         num_heads: int,
         *,
-        num_types: int,
+        num_types: int | None,
         num_genes: int | None = None,
         feature_dim: int | None = None,
         ties: Sequence[tuple[int, int, str, float] | tuple[int, int, str, float, Mapping[str, Any]]] = (),
@@ -59,7 +60,10 @@ class CellTransformer(nn.Module):
         pool: str | Sequence[str] = "sum",
         cross_heads: int = 1,
         pool_heads: int | None = None,
+        readout_residual: str = "post",
+        readout_null_sink: float | None = None,
         hidden_dim: int | None = None,
+        activation: str = "gelu",
         out_dim: int = 1,
         max_size: int | None = None,
         sampled_rows: int | float | None = None,
@@ -86,7 +90,10 @@ class CellTransformer(nn.Module):
             pool=pool,
             num_heads=cross_heads,
             pool_heads=pool_heads,
+            readout_residual=readout_residual,
+            readout_null_sink=readout_null_sink,
             hidden_dim=hidden_dim,
+            activation=activation,
             out_dim=out_dim,
             dropout=dropout,
             max_size=max_size,

@@ -7,6 +7,7 @@ the dtype of their weights and all else in that of the tables.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -27,36 +28,50 @@ def padded(x: Tensor) -> Tensor:
 class ReadoutTables(NamedTuple):
     """Of M entries: y_e = norm_1(x_e + sum_fh p_efh value_fh), z_e = norm_2(y_e + FFN(y_e)); p by softmax over f in the set.
 
-    Rows of value, x, norms and down_bias are `padded`.
+    Rows of value, x, norms and down_bias are `padded`. Without norms weights and biases are None. A null sink is one more f.
     """
 
     query: Tensor  # [M, D / H, H], times the scale
     key: Tensor  # [M, D / H, H]
     value: Tensor  # [M, H, W], through the output projection
     x: Tensor  # [M, W], and the output projection's bias
-    weight1: Tensor  # [W]
-    bias1: Tensor  # [W]
+    weight1: Tensor | None  # [W]
+    bias1: Tensor | None  # [W]
     eps1: float
     up: Tensor  # [hidden, D]
     up_bias: Tensor  # [hidden]
     down: Tensor  # [D, hidden]
     down_bias: Tensor  # [W]
-    weight2: Tensor  # [W]
-    bias2: Tensor  # [W]
+    weight2: Tensor | None  # [W]
+    bias2: Tensor | None  # [W]
     eps2: float
+    null_score: Tensor | None = None  # [M, H]
+    null_value: Tensor | None = None  # [H, W], through the output projection
 
 
 def readout_mean(entries: Tensor, tables: ReadoutTables) -> Tensor:
     """Mean over each set of z_e: [B, D]."""
-    if _extension_takes(entries, tables.up, tables.x):
-        return torch.ops.cellattn.screen_readout(entries.contiguous(), *tables)
     t, dim = tables, tables.up.shape[1]
-    weight = torch.einsum("bedh,bfdh->bhef", t.query[entries], t.key[entries]).softmax(-1)
+    plain = t.weight1 is not None and t.null_score is None
+    if plain and _extension_takes(entries, t.up, t.x):
+        return torch.ops.cellattn.screen_readout(entries.contiguous(), *t[: t._fields.index("null_score")])
+    score = torch.einsum("bedh,bfdh->bhef", t.query[entries], t.key[entries])
     value = t.value[entries].transpose(1, 2).flatten(0, 1)  # [B H, k, W]
-    attended = (weight.flatten(0, 1) @ value).unflatten(0, (len(entries), -1)).sum(1)
-    y = F.layer_norm((t.x[entries] + attended)[..., :dim], (dim,), t.weight1[:dim], t.bias1[:dim], t.eps1)
+    if t.null_score is not None and t.null_value is not None:
+        score = torch.cat([score, t.null_score[entries].transpose(1, 2)[..., None]], -1)
+        value = torch.cat([value, t.null_value.repeat(len(entries), 1)[:, None]], 1)
+    attended = (score.softmax(-1).flatten(0, 1) @ value).unflatten(0, (len(entries), -1)).sum(1)
+    y = _norm((t.x[entries] + attended)[..., :dim], t.weight1, t.bias1, t.eps1)
     z = y + linear(F.gelu(linear(y, t.up, t.up_bias)), t.down, t.down_bias[:dim])
-    return F.layer_norm(z, (dim,), t.weight2[:dim], t.bias2[:dim], t.eps2).mean(1)
+    return _norm(z, t.weight2, t.bias2, t.eps2).mean(1)
+
+
+def _norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """A LayerNorm with `padded` weights, or nothing."""
+    if weight is None or bias is None:
+        return x
+    dim = x.shape[-1]
+    return F.layer_norm(x, (dim,), weight[:dim], bias[:dim], eps)
 
 
 class CrossTables(NamedTuple):
@@ -90,11 +105,11 @@ def cross_attention(entries: Tensor, rows: Tensor, genes: Tensor, tables: CrossT
     return t.add[entries].sum(1) + mean.transpose(0, 1).flatten(1), sums[..., -1].T
 
 
-def mlp(x: Tensor, up: Tensor, up_bias: Tensor, down: Tensor) -> Tensor:
-    """down . gelu(up x + up_bias): x [B, D], up [hidden, D], up_bias and down [hidden] -> [B]."""
-    if AVAILABLE and x.device.type == "cpu" and x.dtype == up.dtype == torch.float32:
+def mlp(x: Tensor, up: Tensor, up_bias: Tensor, down: Tensor, activation: Callable[[Tensor], Tensor] = F.gelu) -> Tensor:
+    """down . activation(up x + up_bias): x [B, D], up [hidden, D], up_bias and down [hidden] -> [B]."""
+    if AVAILABLE and activation is F.gelu and x.device.type == "cpu" and x.dtype == up.dtype == torch.float32:
         return torch.ops.cellattn.screen_mlp(x.contiguous(), up.contiguous(), up_bias, down)
-    return F.gelu(linear(x, up, up_bias)) @ down
+    return activation(linear(x, up, up_bias)) @ down
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -19,59 +19,111 @@ from .set_sum import members, set_size
 
 @operator("set_attention", public="nn.HyperSAGNN", device=None)
 def set_attention(
-    q: Tensor, k: Tensor, v: Tensor, ptr: Tensor, max_size: int | None = None, include_self: bool = False
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ptr: Tensor,
+    max_size: int | None = None,
+    include_self: bool = False,
+    null_score: Tensor | None = None,
+    null_value: Tensor | None = None,
 ) -> Tensor:
     """Attention of each entry to the entries of its set; zeros where there is none to attend to.
+
+    With a null sink, out_e = (exp(s_e0) v_0 + sum_f exp(s_ef) v_f) / (exp(s_e0) + sum_f exp(s_ef)).
 
     Args:
         q, k, v: [nnz, H, D], one floating dtype.
         ptr: int64 [B+1].
         max_size: no set has more entries (checked where values may be looked at); None: found out from ptr.
         include_self: whether an entry attends to itself too, or to the others alone.
+        null_score, null_value: s_e0 [nnz, H], of what each entry may attend to instead, and v_0 [H, D] of that; both or none.
 
     Returns:
         [nnz, H, D].
     """
     require_ragged("q", ptr.new_empty(q.shape[0], device=q.device), ptr)  # as long as q
-    p, _, _, v_pad = _probabilities(q, k, v, ptr, _places(q, ptr, _size(q, ptr, max_size)), include_self)
-    return _ragged(p @ v_pad, _own(ptr, v), v)
+    places = _places(q, ptr, _size(q, ptr, max_size))
+    p, p_null, _, _, v_pad = _probabilities(q, k, v, ptr, places, include_self, null_score)
+    out = p @ v_pad
+    if null_value is not None:
+        out = out + p_null * null_value[:, None]
+    return _ragged(out, _own(ptr, v), v)
 
 
 @set_attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, ptr: Tensor, max_size: int | None = None, include_self: bool = False) -> Tensor:
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ptr: Tensor,
+    max_size: int | None = None,
+    include_self: bool = False,
+    null_score: Tensor | None = None,
+    null_value: Tensor | None = None,
+) -> Tensor:
     return v.new_empty(v.shape)
 
 
 @operator("set_attention_backward", device=None)
 def _set_attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, ptr: Tensor, max_size: int | None, include_self: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ptr: Tensor,
+    max_size: int | None,
+    include_self: bool,
+    null_score: Tensor | None,
+    null_value: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(dq, dk, dv, dnull_score, dnull_value), the last two empty without a null sink."""
     places, own = _places(q, ptr, _size(q, ptr, max_size)), _own(ptr, q)
-    p, q_pad, k_pad, v_pad = _probabilities(q, k, v, ptr, places, include_self)
+    p, p_null, q_pad, k_pad, v_pad = _probabilities(q, k, v, ptr, places, include_self, null_score)
     do = _padded(grad, places)
     dp = do @ v_pad.mT
-    ds = p * (dp - (p * dp).sum(-1, keepdim=True)) * q.shape[-1] ** -0.5
-    return _ragged(ds @ k_pad, own, q), _ragged(ds.mT @ q_pad, own, k), _ragged(p.mT @ do, own, v)
+    delta = (p * dp).sum(-1, keepdim=True)
+    dnull_score, dnull_value = q.new_empty(0), q.new_empty(0)
+    if null_score is not None and null_value is not None:
+        dp_null = do @ null_value.to(do.dtype)[..., None]
+        delta = delta + p_null * dp_null
+        dnull_score = _ragged(p_null * (dp_null - delta), own, null_score).squeeze(-1)
+        dnull_value = (p_null * do).sum((0, 2)).to(null_value.dtype)
+    ds = p * (dp - delta) * q.shape[-1] ** -0.5
+    return (
+        _ragged(ds @ k_pad, own, q), _ragged(ds.mT @ q_pad, own, k), _ragged(p.mT @ do, own, v), dnull_score, dnull_value,
+    )  # fmt: skip
 
 
 @_set_attention_backward.register_fake
 def _(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, ptr: Tensor, max_size: int | None, include_self: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ptr: Tensor,
+    max_size: int | None,
+    include_self: bool,
+    null_score: Tensor | None,
+    null_value: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dnull_score, dnull_value = (q.new_empty(0) if x is None else x.new_empty(x.shape) for x in (null_score, null_value))
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dnull_score, dnull_value
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, max_size, include_self = inputs
+    q, k, v, ptr, max_size, include_self, *null = inputs
     keep_missing_grads(ctx)
-    ctx.save_for_backward(*tensors)
+    ctx.save_for_backward(q, k, v, ptr, *null)
     ctx.options = max_size, include_self
 
 
 def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * 6
-    return *_set_attention_backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None
+        return (None,) * 8
+    *tensors, null_score, null_value = ctx.saved_tensors
+    dq, dk, dv, *dnull = _set_attention_backward(grad, *tensors, *ctx.options, null_score, null_value)
+    return dq, dk, dv, None, None, None, *(dnull if null_score is not None else (None, None))
 
 
 set_attention.register_autograd(_backward, setup_context=_setup_context)
@@ -79,9 +131,12 @@ refuse_double_backward(_set_attention_backward, "nn.HyperSAGNN")
 
 
 def _probabilities(
-    q: Tensor, k: Tensor, v: Tensor, ptr: Tensor, places: Tensor, include_self: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Softmax rows [B, H, M, M] and q, k, v [B, H, M, D] on sets padded to M, the width of `places`."""
+    q: Tensor, k: Tensor, v: Tensor, ptr: Tensor, places: Tensor, include_self: bool, null_score: Tensor | None
+) -> tuple[Tensor, Tensor | float, Tensor, Tensor, Tensor]:
+    """Softmax rows [B, H, M, M], the share [B, H, M, 1] of a null sink, and q, k, v [B, H, M, D], of sets padded to M.
+
+    M is the width of `places`.
+    """
     q, k, v = _padded(q, places), _padded(k, places), _padded(v, places)
     position = torch.arange(places.shape[1], device=q.device)
     # [B, 1, M, M]: entry i sees entry j of its set
@@ -91,8 +146,11 @@ def _probabilities(
         sees = sees & (position[:, None] != position)
     hidden = ~sees
     s = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(hidden, float("-inf"))
-    # a row that sees nothing is NaN after the softmax, and 0 after the second mask
-    return s.softmax(-1).masked_fill(hidden, 0), q, k, v
+    if null_score is None:
+        # a row that sees nothing is NaN after the softmax, and 0 after the second mask
+        return s.softmax(-1).masked_fill(hidden, 0), 0.0, q, k, v
+    p = torch.cat([s, _padded(null_score.unsqueeze(-1), places)], -1).softmax(-1)
+    return p[..., :-1], p[..., -1:].masked_fill(~inside[:, None, :, None], 0), q, k, v
 
 
 def _size(q: Tensor, ptr: Tensor, max_size: int | None) -> int:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from cellattn import MultiGraph
 from cellattn.nn import CellEncoder, HyperSAGNN, PerturbationHead, PerturbedGeneReadout
 from cellattn.nn.encoder import EncoderLayer
-from cellattn.nn.perturbation import PairwiseSum, PerturbationFeatures, ReadoutMean, SetReduce
+from cellattn.nn.perturbation import PairwiseSum, PerturbationFeatures, ReadoutReduce, SetReduce, Unread
 
 
 def random_graph(num_nodes: int, edges: dict[str, int], seed: int = 0) -> MultiGraph:
@@ -86,8 +86,10 @@ def encode(encoder: CellEncoder, x: Tensor, graph: MultiGraph) -> tuple[Tensor, 
     return h[0], h[1:], losses
 
 
-def phi(module: PerturbationFeatures, h: Tensor, types: Tensor) -> Tensor:
-    """`PerturbationFeatures` by its equation, h [n, dim] -> [n, dim]."""
+def phi(module: PerturbationFeatures | Unread, h: Tensor, types: Tensor) -> Tensor:
+    """`PerturbationFeatures` by its equation, h [n, dim] -> [n, dim]; h where types are not read."""
+    if isinstance(module, Unread):
+        return h
     one_hot = F.one_hot(types, len(module.by_type.weight)).to(h.dtype)
     w_1 = torch.cat([module.by_gene.weight, module.by_type.weight.T], 1)
     return module.out(F.gelu(F.linear(torch.cat([h, one_hot], 1), w_1, module.by_gene.bias)))
@@ -113,15 +115,24 @@ def hypersagnn(module: HyperSAGNN, x: Tensor) -> Tensor:
 
 
 def readout(module: PerturbedGeneReadout, h: Tensor, members: Tensor) -> Tensor:
-    """All genes h [N, dim] attend to those of one set, members [n, dim], and go through the FFN: [N, dim]."""
-    w_q, w_k, w_v = module.qkv.weight.chunk(3)
-    b_q, b_k, b_v = module.qkv.bias.chunk(3)
-    q, k, v = F.linear(h, w_q, b_q), F.linear(members, w_k, b_k), F.linear(members, w_v, b_v)
-    attended = []
-    for part in torch.arange(module.dim).chunk(module.num_heads):
-        alpha = (q[:, part] @ k[:, part].T / len(part) ** 0.5).softmax(1) if len(members) else q.new_zeros(len(q), 0)
-        attended.append(alpha @ v[:, part])
-    y = module.norm1(h + module.out(torch.cat(attended, 1)))
+    """All genes h [N, dim] attend to those of one set, members [n, dim], by `nn.MultiheadAttention`, and go through the FFN.
+
+    A null sink is a row of zeros among the members, and a column of the mask that is added to the scores.
+    """
+    attended = torch.zeros_like(h)
+    if len(members):
+        attention = nn.MultiheadAttention(module.dim, module.num_heads, batch_first=True, dtype=h.dtype)
+        parameters = {"in_proj_weight": module.qkv.weight, "in_proj_bias": module.qkv.bias}
+        parameters |= {"out_proj.weight": module.out.weight, "out_proj.bias": module.out.bias}
+        mask = None
+        if module.null_bias is not None:
+            mask = torch.cat([module.null_bias.expand(len(h), 1), h.new_zeros(len(h), len(members))], 1)
+            members = torch.cat([torch.zeros_like(members[:1]), members])
+        attended, _ = torch.func.functional_call(attention, parameters, (h, members, members), {"attn_mask": mask})
+    if module.rezero is not None:
+        y = h + module.rezero[0] * attended
+        return y + module.rezero[1] * module.ffn(y)
+    y = module.norm1(h + attended)
     return module.norm2(y + module.ffn(y))
 
 
@@ -130,8 +141,8 @@ def _pool(module: nn.Module, u: Tensor) -> Tensor:
         return hypersagnn(module, u)
     if isinstance(module, PairwiseSum):
         return sum((u[i] * u[j] for i, j in itertools.combinations(range(len(u)), 2)), torch.zeros_like(u[0:1].sum(0)))
-    if isinstance(module, ReadoutMean):
-        return readout(module.readout, u, u).sum(0) / max(len(u), 1)
+    if isinstance(module, ReadoutReduce):
+        return readout(module.readout, u, u).sum(0) / (max(len(u), 1) if module.mean else 1)
     assert isinstance(module, SetReduce)
     is_mean = module(u.new_ones(2, 1), torch.tensor([0, 2])).item() == 1
     return u.sum(0) / (max(len(u), 1) if is_mean else 1)
@@ -146,10 +157,13 @@ def predict(head: PerturbationHead, h_cls: Tensor, h: Tensor, seeds: Tensor, ptr
         m[genes] = kinds
         u, values = phi(head.phi, h[genes], kinds), phi(head.phi, h, m)
         p = head.mix(torch.cat([_pool(pool, u) for pool in head.pools]))
-        query, key = head.query(p), head.key(h)
-        parts = []
-        for part in torch.arange(head.dim).chunk(head.num_heads):
-            beta = (key[:, part] @ query[part] / len(part) ** 0.5).softmax(0)
-            parts.append(beta @ values[:, part])
-        out.append(head.mlp(torch.cat([h_cls, p + torch.cat(parts)])))
+        z = p
+        if head.num_heads > 0:
+            query, key = head.query(p), head.key(h)
+            parts = []
+            for part in torch.arange(head.dim).chunk(head.num_heads):
+                beta = (key[:, part] @ query[part] / len(part) ** 0.5).softmax(0)
+                parts.append(beta @ values[:, part])
+            z = p + torch.cat(parts)
+        out.append(head.mlp(torch.cat([h_cls, z])))
     return torch.stack(out) if out else h.new_zeros(0, head.out_dim)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cellattn.nn import CellEncoder
+from cellattn.nn.encoder import EncoderLayer
 
 from . import dense
 
@@ -173,3 +174,24 @@ def test_ties_with_options_of_their_own() -> None:
 def test_options_that_are_none(tie: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         CellEncoder(16, 1, 2, ties=[tie])
+
+
+def test_rezero() -> None:
+    """Layers without norms, of branches that are scaled: the sum written out, and x at the start."""
+    layer_norm = CellEncoder(DIM, 2, 2, norm="rezero", dropout=0.0, ties=[(1, 0, "physical", 0.5)]).double()
+    assert not any("norm" in name for name, _ in layer_norm.named_parameters())
+    x = tokens()
+    h_cls, h, _ = layer_norm(x, GRAPH)
+    assert torch.equal(h, x)
+    assert torch.equal(h_cls, layer_norm.cls)
+    want = torch.cat([h_cls[None], x])
+    for layer, scales in zip(layer_norm.layers, ((0.3, -0.7), (1.5, 0.2)), strict=True):
+        assert isinstance(layer, EncoderLayer)
+        assert layer.rezero is not None
+        layer.rezero.data = torch.tensor(scales, dtype=torch.float64)
+        want = want + scales[0] * layer.attention(want, GRAPH)[0]
+        want = want + scales[1] * layer.ffn(want)
+    h_cls, h, losses = layer_norm(x, GRAPH)
+    torch.testing.assert_close(torch.cat([h_cls[None], h]), want, rtol=1e-12, atol=1e-12)
+    grads = torch.autograd.grad(h.square().sum() + sum(losses.values()), list(layer_norm.parameters()))
+    assert all(g.isfinite().all() for g in grads)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from cellattn import reference
 from cellattn.nn import HyperSAGNN
 from cellattn.ops.set_attention import set_attention
 
@@ -85,6 +86,18 @@ def test_set_attention_gradcheck(ptr: list[int], include_self: bool) -> None:
     q, offsets = ragged(ptr, 2, 3)
     inputs = [(q * scale).requires_grad_() for scale in (1.0, 0.5, 2.0)]
     assert torch.autograd.gradcheck(lambda *x: set_attention(*x, offsets, None, include_self), inputs)
+
+
+@pytest.mark.parametrize("max_size", [None, 5])
+@pytest.mark.parametrize("ptr", SETS.values(), ids=SETS)
+def test_set_attention_with_a_null_sink(ptr: list[int], max_size: int | None) -> None:
+    q, offsets = ragged(ptr, 2, 3)
+    inputs = [q, 0.5 * q, 2 * q, q[..., 0], torch.randn(2, 3, dtype=torch.float64)]
+    assert_same(
+        lambda q, k, v, *null: set_attention(q, k, v, offsets, max_size, True, *null),
+        lambda q, k, v, score, value: reference.set_attention(q, k, v, offsets, null_score=score, null_value=value),
+        *inputs,
+    )
 
 
 @pytest.mark.parametrize("max_size", [None, 4, 5])

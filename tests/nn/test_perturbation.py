@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from cellattn.nn import PerturbationHead
+from cellattn.nn import PerturbationHead, perturbation
 
 from . import dense
 
@@ -17,7 +17,7 @@ N, DIM, TYPES = 11, 8, 3
 SEEDS = torch.tensor([4, 7, 1, 0, 10, 4, 2, 7])
 KINDS = torch.tensor([1, 2, 1, 1, 1, 0, 2, 1])
 PTR = torch.tensor([0, 2, 2, 3, 6, 8])  # sets of 2, 0, 1, 3 and 2
-POOLS = ["mean", "sum", "hypersagnn", "pairwise", "readout", ("sum", "pairwise"), ("mean", "hypersagnn", "pairwise")]
+POOLS: list[str | tuple[str, ...]] = [*perturbation.POOLS, ("sum", "pairwise"), ("mean", "hypersagnn", "pairwise")]
 
 
 def head(**options: Any) -> PerturbationHead:
@@ -45,6 +45,24 @@ def test_dense(pool: str | Sequence[str], num_heads: int) -> None:
         out = predict(*inputs, SEEDS, PTR, KINDS)
         results.append((out, torch.autograd.grad(out.pow(3).sum(), [*inputs, *model.parameters()])))
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-11)  # float64, sums of about 1e3 terms
+
+
+@pytest.mark.parametrize("pool", ["mean", "readout", "readout_sum"])
+@pytest.mark.parametrize("residual", ["post", "rezero"])
+@pytest.mark.parametrize("null_sink", [None, 0.0], ids=["", "sink"])
+def test_published_heads(pool: str, residual: str, null_sink: float | None) -> None:
+    """No types, and a ReLU; with a read-out no cross-attention either."""
+    options: dict[str, Any] = {"readout_residual": residual, "readout_null_sink": null_sink, "activation": "relu"}
+    model = head(pool=pool, num_types=None, num_heads=int(pool == "mean"), **options)
+    inputs = [part.requires_grad_() for part in cell()]
+    results = []
+    for predict in (model, lambda *args: dense.predict(model, *args)):
+        out = predict(*inputs, SEEDS, PTR, KINDS)
+        grads = torch.autograd.grad(out.pow(3).sum(), [*inputs, *model.parameters()], allow_unused=True)
+        results.append((out, [x for x in grads if x is not None]))
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-11)
+    assert isinstance(model.mlp[1], torch.nn.ReLU)
+    assert torch.equal(model(*inputs, SEEDS, PTR, KINDS + 100), results[0][0])  # types of any number
 
 
 @pytest.mark.parametrize("pool", POOLS, ids=str)
@@ -182,6 +200,8 @@ def test_bad_input(changes: dict[str, torch.Tensor], message: str) -> None:
         ({"out_dim": 0}, "out_dim: expected at least 1, got 0"),
         ({"hidden_dim": -2}, "hidden_dim: expected at least 1, got -2"),
         ({"dropout": 1.5}, "dropout: expected a probability"),
+        ({"activation": "silu"}, "activation: unknown value 'silu'"),
+        ({"pool": "readout", "readout_residual": "pre"}, "residual: unknown value 'pre'"),
     ],
     ids=str,
 )

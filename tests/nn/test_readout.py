@@ -17,9 +17,22 @@ SEEDS = torch.tensor([4, 7, 1, 0, 10, 4, 2, 7])
 PTR = torch.tensor([0, 2, 2, 3, 6, 8])  # sets of 2, 0, 1, 3 and 2
 
 
+FORMS: dict[str, dict[str, Any]] = {
+    "post": {},
+    "rezero": {"residual": "rezero"},
+    "sink": {"null_sink": -0.4},
+    "rezero and sink": {"residual": "rezero", "null_sink": 0.0},
+}
+
+
 def readout(**options: Any) -> PerturbedGeneReadout:
     torch.manual_seed(0)
-    return PerturbedGeneReadout(DIM, **{"num_heads": 2, **options}).double()
+    module = PerturbedGeneReadout(DIM, **{"num_heads": 2, **options}).double()
+    with torch.no_grad():
+        module.qkv.bias.normal_()  # keys and values of a sink, 0 at the start
+        if module.rezero is not None:
+            module.rezero.copy_(torch.tensor([0.7, -0.3]))
+    return module
 
 
 def genes() -> Tensor:
@@ -33,10 +46,11 @@ def of_all_genes(module: PerturbedGeneReadout, h: Tensor) -> Tensor:
     return torch.cat([rows[members] for rows, members in zip(every, sets, strict=True)])
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("max_size", [None, 3, 5])
 @pytest.mark.parametrize("num_heads", [1, 2, 4])
-def test_rows_of_the_readout_of_all_genes(num_heads: int, max_size: int | None) -> None:
-    module = readout(num_heads=num_heads, max_size=max_size)
+def test_rows_of_the_readout_of_all_genes(num_heads: int, max_size: int | None, form: str) -> None:
+    module = readout(num_heads=num_heads, max_size=max_size, **FORMS[form])
     h = genes().requires_grad_()
     results = []
     for out in (module(F.embedding(SEEDS, h), PTR), of_all_genes(module, h)):
@@ -45,8 +59,40 @@ def test_rows_of_the_readout_of_all_genes(num_heads: int, max_size: int | None) 
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-11)  # float64, sums of a few dozen terms
 
 
-def test_gradcheck() -> None:
-    module = readout()
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("max_size", [None, 4])
+def test_genes_that_attend_to_every_set(max_size: int | None, form: str) -> None:
+    """[B, N, dim], all of the read-out, beside an empty set too."""
+    module, h = readout(max_size=max_size, **FORMS[form]), genes().requires_grad_()
+    sets = [SEEDS[begin:end] for begin, end in itertools.pairwise(PTR.tolist())]
+    want = torch.stack([dense.readout(module, h, h[members]) for members in sets])
+    got = module(F.embedding(SEEDS, h), PTR, genes=h)
+    inputs = [h, *module.parameters()]
+    results = [(out, torch.autograd.grad(out.pow(3).sum(), inputs)) for out in (got, want)]
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-11)
+    some = torch.tensor([3, 0, 3])
+    torch.testing.assert_close(module(h[SEEDS], PTR, genes=h[some]), got[:, some], rtol=1e-12, atol=1e-12)
+    own = torch.arange(len(PTR) - 1).repeat_interleave(PTR.diff())
+    torch.testing.assert_close(module(h[SEEDS], PTR), got[own, SEEDS], rtol=1e-12, atol=1e-12)
+
+
+def test_without_a_sink_a_gene_alone_does_not_look() -> None:
+    """The weight of the only entry is 1: queries and keys learn nothing from sets of one, and do with a sink."""
+    for null_sink, learns in ((None, False), (0.0, True)):
+        module = readout(null_sink=null_sink)
+        module(genes()[:3], torch.arange(4)).pow(3).sum().backward()
+        assert module.qkv.weight.grad is not None
+        assert bool(module.qkv.weight.grad[: 2 * DIM].abs().max() > 1e-12) == learns
+
+
+def test_rezero_starts_as_nothing() -> None:
+    module = PerturbedGeneReadout(DIM, residual="rezero", null_sink=0.0).double()
+    assert torch.equal(module(genes()[SEEDS], PTR), genes()[SEEDS])
+
+
+@pytest.mark.parametrize("form", ["post", "rezero and sink"])
+def test_gradcheck(form: str) -> None:
+    module = readout(**FORMS[form])
     assert torch.autograd.gradcheck(lambda x: module(x, PTR), genes()[SEEDS].requires_grad_())
 
 
@@ -77,9 +123,15 @@ def test_a_gene_alone_attends_to_itself() -> None:
 @pytest.mark.parametrize("sets", [0, 1, 3])
 def test_empty_sets(sets: int, max_size: int | None) -> None:
     x = torch.empty(0, DIM, dtype=torch.float64, requires_grad=True)
-    out = readout(max_size=max_size)(x, torch.zeros(sets + 1, dtype=torch.int64))
+    module, ptr = readout(max_size=max_size, null_sink=0.0), torch.zeros(sets + 1, dtype=torch.int64)
+    out = module(x, ptr)
     assert out.shape == (0, DIM)
     out.sum().backward()
+    h = genes().requires_grad_()
+    of_all = module(x, ptr, genes=h)
+    assert of_all.shape == (sets, N, DIM)
+    of_all.sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in module.parameters())
 
 
 @pytest.mark.parametrize(
@@ -105,9 +157,17 @@ def test_bad_input(x: Tensor, ptr: list[int], message: str) -> None:
         ({"ffn_dim": 0}, "ffn_dim: expected at least 1, got 0"),
         ({"dropout": 1.0}, "dropout: expected a probability"),
         ({"max_size": 0}, "max_size: expected at least 1, got 0"),
+        ({"residual": "pre"}, "residual: unknown value 'pre'"),
+        ({"null_sink": float("nan")}, "null_sink: expected a finite number"),
+        ({"null_sink": True}, "null_sink: expected a finite number, got bool True"),
     ],
     ids=str,
 )
 def test_bad_construction(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         readout(**options)
+
+
+def test_bad_genes() -> None:
+    with pytest.raises(ValueError, match="genes: expected a last dimension of 8"):
+        PerturbedGeneReadout(DIM)(torch.zeros(3, 8), torch.tensor([0, 3]), genes=torch.zeros(4, 7))

@@ -56,6 +56,12 @@ def of_sets(module: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return f(q, k, v, SETS[1], include_self=True)
 
 
+def of_sets_and_null(module: Any, q: Tensor, k: Tensor, v: Tensor, score: Tensor, value: Tensor) -> Tensor:
+    if module is cellattn:
+        return set_attention(q, k, v, SETS[1], None, True, score, value)
+    return module.set_attention(q, k, v, SETS[1], null_score=score, null_value=value)
+
+
 PROBLEMS = {
     "attention": Problem(lambda m, q, k, v: m.attention(q, k, v), [(2, 40, 8), (2, 50, 8), (2, 50, 6)]),
     "attention dropout": Problem(
@@ -77,6 +83,7 @@ PROBLEMS = {
     ),
     "graph_attention": Problem(graph_attention, [(2, 61, 4), (2, 61, 4), (2, 61, 3)], parts=True),
     "set_attention": Problem(of_sets, [(6, 2, 4), (6, 2, 4), (6, 2, 3)]),
+    "set_attention null": Problem(of_sets_and_null, [(6, 2, 4), (6, 2, 4), (6, 2, 3), (6, 2), (2, 3)]),
     "network_mse": Problem(
         lambda m, z, w, b: m.network_mse(z, w, b, GRAPH, "a", zero_weight=0.5, reduction="none"), [(60, 4), (60, 4), (60,)]
     ),

@@ -155,9 +155,10 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "set_sum": (OPS.set_sum, (sets[0].detach().flatten(1).requires_grad_(), ptr)),
         "set_attention": (OPS.set_attention, (*sets, ptr)),
         "set_attention bound": (OPS.set_attention, (*sets, ptr, 4, True)),
+        "set_attention null": (OPS.set_attention, (*sets, ptr, None, True, sets[0][..., 0], sets[2][0])),
         "set_attention_backward": (
             OPS.set_attention_backward,
-            (torch.ones(3, 2, 4).double(), *(x.detach() for x in sets), ptr, None, False),
+            (torch.ones(3, 2, 4).double(), *(x.detach() for x in sets), ptr, None, False, None, None),
         ),
         "perturbation_correction": (OPS.perturbation_correction, (*head[:4], index, ptr, head[4], 0.3)),
         "perturbation_correction_backward": (

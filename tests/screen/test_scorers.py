@@ -56,6 +56,17 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "transformer sum, 3 cross heads": lambda: transformer(cross_heads=3),
     "transformer sum, no cross heads": lambda: transformer(cross_heads=0),
     "transformer readout, no cross heads": lambda: transformer("readout", cross_heads=0, pool_heads=3),
+    **{
+        f"transformer {pool} {residual} {null_sink}": partial(
+            transformer, pool, cross_heads=0, pool_heads=3, readout_residual=residual, readout_null_sink=null_sink
+        )
+        for pool, residual, null_sink in (("readout", "rezero", None), ("readout_sum", "post", 0.3))
+    },
+    "published transformer": lambda: CellTransformer(
+        DIM, 1, 3, num_genes=N, num_types=None, out_dim=2, norm="post", pool="readout_sum", cross_heads=0, pool_heads=3,
+        readout_residual="rezero", readout_null_sink=-0.4, activation="relu", hidden_dim=DIM,
+    ),
+    "transformer without types": lambda: CellTransformer(DIM, 1, 3, num_genes=N, num_types=None, out_dim=2, norm="rezero"),
     "transformer sum and mean": lambda: transformer(("sum", "mean")),
     "transformer mean and pairwise": lambda: transformer(("mean", "pairwise")),
     "pairwise interaction": lambda: PairwiseInteraction(DIM, num_genes=N, num_types=NUM_TYPES, out_dim=2),

@@ -17,7 +17,7 @@ from cellattn import MultiGraph
 from cellattn.data import PERTURBATION_TYPES, PerturbationBatch
 from cellattn.nn import CellOutput, CellTransformer, Dango, HyperSAGNN, PairwiseInteraction
 from cellattn.nn.dango import NetworkEncoder, SAGELayer
-from cellattn.nn.perturbation import PRESENT, ReadoutMean
+from cellattn.nn.perturbation import PRESENT, ReadoutReduce
 
 DELETED = PERTURBATION_TYPES.index("deleted")
 Predict = Callable[[PerturbationBatch], CellOutput]
@@ -127,7 +127,7 @@ def readout_by_all_genes(model: CellTransformer, graph: MultiGraph) -> Callable[
     """
     head = model.head
     (pool,) = head.pools
-    if not isinstance(pool, ReadoutMean) or head.num_heads > 0:
+    if not isinstance(pool, ReadoutReduce) or not pool.mean or head.num_heads > 0:
         raise ValueError('model: expected the pool "readout" alone, and no cross-attention')
     readout = pool.readout
     with torch.no_grad():
