@@ -202,7 +202,8 @@ class _Rows:
             best = self._trimmed()
             score = self._score(best).sort().values
             self.parts, self.held = [best], len(score)
-            self.between = float(score[self.keep.size - 1]), float(score[-self.keep.size])
+            low = float(score[self.keep.size - 1]) if self.keep.has_low_end else float("-inf")
+            self.between = low, float(score[-self.keep.size])
 
     def all(self, nothing: _Part) -> _Part:
         """What is kept of all that was added; nothing where nothing was."""

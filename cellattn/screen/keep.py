@@ -13,12 +13,12 @@ from torch import Tensor
 from .._check import describe, require, require_choice, require_number
 from ..genes import GeneList
 
-BY = ("mean", "certainty")  # certainty: mean / sd
+BY = ("mean", "certainty")  # certainty: |mean| / sd
 
 
 def score_of(mean: Tensor, sd: Tensor, by: str) -> Tensor:
-    """What sets are ranked by: the mean over the models, or mean / sd (infinite where all models agree to the last bit)."""
-    return mean if by == "mean" else torch.where(mean == 0, 0.0, mean / sd)
+    """What sets are ranked by: the mean over the models, or |mean| / sd (infinite where all models agree to the last bit)."""
+    return mean if by == "mean" else torch.where(mean == 0, 0.0, mean.abs() / sd)
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Keep:
     """Which rows of a unit are kept.
 
     Attributes:
-        rule: "all"; "top:K", K at either end; or "above:x", those with |score| of at least x.
+        rule: "all"; "top:K", K at either end of "mean", the K highest of "certainty"; or "above:x", those with |score| of at
+            least x.
         by: what the score is, "mean" or "certainty".
     """
 
@@ -47,21 +48,28 @@ class Keep:
         kind, _, number = self.rule.partition(":")
         return int(number) if kind == "top" else None
 
+    @property
+    def has_low_end(self) -> bool:
+        """Whether the lowest scores are of interest too."""
+        return self.by == "mean"
+
     def choose(self, score: Tensor) -> Tensor | None:
         """Positions int64, ascending, of float64 [B] scores; None for all."""
         kind, _, number = self.rule.partition(":")
         if kind == "above":
             return (score.abs() >= float(number)).nonzero()[:, 0]
         size = self.size
-        if size is None or len(score) <= 2 * size:
+        if size is None or len(score) <= size * (1 + self.has_low_end):
             return None
         # of equal scores, the lowest ranks are the lowest end: the same everywhere
-        low, high = (float(score.kthvalue(place).values) for place in (size, len(score) - size + 1))
-        below, at_low = (score < low).nonzero()[:, 0], (score == low).nonzero()[:, 0]
+        high = float(score.kthvalue(len(score) - size + 1).values)
         above, at_high = (score > high).nonzero()[:, 0], (score == high).nonzero()[:, 0]
-        lowest = torch.cat([below, at_low[: size - len(below)]])
-        highest = torch.cat([above, at_high[len(above) - size :]])
-        return torch.cat([lowest, highest]).sort().values
+        ends = [above, at_high[len(above) - size :]]
+        if self.has_low_end:
+            low = float(score.kthvalue(size).values)
+            below, at_low = (score < low).nonzero()[:, 0], (score == low).nonzero()[:, 0]
+            ends += [below, at_low[: size - len(below)]]
+        return torch.cat(ends).sort().values
 
 
 def _is_number(text: str) -> bool:

@@ -13,7 +13,7 @@ from .._check import require_count
 from .._file import write_atomic
 from ..genes import GeneList
 from .agreement import Agreement
-from .keep import Bins, Tables
+from .keep import Bins, Keep, Tables
 from .page import write_page
 from .store import ROW_GROUP, ScreenError, Status, Store, ranges
 
@@ -27,7 +27,7 @@ class Merged(NamedTuple):
         store: of the screen.
         status: of it: complete.
         high: rows with the highest scores, from the highest on.
-        low: rows with the lowest scores, from the lowest on.
+        low: rows with the lowest scores, from the lowest on; none of "certainty", whose least certain are of no interest.
         tables: what was counted over all sets.
         genes: the table of the genes.
         agreement: of the members.
@@ -79,9 +79,10 @@ def gather(store: Store, top: int) -> Merged:
     names = GeneList(plan["genes"])
     tables = Tables(len(names), plan["sets"]["order"], Bins(**plan["bins"]), plan["thresholds"])
     agreement = Agreement(len(store.labels["models"]))
+    keep = Keep(**plan["keep"])
     score = pl.col("mean")
-    if plan["keep"]["by"] == "certainty":
-        score = pl.when(score == 0).then(0.0).otherwise(score / pl.col("sd"))
+    if keep.by == "certainty":
+        score = pl.when(score == 0).then(0.0).otherwise(score.abs() / pl.col("sd"))
     high: list[pl.DataFrame] = []
     low: list[pl.DataFrame] = []
     for number in range(store.num_units):
@@ -91,7 +92,7 @@ def gather(store: Store, top: int) -> Merged:
         rows = store.rows(number).with_columns(score.alias("score"))
         # of equal scores the lower rank is the lower one, whatever the units
         high = [pl.concat([*high, rows]).sort("score", "rank", descending=True).head(top)]
-        low = [pl.concat([*low, rows]).sort("score", "rank").head(top)]
+        low = [pl.concat([*low, rows]).sort("score", "rank").head(top if keep.has_low_end else 0)]
     return Merged(store, status, high[0].drop("score"), low[0].drop("score"), tables, tables.genes(names), agreement)
 
 

@@ -34,7 +34,7 @@ def page(merged: Merged, ranking: pl.DataFrame, figures: Sequence[str]) -> str:
         ("ranks", f"{merged.store.total:,}, in {merged.store.num_units:,} units"),
         ("of", _describe_sets(plan["sets"])),
         ("models", ", ".join(members)),
-        ("kept", plan["keep"]["rule"]),
+        ("kept", plan["keep"]["rule"] + {"mean": "", "certainty": " by |mean| / sd"}[plan["keep"]["by"]]),
         ("products in", plan["dtype"]),
         ("computed with", "; ".join(status.versions)),
         ("gene names", f"SHA-256 {plan['digests']['genes'][:12]}"),
@@ -45,8 +45,9 @@ def page(merged: Merged, ranking: pl.DataFrame, figures: Sequence[str]) -> str:
     parts += ["## Distribution", "", table(["", "mean over the models"], merged.tables.moments()), ""]
     parts += _figure(figures, "histogram.png", "histogram of all sets")
     shown = min(SHOWN, len(ranking))
-    parts += ["## Highest", "", _rows(merged.high.head(shown)), "", "## Lowest", "", _rows(merged.low.head(shown)), ""]
-    parts += _figure(figures, "top.png", "the sets at both ends")
+    for title, rows in _ends(merged):
+        parts += [f"## {title}", "", _rows(rows.head(shown)), ""]
+    parts += _figure(figures, "top.png", "the sets of the ranking's ends")
     genes = merged.genes
     parts += ["## Genes by their best partner", "", _rows(genes.head(SHOWN)), ""]
     parts += _figure(figures, "genes.png", "genes by their best partner")
@@ -62,6 +63,13 @@ def page(merged: Merged, ranking: pl.DataFrame, figures: Sequence[str]) -> str:
     if not figures:
         parts += ["", "No figures: matplotlib is not installed (`pip install 'cellattn[bench]'`)."]
     return "\n".join(parts) + "\n"
+
+
+def _ends(merged: Merged) -> list[tuple[str, pl.DataFrame]]:
+    """What the ends of the ranking are called, and their rows."""
+    if merged.store.plan["keep"]["by"] == "certainty":
+        return [("Most certain, by |mean| / sd", merged.high)]
+    return [("Highest", merged.high), ("Lowest", merged.low)]
 
 
 def _figure(figures: Sequence[str], name: str, what: str) -> list[str]:
@@ -118,7 +126,8 @@ def _histogram(merged: Merged, figure: Any) -> None:
 
 
 def _top(merged: Merged, figure: Any) -> None:
-    for axis, (title, frame) in zip(figure.subplots(1, 2), (("lowest", merged.low), ("highest", merged.high)), strict=True):
+    ends = _ends(merged)[::-1]
+    for axis, (title, frame) in zip(figure.subplots(1, len(ends), squeeze=False)[0], ends, strict=True):
         shown = frame.head(SHOWN)
         names = [" ".join(row) for row in shown.select("^gene[0-9]+$").cast(pl.String).iter_rows()]
         axis.errorbar(
@@ -126,7 +135,7 @@ def _top(merged: Merged, figure: Any) -> None:
         )
         axis.set_yticks(range(len(names)), names, fontsize=6)
         axis.invert_yaxis()
-        axis.set(title=title, xlabel="mean ± sd over the models")
+        axis.set(title=title.lower(), xlabel="mean ± sd over the models")
 
 
 def _genes(merged: Merged, figure: Any) -> None:

@@ -71,8 +71,8 @@ def screen(
         support: measured sets. Kept rows say how many of them share exactly 1, 2, ... of their genes ("share1", ...), and
             whether their mean is "outside" the measured values, which have to be in the units of the predictions.
         unmeasured: leave out sets that `support` has measured.
-        keep: rows: "all"; "top:K", K at either end; "above:x", those with |score| of at least x.
-        by: what that score is, and what the ranking is by: "mean" over the models, or "certainty", mean / sd.
+        keep: rows: "all"; "top:K", K at either end (by "certainty" the K highest); "above:x", those with |score| of at least x.
+        by: what that score is, and what the ranking is by: "mean" over the models, or "certainty", |mean| / sd.
         bins: of the histogram of means; 1,600 from -8 to 8 by default, as for phenotypes in standard deviations.
         thresholds: sets of each gene with a mean below each negative one, above each other one, are counted.
         unit: ranks that are done, written and lost as a whole; by default a hundredth of the screen, at most 1,000,000.

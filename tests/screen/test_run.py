@@ -117,11 +117,13 @@ def test_certainty(tmp_path: Path) -> None:
     models = [Additive(seed) for seed in range(3)]
     screen(models, out=tmp_path / "all", keep="all", **QUIET)
     screen(models, out=tmp_path / "top", keep="top:5", by="certainty", unit=100, **QUIET)
-    merge(tmp_path / "top", top=5)
-    score = pl.col("mean") / pl.col("sd")
-    everything = rows_of(tmp_path / "all").sort(score, "rank")
+    page = merge(tmp_path / "top", top=5).read_text()
+    everything = rows_of(tmp_path / "all").sort(pl.col("mean").abs() / pl.col("sd"), "rank")
     ranking = pl.read_parquet(tmp_path / "top/result/ranking.parquet")
-    assert ranking.equals(pl.concat([everything.head(5), everything.tail(5)]).reverse())
+    assert ranking.equals(everything.tail(5).reverse())
+    assert 0 < len(ranking.filter(pl.col("mean") < 0)) < 5  # either sign
+    assert "## Most certain" in page
+    assert "## Lowest" not in page
 
 
 def test_certainty_needs_several_models(tmp_path: Path) -> None:
