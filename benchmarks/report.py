@@ -29,6 +29,7 @@ from .khop import tables as khop_tables
 from .measure import environment, results_dir
 from .methods import bench as method_steps
 from .screen import full as screen
+from .screen import speed as screen_speed
 from .training import runs, tables
 
 TRAINED_MODELS = Path("runs/bench")  # stay, to screen with
@@ -74,7 +75,9 @@ def scores(training: dict[str, Any]) -> dict[str, tuple[str, str]]:
     return found
 
 
-def write(methods: dict[str, Any], ops: dict[str, Any], khop: dict[str, Any], training: dict[str, Any]) -> Path:
+def write(
+    methods: dict[str, Any], ops: dict[str, Any], khop: dict[str, Any], training: dict[str, Any], screening: dict[str, Any]
+) -> Path:
     """Put all results into one page."""
     folder = results_dir()
     draw_ops(ops["rows"], folder / "ops.png")
@@ -124,6 +127,9 @@ genes and edges. The whole page is [{khop["name"]}.md]({khop["name"]}.md); `--on
 
 ![curves](training.png)
 
+## Sets that a trained model scores
+
+{screen_speed.section(screening)}
 {screen.section(folder)}
 ## Not confirmed here
 
@@ -151,7 +157,8 @@ def main() -> None:
     khop = khop_bench.run() if full else khop_bench.run(khop_plan.short_plan(), name="khop_short")
     shutil.rmtree(TRAINED_MODELS, ignore_errors=True)  # what is measured is trained anew
     training = runs.run(full=full, out=TRAINED_MODELS, results=results_dir(), workers=os.cpu_count() or 1)
-    path = write(methods, ops, khop, training)
+    screening = screen_speed.run(seconds=5.0 if full else 2.0, rounds=3 if full else 1, threads=os.cpu_count() or 1)
+    path = write(methods, ops, khop, training, screening)
     print(f"\n{path.read_text()}\nwritten to {path}")
 
 

@@ -4,7 +4,9 @@
 
 Scores are first compared with the model in float64 called on the same sets. Then rounds of all rows, each round with this
 machine's products of matrices beside them, so that what else runs on the machine meets all alike. Sets come in the order of
-their ranks, as a screen asks for them. Writes `screen.json` and `screen.md` to `benchmarks/results/<device>/`.
+their ranks, as a screen asks for them. At last whole screens: of a model that costs nothing, which leaves what writing and
+counting take, and of one by two processes of a thread each beside one process of two. Writes `screen_speed.json` and
+`screen_speed.md` to `benchmarks/results/<device>/`.
 """
 
 from __future__ import annotations
@@ -13,6 +15,9 @@ import argparse
 import copy
 import json
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,11 +27,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cellattn import MultiGraph
+from cellattn import MultiGraph, checkpoint
 from cellattn._file import write_atomic
 from cellattn.data import PERTURBATION_TYPES, synthetic_cell
 from cellattn.nn import CellTransformer, Dango, PairwiseInteraction, WildtypeDifference
-from cellattn.screen import Scorer, make_scorer
+from cellattn.screen import Scorer, make_scorer, screen, status
 
 from ..measure import environment, results_dir, table
 from ..methods.peers.sets import readout_by_all_genes
@@ -37,6 +42,8 @@ DELETED = PERTURBATION_TYPES.index("deleted")
 COMPARED = 200  # sets whose scores are compared with the model's
 ALLOWED = {torch.float32: 1e-6, torch.bfloat16: 5e-2}  # largest error, as a share of how far the predictions lie apart
 CALLED = 1024  # sets of a batch where the model is called
+FREE_UNIT = 1 << 19  # ranks of a unit of the free model: about those of all triples of 632 genes
+PROCESSES = 2  # that share a screen
 PRODUCT = 2048  # rows of the square matrices whose product is this machine's rate
 
 
@@ -180,26 +187,95 @@ def product_rate() -> tuple[float, float]:
     return clock, processor
 
 
+class Free(nn.Module):
+    """A model that costs nothing: the sum of a number a gene."""
+
+    def __init__(self, num_genes: int) -> None:
+        super().__init__()
+        self.num_genes = num_genes
+        self.effect = nn.Parameter(torch.randn(num_genes, generator=torch.Generator().manual_seed(0)))
+
+    def screening(self, graph: MultiGraph | None, *, dtype: torch.dtype, **_: Any) -> _FreeScreening:
+        return _FreeScreening(self.effect.to(dtype))
+
+
+class _FreeScreening:
+    batch_size, num_types = 1 << 16, None
+
+    def __init__(self, effect: Tensor) -> None:
+        self.num_genes, self._effect = len(effect), effect
+
+    def __call__(self, entries: Tensor) -> Tensor:
+        return self._effect[entries % self.num_genes].sum(1)
+
+
+def bookkeeping(graph: MultiGraph, roster: int, rounds: int) -> list[tuple[float, float]]:
+    """Sets a second of whole screens of a free model: by the clock, and of the processor."""
+    names = graph.names
+    assert names is not None
+    found = []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            options: dict[str, Any] = {"out": folder, "genes": list(names)[:roster], "order": 3, "unit": FREE_UNIT}
+            found.append(best_rate(lambda: screen(Free(len(names)), names=names, progress=False, **options).sets))
+    return found
+
+
+def by_processes(model: nn.Module, graph: MultiGraph, roster: int, threads: int, rounds: int) -> dict[str, list[float]]:
+    """Triples a second of the command, by its manifests: one process with all threads, and several that share them."""
+    names = graph.names
+    assert names is not None
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        graph.save(folder / "graph.safetensors")
+        checkpoint.save(folder / "model.safetensors", model, graph=graph, graph_file=folder / "graph.safetensors")
+        (folder / "roster.txt").write_text("\n".join(list(names)[:roster]) + "\n")
+
+        def rate(processes: int, out: Path) -> float:
+            command = [sys.executable, "-m", "cellattn.screen", str(folder / "model.safetensors"), "--order", "3", "--quiet"]
+            command += ["--genes", str(folder / "roster.txt"), "--out", str(out), "--threads", str(threads // processes)]
+            shards = [[*command, "--shard", f"{i}/{processes}"] for i in range(processes)]
+            running = [subprocess.Popen(shard) for shard in shards]
+            failed = [process.wait() for process in running]
+            if any(failed):
+                raise RuntimeError(f"{' '.join(command)} failed")
+            found = status(out).rate
+            assert found is not None
+            return found
+
+        rates: dict[str, list[float]] = {"one": [], "several": []}
+        for i in range(rounds):
+            for name, processes in (("one", 1), ("several", PROCESSES)):
+                rates[name].append(rate(processes, folder / f"{name}{i}"))
+    return rates
+
+
 def run(
-    names: Sequence[str],
+    names: Sequence[str] | None = None,
     *,
     genes: int = 6607,
     roster: int = 632,
     seconds: float = 5.0,
     rounds: int = 3,
     threads: int = 2,
+    free_roster: int = 300,
+    shared_roster: int = 160,
     out: Path | None = None,
 ) -> dict[str, Any]:
     """Compare and time the rows, and write the results.
 
     Args:
+        names: of rows; all of them by default.
         seconds: of a row in each round, about.
+        free_roster: genes whose triples the free model is screened on.
+        shared_roster: genes whose triples are screened by one process and by several.
         out: folder of the results; that of this device if None.
     """
     torch.set_num_threads(threads)
     graph = synthetic_cell(seed=0, num_genes=genes)
     rows, scorers, measured = rows_of(genes), {}, {}
-    for name in names:
+    shared: nn.Module | None = None
+    for name in names or rows:
         row = rows[name]
         torch.manual_seed(0)
         model = lively(row.make(graph))
@@ -221,12 +297,18 @@ def run(
         if name == "readout" and isinstance(model, CellTransformer):
             result["group"] = group_rate(model, graph, sets[:2])
         scorers[name], measured[name] = (scorer, sets), result
+        if name == "readout":
+            shared = copy.deepcopy(model)
     products = []
     for _ in range(rounds):
         for name, (scorer, sets) in scorers.items():
             products.append(product_rate())
             window = sets[: measured[name]["number"]]
             measured[name]["rounds"].append(best_rate(lambda: len(scorer.score(window))))
+    free = bookkeeping(graph, min(free_roster, genes), rounds)
+    processes = None
+    if shared is not None and threads >= PROCESSES:
+        processes = by_processes(shared, graph, min(shared_roster, genes), threads, rounds)
     result = {
         "environment": environment(),
         "genes": genes,
@@ -234,10 +316,13 @@ def run(
         "threads": threads,
         "products": {"clock": max(p[0] for p in products), "processor": max(p[1] for p in products)},
         "rows": measured,
+        "free": free,
+        "processes": processes,
     }
     folder = results_dir() if out is None else out
-    write_atomic(folder / "screen.json", (json.dumps(result, indent=1) + "\n").encode())
-    write_atomic(folder / "screen.md", page(result).encode())
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "screen_speed.json", (json.dumps(result, indent=1) + "\n").encode())
+    write_atomic(folder / "screen_speed.md", page(result).encode())
     return result
 
 
@@ -254,6 +339,11 @@ def group_rate(model: CellTransformer, graph: MultiGraph, sets: Tensor) -> dict[
 def page(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     about = ", ".join(f"{key} {value}" for key, value in result["environment"].items())
+    return f"# Screens\n\n{about}\n\n{section(result)}"
+
+
+def section(result: dict[str, Any]) -> str:
+    """What the report shows of the result."""
     threads, products = result["threads"], result["products"]
     head = [
         "what", "sets/s", f"sets/s of {threads} processors", "asked for", "floor, sets/s", "share of the floor", "products",
@@ -282,14 +372,11 @@ def page(result: dict[str, Any]) -> str:
                     f"* {row['what']}: {how}, {threads * row[key]['processor']:,.2f} sets/s of {threads} processors; "
                     f"the screen's is {processor / row[key]['processor']:,.1f} times that."
                 )
-    return f"""# Screens
-
-{about}
-
-Medians of rounds; synthetic cell of {result["genes"]:,} genes, triples of {result["roster"]:,} of them and pairs of all,
-{threads} threads; width {DIM}, {NUM_HEADS} heads, FFN {FFN_DIM}. Sets a second by the clock, and a second of the processor's
-own time, which other work on the machine does not enter, times the threads. The floor: the products that a set cannot do
-without, at the rate of this machine's product of two {PRODUCT} x {PRODUCT} matrices in float32 in the same run
+    notes += _whole_screens(result)
+    return f"""Medians of rounds; synthetic cell of {result["genes"]:,} genes, triples of {result["roster"]:,} of them and
+pairs of all, {threads} threads; width {DIM}, {NUM_HEADS} heads, FFN {FFN_DIM}. Sets a second by the clock, and a second of the
+processor's own time, which other work on the machine does not enter, times the threads. The floor: the products that a set
+cannot do without, at the rate of this machine's product of two {PRODUCT} x {PRODUCT} matrices in float32 in the same run
 ({products["processor"] / 1e9:.0f} GFLOP/s a processor). The error: the largest of {COMPARED} scores against the model in
 float64, as a share of the spread of its predictions (largest less smallest).
 
@@ -299,6 +386,25 @@ float64, as a share of the spread of its predictions (largest less smallest).
 """
 
 
+def _whole_screens(result: dict[str, Any]) -> list[str]:
+    """What is measured of whole screens, rather than of scores alone."""
+    threads, rows = result["threads"], result["rows"]
+    clock, processor = (statistics.median(values) for values in zip(*result["free"], strict=True))
+    free = f"{clock:,.0f} sets/s, {threads * processor:,.0f} sets/s of {threads} processors"
+    notes = [f"* A screen of a model that costs nothing, all that is written and counted: {free}."]
+    for row in (rows[name] for name in ("readout", "sum") if name in rows):
+        scored = statistics.median(rate for _, rate in row["rounds"])
+        share = (1 / processor) / (1 / processor + 1 / scored)
+        notes.append(f"* Writing and bookkeeping are {share:.1%} of the processor's time in a screen of {row['what']}.")
+    if result["processes"] is not None:
+        one, several = (statistics.median(result["processes"][name]) for name in ("one", "several"))
+        notes.append(
+            f"* The same triples with readout, by `python -m cellattn.screen`: one process of {threads} threads {one:,.0f} a "
+            f"second, {PROCESSES} processes of {threads // PROCESSES} on a shard each {several:,.0f}."
+        )
+    return notes
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = list(rows_of(1))
@@ -306,14 +412,12 @@ def main() -> None:
     parser.add_argument("--genes", type=int, default=6607, help="of the synthetic cell (%(default)s)")
     parser.add_argument("--roster", type=int, default=632, help="genes whose triples are scored (%(default)s)")
     parser.add_argument("--seconds", type=float, default=5.0, help="of a row in each round, about (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="%(default)s")
     parser.add_argument("--threads", type=int, default=2, help="%(default)s")
     parser.add_argument("--out", type=Path, help="folder of the results (default: that of this device)")
     given = parser.parse_args()
-    print(
-        page(
-            run(given.rows, genes=given.genes, roster=given.roster, seconds=given.seconds, threads=given.threads, out=given.out)
-        )
-    )
+    options = vars(given)
+    print(page(run(options.pop("rows"), **options)))
 
 
 if __name__ == "__main__":

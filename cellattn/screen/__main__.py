@@ -175,7 +175,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--graph", type=Path, metavar="FILE", help="of MultiGraph.save (default: the one that a checkpoint names)")
     add("--names", type=Path, metavar="FILE", help="of all genes of the model, one a line, where no other file has them")
     add("--model", metavar="MODULE:FUNCTION", help="makes your own module, called with each CHECKPOINT, or once without")
-    add("--keep", default="top:10000", metavar="RULE", help="rows: all, top:K (at either end of the mean) or above:x (%(default)s)")
+    add(
+        "--keep",
+        default="top:10000",
+        metavar="RULE",
+        help="rows: all, top:K (at either end of means) or above:x (%(default)s)",
+    )
     add("--by", choices=BY, default="mean", help="what top and above go by: the mean over models, or |mean| / sd (%(default)s)")
     add("--bins", metavar="LOW:HIGH:N", help="of the histogram (-8:8:1600)")
     add("--thresholds", type=float, nargs="+", default=(-1.0, 1.0), metavar="X", help="count a gene's sets beyond (-1 1)")

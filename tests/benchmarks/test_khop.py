@@ -555,15 +555,17 @@ def test_the_report_holds_the_short_version(
     op = {"suite": "ops", "name": "an op, of a kind", "tokens": 5, "implementations": {"ours": measured}}
     monkeypatch.setattr(report, "results_dir", lambda: tmp_path)
     monkeypatch.setattr(training_tables, "table", lambda training: "| trained |")
+    monkeypatch.setattr(report.screen_speed, "section", lambda screening: "| scored |")
     methods = {"rows": [], "graph": "a cell", "plan": asdict(method_steps.short_plan())}
     ops = {"rows": [op], "graph": "a graph", "dtype": "float32"}
-    path = report.write(methods, ops, {**whole[0], "name": "khop_short"}, {"runs": []})
+    path = report.write(methods, ops, {**whole[0], "name": "khop_short"}, {"runs": []}, {})
     text = path.read_text()
     for part in (
         "[khop_short.md](khop_short.md)",
         "![k-hop](khop_short.png)",
         tables.target_table(whole[0]),
         "| trained |",
+        "| scored |",
     ):
         assert part in text
     assert tables.extract_table(whole[0]["rows"], min(PLAN.set_counts)) in text
