@@ -31,6 +31,7 @@ from .methods import bench as method_steps
 from .screen import full as screen
 from .screen import speed as screen_speed
 from .training import runs, tables
+from .training.cell import SOURCE
 
 TRAINED_MODELS = Path("runs/bench")  # stay, to screen with
 # Methods of the table, and the variants of `train` that tell what they learn.
@@ -65,7 +66,7 @@ def scores(training: dict[str, Any]) -> dict[str, tuple[str, str]]:
     """(test Pearson, oversmoothing by layer) of the methods that were trained, means over seeds, as the table shows them."""
     found = {}
     for method, variant in TRAINED.items():
-        runs = [run for run in training["runs"] if run["variant"] == variant]
+        runs = [run for run in training["runs"] if (run["split"], run["variant"]) == (SOURCE, variant)]
         if not runs:
             continue
         smooth = [
@@ -156,8 +157,9 @@ def main() -> None:
     ops = attention.run(attention.plan_for(attention.DEVICE, repeats=10 if full else 3))
     khop = khop_bench.run() if full else khop_bench.run(khop_plan.short_plan(), name="khop_short")
     shutil.rmtree(TRAINED_MODELS, ignore_errors=True)  # what is measured is trained anew
-    training = runs.run(full=full, out=TRAINED_MODELS, results=results_dir(), workers=os.cpu_count() or 1)
-    screening = screen_speed.run(seconds=5.0 if full else 2.0, rounds=3 if full else 1, threads=os.cpu_count() or 1)
+    splits, threads = (SOURCE, "gene-disjoint"), os.cpu_count() or 1
+    training = runs.run(full=full, out=TRAINED_MODELS, results=results_dir(), splits=splits, workers=threads)
+    screening = screen_speed.run(seconds=5.0 if full else 2.0, rounds=3 if full else 1, threads=threads)
     path = write(methods, ops, khop, training, screening)
     print(f"\n{path.read_text()}\nwritten to {path}")
 

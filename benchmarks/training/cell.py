@@ -27,6 +27,7 @@ from .checkpoint import keep_rng, seed_everything
 
 SPECTRAL_RANK = 128
 VALIDATION_SHARE = 0.2
+SOURCE = "source"  # the split that the data come with, beside the kinds of `cellattn.data.split`
 SYNTHETIC_SIZES = {"labelled": (200, 8_000), "full": (6607, 100_000)}  # genes and measured sets
 
 
@@ -85,12 +86,12 @@ def synthetic(graph: MultiGraph, data: PerturbationDataset) -> Cell:
     return Cell("synthetic", graph, standardize(spectral_features(graph)), train, test, notes, validation)
 
 
-def recut(cell: Cell, kind: str) -> Cell:
-    """The cell with all its measured pairs split anew, by a kind of `cellattn.data.split`, the same for all seeds."""
+def recut(cell: Cell, kind: str, seed: int = 0) -> Cell:
+    """The cell with all its measured pairs split anew, by a kind of `cellattn.data.split`."""
     given = [cell.train, *([] if cell.validation is None else [cell.validation]), cell.test]
     pairs, y = torch.cat([part.seeds for part in given]).view(-1, 2), torch.cat([part.y for part in given])
     data = PerturbationDataset.from_sets(pairs.tolist(), y, num_genes=cell.graph.num_nodes, genes=cell.graph.names)
-    parts = split_dataset(data, kind)
+    parts = split_dataset(data, kind, seed=seed)
     found = leakage(data, parts)
     train, validation, test = (data.subset(parts[name]) for name in ("train", "validation", "test"))
     notes = {

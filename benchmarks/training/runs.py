@@ -23,9 +23,8 @@ from tqdm import tqdm
 from cellattn import attention_kl
 from cellattn._file import write_atomic
 from cellattn.checkpoint import save as save_checkpoint
-from cellattn.data import (
-    PerturbationDataset,
-)
+from cellattn.data import PerturbationDataset
+from cellattn.data.split import KINDS
 from cellattn.metrics import PearsonCorr, SpearmanCorr, edge_recovery, oversmoothing, record_layers
 from cellattn.nn import CellTransformer, Dango, WildtypeDifference
 
@@ -33,7 +32,7 @@ from ..cells import data_dir
 from ..measure import environment, results_dir
 from ..processes import end_with_parent
 from .baselines import PENALTIES, fit_ridge
-from .cell import Cell, Splits, held_out, load_cell, split, unit_of
+from .cell import SOURCE, Cell, Splits, held_out, load_cell, recut, split, unit_of
 from .checkpoint import keep_rng, load_checkpoint, rng_state, seed_everything, set_rng_state
 from .distributed import from_main, is_main, shares, sum_over_ranks, world_size
 from .engine import PLAIN, Execution, Forward, Trainer, mean_squared_error
@@ -246,8 +245,8 @@ def train_one(
         data = Splits(*(part.subset(shares(torch.arange(len(part)))[0].samples) for part in data))  # each rank predicts its own
         scores = [correlations(model.predict(data.validation), data.validation.y)["pearson"] for model in models]
         chosen = max(range(len(models)), key=scores.__getitem__)
-        result |= {"validation_pearson": scores[chosen], "selected": f"penalty {PENALTIES[chosen]:g}"}
-        result |= {"test": correlations(models[chosen].predict(data.test), data.test.y)}
+        result |= {"validation_pearson": _or_none(scores[chosen]), "selected": f"penalty {PENALTIES[chosen]:g}"}
+        test = correlations(models[chosen].predict(data.test), data.test.y)
         result |= {"seconds": time.perf_counter() - start}
     else:
         device = execution.device
@@ -255,8 +254,8 @@ def train_one(
         options: dict[str, Any] = {"checkpoint_steps": checkpoint_steps, "on_epoch": on_epoch, "execution": execution}
         model, forward, state = fit(variant, cell, data, seed, folder, **options)
         best = state["best"]
-        result |= {"validation_pearson": best["validation_pearson"], "selected": f"epoch {best['epoch'] + 1}"}
-        result |= {"test": evaluate(model, forward, data.test)[0]}
+        result |= {"validation_pearson": _or_none(best["validation_pearson"]), "selected": f"epoch {best['epoch'] + 1}"}
+        test = evaluate(model, forward, data.test)[0]
         result |= {"seconds": state["seconds"], "steps_per_second": state["step"] / state["seconds"]}
         if isinstance(model, CellTransformer):
             result |= measure_heads(model, forward, cell, data.test)
@@ -266,9 +265,15 @@ def train_one(
             by_network = torch.stack(list(encoded.values())) if isinstance(encoded, dict) else encoded
             result |= {"oversmoothing": [oversmoothing(by_network)]}  # of the last layer
         result |= {"history": state["history"]}
+    result |= {"test": {name: _or_none(score) for name, score in test.items()}}
     if is_main():
         write_atomic(folder / "result.json", json.dumps(result).encode())
     return result
+
+
+def _or_none(correlation: float) -> float | None:
+    """None where there is none: an additive model says the same of all pairs of genes that it has not seen."""
+    return correlation if math.isfinite(correlation) else None
 
 
 def _read_json(path: Path) -> Any:
@@ -312,12 +317,13 @@ def run(
     results: Path | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     variants: Sequence[str] = tuple(VARIANTS),
+    splits: Sequence[str] = (SOURCE,),
     epochs: int | None = None,
     checkpoint_steps: int = 100,
     execution: Execution = PLAIN,
     workers: int = 1,
 ) -> dict[str, Any]:
-    """Train every variant with every seed, and write `training.json`, `training.csv` and `training.png`.
+    """Train every variant with every seed on every split, and write `training.json`, `training.csv` and `training.png`.
 
     Args:
         full: every gene a token and twice the epochs.
@@ -325,6 +331,7 @@ def run(
         out: folder of the runs, from which interrupted ones go on; a temporary one if None.
         results: folder of the results; that of this device if None.
         seeds, variants: the runs.
+        splits: of the pairs: "source" as they come, or kinds of `cellattn.data.split`, drawn anew for each seed.
         epochs: of each run, in place of the variant's own.
         checkpoint_steps: steps between two checkpoints.
         execution: how steps are computed; several ranks share each batch.
@@ -335,21 +342,31 @@ def run(
     for name, value in (("epochs", epochs), ("checkpoint_steps", checkpoint_steps)):
         if value is not None and value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
-    if not seeds or not variants:
-        raise ValueError(f"{'variants' if seeds else 'seeds'}: expected at least one, got none")
+    if unknown := set(splits) - {SOURCE, *KINDS}:
+        raise ValueError(f"splits: expected some of {', '.join((SOURCE, *KINDS))}, got {', '.join(sorted(unknown))}")
+    for name, several in (("seeds", seeds), ("variants", variants), ("splits", splits)):
+        if not several:
+            raise ValueError(f"{name}: expected at least one, got none")
     start = time.perf_counter()
     cell = load_cell(data_dir(), "full" if full else "labelled") if cell is None else cell
     chosen = {name: VARIANTS[name] for name in variants}
     for name, variant in chosen.items():
         how = variant.optimization
         chosen[name] = replace(variant, optimization=replace(how, epochs=epochs or how.epochs * (2 if full else 1)))
+    cells = {(kind, seed): cell if kind == SOURCE else recut(cell, kind, seed) for kind in splits for seed in seeds}
     runs = []
     # a small cell gains nothing from threads, and on a busy machine loses tenfold to waiting for them
     threads = 1 if cell.graph.num_nodes < 1_000 else torch.get_num_threads()
     with tempfile.TemporaryDirectory() as temporary, keep_rng(), use_threads(threads):
         epochs_of = {name: 0 if variant.model == "ridge" else variant.optimization.epochs for name, variant in chosen.items()}
-        total, folder = sum(epochs_of.values()) * len(seeds), out or Path(temporary)
-        jobs = [(name, variant, cell, seed, folder, checkpoint_steps) for name, variant in chosen.items() for seed in seeds]
+        total, folder = sum(epochs_of.values()) * len(cells), out or Path(temporary)
+        kinds = [kind for kind in splits for _ in range(len(chosen) * len(seeds))]
+        jobs = [
+            (name, variant, cells[kind, seed], seed, folder, checkpoint_steps)
+            for kind in splits
+            for name, variant in chosen.items()
+            for seed in seeds
+        ]
         with tqdm(total=total, unit="epoch", desc="training", disable=None if is_main() else True) as bar:
             if threads == 1 and workers > 1:
                 spawn = multiprocessing.get_context("spawn")
@@ -367,15 +384,14 @@ def run(
                         bar.update()
 
                     runs.append(train_one(*job, on_epoch, execution))
-    example = split(cell, seeds[0])
+    runs = [{"split": kind, **one} for kind, one in zip(kinds, runs, strict=True)]
     result = {
         "environment": environment(),
         "source": cell.source,
         "tokens": cell.graph.num_nodes,
         "threads": threads,
         "workers": workers if threads == 1 else 1,
-        "pairs": {name: len(part) for name, part in example._asdict().items()},
-        "notes": cell.notes,
+        "splits": {kind: _described(cells[kind, seeds[0]], seeds[0]) for kind in splits},
         "variants": {name: asdict(variant) for name, variant in chosen.items()},
         "runs": runs,
         "seconds": time.perf_counter() - start,
@@ -383,3 +399,8 @@ def run(
     if is_main():
         save(result, results_dir() if results is None else results)
     return result
+
+
+def _described(cell: Cell, seed: int) -> dict[str, dict[str, int]]:
+    """How many pairs each part has, and what is told of them."""
+    return {"pairs": {name: len(part) for name, part in split(cell, seed)._asdict().items()}, "notes": cell.notes}

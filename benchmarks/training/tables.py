@@ -17,7 +17,9 @@ import matplotlib.pyplot as plt
 
 from cellattn._file import write_atomic
 
-from .cell import VALIDATION_SHARE
+from .cell import SOURCE, VALIDATION_SHARE
+
+_TITLES = {SOURCE: "source's split, of pairs"}
 
 
 def save(result: dict[str, Any], folder: Path) -> None:
@@ -27,20 +29,21 @@ def save(result: dict[str, Any], folder: Path) -> None:
     write_atomic(folder / "training.json", (json.dumps({**result, "runs": runs}, indent=1) + "\n").encode())
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(["variant", "seed", "validation_pearson", "test_pearson", "test_spearman", "selected", "seconds"])
+    lines.writerow(["split", "variant", "seed", "validation_pearson", "test_pearson", "test_spearman", "selected", "seconds"])
     for one in runs:
         test = one["test"]
         scores = [one["validation_pearson"], test["pearson"], test["spearman"]]
-        lines.writerow([one["variant"], one["seed"], *scores, one["selected"], one["seconds"]])
+        lines.writerow([one["split"], one["variant"], one["seed"], *scores, one["selected"], one["seconds"]])
     write_atomic(folder / "training.csv", text.getvalue().encode())
     plot(result, folder / "training.png")
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Validation Pearson, MSE and graph term by epoch: the mean over seeds, and each seed's validation Pearson."""
+    """Validation Pearson, MSE and graph term by epoch, of the first split: the mean over seeds, and each seed's Pearson."""
+    runs = by_variant(result, next(iter(result["splits"])))
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
     for colour, name in enumerate(result["variants"]):
-        histories = [one["history"] for one in result["runs"] if one["variant"] == name and "history" in one]
+        histories = [one["history"] for one in runs[name] if "history" in one]
         if not histories:
             continue
         epochs = [record["epoch"] + 1 for record in histories[0]]
@@ -68,20 +71,29 @@ def plot(result: dict[str, Any], path: Path) -> None:
     write_atomic(path, image.getvalue())
 
 
+def by_variant(result: dict[str, Any], split: str) -> dict[str, list[dict[str, Any]]]:
+    """The runs of a split, a seed each."""
+    return {
+        name: [one for one in result["runs"] if (one["split"], one["variant"]) == (split, name)] for name in result["variants"]
+    }
+
+
 def table(result: dict[str, Any]) -> str:
-    """The result as Markdown: scores by variant, the graphs in the tied heads, and how it was all selected."""
-    by_variant = {name: [one for one in result["runs"] if one["variant"] == name] for name in result["variants"]}
+    """The result as Markdown: test scores by variant, the splits side by side; the rest of the first; how it was selected."""
+    first, *others = result["splits"]
+    found = {split: by_variant(result, split) for split in result["splits"]}
+    columns = [_TITLES.get(split, split) for split in found] if others else []
+    scored = [f"test Pearson, {title}" for title in columns] or ["test Pearson"]
     lines = [
-        "| model | test Pearson | each seed | test Spearman | validation Pearson | selected | s a run | it/s |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| model | {' | '.join(scored)} | each seed | test Spearman | validation Pearson | selected | s a run | it/s |",
+        "|---" * (len(scored) + 7) + "|",
     ]
-    for name, runs in by_variant.items():
-        test = [one["test"]["pearson"] for one in runs]
+    for name, runs in found[first].items():
         speed = [one["steps_per_second"] for one in runs if "steps_per_second" in one]
         cells = [
             result["variants"][name]["title"],
-            f"**{mean_and_sd(test)}**",
-            ", ".join(f"{x:.3f}" for x in test),
+            *(f"**{mean_and_sd([one['test']['pearson'] for one in found[split][name]])}**" for split in found),
+            ", ".join(mean_and_sd([one["test"]["pearson"]]) for one in runs),
             mean_and_sd([one["test"]["spearman"] for one in runs]),
             mean_and_sd([one["validation_pearson"] for one in runs]),
             ", ".join(one["selected"] for one in runs),
@@ -89,8 +101,11 @@ def table(result: dict[str, Any]) -> str:
             f"{statistics.fmean(speed):.3g}" if speed else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    notes = "; ".join(f"{value:,} {name}" for name, value in result["notes"].items())
-    pairs = ", ".join(f"{value:,} {name}" for name, value in result["pairs"].items())
+    scopes = []
+    for split, described in result["splits"].items():
+        parts = ", ".join(f"{value:,} {name}" for name, value in described["pairs"].items())
+        notes = "; ".join(f"{value:,} {name}" for name, value in described["notes"].items())
+        scopes.append(f"{f'{split}: ' if others else ''}{parts} ({notes})")
     how = (
         "Mean ± standard deviation over seeds; a seed sets initial weights, order of the data, and, on real tables in the "
         f"source's split, the {VALIDATION_SHARE:.0%} of training pairs that validate. Epoch (ridge: penalty) by validation "
@@ -98,8 +113,12 @@ def table(result: dict[str, Any]) -> str:
         "validation on the real tables before; the cell transformer had more tries than the tuned pair MLP. While the recipe "
         "was settled, test scores of earlier settings had been seen, though none was chosen by them."
     )
-    heads = graph_table({name: runs for name, runs in by_variant.items() if "kl" in runs[0]}, result["variants"])
-    scope = f"{result['source']}, {result['tokens']:,} gene tokens; {pairs} ({notes})."
+    if others:
+        how += (
+            f" Other columns and tables than test Pearson are of the split {first!r}; splits but the source's differ by seed."
+        )
+    heads = graph_table({name: runs for name, runs in found[first].items() if "kl" in runs[0]}, result["variants"])
+    scope = f"{result['source']}, {result['tokens']:,} gene tokens; {'; '.join(scopes)}."
     time_taken = (
         f"{result['seconds']:.0f} s in all, {result['workers']} run(s) at a time, of {result['threads']} CPU thread(s)."
     )
@@ -125,7 +144,10 @@ def graph_table(runs: dict[str, list[dict[str, Any]]], variants: dict[str, Any])
     return lines
 
 
-def mean_and_sd(values: Sequence[float]) -> str:
-    """0.512 ± 0.010"""
-    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3f}{spread}"
+def mean_and_sd(values: Sequence[float | None]) -> str:
+    """0.512 ± 0.010; "undefined" where a correlation is."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return "undefined"
+    spread = f" ± {statistics.stdev(known):.3f}" if len(known) > 1 else ""
+    return f"{statistics.fmean(known):.3f}{spread}"

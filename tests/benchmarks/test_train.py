@@ -21,6 +21,7 @@ from benchmarks.training import cell as cell_data
 from benchmarks.training import runs, tables, variants
 from benchmarks.training.baselines import PairMLP, fit_ridge
 from benchmarks.training.checkpoint import load_checkpoint, rng_state, seed_everything, set_rng_state
+from benchmarks.training.engine import PLAIN
 from cellattn import MultiGraph, checkpoint
 from cellattn.data import PerturbationDataset, synthetic_cell, synthetic_phenotypes
 
@@ -61,8 +62,27 @@ def test_split_anew(cell: cell_data.Cell, tmp_path: Path, kind: str) -> None:
     trained, tested = set(anew.train.seeds.tolist()), anew.test.seeds.view(-1, 2).tolist()
     seen = [sum(gene in trained for gene in pair) for pair in tested]
     assert set(seen) == ({0} if kind == "gene-disjoint" else {2})
-    result = runs.run(cell=anew, out=tmp_path, results=tmp_path, variants=["ridge"], seeds=[0])
-    assert f"left out of a {kind} split" in result["notes"]
+    assert cell_data.recut(cell, kind, seed=1).test.seeds.tolist() != anew.test.seeds.tolist()
+
+
+def test_splits_side_by_side(cell: cell_data.Cell, tmp_path: Path) -> None:
+    names, splits = ["ridge", "mlp", "pairwise"], ["source", "random", "gene-disjoint"]
+    result = train_tiny(cell, tmp_path, 1, variants=names, seeds=[0, 1], splits=splits)
+    told = [(one["split"], one["variant"], one["seed"]) for one in result["runs"]]
+    assert told == [(split, name, seed) for split in splits for name in names for seed in (0, 1)]
+    alone = runs.train_one(
+        "ridge", variants.VARIANTS["ridge"], cell_data.recut(cell, "gene-disjoint", 1), 1, tmp_path / "x", 2, print, PLAIN
+    )
+    (disjoint,) = (one for one in result["runs"] if told[result["runs"].index(one)] == ("gene-disjoint", "ridge", 1))
+    assert disjoint["test"] == alone["test"]
+    page = tables.table(result)
+    assert "| model | test Pearson, source's split, of pairs | test Pearson, random | test Pearson, gene-disjoint |" in page
+    for name in names:
+        scores = [tables.mean_and_sd([one["test"]["pearson"] for one in tables.by_variant(result, s)[name]]) for s in splits]
+        assert f"| {variants.VARIANTS[name].title} | {' | '.join(f'**{score}**' for score in scores)} |" in page
+    assert "gene-disjoint: " in page
+    assert "left out of a gene-disjoint split" in page
+    assert len(list(csv.DictReader((tmp_path / "training.csv").open()))) == len(told)
 
 
 def train_tiny(cell: cell_data.Cell, out: Path, epochs: int = EPOCHS, **options: Any) -> dict[str, Any]:
@@ -249,6 +269,8 @@ def test_every_variant(cell: cell_data.Cell, tmp_path: Path) -> None:
         ({"epochs": 0}, "epochs: expected at least 1, got 0"),
         ({"checkpoint_steps": 0}, "checkpoint_steps: expected at least 1, got 0"),
         ({"seeds": []}, "seeds: expected at least one, got none"),
+        ({"splits": []}, "splits: expected at least one, got none"),
+        ({"splits": ["genes"]}, "splits: expected some of source, random, .*, got genes"),
     ],
     ids=str,
 )
