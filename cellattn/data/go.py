@@ -174,7 +174,8 @@ def read_go_annotations(
 
     Returns:
         Pairs of gene and term; `names` are the terms, ascending, `titles` theirs in the ontology. Left out by reason:
-        "negated", "other_evidence", "other_aspect", "obsolete", "unknown_term", "unknown".
+        "negated", "other_evidence", "other_aspect", "obsolete", "unknown_term", "unknown", and "other_size" where neither the
+        term nor any above it is a column.
 
     Raises:
         ValueError: no GAF file, a malformed line, an aspect or code that cannot be.
@@ -222,10 +223,17 @@ def read_go_annotations(
     names = pl.concat_str("symbol", "id", "synonyms", separator="|", ignore_nulls=True)
     frame, aside = set_aside(table, frame.select(gene=names, term=terms), reasons)
     found = find_genes(frame, {"gene": ""}, genes, _first_listed(genes))
-    kept, left_out = leave_out(table, {"unknown": found.unknown})
-    gene = found.sets()[0][kept]  # one a line
-    edge_index, columns = _memberships(gene, frame["term"].filter(pl.Series(kept)), ontology, relations)
-    edge_index, columns = _sized(edge_index, columns, min_genes, max_genes)
+    named = ~found.unknown
+    edge_index, columns, held = _memberships(
+        found.sets()[0][named],  # one a line
+        frame["term"].filter(pl.Series(named)),
+        None if ontology is None else ontology.ancestors(relations),
+        min_genes,
+        max_genes,
+    )
+    other_size = np.zeros(len(named), dtype=bool)
+    other_size[named] = ~held
+    _, left_out = leave_out(table, {"unknown": found.unknown, "other_size": other_size})
     members = MembershipTable(
         path=table.path,
         num_lines=num_lines,
@@ -234,7 +242,7 @@ def read_go_annotations(
         by_alias=found.by_alias,
         edge_index=torch.from_numpy(edge_index),
         names=columns,
-        titles=None if ontology is None else tuple(ontology.terms[term] for term in columns),
+        titles=None if ontology is None else tuple(ontology.terms.get(term, "") for term in columns),
     )
     warn_of_unknown(members, genes)
     return members
@@ -253,31 +261,35 @@ def _first_listed(genes: GeneList) -> Callable[[str], str]:
 
 
 def _memberships(
-    gene: np.ndarray, terms: pl.Series, ontology: Ontology | None, relations: Sequence[str]
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Pairs of gene and term int64 [2, E], each once, ascending, and the terms that occur."""
+    gene: np.ndarray,
+    terms: pl.Series,
+    above: Mapping[str, frozenset[str]] | None,
+    min_genes: int,
+    max_genes: int | None,
+) -> tuple[np.ndarray, tuple[str, ...], np.ndarray]:
+    """Pairs of gene and term int64 [2, E], each once, ascending; the terms; and which lines are in a pair, bool [lines].
+
+    Args:
+        gene: int64 [lines].
+        terms: of each line.
+        above: term -> itself and those above it; None for itself alone.
+    """
     own = terms.unique().to_list()
-    above = {term: frozenset([term]) for term in own} if ontology is None else ontology.ancestors(relations)
-    columns = tuple(sorted(frozenset().union(*(above[term] for term in own))))
+    of_own = [frozenset([term]) if above is None else above[term] for term in own]
+    columns = sorted(frozenset().union(*of_own))
     position = {term: column for column, term in enumerate(columns)}
-    of_own = [sorted(position[parent] for parent in above[term]) for term in own]
     size = np.array([*map(len, of_own), 0], dtype=np.int64)
-    flat = np.array([column for columns_of in of_own for column in columns_of], dtype=np.int64)
-    lookup = {term: i for i, term in enumerate(own)}
-    line = np.array([lookup[term] for term in terms.to_list()], dtype=np.int64)
-    begin = size.cumsum() - size
+    flat = np.array([position[term] for several in of_own for term in sorted(several)], dtype=np.int64)
+    number = {term: i for i, term in enumerate(own)}
+    line = np.array([number[term] for term in terms.to_list()], dtype=np.int64)
     count = size[line]
-    entry = np.arange(count.sum()) + (begin[line] - (count.cumsum() - count)).repeat(count)
-    key = np.unique(gene.repeat(count) * max(len(columns), 1) + flat[entry])
-    return np.stack(np.divmod(key, max(len(columns), 1))), columns
-
-
-def _sized(
-    edge_index: np.ndarray, columns: tuple[str, ...], min_genes: int, max_genes: int | None
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Without the columns that have too few genes or too many."""
-    count = np.bincount(edge_index[1], minlength=len(columns))
-    kept = (count >= min_genes) & (count <= (max_genes if max_genes is not None else count.max(initial=0)))
-    number = kept.cumsum() - 1
-    edge_index = edge_index[:, kept[edge_index[1]]]
-    return np.stack([edge_index[0], number[edge_index[1]]]), tuple(np.array(columns, dtype=object)[kept].tolist())
+    first = (size.cumsum() - size)[line] - (count.cumsum() - count)
+    column = flat[np.arange(count.sum()) + first.repeat(count)]
+    num_columns = max(len(columns), 1)
+    pairs = np.stack(np.divmod(np.unique(gene.repeat(count) * num_columns + column), num_columns))
+    num_genes = np.bincount(pairs[1], minlength=len(columns))
+    kept = (num_genes >= min_genes) & (num_genes <= (num_genes.max(initial=0) if max_genes is None else max_genes))
+    pairs = pairs[:, kept[pairs[1]]]
+    held = np.bincount(np.arange(len(line)).repeat(count), weights=kept[column], minlength=len(line)) > 0
+    names = tuple(term for term, keep in zip(columns, kept.tolist(), strict=True) if keep)
+    return np.stack([pairs[0], (kept.cumsum() - 1)[pairs[1]]]), names, held

@@ -131,7 +131,7 @@ def read_edge_table(
         source: column with the source genes.
         target: column with the target genes.
         weight: column with the weights; None for an unweighted table.
-        sep: one character between fields.
+        sep: one character between fields; "auto": of tab, comma and space the first that the first line has.
         signed: allow negative weights, kept as they are; otherwise they are refused.
         rename: applied to each name of the file before it is looked up, e.g. to cut a suffix.
         missing: "error" refuses a weight that is missing (empty, NA, NaN, null, none, - or .), "drop" leaves its line out.

@@ -25,10 +25,9 @@ _WHY = {
     "other_aspect": "lines left out of other aspects",
     "unknown_term": "lines left out whose term is not in the ontology",
     "obsolete": "lines left out whose term is obsolete",
-    "small_term": "lines left out whose terms have too few genes or too many",
+    "other_size": "lines left out whose terms have too few genes or too many",
     "other_type": "lines left out of other features",
     "other_source": "lines left out of other sources",
-    "ambiguous": "lines left out whose alias stands for another gene already",
 }
 
 

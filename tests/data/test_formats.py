@@ -518,9 +518,18 @@ def test_go_closure_filters_and_qualifiers(tmp_path: Path) -> None:
     }
     parts = read_go_annotations(path, GENES, ontology=read_obo(obo), relations=("is_a", "part_of"), max_genes=2)
     assert parts.names == ("GO:1", "GO:2")  # GO:3 has three genes
+    assert parts.left_out["other_size"].tolist() == [7]  # and is all that this line says
     assert read_go_annotations(path, GENES, aspects=["C"]).edge_index.shape == (2, 0)
     with pytest.raises(ValueError, match="evidence: unknown value 'IDB'"):
         read_go_annotations(path, GENES, evidence=["IDB"])
+
+
+def test_names_of_the_list_go_before_aliases_in_annotations(tmp_path: Path) -> None:
+    path = tmp_path / "x.gaf"
+    path.write_text(rows(gaf("TFC3", "other|YAL015C", "", "GO:1"), gaf("other", "TFC3", "", "GO:1")))
+    found = read_go_annotations(path, GENES)
+    assert found.edge_index.tolist() == [[0, 1], [0, 0]]
+    assert found.by_alias == {"TFC3": "YAL001C"}
 
 
 @pytest.mark.parametrize(
