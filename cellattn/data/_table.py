@@ -401,6 +401,16 @@ def read_text(path: Path) -> bytes:
     return data.rstrip(b"\n")
 
 
+def read_string(path: Path) -> str:
+    """The file as `read_text` has it, for readers of other formats than tables."""
+    data = read_text(path)
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8 text") from error
+
+
 def _unpacked(path: Path, data: bytes) -> bytes:
     """What a gzip, bzip2, xz or zip file holds; other data as they are.
 

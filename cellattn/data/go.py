@@ -14,7 +14,7 @@ import torch
 
 from .._check import describe, require, require_choice, require_count
 from ._lookup import find_genes, leave_out, require_genes, set_aside, warn_of_unknown
-from ._table import Table, read_text
+from ._table import Table, read_string
 from .genes import GeneList
 from .tables import MembershipTable
 
@@ -22,6 +22,7 @@ _GAF = {"id": 1, "symbol": 2, "qualifier": 3, "term": 4, "evidence": 6, "aspect"
 _GAF_COLUMNS = 17
 _ASPECTS = ("P", "F", "C")
 _RELATIONS = ("is_a", "part_of")
+_AFTER_VALUE = re.compile(r"\s+(\{.*\}\s*)?(!.*)?$")  # modifiers and a comment
 _EVIDENCE = (
     *("EXP", "IDA", "IPI", "IMP", "IGI", "IEP", "HTP", "HDA", "HMP", "HGI", "HEP", "IBA", "IBD", "IKR", "IRD"),
     *("ISS", "ISO", "ISA", "ISM", "IGC", "RCA", "TAS", "NAS", "IC", "ND", "IEA"),
@@ -90,7 +91,7 @@ def read_obo(path: str | PathLike[str]) -> Ontology:
     if not isinstance(path, (str, PathLike)):
         raise TypeError(f"path: expected a path, got {describe(path)}")
     path = Path(path)
-    lines = read_text(path).decode(errors="replace").split("\n")
+    lines = read_string(path).split("\n")
     require(bool(lines[0].strip()), f"{path}: the file is empty, expected an ontology in OBO format")
     titles: dict[str, str] = {}
     parents: dict[str, dict[str, tuple[str, ...]]] = {relation: {} for relation in _RELATIONS}
@@ -112,7 +113,7 @@ def read_obo(path: str | PathLike[str]) -> Ontology:
         tag, colon, value = text.partition(":")
         if not colon:
             fail(number, "expected 'tag: value'")
-        value = re.sub(r"\s+(!.*|\{.*\}(\s*!.*)?)$", "", value.strip())
+        value = value.strip() if tag == "name" else _AFTER_VALUE.sub("", value.strip())
         if stanza == "" and number == 1 and tag != "format-version":
             fail(number, "expected an ontology in OBO format, which begins with 'format-version'")
         if stanza != "[Term]":

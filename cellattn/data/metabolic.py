@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .._check import describe, require
 from ._lookup import require_genes, warn_of_unknown
-from ._table import read_text
+from ._table import read_string
 from .genes import GeneList
 from .tables import MembershipTable
 
@@ -78,7 +78,7 @@ def read_metabolic_model(path: str | PathLike[str], genes: GeneList) -> Metaboli
     if not isinstance(path, (str, PathLike)):
         raise TypeError(f"path: expected a path, got {describe(path)}")
     path = Path(path)
-    model = _loaded(path, read_text(path).decode(errors="replace").lstrip())
+    model = _loaded(path, read_string(path).lstrip())
     metabolites = tuple(_id(path, "metabolites", at, entry) for at, entry in enumerate(_list(path, model, "metabolites")))
     number = {metabolite: at for at, metabolite in enumerate(metabolites)}
     require(len(number) == len(metabolites), f"{path}: a metabolite stands twice")

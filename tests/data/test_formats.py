@@ -344,6 +344,15 @@ def test_files_that_are_none(form: Format, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+def test_other_encodings(form: Format) -> None:
+    lines = form.text.split("\n")
+    at = next(number for number, line in enumerate(lines) if number >= form.header and line)
+    lines[at] = lines[at][:-1] + "\udce9" + lines[at][-1]
+    with pytest.raises(ValueError, match=rf"file\.txt, line {at + 1}: not UTF-8 text"):
+        read(form, "\n".join(lines).encode(errors="surrogateescape"))
+
+
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
 def test_truncated(form: Format) -> None:
     packed = gzip.compress(form.text.encode())
     for length in (len(packed) - 1, len(packed) // 2, 12):
