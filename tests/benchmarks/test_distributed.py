@@ -208,7 +208,7 @@ def test_torchrun(tmp_path: Path) -> None:
     """The command line on two ranks: one set of results, the ridge's those of one process."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "benchmarks.train", "--device", "cpu", "--out", os.fspath(tmp_path / "two"), "--seeds", "0"]
-    command += ["--variants", "ridge", "mlp", "--epochs", "1", "--accumulate", "2", "--autocast", "bf16"]
+    command += ["--variants", "ridge", "mlp", "--split", "source", "--epochs", "1", "--accumulate", "2", "--autocast", "bf16"]
     env = {**os.environ, "CELLATTN_DATA": os.fspath(tmp_path), "OMP_NUM_THREADS": "1"}  # no tables there: the synthetic cell
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
