@@ -232,7 +232,7 @@ def test_finished_runs_are_read_back(cell: cell_data.Cell, uninterrupted: Path, 
 
     monkeypatch.setattr(runs, "fit", refuse)
     (run,) = train_tiny(cell, uninterrupted)["runs"]
-    assert run == json.loads((folder_of(uninterrupted) / "result.json").read_text())
+    assert run == {"split": "source", **json.loads((folder_of(uninterrupted) / "result.json").read_text())}
     with pytest.raises(AssertionError, match="trained again"):  # other settings are another run
         train_tiny(cell, uninterrupted, EPOCHS + 1)
     (other,) = (path for path in uninterrupted.iterdir() if path.is_dir() and path != uninterrupted / run["folder"])
