@@ -23,6 +23,7 @@ from benchmarks.khop import plan as plans
 from benchmarks.khop.peers import Collated, Definition, Ours
 from benchmarks.khop.plan import Row
 from benchmarks.methods import bench as method_steps
+from benchmarks.screen import speed as screen_speed
 from benchmarks.training import tables as training_tables
 from cellattn import MultiGraph, reference
 from cellattn.data import synthetic_cell
@@ -555,7 +556,7 @@ def test_the_report_holds_the_short_version(
     op = {"suite": "ops", "name": "an op, of a kind", "tokens": 5, "implementations": {"ours": measured}}
     monkeypatch.setattr(report, "results_dir", lambda: tmp_path)
     monkeypatch.setattr(training_tables, "table", lambda training: "| trained |")
-    monkeypatch.setattr(report.screen_speed, "section", lambda screening: "| scored |")
+    monkeypatch.setattr(screen_speed, "section", lambda screening: "| scored |")
     methods = {"rows": [], "graph": "a cell", "plan": asdict(method_steps.short_plan())}
     ops = {"rows": [op], "graph": "a graph", "dtype": "float32"}
     path = report.write(methods, ops, {**whole[0], "name": "khop_short"}, {"runs": []}, {})
