@@ -143,8 +143,8 @@ class ReadoutPool:
 
         (weight1, bias1, eps1), (weight2, bias2, eps2) = map(norm, norms)
         self._tables = ReadoutTables(
-            query=(q * q.shape[-1] ** -0.5).to(values).mT.contiguous(),
-            key=k.to(values).mT.contiguous(),
+            query=row((q * q.shape[-1] ** -0.5).mT),
+            key=row(k.mT),
             value=by_chunks(value, v, values),
             x=row(u + by_attention * out.bias),
             weight1=weight1, bias1=bias1, eps1=eps1,

@@ -28,11 +28,11 @@ def padded(x: Tensor) -> Tensor:
 class ReadoutTables(NamedTuple):
     """Of M entries: y_e = norm_1(x_e + sum_fh p_efh value_fh), z_e = norm_2(y_e + FFN(y_e)); p by softmax over f in the set.
 
-    Rows of value, x, norms and down_bias are `padded`. Without norms weights and biases are None. A null sink is one more f.
+    Rows of query, key, value, x, norms and down_bias are `padded`. Without norms weights and biases are None. A null sink is one more f.
     """
 
-    query: Tensor  # [M, D / H, H], times the scale
-    key: Tensor  # [M, D / H, H]
+    query: Tensor  # [M, D / H, H padded], times the scale
+    key: Tensor  # [M, D / H, H padded]
     value: Tensor  # [M, H, W], through the output projection
     x: Tensor  # [M, W], and the output projection's bias
     weight1: Tensor | None  # [W]
@@ -55,7 +55,7 @@ def readout_mean(entries: Tensor, tables: ReadoutTables) -> Tensor:
     plain = t.weight1 is not None and t.null_score is None
     if plain and _extension_takes(entries, t.up, t.x):
         return torch.ops.cellattn.screen_readout(entries.contiguous(), *t[: t._fields.index("null_score")])
-    score = torch.einsum("bedh,bfdh->bhef", t.query[entries], t.key[entries])
+    score = torch.einsum("bedh,bfdh->bhef", t.query[entries], t.key[entries])[:, : t.value.shape[1]]
     value = t.value[entries].transpose(1, 2).flatten(0, 1)  # [B H, k, W]
     if t.null_score is not None and t.null_value is not None:
         score = torch.cat([score, t.null_score[entries].transpose(1, 2)[..., None]], -1)

@@ -132,7 +132,7 @@ Tensor screen_readout(
   check_tensor("up", up, 2, {ScalarType::Float});
   const int64_t entries = query.size(0);
   task.head_dim = query.size(1);
-  task.heads = query.size(2);
+  task.heads = value.size(1);
   task.dim = up.size(1);
   task.width = padded(task.dim, kWidest);
   const int64_t hidden = up.size(0), width = task.width;
@@ -140,8 +140,8 @@ Tensor screen_readout(
   task.sets = check_sets("sets", sets, entries);
   task.num_sets = sets.size(0);
   task.size = sets.size(1);
-  task.query = floats_of(query);
-  task.key = check_floats("key", key, {entries, task.head_dim, task.heads});
+  task.query = check_floats("query", query, {entries, task.head_dim, task.weights_width()});
+  task.key = check_floats("key", key, {entries, task.head_dim, task.weights_width()});
   task.value = check_floats("value", value, {entries, task.heads, width});
   task.x = check_floats("x", x, {entries, width});
   task.weight1 = check_floats("weight1", weight1, {width});

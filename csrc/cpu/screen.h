@@ -25,7 +25,7 @@ struct Readout {
   const int64_t* sets;                        // [B, k], entries
   int64_t num_sets, size, heads, head_dim, dim;
   int64_t width;                              // of rows of dim in memory, zeros behind dim: a multiple of 16
-  const float *query, *key;                   // [M, head_dim, heads], query times its scale
+  const float *query, *key;                   // [M, head_dim, weights_width], query times its scale, zeros behind the heads
   const float* value;                         // [M, heads, width], through the output projection
   const float* x;                             // [M, width]
   const float *weight1, *bias1, *weight2, *bias2;  // of the norms, [width]

@@ -178,26 +178,31 @@ inline void normalize(float* x, int64_t dim, int64_t width, float eps) {
   for (int64_t d = 0; d < width; d += kLanes) store(x + d, load(x + d) * scale);
 }
 
-// Weights p [e, f, heads], heads padded to kLanes, of the entries of one set.
+// Weights p [e, f, heads], heads padded, of the entries of one set.
 template <int Size>
 inline void set_weights(const Readout& task, const int64_t* set, float* p, int64_t ldp) {
-  const int64_t per_entry = task.head_dim * task.heads;
-  for (int e = 0; e < Size; ++e) {
-    const float* query = task.query + set[e] * per_entry;
-    for (int f = 0; f < Size; ++f) {
-      const float* key = task.key + set[f] * per_entry;
-      float* s = p + (e * Size + f) * ldp;
-      for (int64_t h = 0; h < ldp; ++h) s[h] = 0;
-      for (int64_t d = 0; d < task.head_dim; ++d) {
-        for (int64_t h = 0; h < task.heads; ++h) s[h] += query[d * task.heads + h] * key[d * task.heads + h];
+  for (int64_t h = 0; h < task.heads; h += kLanes) {
+    Floats s[Size][Size] = {};
+    for (int64_t d = 0; d < task.head_dim; ++d) {
+      Floats key[Size];
+#pragma GCC unroll 4
+      for (int f = 0; f < Size; ++f) key[f] = load(task.key + (set[f] * task.head_dim + d) * ldp + h);
+#pragma GCC unroll 4
+      for (int e = 0; e < Size; ++e) {
+        const Floats query = load(task.query + (set[e] * task.head_dim + d) * ldp + h);
+#pragma GCC unroll 4
+        for (int f = 0; f < Size; ++f) s[e][f] += query * key[f];
       }
     }
-    for (int64_t h = 0; h < ldp; h += kLanes) {
-      float* s = p + e * Size * ldp + h;
-      Floats top = load(s), sum = {}, weight[Size];
-      for (int f = 1; f < Size; ++f) top = larger(top, load(s + f * ldp));
-      for (int f = 0; f < Size; ++f) sum += weight[f] = exp_negative(load(s + f * ldp) - top);
-      for (int f = 0; f < Size; ++f) store(s + f * ldp, weight[f] / sum);
+#pragma GCC unroll 4
+    for (int e = 0; e < Size; ++e) {
+      Floats top = s[e][0], sum = {};
+#pragma GCC unroll 4
+      for (int f = 1; f < Size; ++f) top = larger(top, s[e][f]);
+#pragma GCC unroll 4
+      for (int f = 0; f < Size; ++f) sum += s[e][f] = exp_negative(s[e][f] - top);
+#pragma GCC unroll 4
+      for (int f = 0; f < Size; ++f) store(p + (e * Size + f) * ldp + h, s[e][f] / sum);
     }
   }
 }

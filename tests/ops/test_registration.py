@@ -33,7 +33,7 @@ def differentiable(args: tuple[Any, ...]) -> bool:
 def readout_tables() -> tuple[Any, ...]:
     """Arguments of `screen_readout`: two sets of three of N entries, 6 wide with two heads, rows of 16."""
     sets, row = torch.tensor([[0, 1, 2], [5, 9, 3]]), torch.rand(16)
-    tables = torch.rand(N, 3, 2), torch.rand(N, 3, 2), torch.rand(N, 2, 16), torch.rand(N, 16)
+    tables = torch.rand(N, 3, 16), torch.rand(N, 3, 16), torch.rand(N, 2, 16), torch.rand(N, 16)
     return sets, *tables, row, row, 1e-5, torch.rand(9, 6), torch.rand(9), torch.rand(6, 9), row, row, row, 1e-5
 
 
