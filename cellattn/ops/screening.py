@@ -28,7 +28,8 @@ def padded(x: Tensor) -> Tensor:
 class ReadoutTables(NamedTuple):
     """Of M entries: y_e = norm_1(x_e + sum_fh p_efh value_fh), z_e = norm_2(y_e + FFN(y_e)); p by softmax over f in the set.
 
-    Rows of query, key, value, x, norms and down_bias are `padded`. Without norms weights and biases are None. A null sink is one more f.
+    Rows of query, key, value, x, norms and down_bias are `padded`. Without norms weights and biases are None. A null sink is
+    one more f.
     """
 
     query: Tensor  # [M, D / H, H padded], times the scale

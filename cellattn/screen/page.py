@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .merge import Merged
 
 SHOWN = 20  # rows of either end in tables and figures
+FEW_BINS = 20  # show less than a distribution
 
 
 def write_page(merged: Merged, ranking: pl.DataFrame, folder: Path) -> Path:
@@ -44,6 +45,8 @@ def page(merged: Merged, ranking: pl.DataFrame, figures: Sequence[str]) -> str:
     parts = ["# Screen", "", table(["", ""], about), ""]
     parts += ["## Distribution", "", table(["", "mean over the models"], merged.tables.moments()), ""]
     parts += _figure(figures, "histogram.png", "histogram of all sets")
+    if len(merged.tables.histogram()[1]) < FEW_BINS:
+        parts += [f"Few of the {merged.tables.bins.number:,} bins hold all sets: `--bins LOW:HIGH:N` makes finer ones.", ""]
     shown = min(SHOWN, len(ranking))
     for title, rows in _ends(merged):
         parts += [f"## {title}", "", _rows(rows.head(shown)), ""]
@@ -77,7 +80,11 @@ def _figure(figures: Sequence[str], name: str, what: str) -> list[str]:
 
 
 def _describe_sets(sets: dict[str, Any]) -> str:
-    return str(sets.get("text") or ", ".join(f"{key} {value}" for key, value in sets.items() if isinstance(value, str | int)))
+    """What was combined, in words."""
+    parts = [f"{sets['kind']}, {sets['order']} of {len(sets['roster']):,} genes a set"]
+    parts += [sets["types"]] if "types" in sets else []
+    parts += [f"filter: {', '.join(f'{key} {value}' for key, value in f.items() if key != 'digest')}" for f in sets["filters"]]
+    return "; ".join(parts)
 
 
 def _rows(frame: pl.DataFrame) -> str:
