@@ -18,7 +18,9 @@ class Definition(CustomOpDef):
     `opcheck` finds such outputs in the tests. Small problems are all calls.
     """
 
-    _formula: Any = None  # what `register_autograd` gave, as a torch.autograd.Function
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._formula = _autograd_function(self)
 
     def register_kernel(self, device_types: str | None, fn: Callable[..., Any] | None = None, /) -> Callable[..., Any]:  # type: ignore[override]
         """Register an implementation for a device, or for all (None)."""
@@ -32,7 +34,7 @@ class Definition(CustomOpDef):
         return register if fn is None else register(fn)
 
     def _register_autograd_dispatcher_impl(self) -> None:
-        self._formula = _autograd_function(self)
+        # a torch older than this method has a registration of its own, as right and slower
         op = self._opoverload
         arguments = op._schema.arguments
 
@@ -48,7 +50,7 @@ class Definition(CustomOpDef):
 
     def _differentiable(self, run: Callable[..., Any], *args: Any) -> Any:
         """run(*args), with the gradient where one will be asked for."""
-        if self._formula is not None and _C.is_grad_enabled() and _C._any_requires_grad(*args):
+        if _C.is_grad_enabled() and _C._any_requires_grad(*args):
             return self._formula.apply(*args, run)
         return run(*args)
 
