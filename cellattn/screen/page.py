@@ -36,7 +36,10 @@ def page(merged: Merged, ranking: pl.DataFrame, figures: Sequence[str]) -> str:
         ("of", _describe_sets(plan["sets"])),
         ("models", ", ".join(members)),
         ("kept", plan["keep"]["rule"] + {"mean": "", "certainty": " by |mean| / sd"}[plan["keep"]["by"]]),
-        ("products in", plan["dtype"]),
+        (
+            "products in",
+            plan["dtype"] + (", or float32 where a processor has no instructions for it" * (plan["dtype"] == "bfloat16")),
+        ),
         ("computed with", "; ".join(status.versions)),
         ("gene names", f"SHA-256 {plan['digests']['genes'][:12]}"),
     ]

@@ -23,7 +23,7 @@ from .job import Job
 from .keep import Bins, Keep, Tables
 from .measured import MeasuredSets
 from .members import Model, Path_, compare, members_of, names_of
-from .scorers import DTYPES
+from .scorers import DTYPES, multiplies_bfloat16
 from .sets import Filter, Roster, SetSpace, Types
 from .store import Status, Store, shard_of
 
@@ -133,6 +133,8 @@ def screen(
         "support": None if measured is None else _describe(measured),
         "genes": list(agreed),
     }
+    if dtype == torch.bfloat16 and not all(multiplies_bfloat16(torch.device(name)) for name in devices):
+        notes = [*notes, "this processor has no instructions for bfloat16: products are in float32"]
     store = Store.open(out, plan, labels={"models": [member.name for member in members]})
     options = {"phenotype": phenotype, "dtype": dtype, "device": devices[0], "num_threads": num_threads}
     tables = partial(Tables, len(agreed), sets.order, bins, thresholds)

@@ -97,7 +97,7 @@ def make_scorer(
         device = first.device if graph is None else graph.device
     device = torch.device(device)
     wanted = first.dtype if dtype is None else dtype
-    products = torch.float32 if wanted == torch.bfloat16 and not force and not _multiplies_bfloat16(device) else wanted
+    products = torch.float32 if wanted == torch.bfloat16 and not force and not multiplies_bfloat16(device) else wanted
     graph = None if graph is None else graph.to(device)
     # a screen's tables are rounded once
     shares = hasattr(model, "screening") and getattr(model, "mode", None) != "khop"
@@ -114,7 +114,7 @@ def make_scorer(
     return _Scorer(screening, products, device, num_threads)
 
 
-def _multiplies_bfloat16(device: torch.device) -> bool:
+def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether products in bfloat16 are faster there than in float32."""
     return device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 

@@ -126,6 +126,18 @@ def test_certainty(tmp_path: Path) -> None:
     assert "## Lowest" not in page
 
 
+def test_float32_in_place_of_bfloat16_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where a processor has no instructions for bfloat16: on standard error, and on the page."""
+    for multiplies in (True, False):
+        out = tmp_path / str(multiplies)
+        monkeypatch.setattr("cellattn.screen.run.multiplies_bfloat16", lambda device, multiplies=multiplies: multiplies)
+        screen(Additive(0), out=out, dtype=torch.bfloat16)
+        assert ("no instructions for bfloat16" in capsys.readouterr().err) is not multiplies
+        assert "bfloat16, or float32" in merge(out).read_text()
+
+
 def test_certainty_needs_several_models(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="by: expected 'mean' for a single model"):
         screen(Additive(0), out=tmp_path / "s", by="certainty", **QUIET)
