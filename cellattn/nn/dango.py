@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from .._check import describe, require, require_count, unknown
 from .._profiling import spanned
 from ..graph import MultiGraph
-from ..ops import network_mse
+from ..ops.network_mse import network_mses
 from ..ops.relational_spmm import relational_spmm
 from ._check import require_graph, require_perturbations, require_weight
 from ._config import keeps_config
@@ -172,17 +172,15 @@ class Dango(nn.Module):
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
         """The losses R_r of what `encode` gave, by their names, without their weights."""
-        rows: Mapping[str, Tensor] = {}
+        rows = None
         if self.sampled_rows is not None and self.training:
-            rows = draw_rows(graph, self.relations, self.sampled_rows, generator)
-        losses = {}
-        for name, relation, decoder in zip(self.weights, self.relations, self.decoders, strict=True):
-            by_gene = decoder(graph.num_nodes, features, gene_ids)
-            losses[name] = network_mse(
-                z[relation].to(by_gene.dtype), by_gene[:, :-1], by_gene[:, -1], graph, relation,
-                zero_weight=self.zero_weight[relation], rows=rows.get(relation),
-            )  # fmt: skip
-        return losses
+            rows = list(draw_rows(graph, self.relations, self.sampled_rows, generator).values())
+        by_gene = torch.stack([decoder(graph.num_nodes, features, gene_ids) for decoder in self.decoders])  # [K, N, dim + 1]
+        losses = network_mses(
+            torch.stack([z[relation] for relation in self.relations]).to(by_gene.dtype), by_gene[..., :-1], by_gene[..., -1],
+            graph, self.relations, zero_weight=[self.zero_weight[relation] for relation in self.relations], rows=rows,
+        )  # fmt: skip
+        return dict(zip(self.weights, losses.unbind(), strict=True))
 
     def regularization(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The scalar sum of weight * loss: the one place where the weights (lambda) enter."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
+from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..graph import MultiGraph
@@ -21,6 +24,31 @@ def both_ways(graph: MultiGraph, r: int) -> tuple[Tensor, Tensor, Tensor, Tensor
     here = slice(first, first + graph.num_edges(name))
     colptr, row, edge = graph.transpose()
     return graph.rowptr(name), graph.col(name), colptr[r * n : (r + 1) * n + 1] - first, row[here], edge[here], first
+
+
+def block_diagonal(graph: MultiGraph, relations: Sequence[str]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(rowptr, col, colptr, row, edge) of K relations as one matrix of K blocks of N x N."""
+    n, ids = graph.num_nodes, [graph.relation_id(relation) for relation in relations]
+    rowptr, col, _ = graph.stacked
+    colptr, row, edge = graph.transpose()
+    starts = list(itertools.accumulate((graph.num_edges(relation) for relation in graph.relations), initial=0))
+    parts = [slice(starts[r], starts[r + 1]) for r in ids]
+    size = sum(part.stop - part.start for part in parts)
+    if ids != list(range(len(graph.relations))):  # else they are stacked as they are
+        rowptr, colptr = (_stacked([ptr[r * n : (r + 1) * n + 1] for r in ids]) for ptr in (rowptr, colptr))
+    first = rowptr[::n]  # [K + 1]
+    num_edges = first.diff()
+    block = torch.arange(0, len(ids) * n, n, dtype=col.dtype, device=col.device)
+    shift = first[:-1] - torch.stack([graph.stacked[0][r * n] for r in ids])
+    block, shift = (x.repeat_interleave(num_edges, output_size=size) for x in (block, shift))
+    col, row, edge = (torch.cat([x[part] for part in parts]) for x in (col, row, edge))
+    return rowptr, col + block, colptr, row + block, edge + shift
+
+
+def _stacked(pointers: Sequence[Tensor]) -> Tensor:
+    """Of CSR matrices one below the other."""
+    degree = torch.cat([ptr.diff() for ptr in pointers])
+    return F.pad(degree.cumsum(0), (1, 0))
 
 
 def take_rows(rowptr: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,7 @@ the size of the edges, however many zeros there are: about eps sqrt(D) sum_E |(1
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from torch import Tensor
 
 from .._check import FLOAT_DTYPES, require, require_choice, require_number, require_same, require_tensor
 from ..graph import MultiGraph
-from ._csr import both_ways
+from ._csr import block_diagonal, both_ways
 from ._operator import keep_missing_grads, operator, refuse_double_backward
 from ._rows import REDUCTIONS, check_rows
 from ._sets import check_graph
@@ -90,15 +91,74 @@ def network_mse(
     known = counted = graph.known(relation)
     target = graph.weight(relation).to(accumulation_dtype(z.dtype))
     if genes is not None:  # other rows may hold anything
-        z = z.masked_fill(torch.ones(n, 1, dtype=torch.bool, device=z.device).index_fill(0, genes, False), 0)
-    loss, _ = _network_mse(z, weight, bias, target, known, *both_ways(graph, r), float(zero_weight))
+        z = _alone(z, genes)
+    loss = _network_mse(
+        z[None], weight[None], bias[None], target, known[None], *both_ways(graph, r), [float(zero_weight)]
+    )[0][0]  # fmt: skip
     if genes is not None:
-        # embedding: its backward adds the gradients of a gene that stands twice in a fixed order
-        loss, counted = F.embedding(genes, loss[:, None])[:, 0], known[genes]
+        loss, counted = _chosen(loss, genes), known[genes]
     if reduction == "none":
         return loss
     total = loss.sum()
     return total if reduction == "sum" else total / (counted.sum() * known.sum()).clamp_min(1)
+
+
+def network_mses(
+    z: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    graph: MultiGraph,
+    relations: Sequence[str],
+    *,
+    zero_weight: Sequence[float],
+    rows: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """`network_mse` of K networks, [K] means: z, weight [K, N, D] and bias [K, N], zero weights and rows one a network.
+
+    All at once, in as many launches as one takes, about; on a CPU one after another, each of which its cache holds.
+    """
+    if z.device.type != "cpu":
+        return _at_once(z, weight, bias, graph, relations, zero_weight, rows)
+    losses = [
+        network_mse(
+            z[i], weight[i], bias[i], graph, relation, zero_weight=zero_weight[i], rows=None if rows is None else rows[i]
+        )
+        for i, relation in enumerate(relations)
+    ]  # fmt: skip
+    return torch.stack(losses)
+
+
+def _at_once(
+    z: Tensor, weight: Tensor, bias: Tensor, graph: MultiGraph, relations: Sequence[str], zero_weight: Sequence[float],
+    rows: Sequence[Tensor] | None,
+) -> Tensor:  # fmt: skip
+    n = graph.num_nodes
+    known = torch.stack([graph.known(relation) for relation in relations])
+    target = torch.cat([graph.weight(relation) for relation in relations]).to(accumulation_dtype(z.dtype))
+    problem = *block_diagonal(graph, relations), 0, list(zero_weight)
+    if rows is None:
+        total = _network_mse(z, weight, bias, target, known, *problem)[0].sum(1)
+        num_rows = known.sum(1)
+    else:
+        genes = torch.cat([r * n + chosen for r, chosen in enumerate(rows)])
+        sizes = [chosen.shape[0] for chosen in rows]
+        loss, _ = _network_mse(_alone(z.flatten(0, 1), genes).view(z.shape), weight, bias, target, known, *problem)
+        total, num_rows = (
+            torch.stack([part.sum() for part in x.split(sizes)])
+            for x in (_chosen(loss.flatten(), genes), known.flatten()[genes])
+        )
+    return total / (num_rows * known.sum(1)).clamp_min(1)
+
+
+def _alone(z: Tensor, genes: Tensor) -> Tensor:
+    """z [n, D] with zeros in all other rows."""
+    others = torch.ones(z.shape[0], 1, dtype=torch.bool, device=z.device).index_fill(0, genes, False)
+    return z.masked_fill(others, 0)
+
+
+def _chosen(loss: Tensor, genes: Tensor) -> Tensor:
+    """loss [n] of some rows; embedding: its backward adds the gradients of a gene that stands twice in a fixed order."""
+    return F.embedding(genes, loss[:, None])[:, 0]
 
 
 def _check_zero_weight(value: Any) -> None:
@@ -109,32 +169,34 @@ def _check_zero_weight(value: Any) -> None:
 # ------------------------------------------------------------------------------------------------------- operators
 
 
-# z, weight [N, D]; bias [N]; target [E], in the accumulation dtype; known bool [N]; the relation by rows and by columns, entry
-# p by columns being CSR entry edge[p] - first.
+# z, weight [K, N, D]; bias [K, N]; target [E], in the accumulation dtype; known bool [K, N]; the networks as one matrix of K
+# blocks by rows and by columns, entry p by columns being CSR entry edge[p] - first; a zero weight a network.
 _PROBLEM = (
     "Tensor z, Tensor weight, Tensor bias, Tensor target, Tensor known, "
-    "Tensor rowptr, Tensor col, Tensor colptr, Tensor row, Tensor edge, SymInt first, float zero_weight"
+    "Tensor rowptr, Tensor col, Tensor colptr, Tensor row, Tensor edge, SymInt first, float[] zero_weight"
 )
 
 
 @operator("network_mse", schema=f"({_PROBLEM}) -> (Tensor, Tensor)", device=None)
 def _network_mse(z: Tensor, weight: Tensor, bias: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    """(L [N], 0 for unknown genes; d on the edges, [E])"""
+    """(L [K, N], 0 for unknown genes; d on the edges, [E])"""
     known, rowptr, col, _, _, _, _, zero_weight = rest
-    d = torch.ops.cellattn.masked_sddmm(rowptr, col, z[None].contiguous(), weight.contiguous(), _all(z), 1)
-    d += bias.index_select(0, col)
+    x, w = z.reshape(1, -1, z.shape[-1]).contiguous(), weight.flatten(0, 1).contiguous()
+    d = torch.ops.cellattn.masked_sddmm(rowptr, col, x, w, _all(w), 1)
+    d += bias.flatten().index_select(0, col)
     y, u = _augmented(z, None, known), _augmented(weight, bias, known)
-    every_pair = (y @ (u.T @ u)).mul_(y).sum(1)
+    every_pair = (y @ (u.mT @ u)).mul_(y).sum(-1)
     # (d - a)^2 - lambda d^2 = d ((1 - lambda) d - 2 a) + a^2
     d_64, a_64 = d.double(), target.double()
-    edges = d_64.mul(1 - zero_weight).sub_(a_64, alpha=2).mul_(d_64).addcmul_(a_64, a_64)
-    loss = zero_weight * every_pair + torch.segment_reduce(edges, "sum", offsets=rowptr, initial=0)
+    zeros, of_edges = _zero_weights(zero_weight, every_pair, rowptr, col)
+    edges = d_64.mul(1 - of_edges).sub_(a_64, alpha=2).mul_(d_64).addcmul_(a_64, a_64)
+    loss = zeros * every_pair + torch.segment_reduce(edges, "sum", offsets=rowptr, initial=0).view(known.shape)
     return loss.to(target.dtype), d
 
 
 @_network_mse.register_fake
 def _(z: Tensor, weight: Tensor, bias: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return target.new_empty(z.shape[0]), torch.empty_like(target)
+    return target.new_empty(z.shape[:2]), torch.empty_like(target)
 
 
 @operator("network_mse_backward", schema=f"(Tensor g, Tensor d, {_PROBLEM}) -> (Tensor, Tensor, Tensor)", device=None)
@@ -143,17 +205,19 @@ def _network_mse_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     known, rowptr, col, colptr, row, edge, first, zero_weight = rest
     g = torch.where(known, 2 * g, 0)
-    c = d.mul(1 - zero_weight).sub_(target).mul_(g.repeat_interleave(rowptr.diff(), output_size=col.shape[0]))
+    zeros, of_edges = _zero_weights(zero_weight, g, rowptr, col)
+    c = d.mul(1 - of_edges).sub_(target).mul_(g.flatten().repeat_interleave(rowptr.diff(), output_size=col.shape[0]))
     c_t = c.index_select(0, edge - first)  # as the columns have them
-    dz = torch.ops.cellattn.masked_spmm(rowptr, col, c, weight.to(c.dtype).contiguous(), _all(z), 1, False)[0]
-    dw = torch.ops.cellattn.masked_spmm(colptr, row, c_t, z.to(c.dtype).contiguous(), _all(z), 1, False)[0]
-    db = torch.segment_reduce(c_t.double(), "sum", offsets=colptr, initial=0)
+    x, w = (a.to(c.dtype).flatten(0, 1).contiguous() for a in (z, weight))
+    dz = torch.ops.cellattn.masked_spmm(rowptr, col, c, w, _all(w), 1, False)[0].view(z.shape)
+    dw = torch.ops.cellattn.masked_spmm(colptr, row, c_t, x, _all(x), 1, False)[0].view(weight.shape)
+    db = torch.segment_reduce(c_t.double(), "sum", offsets=colptr, initial=0).view(bias.shape)
     y, u = _augmented(z, None, known), _augmented(weight, bias, known)
-    gy = zero_weight * g.double()[:, None] * y
-    du = u @ (gy.T @ y)
-    dz += (gy @ (u.T @ u))[:, :-1]
-    dw += du[:, :-1]
-    db += du[:, -1]
+    gy = (zeros * g.double())[..., None] * y
+    du = u @ (gy.mT @ y)
+    dz += (gy @ (u.mT @ u))[..., :-1]
+    dw += du[..., :-1]
+    db += du[..., -1]
     return dz.to(z.dtype), dw.to(z.dtype), db.to(z.dtype)
 
 
@@ -180,15 +244,26 @@ _network_mse.register_autograd(_backward, setup_context=_setup_context)
 refuse_double_backward(_network_mse_backward, "network_mse")
 
 
+def _zero_weights(values: list[float], rows: Tensor, rowptr: Tensor, col: Tensor) -> tuple[Any, Any]:
+    """Of rows [K, N] and of edges [E], in the rows' dtype: one number where all are the same, else [K, 1] and [E]."""
+    if len(set(values)) == 1:
+        return values[0], values[0]
+    each = rows.new_empty(len(values), 1)
+    for one, value in zip(each, values, strict=True):  # no copy from the host, which a CUDA graph could not capture
+        one.fill_(value)
+    per_row = each.expand_as(rows).flatten()
+    return each, per_row.repeat_interleave(rowptr.diff(), output_size=col.shape[0])
+
+
 def _augmented(x: Tensor, last: Tensor | None, known: Tensor) -> Tensor:
-    """float64 [N, D + 1]: x with `last` (None: ones) as one more column, zeros for unknown genes."""
-    out = torch.ones(x.shape[0], x.shape[1] + 1, dtype=torch.float64, device=x.device)
-    out[:, :-1] = x
+    """float64 [K, N, D + 1]: x with `last` (None: ones) as one more column, zeros for unknown genes."""
+    out = torch.ones(*x.shape[:-1], x.shape[-1] + 1, dtype=torch.float64, device=x.device)
+    out[..., :-1] = x
     if last is not None:
-        out[:, -1] = last
-    return out.masked_fill_(~known[:, None], 0)
+        out[..., -1] = last
+    return out.masked_fill_(~known[..., None], 0)
 
 
 def _all(like: Tensor) -> Tensor:
-    """int64 [N, 1], the mask of one sample that keeps every gene."""
+    """int64 [n, 1], the mask of one sample that keeps every gene."""
     return torch.ones(like.shape[0], 1, dtype=torch.int64, device=like.device)

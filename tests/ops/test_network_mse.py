@@ -18,7 +18,7 @@ from cellattn import MultiGraph, reference
 from cellattn.data import load_yeast
 from cellattn.ops._csr import both_ways
 from cellattn.ops._rows import REDUCTIONS
-from cellattn.ops.network_mse import _network_mse, _network_mse_backward
+from cellattn.ops.network_mse import _at_once, _network_mse, _network_mse_backward, network_mses
 
 from ..bounds import arithmetic_of, assert_within_rounding
 from ..compare import assert_same, everything, leaves, random_graph, values_and_grads
@@ -60,6 +60,31 @@ def test_awkward_shapes(n: int, d: int) -> None:
     some = torch.randint(n, (2, n), generator=torch.Generator().manual_seed(0))
     graph = MultiGraph.from_edge_index({"hub": torch.cat([some, hub], 1)}, n)
     assert_same(loss(cellattn, graph, "hub"), loss(reference, graph, "hub"), *decoder(n, d))
+
+
+@pytest.mark.parametrize("relations", [("dense", "sparse", "empty"), ("empty", "dense"), ("sparse",)])
+@pytest.mark.parametrize("rows", [None, [[3, 0, 17], [4, 4, 9], []]], ids=["all", "some"])
+@pytest.mark.parametrize("zero_weight", [[0.5, 0.5, 0.5], [0.1, 1.0, 0.0]], ids=["one weight", "weights"])
+def test_networks_at_once(zero_weight: list[float], rows: list[list[int]] | None, relations: tuple[str, ...]) -> None:
+    """As a GPU takes them, and as a CPU does: each by its own definition, in the order that is asked for."""
+    graph, k = graphs(True), len(relations)
+    chosen = None if rows is None else [torch.tensor(x, dtype=torch.int64) for x in rows[:k]]
+
+    def in_turn(z: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return torch.stack(
+            [
+                reference.network_mse(
+                    z[i], w[i], b[i], graph, name, zero_weight=zero_weight[i], rows=None if chosen is None else chosen[i]
+                )
+                for i, name in enumerate(relations)
+            ]
+        )
+
+    for op in (network_mses, _at_once):
+        assert_same(
+            lambda *x, op=op: op(*x, graph, relations, zero_weight=zero_weight[:k], rows=chosen), in_turn,
+            *leaves((k, 40, 8), (k, 40, 8), (k, 40)),
+        )  # fmt: skip
 
 
 def test_agrees_with_torch_mse() -> None:
@@ -207,7 +232,7 @@ def test_no_dense_matrix() -> None:
     n, d = 2000, 8
     graph = random_graph(n, {"a": 5000})
     target = graph.weight("a")
-    args = (*(x.detach().float() for x in decoder(n, d)), target, graph.known("a"), *both_ways(graph, 0), 0.1)
+    args = (*(x.detach().float()[None] for x in decoder(n, d)), target, graph.known("a")[None], *both_ways(graph, 0), [0.1])
     forward, backward = (inspect.unwrap(op._init_fn) for op in (_network_mse, _network_mse_backward))
     with Largest() as seen:
         loss, on_edges = forward(*args)

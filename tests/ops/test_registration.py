@@ -74,8 +74,8 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     by_column = (colptr[: N + 1], row[: one[1].numel()], edge[: one[1].numel()])
     message, weight = leaves((70, N, 3), (one[1].numel(),))
     message_args = (words, *one, *by_column, 0, 70, True, False)
-    decoder = leaves((N, 4), (N, 4), (N,))
-    network = (g.weight("a").double(), g.known("a"), *one, *by_column, 0, 0.1)
+    decoder = leaves((1, N, 4), (1, N, 4), (1, N))
+    network = (g.weight("a").double(), g.known("a")[None], *one, *by_column, 0, [0.1])
     source, source_ptr, target, target_ptr = (
         torch.tensor([1, 5, 3]),
         ptr,
@@ -187,7 +187,7 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "network_mse": (OPS.network_mse, (*decoder, *network)),
         "network_mse_backward": (
             OPS.network_mse_backward,
-            (torch.ones(N).double(), network[0], *(x.detach() for x in decoder), *network),
+            (torch.ones(1, N).double(), network[0], *(x.detach() for x in decoder), *network),
         ),
         "relational_spmm": (
             OPS.relational_spmm,
