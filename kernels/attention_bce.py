@@ -542,7 +542,9 @@ def bce_rows_bwd_kernel_dense_dq(
             b_g = tl.where(m_x, _grad_term(b_s2 - b_total2[:, None], SIGMOID), 0.0)
             b_ds += tl.sum(b_g, 1)
         if not SIGMOID:  # noqa: SIM102 (known when compiled)
-            if any_sharp:
+            # With drawn negatives there is a loop for sharp entries alone. An `if` would then start the product's operand at
+            # zero, in a register that sm_90's product of the round before still reads.
+            if not DENSE or any_sharp:
                 b_g += _share(b_s2, o_n[None, :], m_n[None, :], b_sharp[:, None], b_rest2[:, None], b_pull[:, None])
         b_dq = tl.dot(b_g.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
     # What belongs to the whole row is kept out of the loop, and out of the 16-bit operand.

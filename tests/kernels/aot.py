@@ -10,6 +10,7 @@ import csv
 import dataclasses
 import functools
 import math
+import os
 import re
 import subprocess
 import tempfile
@@ -171,6 +172,17 @@ def resources(cubin: bytes) -> dict[str, int]:
     return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", cuobjdump("-res-usage", cubin))}
 
 
+def serialised(ptx: str) -> list[str]:
+    """Why the assembler makes products of sm_90 wait for each other: PTX that touches registers of one under way."""
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+        command = [str(tool), "--gpu-name", "sm_90a", file.name, "-o", os.devnull]
+        told = subprocess.run(command, check=True, capture_output=True, text=True)
+    return re.findall("wgmma.mma_async instructions are serialized.*", told.stdout + told.stderr)
+
+
 def compile_launch(launch: Launch, case: Case) -> Row:
     """Compile one launch for the chip of its case."""
     compiled = compile_for(launch, case.arch)
@@ -195,7 +207,8 @@ def compile_case(case: Case) -> list[Row]:
 
 
 def check_case(case: Case, *, spills: bool = False) -> None:
-    """Legal on the chip, without local memory unless `spills`, and as recorded if this version of Triton is on record.
+    """Legal on the chip, without local memory unless `spills`, its products of sm_90 beside each other, and as recorded if
+    this version of Triton is on record.
 
     A version that is not is held to the limits alone. They are what a kernel needs to run well; registers are compared to see
     what a change of ours does to them, and another Triton's numbers say nothing about that. So no new release of Triton fails
@@ -209,6 +222,8 @@ def check_case(case: Case, *, spills: bool = False) -> None:
         if record is not None:
             known = record.get(row.key)
             assert row == known, f"{where}: got {row}, the record has {known}; run python -m tests.kernels.record"
+    for launch in launches_of(case).values() if case.arch == 90 else ():
+        assert not (why := serialised(compile_for(launch, 90).asm["ptx"])), f"{launch.fn.__name__}, {launch.config}: {why}"
 
 
 @functools.cache

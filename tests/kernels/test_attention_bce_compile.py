@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import pytest
 import torch
 
 from cellattn.kernels import attention_bce as kernels
 
-from .aot import ARCHS, Case, check_case
+from .aot import ARCHS, Case, check_case, compile_for, launches_of, serialised
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 N, EDGES, RELATIONS = 6607, 50_000, 2
@@ -62,3 +63,13 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_compiles(case: Case) -> None:
     check_case(case, spills=case.dtype == "fp32" or case.dim > 128)
+
+
+def test_products_that_wait_for_each_other_are_noticed() -> None:
+    """A sum's register that is written while a product under way adds to it."""
+    launches = launches_of(case(90, "bf16", 64, "softmax", 5)).values()
+    (launch,) = (launch for launch in launches if launch.fn.__name__ == "bce_rows_bwd_kernel_dense_dq")
+    ptx = compile_for(launch, 90).asm["ptx"]
+    assert not serialised(ptx)
+    last = list(re.finditer(r"wgmma\.mma_async\S+ \{(%r\d+),.*\s*// end inline asm\s*wgmma\.commit_group\S+;", ptx))[-1]
+    assert serialised(f"{ptx[: last.end()]} add.f32 {last[1]}, {last[1]}, 0f3F800000; {ptx[last.end() :]}")

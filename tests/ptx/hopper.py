@@ -87,7 +87,7 @@ def wgmma(i: Decoding) -> Run:
         i.kind = "warp"
 
         def open_(m: Machine, mask: Mask) -> None:
-            m.product_fence = m.done
+            m.product_fence[_together(m, mask)] = m.done
 
         return open_
     if i.flag("commit_group"):
@@ -96,8 +96,7 @@ def wgmma(i: Decoding) -> Run:
         i.kind = "warp"
 
         def commit(m: Machine, mask: Mask) -> None:
-            _together(m, mask)
-            m.product_group += 1
+            m.product_group[_together(m, mask)] += 1
 
         return commit
     if i.flag("wait_group"):
@@ -107,26 +106,25 @@ def wgmma(i: Decoding) -> Run:
         i.kind = "warp"
 
         def wait(m: Machine, mask: Mask) -> None:
-            _together(m, mask)
-            left = []
+            ctas = _together(m, mask)
             for product in m.products:
-                if product.group < m.product_group - keep:
-                    for granules, thread in product.reads:
-                        m.shared.end_async_read(granules, thread)
-                else:
-                    left.append(product)
-            m.products = left
+                done = product.ctas & ctas & (product.group < m.product_group - keep)
+                for granules, thread in product.reads:
+                    mine = done[thread // m.threads]
+                    m.shared.end_async_read(granules[mine], thread[mine])
+                product.ctas &= ~done
+            m.products = [product for product in m.products if product.ctas.any()]
 
         return wait
     return _product(i)
 
 
-def _together(m: Machine, mask: Mask) -> None:
-    """All CTAs of the batch are at it at once, which is how kernels use it; anything else is not known."""
-    if mask is not None:
-        ctas = mask.reshape(m.num_ctas, -1)
-        if not (ctas.all(1) == ctas.any(1)).all():
-            raise m.fault("wgmma by a part of a CTA is not known")
+def _together(m: Machine, mask: Mask) -> np.ndarray:
+    """bool [CTAs]: those that are at it, each with all its threads, which is how kernels use it; anything else is not known."""
+    ctas = m.ctas_at(mask)
+    if (np.repeat(ctas, m.threads) != m.full(mask)).any():
+        raise m.fault("wgmma by a part of a CTA is not known")
+    return ctas
 
 
 def _product(i: Decoding) -> Run:
@@ -188,11 +186,11 @@ def _product(i: Decoding) -> Run:
         return whole
 
     def run(m: Machine, mask: Mask) -> None:
-        _together(m, mask)
+        ctas = _together(m, mask)
         if m.threads % 128:
             raise m.fault("wgmma needs whole warpgroups")
-        m.check_product_fence(held)
-        product = Product(m.product_group, held, [])
+        m.check_product_fence(held, ctas)
+        product = Product(ctas, m.product_group.copy(), held, [])
         right = matrix(m, mask, b, n, not trans_b, product)  # [warpgroups, n, 16]
         if from_registers:
             blocks = [halves(m, get, a_kind) for get in a]
@@ -202,6 +200,8 @@ def _product(i: Decoding) -> Run:
             left = matrix(m, mask, a[0], 64, not trans_a, product)
         d = np.matmul(left, right.transpose(0, 2, 1), dtype=np.float64)  # [warpgroups, 64, n]
         scale = keep(m)
+        if np.ndim(scale):
+            scale = scale[m.full(mask)]
         if np.ndim(scale) and (scale != scale[0]).any():
             raise m.fault("scale-d that differs between threads is not known")
         if np.all(scale):

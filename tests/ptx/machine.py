@@ -68,9 +68,12 @@ class Copy:
 
 @dataclass
 class Product:
-    """A wgmma under way: its group, the registers it holds, and the shared bytes it reads, with who reads them."""
+    """A wgmma under way: the CTAs that are at it, each with the group it belongs to there, the registers it holds, and the
+    shared bytes it reads, with who reads them.
+    """
 
-    group: int
+    ctas: np.ndarray  # bool [CTAs]
+    group: np.ndarray  # [CTAs]
     registers: frozenset[int]
     reads: list[tuple[np.ndarray, np.ndarray]]
 
@@ -98,9 +101,9 @@ class Machine:
         self.copies: list[Copy] = []
         self.group = np.zeros(self.size, np.int64)  # cp.async groups committed
         self.products: list[Product] = []
-        self.product_group = 0  # wgmma groups committed
-        self.product_fence = -1  # when the last wgmma.fence came
-        self.register_clock = np.full(len(kernel.widths), 0, np.int64)  # when each was written last
+        self.product_group = np.zeros(len(ctas), np.int64)  # wgmma groups committed by each CTA
+        self.product_fence = np.full(len(ctas), -1, np.int64)  # when its last wgmma.fence came
+        self.register_clock = np.zeros((len(kernel.widths), len(ctas)), np.int64)  # when it wrote each last
         self.counts = counts
         self.pc = self.done = 0
         # groups of threads by the instruction before which they stand
@@ -227,7 +230,7 @@ class Machine:
                 if agreed is None and step.kind in ("warp", "barrier"):
                     raise self.fault("an instruction for many threads under a predicate that they disagree on")
             if self.program.async_proxy and step.instruction.opcode != "wgmma":
-                self._note_registers(step)
+                self._note_registers(step, active)
             if step.kind == "":
                 step.run(self, active)
                 pc += 1
@@ -340,16 +343,23 @@ class Machine:
 
     # ---------------------------------------------------------------------------------------------------- wgmma
 
-    def _note_registers(self, step: Step) -> None:
-        """Registers of a wgmma under way belong to it until it is waited for."""
-        for product in self.products:
-            if product.registers & step.registers:
-                raise self.fault("a register of a wgmma under way is touched before wgmma.wait_group")
-        self.register_clock[list(step.writes)] = self.done
+    def ctas_at(self, mask: Mask) -> np.ndarray:
+        """bool [CTAs]: those of which a thread is there."""
+        at: np.ndarray = np.any(self.full(mask).reshape(self.num_ctas, -1), axis=1)
+        return at
 
-    def check_product_fence(self, registers: frozenset[int]) -> None:
+    def _note_registers(self, step: Step, mask: Mask) -> None:
+        """Registers of a wgmma under way belong to it until its CTA has waited for it."""
+        ctas = self.ctas_at(mask)
+        for product in self.products:
+            if product.registers & step.registers and (product.ctas & ctas).any():
+                raise self.fault("a register of a wgmma under way is touched before wgmma.wait_group")
+        for register in step.writes:
+            self.register_clock[register, ctas] = self.done
+
+    def check_product_fence(self, registers: frozenset[int], ctas: np.ndarray) -> None:
         """Between a register's last write and the wgmma that takes it a wgmma.fence is due ("wgmma.fence")."""
-        if (self.register_clock[list(registers)] > self.product_fence).any():
+        if (self.register_clock[list(registers)][:, ctas] > self.product_fence[ctas]).any():
             raise self.fault("a register was written after the last wgmma.fence")
 
 

@@ -187,6 +187,30 @@ def test_registers_of_a_product_under_way() -> None:
     faulty("a register of a wgmma under way", changed=("wait_group.sync.aligned 0", "wait_group.sync.aligned 1"))
 
 
+def parted(leaver: str, other: str) -> np.ndarray:
+    """The first CTA goes another way, whose code runs while the other's product is under way, and ends there."""
+    A, B = drawn(8)
+    places = [placed(numbers.bfloat16_bits(x), 0, True) for x in (A, B)]
+    x, d = np.concatenate([data for data, _ in places]), np.zeros((128, 4), F32)
+    fence = "wgmma.fence.sync.aligned;"
+    program = kernel(
+        8, places[0][1], places[1][1] | (1 << 14) >> 4, between=f"bra.uni $IN;\n$OUT:\n{leaver} ret;\n$IN:\n{other}",
+        changed=(fence, f"mov.u32 %r9, %ctaid.x; setp.eq.u32 %p1, %r9, 0; @%p1 bra $OUT; {fence}"),
+    )  # fmt: skip
+    launch(program, {"x": x, "d": d}, shared=1 << 15, grid=(2, 1, 1))
+    assert (result(d, 8) == A @ B.T).all()
+    return d
+
+
+def test_products_of_ctas_that_part() -> None:
+    """Each CTA has registers and groups of its own: what one touches, and waits for, is not the other's."""
+    touch, wait = "add.f32 %r10, %r10, %r10;", "wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;"
+    parted(touch, "")
+    parted(touch + wait, "")
+    with pytest.raises(Fault, match="a register of a wgmma under way"):
+        parted(wait, touch)
+
+
 def test_registers_written_after_the_fence() -> None:
     faulty("written after the last wgmma.fence", changed=("wgmma.fence.sync.aligned;", ""))
     faulty("written after the last wgmma.fence", changed=("wgmma.mma_async", "mov.b32 %r10, 0; wgmma.mma_async"))
