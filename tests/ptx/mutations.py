@@ -381,6 +381,9 @@ FAULTS = """
 the difference | "attention_bce is exact at any gap, values and gradients" |
 | `khop_pull_kernel`: warps of many blocks set one flag with plain stores, which the memory model calls a race | "The flags of \
 k-hop's hops are volatile" |
+| `bce_rows_bwd_kernel_dense_dq` with drawn negatives, sm_90: a register of an operand was written while the product of the \
+round before read it, for which ptxas made every product wait | "BCE of drawn negatives runs its products of sm_90 side by \
+side; it is executed for that chip too" |
 """.replace("\\\n", "")
 
 # (kernel, kind, a part of the instruction): why no comparison can see it
