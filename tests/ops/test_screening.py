@@ -39,4 +39,5 @@ def test_cross_attention(size: int, head_dim: int) -> None:
 def test_mlp(hidden: int) -> None:
     torch.manual_seed(hidden)
     x, up, bias, down = torch.rand(200, 70), torch.rand(hidden, 70), torch.rand(hidden), torch.rand(hidden)
-    assert_close(mlp(x, up, bias, down), mlp(*(t.double() for t in (x, up, bias, down))), 70 + hidden + 32)
+    exact = mlp(x.double(), up.double(), bias.double(), down.double())
+    assert_close(mlp(x, up, bias, down), exact, 70 + hidden + 32)
