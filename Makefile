@@ -13,7 +13,7 @@ BENCH_ARGS ?=
 SCREEN_ARGS ?=
 OUT ?= runs/gpu-check
 
-.PHONY: install install-peers bench bench-full screen test test-all test-ray test-machines test-compiled test-oldest record sanitize docs lint gpu-check clean
+.PHONY: install install-peers wheel bench bench-full screen test test-all test-ray test-machines test-compiled test-oldest record sanitize docs lint gpu-check clean
 
 install: $(STAMP)
 
@@ -26,6 +26,15 @@ $(STAMP): pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/*.* csrc/*/*.*)
 # Built from source, a quarter of an hour or more: peers of the k-hop benchmark, and what interoperation is checked against.
 install-peers: $(STAMP)
 	FORCE_ONLY_CPU=1 $(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS) --no-build-isolation -e '.[peers]'
+
+# dist/: one file for Python 3.10 on, torch 2.11 on, and any Linux with glibc 2.28, whatever this machine has; with the CUDA half
+# where nvcc is (half an hour on two cores), without it for CELLATTN_CUDA=0 (two minutes). LibTorch is the user's.
+wheel: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) --no-build-isolation -e '.[wheel]'
+	rm -rf build/wheel
+	CELLATTN_GLIBC=2.28 $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps -w build/wheel .
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m auditwheel repair --plat "manylinux_2_28_$$(uname -m)" \
+	--exclude 'libtorch*' --exclude 'libc10*' -w dist build/wheel/*.whl
 
 # Five minutes on two cores; what is interrupted goes on. The whole report, a third of an hour there, is bench-full.
 bench: $(STAMP)

@@ -7,13 +7,19 @@ CUDA and without. Read from the environment:
     CELLATTN_CUDA=0        the CPU half alone, whatever is there
     TORCH_CUDA_ARCH_LIST   chips to compile for
     CELLATTN_SANITIZE      names for -fsanitize, as in address,undefined
+    CELLATTN_GLIBC         the oldest glibc to run on, as in 2.28, whatever is here; `make wheel` sets it, and needs ziglang
 """
 
 from __future__ import annotations
 
+import functools
 import os
+import platform
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from setuptools import Extension, find_packages, setup
 from torch.utils import cpp_extension
@@ -22,12 +28,15 @@ TORCH_TARGET = "0x020b000000000000"  # 2.11, the oldest torch that loads the ext
 CUDA_ARCHS = "8.0;8.6;8.9;9.0+PTX"
 
 
-def cuda_home() -> Path | None:
-    """The CUDA toolkit that holds nvcc, if there is one and it is wanted."""
+GLIBC = os.environ.get("CELLATTN_GLIBC")
+
+
+def cuda_home() -> Path | str:
+    """The CUDA toolkit that holds nvcc, or why there is none."""
     if os.environ.get("CELLATTN_CUDA") == "0":
-        return None
+        return "CELLATTN_CUDA=0"
     place = Path(os.environ.get("CUDA_HOME") or "/usr/local/cuda")
-    return place if (place / "bin" / "nvcc").is_file() else None
+    return place if (place / "bin" / "nvcc").is_file() else f"no CUDA compiler in {place} (CUDA_HOME)"
 
 
 def files(pattern: str) -> list[str]:
@@ -41,9 +50,11 @@ def extension() -> Extension:
     extra = [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer"] if sanitize else []
     compile_args = {"cxx": ["-O3", "-std=c++17", "-Wall", "-fvisibility=hidden", define, *extra]}
     link_args = extra or ["-Wl,--strip-debug"]
+    if GLIBC is None:
+        sources.remove("csrc/glibc.cpp")
     home = cuda_home()
-    if home is None:
-        print("cellattn: the graph operators are built for the CPU alone: no CUDA compiler (CUDA_HOME)", file=sys.stderr)
+    if isinstance(home, str):
+        print(f"cellattn: the graph operators are built for the CPU alone: {home}", file=sys.stderr)
     else:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHS)  # torch would look for a GPU
         chips = os.environ["TORCH_CUDA_ARCH_LIST"]
@@ -65,11 +76,32 @@ def extension() -> Extension:
     )
 
 
+class BuildExtension(cpp_extension.BuildExtension):
+    """Where CELLATTN_GLIBC is given, links against the symbols of that glibc, which zig has of every version."""
+
+    def build_extensions(self) -> None:
+        if GLIBC is not None:
+            self.compiler.link = functools.partial(self._link, self.compiler.link)
+        super().build_extensions()
+
+    def _link(self, link: Callable[..., None], *args: Any, **options: Any) -> None:
+        import ziglang
+
+        zig = os.fspath(Path(ziglang.__file__).with_name("zig"))
+        self.compiler.compiler_cxx = [zig]
+        self.compiler.linker_so_cxx = [zig, "cc", "-target", f"{platform.machine()}-linux-gnu.{GLIBC}", "-shared"]
+        # zig would bring a C++ library of its own, and exceptions pass through LibTorch
+        for name in ("libstdc++.so", "libgcc_s.so.1"):
+            found = subprocess.check_output(["c++", f"-print-file-name={name}"], text=True)
+            self.compiler.add_link_object(found.strip())
+        link(*args, **options)
+
+
 setup(
     package_dir={"cellattn": "cellattn", "cellattn.kernels": "kernels"},
     packages=[*find_packages(include=["cellattn", "cellattn.*"]), "cellattn.kernels"],
     package_data={"cellattn": ["py.typed"]},
     ext_modules=[extension()],
-    cmdclass={"build_ext": cpp_extension.BuildExtension},
+    cmdclass={"build_ext": BuildExtension},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -7,13 +7,15 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <exception>
+#include <new>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 namespace cellattn {
 
-// f(task) for every task in [0, num_tasks), each thread taking the next one when it is free. What f throws is thrown again by the
-// caller's thread, and not by way of the stable ABI, which would make another error of it.
+// f(task) for every task in [0, num_tasks), each thread taking the next one when it is free. Where f throws, the caller's thread throws
+// std::bad_alloc or std::runtime_error, and not by way of the stable ABI, which would make another error of it.
 template <class F>
 void for_each_task(int64_t num_tasks, const F& f) {
   if (num_tasks <= 1) {
@@ -23,16 +25,21 @@ void for_each_task(int64_t num_tasks, const F& f) {
   const int64_t num_threads = std::min<int64_t>(num_tasks, torch::stable::get_num_threads());
   std::atomic<int64_t> next{0};
   std::atomic_flag failed = ATOMIC_FLAG_INIT;
-  std::exception_ptr first;
+  std::string error;  // the first; empty for missing memory
   torch::stable::parallel_for(0, num_threads, 1, [&](int64_t, int64_t) {
     try {
       for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < num_tasks;) f(task);
-    } catch (...) {
-      if (!failed.test_and_set()) first = std::current_exception();
+    } catch (const std::bad_alloc&) {
+      failed.test_and_set();
+      next.store(num_tasks, std::memory_order_relaxed);
+    } catch (const std::exception& thrown) {
+      if (!failed.test_and_set()) error = thrown.what();
       next.store(num_tasks, std::memory_order_relaxed);
     }
   });
-  if (first) std::rethrow_exception(first);
+  if (!failed.test_and_set()) return;
+  if (error.empty()) throw std::bad_alloc();
+  throw std::runtime_error(error);
 }
 
 // Enough blocks that none of the threads waits long for the last one.
