@@ -65,7 +65,7 @@ def attention(
     """Softmax attention that also returns its log-sum-exp, both differentiable; no [Tq, Tk] tensor is made.
 
     Args:
-        q: [..., H, Tq, D], float64, float32, bfloat16 or float16; any leading dimensions, or none.
+        q: [..., H, Tq, D], float32, bfloat16, float16, or float64 on the CPU; any leading dimensions, or none.
         k: [..., H, Tk, D], Tk >= 1.
         v: [..., H, Tk, Dv].
         scale: factor of the scores, 1 / sqrt(D) if None.
@@ -83,6 +83,7 @@ def attention(
         ValueError, TypeError: for shapes, dtypes or devices that do not fit, naming the argument.
         RuntimeError: on double backward. NotImplementedError: for dropout on a GPU.
     """
+    q, k, v = of_one_dtype(q, k, v)
     check_qk(q, k)
     check_v(v, q, k)
     threshold = threshold_of(dropout_p)
@@ -96,7 +97,7 @@ def attention_logsumexp(q: Tensor, k: Tensor, *, key_mask: Tensor | None = None,
     """Natural log of attention's softmax denominators, differentiable in q and k.
 
     Args:
-        q: [..., Tq, D], float64, float32, bfloat16 or float16.
+        q: [..., Tq, D], float32, bfloat16, float16, or float64 on the CPU.
         k: [..., Tk, D].
         key_mask: bool [Tk] or [..., Tk] (broadcast over the leading dimensions), False for keys to leave out.
         scale: factor of the scores, 1 / sqrt(D) if None.
@@ -107,6 +108,7 @@ def attention_logsumexp(q: Tensor, k: Tensor, *, key_mask: Tensor | None = None,
     Raises:
         ValueError, TypeError: for shapes, dtypes or devices that do not fit, naming the argument.
     """
+    q, k = of_one_dtype(q, k)
     check_qk(q, k)
     if key_mask is not None:
         require_tensor("key_mask", key_mask, dtypes=(torch.bool,))
@@ -123,6 +125,16 @@ def attention_logsumexp(q: Tensor, k: Tensor, *, key_mask: Tensor | None = None,
         )
     scale = resolve_scale(scale, q.shape[-1])
     return _attention(aligned_features(q), aligned_features(k), k.new_empty(*k.shape[:-1], 0), key_mask, scale, None, 0)[1]
+
+
+def of_one_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Under autocast, tensors of several dtypes in its own, as it has them for a product: q of a Linear, k of a norm."""
+    if not all(isinstance(x, Tensor) and x.is_floating_point() for x in tensors) or len({x.dtype for x in tensors}) == 1:
+        return tensors
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device) or any(x.dtype == torch.float64 for x in tensors):
+        return tensors
+    return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
 
 
 def check_qk(q: Tensor, k: Tensor) -> None:

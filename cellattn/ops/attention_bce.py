@@ -38,7 +38,7 @@ from ._csr import sddmm, spmm, take_rows
 from ._dense import dense_bce, dense_loss, is_small
 from ._operator import keep_missing_grads, operator, refuse_double_backward
 from ._rows import check_head, check_rows, reduced, row_logsumexp, take
-from .attention import accumulation_dtype, resolve_scale, unrounded
+from .attention import accumulation_dtype, of_one_dtype, resolve_scale, unrounded
 from .sample_rows import check_generator, generator_of_draw
 
 TARGETS = ("normalized", "binary")
@@ -68,7 +68,7 @@ def attention_bce(
     """Binary cross-entropy, in nats, between a graph's rows and the attention map of one head.
 
     Args:
-        q, k: [..., T, D] with T = num_prefix + N tokens, prefix tokens first; float64, float32, bfloat16 or float16.
+        q, k: [..., T, D], T = num_prefix + N tokens, prefix tokens first; float32, bfloat16, float16, or float64 on the CPU.
         graph, relation: N genes and the relation whose rows are the target.
         lse: [..., T], the natural log-sum-exp of all tokens as `attention` returns it (differentiable), computed here if
             None. The sigmoid link does not read it; of a row's entry above 2/3, where LSE hides what is left, the denominator
@@ -96,6 +96,7 @@ def attention_bce(
         ValueError, TypeError: naming the argument, what came and what was expected.
         RuntimeError: on double backward.
     """
+    q, k = of_one_dtype(q, k)
     check_head(q, k, graph, num_prefix, lse, reduction)
     require_choice("target", target, TARGETS)
     require_choice("link", link, LINKS)

@@ -20,7 +20,7 @@ from .._check import require_choice
 from ..graph import MultiGraph
 from ._dense import dense_kl, dense_loss, is_small
 from ._rows import OVER, check_head, check_rows, logsumexp_of_ties, reduce_ties, targets_of_ties
-from .attention import accumulation_dtype, resolve_scale
+from .attention import accumulation_dtype, of_one_dtype, resolve_scale
 from .row_dot import row_dot
 
 
@@ -40,7 +40,7 @@ def attention_kl(
     """KL(row of the graph ‖ row of the attention map) of one head, in nats, in O(T D + edges) memory.
 
     Args:
-        q, k: [..., T, D] with T = num_prefix + N tokens, prefix tokens first; float64, float32, bfloat16 or float16.
+        q, k: [..., T, D], T = num_prefix + N tokens, prefix tokens first; float32, bfloat16, float16, or float64 on the CPU.
         graph: N genes; row i of the relation over its sum is the target of gene i, weights honoured.
         relation: its name.
         lse: [..., T], the natural log-sum-exp of all tokens as `attention` returns it (differentiable), computed here if
@@ -59,6 +59,7 @@ def attention_kl(
         ValueError, TypeError: naming the argument, what came and what was expected.
         RuntimeError: on double backward.
     """
+    q, k = of_one_dtype(q, k)
     check_head(q, k, graph, num_prefix, lse, reduction)
     require_choice("over", over, OVER)
     graph.relation_id(relation)

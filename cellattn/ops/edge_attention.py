@@ -24,7 +24,7 @@ from .._extension import fake, require_extension
 from ..graph import MultiGraph
 from ._operator import keep_missing_grads, operator, refuse_double_backward
 from ._rows import check_graph
-from .attention import accumulation_dtype, attention, check_qk, check_v, resolve_scale
+from .attention import accumulation_dtype, attention, check_qk, check_v, of_one_dtype, resolve_scale
 from .graph_attention import check_ties
 
 
@@ -66,6 +66,7 @@ def edge_attention(
         RuntimeError: on double backward. NotImplementedError: on a GPU, where there is no kernel yet.
         ImportError: without the compiled extension.
     """
+    q, k, v = of_one_dtype(q, k, v)
     check_qk(q, k)
     require(q.ndim >= 3, lambda: f"q: expected shape [..., heads, tokens, head_dim], got {list(q.shape)}")
     require(k.shape == q.shape, lambda: f"k: expected the shape of q, {list(q.shape)}, got {list(k.shape)}")

@@ -12,7 +12,7 @@ from .._aligned import aligned_features, first_features
 from .._check import describe, require, require_choice
 from ..graph import MultiGraph
 from ._rows import OVER, REDUCTIONS, check_graph, rows_of_ties
-from .attention import attention, check_qk, resolve_scale
+from .attention import attention, check_qk, of_one_dtype, resolve_scale
 from .attention_bce import LINKS, TARGETS, attention_bce, check_negatives
 from .attention_kl import kl_of_ties
 from .sample_rows import check_generator
@@ -71,6 +71,7 @@ def graph_attention(
     require_choice("link", link, LINKS)
     check_negatives(num_negatives, neg_sample_ratio, rows)
     check_generator(generator)
+    q, k, v = of_one_dtype(q, k, v)
     check_qk(q, k)
     require(q.ndim >= 3, lambda: f"q: expected shape [..., heads, tokens, head_dim], got {list(q.shape)}")
     require(k.shape == q.shape, lambda: f"k: expected the shape of q, {list(q.shape)}, got {list(k.shape)}")

@@ -47,7 +47,7 @@ def masked_spmm(
     Args:
         graph: the relations.
         relation: over the edges of which relation.
-        x: [N, F], shared by all samples, or [B, N, F]; float64, float32, bfloat16 or float16.
+        x: [N, F], shared by all samples, or [B, N, F]; float32, bfloat16, float16, or float64 on the CPU.
         keep: bool [B, N], the genes of each sample; or int64 [N, ceil(B / 64)], the same as words (`packed=True` of
             `khop_mask` and `perturbation_mask`), with `num_sets`.
         reduce: "sum", or "mean": divided by the number of kept neighbours with an edge, which counts edges, not weights.

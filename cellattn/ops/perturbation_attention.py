@@ -36,8 +36,11 @@ def perturbation_attention(
 ) -> Tensor:
     """One attention query a perturbation set over all genes, with values overridden at the set's genes.
 
+    The read-out from sets to genes. The other one, in which genes attend to their set, is `cellattn.nn.PerturbedGeneReadout`. A
+    null sink here is one more row, the last of key and value, which no index names.
+
     Args:
-        query: [..., B, D], one a set; float64, float32, bfloat16 or float16.
+        query: [..., B, D], one a set; float32, bfloat16, float16, or float64 on the CPU.
         key: [..., N, D], value: [..., N, Dv]: every gene as present, shared by all sets.
         index: int64 [nnz], the genes of set after set.
         ptr: int64 [B + 1]: set b holds entries ptr[b] to ptr[b + 1] of `index`; sets may be empty.

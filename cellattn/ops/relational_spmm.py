@@ -59,7 +59,7 @@ def relational_spmm(
     Args:
         graph: the relations.
         x: [Vs, K, F], features of each sender for each relation; or [Vs, F], the same for all. With `shared`, [N, K, F] or
-            [N, F]. float64, float32, bfloat16 or float16.
+            [N, F]. float32, bfloat16, float16, or float64 on the CPU.
         source, source_ptr: int64 [Vs] and [B + 1]: the genes that send in each sample, ascending within it, each once.
         target, target_ptr: int64 [Vt] and [B + 1], likewise: the genes that receive.
         relations: K names, in the order of x's dimension K; all of the graph's if None.

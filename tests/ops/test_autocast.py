@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 import cellattn
@@ -27,3 +28,29 @@ def test_autocast_does_not_reach_into_operators() -> None:
 
     for a, b in zip(everything(step, *inputs), everything(cast, *inputs), strict=True):
         assert torch.equal(a, b)
+
+
+def test_queries_of_a_linear_and_keys_of_a_norm() -> None:
+    """Under autocast one is bfloat16 and one float32: both become what autocast has for a product."""
+    graph = random_graph(20, {"a": 60})
+    x = torch.randn(2, 21, 8, requires_grad=True)
+    linear, norm = torch.nn.Linear(8, 8), torch.nn.LayerNorm(8)
+
+    def call(q: torch.Tensor, k: torch.Tensor) -> list[torch.Tensor]:
+        losses = [loss(q[0], k[0], graph, "a", num_prefix=1) for loss in (cellattn.attention_kl, cellattn.attention_bce)]
+        return [
+            *cellattn.attention(q, k, k), cellattn.attention_logsumexp(q, k), *losses,
+            cellattn.graph_attention(q, k, k, graph, [("a", 1)])[0],
+            cellattn.edge_attention(q, k, k, graph, [("a", 0), ("a", 1)])[0],
+        ]  # fmt: skip
+
+    with torch.autocast("cpu", torch.bfloat16):
+        q, k = linear(x), norm(x)
+        assert (q.dtype, k.dtype) == (torch.bfloat16, torch.float32)
+        got = call(q, k)
+    for mine, want in zip(got, call(q, k.bfloat16()), strict=True):
+        assert torch.equal(mine, want)
+    torch.stack([y.float().sum() for y in got]).sum().backward()
+    assert norm.weight.grad is not None
+    with pytest.raises(ValueError, match="k: expected the dtype of q"):
+        cellattn.attention(q, k, k)
