@@ -22,7 +22,7 @@ import torch
 from cellattn._profiling import span
 
 from .measure import environment, synchronize
-from .methods.registry import method_of
+from .methods.registry import METHODS, method_of
 from .methods.workload import Workload, add_workload_arguments, workload_of
 
 ROWS = 30  # of operators
@@ -108,7 +108,7 @@ def _slug(method: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog=f"With Nsight:\n{command_lines()}",
+        epilog=f"Methods: {', '.join(METHODS)}, or module:attribute.\n\nWith Nsight:\n{command_lines()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_workload_arguments(parser)
@@ -118,6 +118,10 @@ def main() -> None:
     parser.add_argument("--torch", action="store_true", help="with torch.profiler, which needs no Nsight")
     parser.add_argument("--out", type=Path, default=Path("runs/profile"), help="folder for what --torch writes (%(default)s)")
     given = parser.parse_args()
+    try:
+        method_of(given.method)
+    except ValueError as error:
+        parser.error(str(error))
     work, out = workload_of(given), given.out if given.torch else None
     page = profile(work, given.batch_size, steps=given.steps, warmup=given.warmup, out=out)
     if page is not None:
