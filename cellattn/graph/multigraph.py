@@ -490,7 +490,8 @@ class MultiGraph:
 
     def targets(self, dtype: torch.dtype) -> Targets:
         """What the losses need to know of every row, in float32 or float64."""
-        return self._targets[dtype == torch.float32]
+        double, single = self._targets  # not indexed by a bool, which Dynamo of torch 2.11 does not know
+        return single if dtype == torch.float32 else double
 
     def num_rows_with_edges(self, relation: str) -> int:
         """Rows with at least one entry."""
