@@ -862,8 +862,8 @@ def test_malformed(call: Call, expected: type[Exception], words: tuple[str, ...]
     ("sets", "words"),
     [
         ({"ptr": ids([0, 10**7, 3])}, "ptr: expected to rise, got 3 after 10000000"),
-        ({"ptr": ids([0, 2, 10**7])}, "ptr: expected to end with 3"),
-        ({"seeds": ids([0, 10**7, 1])}, "seeds: position 1 holds 10000000"),
+        pytest.param({"ptr": ids([0, 2, 10**7])}, "ptr: expected to end with 3", marks=pytest.mark.exhaustive),
+        pytest.param({"seeds": ids([0, 10**7, 1])}, "seeds: position 1 holds 10000000", marks=pytest.mark.exhaustive),
     ],
     ids=["ptr-falls", "ptr-end", "seeds-large"],
 )
@@ -879,9 +879,9 @@ def test_malformed_seeds_are_found_in_compiled_code(
     ("sets", "words"),
     [
         ({"ptr": ids([0, 10**7, 3])}, "ptr: expected to rise, got 3 after 10000000"),
-        ({"ptr": ids([0, 2, 10**7])}, "ptr: expected to end with 3"),
-        ({"index": ids([0, 10**7, 1])}, "index: position 1 holds 10000000"),
-        ({"index": ids([3, 3, 1])}, "index: set 0 holds gene 3 twice"),
+        pytest.param({"ptr": ids([0, 2, 10**7])}, "ptr: expected to end with 3", marks=pytest.mark.exhaustive),
+        pytest.param({"index": ids([0, 10**7, 1])}, "index: position 1 holds 10000000", marks=pytest.mark.exhaustive),
+        pytest.param({"index": ids([3, 3, 1])}, "index: set 0 holds gene 3 twice", marks=pytest.mark.exhaustive),
     ],
     ids=["ptr-falls", "ptr-end", "index-large", "gene-twice"],
 )

@@ -226,7 +226,7 @@ def test_ranks(tmp_path: Path) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(300)
+        process.join(900)
         assert process.exitcode == 0
     first, second = (json.loads((tmp_path / f"rank{rank}").read_text()) for rank in range(2))
     x, y = pairs(50, grid=True)

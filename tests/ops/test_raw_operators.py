@@ -295,7 +295,7 @@ def main(first: int, count: int) -> None:
 
 
 @pytest.mark.parametrize("isa", ["native", "portable"])
-@pytest.mark.parametrize("first", [0, ROUNDS], ids=lambda first: f"seed{first}")
+@pytest.mark.parametrize("first", [0, pytest.param(ROUNDS, marks=pytest.mark.exhaustive)], ids=lambda first: f"seed{first}")
 def test_hostile_arguments(first: int, isa: str) -> None:
     environment = {**os.environ, "CELLATTN_ISA": isa if isa == "portable" else ""}
     code = f"from tests.ops.test_raw_operators import main; main({first}, {ROUNDS})"
