@@ -14,6 +14,9 @@ No atomics anywhere: results are bit-equal from run to run.
 NaN and infinities come out as the table in `cellattn/ops/attention.py` says. Instructions for a maximum drop a NaN, so that it
 is the running sum that carries it; a pivot is held finite, so that a score of +inf makes that sum +inf, and a row of -inf
 alone leaves it at 0. The backward makes P of NaN in rows whose LSE is not finite. What a key mask leaves out is not read.
+
+With dropout P_ij is multiplied in out by Z_ij, 0 or 1 / (1 - p), and LSE is that of the whole map. A dropped NaN stays one: it
+is multiplied by 0. Where P_ij Z_ij is an operand, 1 / (1 - p) comes in after the sum, lest it overflow in float16.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -28,8 +31,10 @@ import triton.language as tl
 from torch import Tensor
 
 from cellattn._aligned import wide, width
+from cellattn._check import require
 
 from .config import Tile, choose, on_device, options, parts_for
+from .dropout import entries_kept, read_draw, share_kept
 from .tensors import aligned, check_devices, check_floats, grid_of, padded, precision
 
 LOG2E = 1 / log(2)
@@ -39,7 +44,8 @@ TINY = 2.0**-126  # stands in for a scale of 0, with which a masked score would 
 # Integers are not specialised on their values, so that a new length or batch compiles nothing: all that the loads need to
 # know of the strides is in ALIGN. Rows are loaded up to the column W >= D (of v and do, WV >= DV), a multiple of ALIGN, zeros
 # from D on.
-SIZES = ["H", "Tq", "Tk", "NS", "part", *(f"s_{x}{dim}" for x in ("q", "k", "v", "do") for dim in "bht"), "s_mb", "s_mh"]
+STRIDES = [*(f"s_{x}{dim}" for x in ("q", "k", "v", "do") for dim in "bht"), "s_mb", "s_mh"]
+SIZES = ["threshold", "H", "Tq", "Tk", "NS", "part", *STRIDES]
 
 
 @triton.jit
@@ -61,9 +67,9 @@ def _load(p, m_rows, o_cols, COLS: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl
 
 @triton.jit
 def _fwd_loop(
-    b_o, b_m, b_l, b_q, p_k, p_v, p_mask, scale, lo, hi, s_kt, s_vt,
+    b_o, b_m, b_l, b_q, p_k, p_v, p_mask, scale, lo, hi, s_kt, s_vt, draw, i_l, o_m,
     W: tl.constexpr, WV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BN: tl.constexpr,
-    HAS_V: tl.constexpr, HAS_MASK: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_V: tl.constexpr, HAS_MASK: tl.constexpr, HAS_DROPOUT: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Take the keys lo to hi into b_o [BM, BV], the running maximum b_m [BM] and the running sum b_l [BM]."""
     o_d, o_v, o_n = tl.arange(0, BD), tl.arange(0, BV), tl.arange(0, BN)
@@ -92,6 +98,8 @@ def _fwd_loop(
             # [BN, BV]
             p = p_v + n * s_vt.to(tl.int64) + (o_n[:, None] * s_vt + o_v[None, :])
             b_v = _load(p, m_n, o_v, WV, BV, MASKED)
+            if HAS_DROPOUT:
+                b_p *= entries_kept(draw, 1.0, i_l, o_m, n, BN, ACROSS=False)
             b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o * b_r[:, None], input_precision=PRECISION)
     return b_o, b_m, b_l
 
@@ -102,9 +110,11 @@ def attention_fwd_kernel(
     k,  # [B, H, Tk, D]
     v,  # [B, H, Tk, DV]; unused without HAS_V
     mask,  # uint8 [B, H, Tk], strides s_mb, s_mh, 1; unused without HAS_MASK
+    draw,  # int64 [2], seed and offset; unused without HAS_DROPOUT, as threshold
     o,  # [B, H, NS, Tq, DV], contiguous; float32 where NS > 1
     lse,  # [B, H, NS, Tq], contiguous, float32, natural log
     scale,  # |scale| * log2 e, > 0
+    threshold,  # p * 2^16
     H, Tq, Tk,
     NS,  # parts of the keys
     part,  # keys a part
@@ -112,7 +122,7 @@ def attention_fwd_kernel(
     ALIGN: tl.constexpr,  # elements in 16 bytes
     D: tl.constexpr, DV: tl.constexpr, W: tl.constexpr, WV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
-    HAS_V: tl.constexpr, HAS_MASK: tl.constexpr,
+    HAS_V: tl.constexpr, HAS_MASK: tl.constexpr, HAS_DROPOUT: tl.constexpr,
     NEGATIVE: tl.constexpr,  # the scale's sign
     TAIL: tl.constexpr,  # an unmasked loop and a masked tail, rather than one masked loop
     PRECISION: tl.constexpr,  # of float32 products
@@ -120,7 +130,8 @@ def attention_fwd_kernel(
     """BM queries of one head against one part of the keys."""
     NM = tl.cdiv(Tq, BM)
     i_m, i_s, i_part = tl.program_id(0) % NM, tl.program_id(0) // NM % NS, (tl.program_id(0) // NM).to(tl.int64)
-    i_b, i_h = i_part // NS // H, i_part // NS % H
+    i_l = i_part // NS
+    i_b, i_h = i_l // H, i_l % H
     # [BM], [BD], [BV]
     o_m, o_d, o_v = i_m * BM + tl.arange(0, BM), tl.arange(0, BD), tl.arange(0, BV)
     m_m = o_m < Tq
@@ -135,23 +146,26 @@ def attention_fwd_kernel(
     b_o = tl.zeros([BM, BV], tl.float32)
     b_m = tl.full([BM], -LARGEST, tl.float32)
     b_l = tl.zeros([BM], tl.float32)
+    b_draw = read_draw(draw, threshold) if HAS_DROPOUT else None
     lo = i_s * part
     hi = tl.minimum(lo + part, Tk)
     if TAIL:
         mid = lo + (hi - lo) // BN * BN
         b_o, b_m, b_l = _fwd_loop(
-            b_o, b_m, b_l, b_q, p_k, p_v, p_mask, scale, lo, mid, s_kt * ALIGN, s_vt * ALIGN,
-            W, WV, BD, BV, BN, HAS_V, False, False, PRECISION,
+            b_o, b_m, b_l, b_q, p_k, p_v, p_mask, scale, lo, mid, s_kt * ALIGN, s_vt * ALIGN, b_draw, i_l, o_m,
+            W, WV, BD, BV, BN, HAS_V, False, HAS_DROPOUT, False, PRECISION,
         )  # fmt: skip
         lo = mid
     b_o, b_m, b_l = _fwd_loop(
-        b_o, b_m, b_l, b_q, p_k, p_v, p_mask, scale, lo, hi, s_kt * ALIGN, s_vt * ALIGN,
-        W, WV, BD, BV, BN, HAS_V, HAS_MASK, True, PRECISION,
+        b_o, b_m, b_l, b_q, p_k, p_v, p_mask, scale, lo, hi, s_kt * ALIGN, s_vt * ALIGN, b_draw, i_l, o_m,
+        W, WV, BD, BV, BN, HAS_V, HAS_MASK, HAS_DROPOUT, True, PRECISION,
     )  # fmt: skip
     tl.store(lse + i_part * Tq + o_m, (b_m + tl.log2(b_l)) * 0.6931471805599453, mask=m_m)
     if HAS_V:
         # a part may have no key, or none that counts
         b_l = tl.where((b_l == 0) & ((NS > 1) | HAS_MASK), 1.0, b_l)
+        if HAS_DROPOUT:
+            b_l *= share_kept(threshold)
         b_o = b_o / b_l[:, None]
         p_o = o + (i_part * Tq + o_m[:, None]) * DV + o_v[None, :]
         tl.store(p_o, b_o.to(o.dtype.element_ty), mask=m_m[:, None] & (o_v[None, :] < DV))
@@ -195,7 +209,9 @@ def attention_fwd_kernel_combine(
         tl.store(o + (i_l * Tq + o_m[:, None]) * DV + o_v[None, :], b_o.to(o.dtype.element_ty), mask=m_v)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: float, draw: Tensor | None = None, threshold: int = 0
+) -> tuple[Tensor, Tensor]:
     """`cellattn::attention` on a GPU.
 
     Args:
@@ -204,6 +220,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: f
         v: [..., Tk, DV]; with DV = 0 only lse is computed.
         key_mask: bool, broadcasts to [..., Tk]; False for keys to leave out.
         scale: factor of the scores, any sign.
+        draw: int64 [2], the seed and offset of dropout, whose probability is threshold / 65536; None without. It takes no mask.
 
     Returns:
         out [..., Tq, DV] in the dtype of q, and lse [..., Tq], float32, natural log; 0 and -inf where the mask leaves no key.
@@ -212,7 +229,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: f
         ValueError: for a dtype, head dimension or device that the kernels do not take.
     """
     check_floats(q=q, k=k, v=v)
-    check_devices(q=q, k=k, v=v, key_mask=key_mask)
+    check_devices(q=q, k=k, v=v, key_mask=key_mask, draw=draw)
+    require(draw is None or key_mask is None, "key_mask: expected None beside dropout")
     (Tq, D), (Tk, DV) = q.shape[-2:], v.shape[-2:]
     out = q.new_empty(*q.shape[:-1], DV)
     lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
@@ -224,6 +242,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: f
     B, H = q.shape[:2]
     widths = _widths(D, DV, q.dtype)
     BD, BV = widths["BD"], widths["BV"]
+    dropout = draw is not None and DV > 0
+    suffix = "_dropout" if dropout else ""
 
     def launch(tile: Tile) -> None:
         NM = triton.cdiv(Tq, tile.BM)
@@ -231,10 +251,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: f
         out_parts = out if NS == 1 else q.new_empty(B, H, NS, Tq, DV, dtype=torch.float32)
         lse_parts = lse if NS == 1 else q.new_empty(B, H, NS, Tq, dtype=torch.float32)
         attention_fwd_kernel[grid_of(B * H * NS * NM, q=q, k=k)](
-            q, k, v, q if mask is None else mask, out_parts, lse_parts, max(abs(scale) * LOG2E, TINY), H, Tq, Tk, NS, part,
+            q, k, v, q if mask is None else mask, q if draw is None else draw, out_parts, lse_parts,
+            max(abs(scale) * LOG2E, TINY), threshold, H, Tq, Tk, NS, part,
             *_strides(q, k, v), *(mask.stride()[:2] if mask is not None else (0, 0)), **widths,
             BM=tile.BM, BN=tile.BN,
-            HAS_V=DV > 0, HAS_MASK=mask is not None, NEGATIVE=scale < 0, TAIL=tile.tail and mask is None,
+            HAS_V=DV > 0, HAS_MASK=mask is not None, HAS_DROPOUT=dropout, NEGATIVE=scale < 0, TAIL=tile.tail and mask is None,
             PRECISION=precision(), **tile.options,
         )  # fmt: skip
         if NS > 1:
@@ -254,7 +275,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: f
             )
 
     with on_device(q):
-        choose("attention_fwd", q, max(BD, BV), launch, few=Tq <= 32)
+        choose("attention_fwd" + suffix, q, max(BD, BV), launch, few=Tq <= 32)
     return out, lse
 
 
@@ -270,6 +291,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: f
 #
 # so that the gradient of LSE costs nothing beyond the pass that makes delta. Without dOut, dS_ij = P_ij dLSE_i, dV = 0, and
 # v is not read.
+#
+# With dropout, Z_ij stands before P_ij in dV_j and before dOut_i . v_j in dP_ij, and delta is what it was.
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -308,9 +331,9 @@ def attention_bwd_kernel_delta(
 
 @triton.jit
 def _dq_loop(
-    b_dq, b_q, b_do, b_lse, b_delta, p_k, p_v, p_mask, scale, lo, hi, s_kt, s_vt,
+    b_dq, b_q, b_do, b_lse, b_delta, p_k, p_v, p_mask, scale, lo, hi, s_kt, s_vt, draw, i_l, o_m,
     W: tl.constexpr, WV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BN: tl.constexpr,
-    HAS_DO: tl.constexpr, HAS_MASK: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_DO: tl.constexpr, HAS_MASK: tl.constexpr, HAS_DROPOUT: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add sum_j dS_ij k_j over the keys lo to hi to b_dq [BM, BD]."""
     o_d, o_v, o_n = tl.arange(0, BD), tl.arange(0, BV), tl.arange(0, BN)
@@ -329,7 +352,10 @@ def _dq_loop(
             # [BN, BV]
             p = p_v + n * s_vt.to(tl.int64) + (o_n[:, None] * s_vt + o_v[None, :])
             b_v = _load(p, m_n, o_v, WV, BV, MASKED)
-            b_ds = b_p * (tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION) - b_delta[:, None])
+            b_dp = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)
+            if HAS_DROPOUT:
+                b_dp *= entries_kept(draw, 1 / share_kept(draw[2]), i_l, o_m, n, BN, ACROSS=False)
+            b_ds = b_p * (b_dp - b_delta[:, None])
         else:
             b_ds = b_p * -b_delta[:, None]
         if MASKED:  # P of a key left out is anything
@@ -340,18 +366,19 @@ def _dq_loop(
 
 @triton.jit(do_not_specialize=SIZES)
 def attention_bwd_kernel_dq(
-    q, k, v, mask,  # as in the forward
+    q, k, v, mask, draw,  # as in the forward
     do,  # [B, H, Tq, DV], strides in units of ALIGN elements; v and do are unused without HAS_DO
     lse2, delta,  # [B, H, Tq], of attention_bwd_kernel_delta
     dq,  # [B, H, NS, Tq, D], contiguous; float32 where NS > 1
     scale,
     scale2,  # scale * log2 e
+    threshold,
     H, Tq, Tk, NS, part,
     s_qb, s_qh, s_qt, s_kb, s_kh, s_kt, s_vb, s_vh, s_vt, s_dob, s_doh, s_dot, s_mb, s_mh,
     ALIGN: tl.constexpr,
     D: tl.constexpr, DV: tl.constexpr, W: tl.constexpr, WV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
-    HAS_DO: tl.constexpr, HAS_MASK: tl.constexpr, TAIL: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_DO: tl.constexpr, HAS_MASK: tl.constexpr, HAS_DROPOUT: tl.constexpr, TAIL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """BM queries of one head against one part of the keys."""
     NM = tl.cdiv(Tq, BM)
@@ -377,18 +404,19 @@ def attention_bwd_kernel_dq(
     p_v = v + (i_b * s_vb + i_h * s_vh) * ALIGN
     p_mask = mask + (i_b * s_mb + i_h * s_mh)
     b_dq = tl.zeros([BM, BD], tl.float32)
+    b_draw = read_draw(draw, threshold) if HAS_DROPOUT else None
     lo = i_s * part
     hi = tl.minimum(lo + part, Tk)
     if TAIL:
         mid = lo + (hi - lo) // BN * BN
         b_dq = _dq_loop(
-            b_dq, b_q, b_do, b_lse, b_delta, p_k, p_v, p_mask, scale2, lo, mid, s_kt * ALIGN, s_vt * ALIGN,
-            W, WV, BD, BV, BN, HAS_DO, False, False, PRECISION,
+            b_dq, b_q, b_do, b_lse, b_delta, p_k, p_v, p_mask, scale2, lo, mid, s_kt * ALIGN, s_vt * ALIGN, b_draw, i_l, o_m,
+            W, WV, BD, BV, BN, HAS_DO, False, HAS_DROPOUT, False, PRECISION,
         )  # fmt: skip
         lo = mid
     b_dq = _dq_loop(
-        b_dq, b_q, b_do, b_lse, b_delta, p_k, p_v, p_mask, scale2, lo, hi, s_kt * ALIGN, s_vt * ALIGN,
-        W, WV, BD, BV, BN, HAS_DO, HAS_MASK, True, PRECISION,
+        b_dq, b_q, b_do, b_lse, b_delta, p_k, p_v, p_mask, scale2, lo, hi, s_kt * ALIGN, s_vt * ALIGN, b_draw, i_l, o_m,
+        W, WV, BD, BV, BN, HAS_DO, HAS_MASK, HAS_DROPOUT, True, PRECISION,
     )  # fmt: skip
     p_dq = dq + (i_part * Tq + o_m[:, None]) * D + o_d[None, :]
     tl.store(p_dq, (b_dq * scale).to(dq.dtype.element_ty), mask=m_d)
@@ -396,9 +424,9 @@ def attention_bwd_kernel_dq(
 
 @triton.jit
 def _dkv_loop(
-    b_dk, b_dv, b_k, b_v, p_q, p_do, p_lse, p_delta, scale, lo, hi, s_qt, s_dot,
-    W: tl.constexpr, WV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BM: tl.constexpr,
-    HAS_DO: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    b_dk, b_dv, b_k, b_v, p_q, p_do, p_lse, p_delta, scale, lo, hi, s_qt, s_dot, draw, i_l, column,
+    W: tl.constexpr, WV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    HAS_DO: tl.constexpr, HAS_DROPOUT: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add sum_i dS_ij q_i to b_dk [BN, BD] and sum_i P_ij dOut_i to b_dv [BN, BV] over the queries lo to hi."""
     o_d, o_v, o_m = tl.arange(0, BD), tl.arange(0, BV), tl.arange(0, BM)
@@ -421,8 +449,16 @@ def _dkv_loop(
             # [BM, BV]
             p = p_do + m * s_dot.to(tl.int64) + (o_m[:, None] * s_dot + o_v[None, :])
             b_do = _load(p, m_m, o_v, WV, BV, MASKED)
-            b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
-            b_ds = b_p * (tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION) - b_delta[None, :])
+            b_pz = b_p
+            if HAS_DROPOUT:
+                kept = share_kept(draw[2])
+                b_z = tl.trans(entries_kept(draw, 1 / kept, i_l, m + o_m, column, BN, ACROSS=True))
+                b_pz *= b_z * kept
+            b_dv = tl.dot(b_pz.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
+            b_dp = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)
+            if HAS_DROPOUT:
+                b_dp *= b_z
+            b_ds = b_p * (b_dp - b_delta[None, :])
         else:
             b_ds = b_p * -b_delta[None, :]
         b_dk = tl.dot(b_ds.to(b_q.dtype), b_q, b_dk, input_precision=PRECISION)
@@ -431,11 +467,10 @@ def _dkv_loop(
 
 @triton.jit(do_not_specialize=SIZES)
 def attention_bwd_kernel_dkv(
-    q, k, v, mask, do, lse2, delta,  # as in attention_bwd_kernel_dq
+    q, k, v, mask, draw, do, lse2, delta,  # as in attention_bwd_kernel_dq
     dk,  # [B, H, NS, Tk, D], contiguous; float32 where NS > 1
     dv,  # [B, H, NS, Tk, DV], likewise; unused without HAS_DO
-    scale,
-    scale2,  # scale * log2 e
+    scale, scale2, threshold,  # likewise
     H, Tq, Tk,
     NS,  # parts of the queries
     part,  # queries a part
@@ -443,7 +478,7 @@ def attention_bwd_kernel_dkv(
     ALIGN: tl.constexpr,
     D: tl.constexpr, DV: tl.constexpr, W: tl.constexpr, WV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
-    HAS_DO: tl.constexpr, HAS_MASK: tl.constexpr, TAIL: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_DO: tl.constexpr, HAS_MASK: tl.constexpr, HAS_DROPOUT: tl.constexpr, TAIL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """BN keys of one head against one part of the queries."""
     NN = tl.cdiv(Tk, BN)
@@ -467,20 +502,23 @@ def attention_bwd_kernel_dkv(
     p_do = do + (i_b * s_dob + i_h * s_doh) * ALIGN
     b_dk = tl.zeros([BN, BD], tl.float32)
     b_dv = tl.zeros([BN, BV], tl.float32)
+    b_draw = read_draw(draw, threshold) if HAS_DROPOUT else None
     lo = i_s * part
     hi = tl.minimum(lo + part, Tq)
     if TAIL:
         mid = lo + (hi - lo) // BM * BM
         b_dk, b_dv = _dkv_loop(
             b_dk, b_dv, b_k, b_v, p_q, p_do, lse2 + i_l * Tq, delta + i_l * Tq, scale2, lo, mid, s_qt * ALIGN, s_dot * ALIGN,
-            W, WV, BD, BV, BM, HAS_DO, False, PRECISION,
+            b_draw, i_l, i_n * BN, W, WV, BD, BV, BM, BN, HAS_DO, HAS_DROPOUT, False, PRECISION,
         )  # fmt: skip
         lo = mid
     b_dk, b_dv = _dkv_loop(
         b_dk, b_dv, b_k, b_v, p_q, p_do, lse2 + i_l * Tq, delta + i_l * Tq, scale2, lo, hi, s_qt * ALIGN, s_dot * ALIGN,
-        W, WV, BD, BV, BM, HAS_DO, True, PRECISION,
+        b_draw, i_l, i_n * BN, W, WV, BD, BV, BM, BN, HAS_DO, HAS_DROPOUT, True, PRECISION,
     )  # fmt: skip
     b_dk = b_dk * scale
+    if HAS_DROPOUT:
+        b_dv = b_dv / share_kept(threshold)
     if HAS_MASK:
         # a key left out spoiled no row but its own, and gets nothing from rows without a key
         b_keep = tl.load(mask + (i_b * s_mb + i_h * s_mh) + o_n, mask=m_n, other=0)[:, None] != 0
@@ -501,12 +539,14 @@ def attention_backward(
     out: Tensor,
     lse: Tensor,
     scale: float,
+    draw: Tensor | None = None,
+    threshold: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`cellattn::attention_backward` on a GPU.
 
     Args:
         dout: [..., Tq, DV] in the dtype of q; dlse: [..., Tq], float32; None where an output was not used.
-        q, k, v, key_mask, scale: the inputs of `attention`; out, lse: its results.
+        q, k, v, key_mask, scale, draw, threshold: the inputs of `attention`; out, lse: its results.
 
     Returns:
         dq, dk and dv in the shapes of q, k and v, contiguous; dv exactly 0 where dout is None.
@@ -515,7 +555,8 @@ def attention_backward(
         ValueError: for a dtype, head dimension or device that the kernels do not take.
     """
     check_floats(q=q, k=k, v=v)
-    check_devices(q=q, k=k, v=v, key_mask=key_mask, dout=dout, dlse=dlse, out=out, lse=lse)
+    check_devices(q=q, k=k, v=v, key_mask=key_mask, dout=dout, dlse=dlse, out=out, lse=lse, draw=draw)
+    require(draw is None or key_mask is None, "key_mask: expected None beside dropout")
     (Tq, D), (Tk, DV) = q.shape[-2:], v.shape[-2:]
     has_do = dout is not None and DV > 0
     if lse.numel() == 0 or not (has_do or dlse is not None):
@@ -529,17 +570,20 @@ def attention_backward(
     B, H = q.shape[:2]
     widths = _widths(D, DV if has_do else 0, q.dtype)
     BD, BV = widths["BD"], widths["BV"]
-    delta, lse2 = q.new_empty(2, B, H, Tq, dtype=torch.float32)
+    rows = deltas(do if has_do else None, dlse, out, lse)
     strides = (*_strides(q, k, v, do), *(mask.stride()[:2] if mask is not None else (0, 0)))
-    constants = {**widths, "HAS_DO": has_do, "PRECISION": precision()}
-    inputs = (q, k, v, q if mask is None else mask, do, lse2, delta)
+    dropout = draw is not None and has_do  # nothing of the dropped map is left without dOut
+    suffix = "_dropout" if dropout else ""
+    constants = {**widths, "HAS_DO": has_do, "HAS_DROPOUT": dropout, "PRECISION": precision()}
+    inputs = (q, k, v, q if mask is None else mask, q if draw is None else draw, do, *rows)
+    numbers = scale, scale * LOG2E, threshold
 
     def launch_dq(tile: Tile) -> None:
         NM = triton.cdiv(Tq, tile.BM)
         NS, part = parts_for(B * H * NM, Tk, tile.BN, q.device)
         parts = dq if NS == 1 else q.new_empty(B, H, NS, Tq, D, dtype=torch.float32)
         attention_bwd_kernel_dq[grid_of(B * H * NS * NM, q=q, k=k)](
-            *inputs, parts, scale, scale * LOG2E, H, Tq, Tk, NS, part, *strides, **constants, BM=tile.BM, BN=tile.BN,
+            *inputs, parts, *numbers, H, Tq, Tk, NS, part, *strides, **constants, BM=tile.BM, BN=tile.BN,
             HAS_MASK=mask is not None, TAIL=tile.tail and mask is None, **tile.options,
         )  # fmt: skip
         _add_parts(dq, parts)
@@ -550,21 +594,31 @@ def attention_backward(
         k_parts = dk if NS == 1 else q.new_empty(B, H, NS, Tk, D, dtype=torch.float32)
         v_parts = dv if NS == 1 or not has_do else q.new_empty(B, H, NS, Tk, DV, dtype=torch.float32)
         attention_bwd_kernel_dkv[grid_of(B * H * NS * NN, q=q, k=k)](
-            *inputs, k_parts, v_parts if has_do else k_parts, scale, scale * LOG2E, H, Tq, Tk, NS, part, *strides, **constants,
+            *inputs, k_parts, v_parts if has_do else k_parts, *numbers, H, Tq, Tk, NS, part, *strides, **constants,
             BM=tile.BM, BN=tile.BN, HAS_MASK=mask is not None, TAIL=tile.tail, **tile.options,
         )  # fmt: skip
         _add_parts(dk, k_parts)
         _add_parts(dv, v_parts)
 
     with on_device(q):
-        attention_bwd_kernel_delta[grid_of(B * H * triton.cdiv(Tq, 32), q=q)](
-            out.contiguous() if has_do else q, do, lse.contiguous(), lse if dlse is None else dlse.float().contiguous(),
-            delta, lse2, H, Tq, *_strides(do), ALIGN=widths["ALIGN"], DV=DV, WV=widths["WV"], BV=BV, BM=32,
-            HAS_DO=has_do, HAS_DLSE=dlse is not None, **options(4),
-        )  # fmt: skip
-        choose("attention_bwd_dq", q, max(BD, BV), launch_dq, few=Tq <= 32)
-        choose("attention_bwd_dkv", q, max(BD, BV), launch_dkv)
+        choose("attention_bwd_dq" + suffix, q, max(BD, BV), launch_dq, few=Tq <= 32)
+        choose("attention_bwd_dkv" + suffix, q, max(BD, BV), launch_dkv)
     return dq, dk, dv
+
+
+def deltas(dout: Tensor | None, dlse: Tensor | None, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+    """(LSE in base 2, NaN where it is infinite; delta) of each row, float32, in the shape of lse and contiguous."""
+    lse2, delta = lse.new_empty(2, *lse.shape)
+    (Tq, DV), dtype = out.shape[-2:], out.dtype
+    read = 0 if dout is None else DV
+    do = lse.reshape(1, 1, 1, -1) if dout is None else aligned(dout, 2)  # without dOut it is not read
+    with on_device(out):
+        attention_bwd_kernel_delta[grid_of(lse.numel() // Tq * triton.cdiv(Tq, 32), q=out)](
+            out.contiguous(), do, lse.contiguous(), lse if dlse is None else dlse.float().contiguous(), delta, lse2,
+            do.shape[1], Tq, *_strides(do), ALIGN=wide(dtype), DV=DV, WV=width(read, dtype), BV=padded(read), BM=32,
+            HAS_DO=dout is not None, HAS_DLSE=dlse is not None, **options(4),
+        )  # fmt: skip
+    return lse2, delta
 
 
 # ------------------------------------------------------------------------------------------------ what both passes need

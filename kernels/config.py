@@ -202,6 +202,23 @@ TILES: dict[tuple[str, int], dict[int, Tile]] = {
     },
 }
 
+# With dropout, where the tile is another one than without: 64 keys, of which no random number is made twice, and no spills.
+_DROPOUT: dict[tuple[str, int], dict[int, Tile]] = {
+    ("attention_fwd", 86): {16: Tile(128, 64, 8, 2), 128: Tile(128, 64, 8, 2, tail=False)},
+    ("attention_bwd_dq", 80): {32: Tile(128, 64, 8, 2), 64: Tile(128, 64, 8, 2, tail=False)},
+    ("attention_bwd_dq", 86): {32: Tile(128, 64, 8, 2), 64: Tile(128, 64, 8, 2, tail=False)},
+    ("attention_bwd_dq", 120): {64: Tile(128, 64, 8, 2, tail=False)},
+    ("attention_bwd_dkv", 80): {16: Tile(32, 128, 4, 2), 128: Tile(16, 64, 8, 1, tail=False)},
+    ("attention_bwd_dkv", 86): {64: Tile(32, 64, 4, 1, tail=False), 128: Tile(16, 64, 8, 1, tail=False)},
+    ("attention_bwd_dkv", 90): {128: Tile(16, 64, 8, 1, tail=False)},
+    ("attention_bwd_dkv", 120): {64: Tile(32, 64, 4, 1, tail=False), 128: Tile(16, 64, 8, 1, tail=False)},
+}
+TILES |= {
+    (f"{kernel}_dropout", arch): tiles | _DROPOUT.get((kernel, arch), {})
+    for (kernel, arch), tiles in TILES.items()
+    if kernel.startswith("attention")
+}
+
 # float32, every chip. Products in full precision use no matrix unit, and operands take twice the registers.
 TILES_FLOAT32: dict[str, dict[int, Tile]] = {
     "attention_fwd": {
@@ -236,6 +253,8 @@ TILES_FLOAT32: dict[str, dict[int, Tile]] = {
         256: Tile(16, 16, 4, 1, tail=None),
     },
 }
+
+TILES_FLOAT32 |= {f"{kernel}_dropout": tiles for kernel, tiles in TILES_FLOAT32.items() if kernel.startswith("attention")}
 
 # Kernels that gather rows, likewise; float32 takes the same, but where it would spill.
 _ROWS = {16: Gather(128, 4), 32: Gather(64, 4), 64: Gather(32, 4), 128: Gather(16, 4), 256: Gather(8, 4)}

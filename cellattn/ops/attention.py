@@ -24,7 +24,9 @@ every op made of this one:
 "of the row": in dq_i, and in dk_j and dv_j of all keys j of the row, dv only where there is a gradient of out. A row that is
 NaN stays so in the gradient where its upstream gradient is 0, since 0 * NaN is NaN: leave rows out of q, not out of the sum.
 Other rows are as if the row were not there: no NaN of a row reaches lse, out, dq or a loss of another. So a row's losses
-(`attention_kl`, `attention_bce`) are NaN where its lse is NaN or infinite, unless it has no edge: then they are 0.
+(`attention_kl`, `attention_bce`) are NaN where its lse is NaN or infinite, unless it has no edge: then they are 0. Dropout
+multiplies P_ij by 0 or 1 / (1 - p), and 0 * NaN is NaN: the table is the same, but that out has NaN where a dropped P_ij meets
+an infinite v_jc.
 
 On the CPU PyTorch's flash attention does the work. It computes D inside, as rowsum(dOut * Out), so there the replacement is
 folded into the inputs: q, k, v get one column of zeros, Out a column of ones and dOut the column -dLSE. Then
@@ -71,7 +73,7 @@ def attention(
         scale: factor of the scores, 1 / sqrt(D) if None.
         dropout_p: probability in [0, 1) that an entry of the map is 0 in `out`; the others are divided by 1 - dropout_p, and
             lse is of the whole map. It is taken to the nearest 2^-16, in the division too, so that out is without bias. Which
-            entries stay depends on the draw, the head, the row and the column alone, whatever the number of threads.
+            entries stay depends on the draw, the head, the row and the column alone, on every device.
         generator: a `torch.Generator` on the device of q for that draw, two numbers a call; the default one if None. Activation
             checkpointing draws the same again (see `sample_rows`). Without dropout nothing is drawn.
 
@@ -81,7 +83,7 @@ def attention(
 
     Raises:
         ValueError, TypeError: for shapes, dtypes or devices that do not fit, naming the argument.
-        RuntimeError: on double backward. NotImplementedError: for dropout on a GPU.
+        RuntimeError: on double backward.
     """
     q, k, v = of_one_dtype(q, k, v)
     check_qk(q, k)
@@ -273,21 +275,14 @@ refuse_double_backward(_attention_backward, "attention")
 def _(*args: Any) -> tuple[Tensor, Tensor]:
     from ..kernels import attention as kernels  # needs Triton
 
-    return kernels.attention(*_without_dropout(args, 5))
+    return kernels.attention(*args)
 
 
 @_attention_backward.register_kernel("cuda")
 def _(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     from ..kernels import attention as kernels
 
-    return kernels.attention_backward(*_without_dropout(args, 9))
-
-
-def _without_dropout(args: tuple[Any, ...], count: int) -> tuple[Any, ...]:
-    """The first `count` arguments, those of the kernels on a GPU, which have no dropout: the dispatcher leaves out defaults."""
-    if len(args) > count and args[count] is not None:
-        raise NotImplementedError("dropout_p: attention has dropout on the CPU alone; expected 0 on a GPU")
-    return args[:count]
+    return kernels.attention_backward(*args)
 
 
 # ------------------------------------------------------------------------------------------------------------- CPU

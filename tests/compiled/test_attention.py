@@ -11,6 +11,7 @@ from torch import Tensor
 import cellattn
 from cellattn import reference
 
+from .. import ptx
 from ..compare import leaves
 from .check import assert_on_chip
 
@@ -103,6 +104,44 @@ def test_key_masks_and_rows_without_a_key(arch: int) -> None:
 def test_one_gradient(gradient: int) -> None:
     qkv = heads("bf16", (), 63, 70, 20, 20)
     assert_on_chip(80, cellattn.attention, reference.attention, *qkv, kernels=KERNELS, without=[gradient])
+
+
+def with_dropout(module: Any) -> Any:
+    return lambda *qkv: module.attention(*qkv, dropout_p=0.3, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize(
+    ("arch", "dtype", "d"),
+    [
+        (80, "bf16", 20),
+        (90, "bf16", 20),
+        *(
+            pytest.param(*case, marks=pytest.mark.tile(i))
+            for i, case in enumerate(
+                [
+                    *((arch, "bf16", d) for arch in (80, 89, 90) for d in (16, 64, 128)),
+                    *((80, dtype, d) for dtype in ("fp16", "fp32") for d in (32, 128, 256)),
+                ]
+            )
+        ),
+    ],
+)
+def test_dropout(arch: int, dtype: str, d: int) -> None:
+    """Values and gradients with the mask of the definition, and exactly its entries in the forward."""
+    qkv = heads(dtype, (2,), 70, 140, d, d)
+    assert_on_chip(arch, with_dropout(cellattn), with_dropout(reference), *qkv, kernels=KERNELS)
+
+
+@pytest.mark.parametrize("queries", [140, 28], ids=["whole", "parts"])
+def test_dropped_entries_are_those_of_the_definition(queries: int) -> None:
+    """Read off an identity as values."""
+    tokens = 1100 if queries == 28 else 100
+    zero, one = torch.zeros(2, tokens, 16, dtype=torch.bfloat16), torch.eye(tokens, 100, dtype=torch.bfloat16).expand(2, -1, -1)
+    with ptx.device(80):
+        out, _ = with_dropout(cellattn)(zero[:, :queries], zero, one)
+    shape = 2, min(queries, tokens), tokens
+    want = reference.dropout_multiplier(shape, 0.3, torch.Generator().manual_seed(3))[..., :100]
+    assert torch.equal(out != 0, want != 0)
 
 
 @pytest.mark.parametrize("arch", [80, 89])

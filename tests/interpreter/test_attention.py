@@ -10,6 +10,7 @@ from cellattn import reference
 from cellattn.kernels import attention as kernels
 from cellattn.kernels import config, tensors
 from cellattn.kernels.attention import attention, attention_backward
+from cellattn.ops._dropout import multiplier
 
 from ..bounds import Bounded, assert_within, with_bounds
 
@@ -45,13 +46,16 @@ def draw(*shapes: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> list[Te
 
 
 def expected(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dout: Tensor | None, dlse: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dout: Tensor | None, dlse: Tensor | None, *drawn: Any
 ) -> list[Bounded]:
     """out, lse, dq, dk, dv of the dense definition in float64."""
     any_key = torch.ones(()).bool() if mask is None else mask.any(-1)[..., None]
 
     def dense(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         lse = reference.attention_logsumexp(q, k, key_mask=mask, scale=scale)
+        if drawn:
+            p = (scale * q @ k.mT).softmax(-1)
+            return (p * multiplier(drawn[0], drawn[1], torch.empty(p.shape, dtype=torch.float64))) @ v, lse
         if mask is None:
             return reference.attention(q, k, v, scale=scale)[0], lse
         scores = (scale * q @ k.mT).masked_fill(~mask.unsqueeze(-2), -torch.inf)
@@ -68,12 +72,12 @@ def assert_close(got: list[Tensor], want: list[Bounded], dtype: torch.dtype) -> 
 
 
 def check(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dout: Tensor | None, dlse: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dout: Tensor | None, dlse: Tensor | None, *drawn: Any
 ) -> list[Tensor]:
-    out, lse = attention(q, k, v, mask, scale)
-    grads = attention_backward(dout, dlse, q, k, v, mask, out, lse, scale)
+    out, lse = attention(q, k, v, mask, scale, *drawn)
+    grads = attention_backward(dout, dlse, q, k, v, mask, out, lse, scale, *drawn)
     got = [out, lse, *grads]
-    assert_close(got, expected(q, k, v, mask, scale, dout, dlse), q.dtype)
+    assert_close(got, expected(q, k, v, mask, scale, dout, dlse, *drawn), q.dtype)
     return got
 
 
@@ -152,6 +156,58 @@ def test_loops_cut_into_parts(tq, tk, masked, dtype) -> None:
     check(q, k, v, mask, 0.3, dout, dlse)
 
 
+DRAW = torch.tensor([2**63 - 5, -(2**40) + 7])
+
+
+@dtypes
+@pytest.mark.parametrize("shape", [0, 1, 2, 5, 8], ids=lambda i: ids[i])
+def test_dropout(shape: int, dtype) -> None:
+    lead, tq, tk, d, dv = SHAPES[shape]
+    q, k, v, dout, dlse = problem(lead, tq, tk, d, dv, dtype)
+    check(q, k, v, None, d**-0.5, dout, dlse, DRAW, 6554)
+
+
+@dtypes
+def test_dropout_of_almost_all(dtype) -> None:
+    """Multiplied by 2^16, which float16 has not: what is left has to fit, not what it is made of."""
+    q, k, v, dout, dlse = problem((2,), 20, 20, 8, 8, dtype)
+    check(q, k, v / 8, None, 0.3, dout / 8, dlse, DRAW, 65535)
+
+
+@dtypes
+@pytest.mark.parametrize(("tq", "tk"), [(28, 1100), (1100, 20)], ids=["few queries", "few keys"])
+def test_dropout_of_parts(tq, tk, dtype) -> None:
+    q, k, v, dout, dlse = problem((), tq, tk, 20, 20, dtype)
+    check(q, k, v, None, 0.3, dout, dlse, DRAW, 20_000)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(16, 16), (64, 32), (16, 64), (64, 128)])
+def test_dropped_entries_are_those_of_the_definition_in_any_tile(queries: int, keys: int, monkeypatch) -> None:
+    """Read off the forward with an identity for values, off dq with one for keys, and off dv with one for dout."""
+    tile = config.Tile(queries, keys, 4, 1)
+    monkeypatch.setattr(config, "tile_for", lambda *_, **__: tile)
+    lead, n = (2,), 140
+    zero, one = torch.zeros(*lead, n, n), torch.eye(n).expand(*lead, n, n)
+    want = multiplier(DRAW, 20_000, torch.empty(*lead, n, n, dtype=torch.float64)) != 0
+    out, lse = attention(zero, zero, one, None, 1.0, DRAW, 20_000)
+    assert torch.equal(out != 0, want)
+    dv = attention_backward(one, None, zero, zero, zero, None, zero, lse, 1.0, DRAW, 20_000)[2]
+    assert torch.equal(dv.mT != 0, want)
+    everywhere = torch.ones(*lead, n, 1)  # dP = Z, of which delta = 0 takes nothing
+    dq, _, _ = attention_backward(everywhere, None, zero, one, everywhere, None, zero[..., :1], lse, 1.0, DRAW, 20_000)
+    assert torch.equal(dq != 0, want)
+    _, dk, _ = attention_backward(everywhere, None, one, zero, everywhere, None, zero[..., :1], lse, 1.0, DRAW, 20_000)
+    assert torch.equal(dk.mT != 0, want)
+
+
+def test_dropout_leaves_lse_and_its_gradient_as_they_are() -> None:
+    q, k, v, dout, dlse = problem((2,), 63, 129, 20, 20, torch.float16)
+    (_, lse), (_, whole) = attention(q, k, v, None, 0.3, DRAW, 20_000), attention(q, k, v, None, 0.3)
+    assert torch.equal(lse, whole)
+    with_, without = (attention_backward(None, dlse, q, k, v, None, dout, lse, 0.3, *drawn) for drawn in ((DRAW, 20_000), ()))
+    assert all(torch.equal(a, b) for a, b in zip(with_, without, strict=True))
+
+
 @pytest.mark.parametrize("programs", [1, 53, 107, 108, 5000])
 @pytest.mark.parametrize("length", [1, 64, 255, 256, 6607, 100_000])
 def test_parts_cover_the_loop(programs: int, length: int) -> None:
@@ -196,17 +252,20 @@ def test_unused_lse_changes_no_bit() -> None:
     assert all(torch.equal(a, b) for a, b in zip(without, zero, strict=True))
 
 
-def dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dout: Tensor, dlse: Tensor) -> list[Tensor]:
+def dense(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dout: Tensor, dlse: Tensor, *drawn: Any
+) -> list[Tensor]:
     """out, lse, dq, dk, dv of softmax(scale q kᵀ) v in float64, NaN and infinities where they come out."""
     q, k, v, dout, dlse = (x.double() for x in (q, k, v, dout, dlse))
     keep = torch.ones(k.shape[:-1]).bool() if mask is None else mask.expand(k.shape[:-1])
     k, v = (x.masked_fill(~keep[..., None], 0) for x in (k, v))
     scores = (scale * q @ k.mT).masked_fill(~keep[..., None, :], -torch.inf)
     p = scores.softmax(-1)
-    out, lse = p @ v, scores.logsumexp(-1)
-    dp = dout @ v.mT
+    z = multiplier(drawn[0], drawn[1], p) if drawn else torch.ones(())
+    out, lse = (p * z) @ v, scores.logsumexp(-1)
+    dp = (dout @ v.mT) * z
     ds = scale * p * (dp - (p * dp).sum(-1, keepdim=True) + dlse[..., None])
-    ds, p = (x.masked_fill(~keep[..., None, :], 0) for x in (ds, p))
+    ds, p = (x.masked_fill(~keep[..., None, :], 0) for x in (ds, p * z))
     dq, dk, dv = ds @ k, (ds.mT @ q).masked_fill(~keep[..., None], 0), (p.mT @ dout).masked_fill(~keep[..., None], 0)
     if mask is not None:  # no function gives out beside a mask
         out = out.masked_fill((lse == -torch.inf)[..., None], 0)
@@ -259,13 +318,17 @@ SPECIAL = [
 
 @dtypes
 @pytest.mark.parametrize(("lead", "tq", "tk"), [((2,), 40, 70), ((), 3, 1100)], ids=["tiles", "parts"])
-@pytest.mark.parametrize("name", SPECIAL)
-def test_nan_and_infinities(name: str, lead: tuple[int, ...], tq: int, tk: int, dtype) -> None:
+@pytest.mark.parametrize(
+    ("name", "drawn"),
+    [*((name, ()) for name in SPECIAL), *((name, (DRAW, 32_768)) for name in SPECIAL if not name.startswith("masked"))],
+    ids=lambda x: x if isinstance(x, str) else "dropout" if x else "",
+)
+def test_nan_and_infinities(name: str, drawn: Any, lead: tuple[int, ...], tq: int, tk: int, dtype) -> None:
     """As the table in `cellattn/ops/attention.py` has them: where the dense formula has them, and nowhere else."""
     q, k, v, mask, dout, dlse = _special(name, lead, tq, tk, dtype)
-    out, lse = attention(q, k, v, mask, 0.3)
-    got = [out, lse, *attention_backward(dout, dlse, q, k, v, mask, out, lse, 0.3)]
-    want = dense(q, k, v, mask, 0.3, dout, dlse)
+    out, lse = attention(q, k, v, mask, 0.3, *drawn)
+    got = [out, lse, *attention_backward(dout, dlse, q, k, v, mask, out, lse, 0.3, *drawn)]
+    want = dense(q, k, v, mask, 0.3, dout, dlse, *drawn)
     for what, a, b in zip(("out", "lse", "dq", "dk", "dv"), got, want, strict=True):
         for kind in (torch.isnan, torch.isposinf, torch.isneginf):
             assert torch.equal(kind(a), kind(b)), (

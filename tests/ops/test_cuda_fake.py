@@ -97,6 +97,9 @@ def calls(x: Inputs, dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], S
     out = ((B, H, T, DV), dtype)
     return {
         "attention": (lambda: cellattn.attention(x.q, x.k, x.v), [out, ((B, H, T), f32)], [x.q, x.k, x.v]),
+        "attention dropout": (
+            lambda: cellattn.attention(x.q, x.k, x.v, dropout_p=0.3), [out, ((B, H, T), f32)], [x.q, x.k, x.v]
+        ),
         "attention_logsumexp": (
             lambda: cellattn.attention_logsumexp(x.q, x.k, key_mask=x.mask),
             [((B, H, T), f32)],
@@ -111,6 +114,11 @@ def calls(x: Inputs, dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], S
         "attention_bce sigmoid": (lambda: cellattn.attention_bce(*one, link="sigmoid", **row), [((B, N), f32)], [x.q1, x.k1]),
         "graph_attention": (
             lambda: _flat(cellattn.graph_attention(x.q, x.k, x.v, x.graph, TIES, rows=x.rows)),
+            [out, *per_head],
+            [x.q, x.k, x.v],
+        ),
+        "graph_attention dropout": (
+            lambda: _flat(cellattn.graph_attention(x.q, x.k, x.v, x.graph, TIES, dropout_p=0.3)),
             [out, *per_head],
             [x.q, x.k, x.v],
         ),
