@@ -320,7 +320,14 @@ SPECIAL = [
 @pytest.mark.parametrize(("lead", "tq", "tk"), [((2,), 40, 70), ((), 3, 1100)], ids=["tiles", "parts"])
 @pytest.mark.parametrize(
     ("name", "drawn"),
-    [*((name, ()) for name in SPECIAL), *((name, (DRAW, 32_768)) for name in SPECIAL if not name.startswith("masked"))],
+    [
+        *((name, ()) for name in SPECIAL),
+        *(
+            pytest.param(name, (DRAW, 32_768), marks=pytest.mark.exhaustive)
+            for name in SPECIAL
+            if not name.startswith("masked")
+        ),
+    ],
     ids=lambda x: x if isinstance(x, str) else "dropout" if x else "",
 )
 def test_nan_and_infinities(name: str, drawn: Any, lead: tuple[int, ...], tq: int, tk: int, dtype) -> None:
