@@ -28,7 +28,7 @@ install-peers: $(STAMP)
 	FORCE_ONLY_CPU=1 $(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS) --no-build-isolation -e '.[peers]'
 
 # dist/: one file for Python 3.10 on, torch 2.11 on, and any Linux with glibc 2.28, whatever this machine has; with the CUDA half
-# where nvcc is (half an hour on two cores), without it for CELLATTN_CUDA=0 (two minutes). LibTorch is the user's.
+# where nvcc is, without it for CELLATTN_CUDA=0. LibTorch is the user's.
 wheel: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) --no-build-isolation -e '.[wheel]'
 	rm -rf build/wheel
