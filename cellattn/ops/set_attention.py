@@ -52,16 +52,7 @@ def set_attention(
 
 
 @set_attention.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    ptr: Tensor,
-    max_size: int | None = None,
-    include_self: bool = False,
-    null_score: Tensor | None = None,
-    null_value: Tensor | None = None,
-) -> Tensor:
+def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
     return v.new_empty(v.shape)
 
 
@@ -96,18 +87,8 @@ def _set_attention_backward(
 
 
 @_set_attention_backward.register_fake
-def _(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    ptr: Tensor,
-    max_size: int | None,
-    include_self: bool,
-    null_score: Tensor | None,
-    null_value: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dnull_score, dnull_value = (q.new_empty(0) if x is None else x.new_empty(x.shape) for x in (null_score, null_value))
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dnull_score, dnull_value = (q.new_empty(0) if x is None else x.new_empty(x.shape) for x in rest[-2:])
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dnull_score, dnull_value
 
 
