@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -62,6 +62,12 @@ def require_mapping(name: str, value: Any) -> None:
     """Check that an argument is a dict by relation."""
     if not isinstance(value, Mapping):
         raise TypeError(f"{name}: expected a dict by relation, got {describe(value)}")
+
+
+def require_several(name: str, value: Any, expected: str = "a sequence of names") -> None:
+    """Check that an argument is a sequence, and not a string, which is one of characters."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise TypeError(f"{name}: expected {expected}, got {describe(value)}")
 
 
 def require_same(kind: str, **values: Any) -> None:

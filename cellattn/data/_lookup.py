@@ -50,13 +50,22 @@ class FoundGenes(NamedTuple):
         field = np.stack(self.field, axis=1)
         size = self.size[field]
         ptr = np.concatenate([[0], size.sum(1).cumsum()])
-        size = size.reshape(-1)
-        first = self.begin[field].reshape(-1) - (size.cumsum() - size)
-        return self.gene[np.arange(ptr[-1]) + first.repeat(size)], ptr
+        return self.gene[each_from(self.begin[field].reshape(-1), size.reshape(-1))], ptr
 
     def spread(self, values: np.ndarray) -> np.ndarray:
         """Values [lines, columns] of fields for each of their genes: [nnz], as in `sets`."""
         return values.reshape(-1).repeat(self.size[np.stack(self.field, axis=1)].reshape(-1))
+
+
+def each_from(begin: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """begin[0], begin[0] + 1, ... of which there are size[0], and so on: int64 [sum of size]."""
+    first = begin - (size.cumsum() - size)
+    return np.arange(size.sum()) + first.repeat(size)
+
+
+def most_first(counts: Mapping[str, int]) -> dict[str, int]:
+    """Names with the most lines first, then by name."""
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def names_twice(index: np.ndarray, ptr: np.ndarray, num_genes: int) -> np.ndarray:
@@ -95,7 +104,7 @@ def find_genes(frame: pl.DataFrame, columns: Mapping[str, str | int], genes: Gen
         begin=size.cumsum() - size,
         size=size,
         unknown=unknown,
-        unknown_names=dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
+        unknown_names=most_first(counts),
         by_alias={name: gene for name, gene in sorted(listed.items()) if name != gene},
     )
 

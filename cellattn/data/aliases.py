@@ -7,6 +7,7 @@ and what two genes claim alike stands for none of them. Every clash is in `ambig
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -15,8 +16,8 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 from torch import Tensor
 
-from .._check import describe, require, require_choice
-from ._lookup import leave_out, require_genes, set_aside, without_taxon
+from .._check import require, require_choice, require_several
+from ._lookup import leave_out, most_first, require_genes, set_aside, without_taxon
 from ._table import Table
 from .genes import GeneList
 from .tables import Lines
@@ -81,8 +82,8 @@ def read_sgd_features(
         ValueError: another table, a malformed line, a type that is in none of its lines, a name that stands twice.
     """
     for argument, value in (("types", types), ("qualifiers", qualifiers)):
-        if isinstance(value, str) or not isinstance(value, Sequence | None) or (value is None and argument == "types"):
-            raise TypeError(f"{argument}: expected several names, got {describe(value)}")
+        if value is not None or argument == "types":
+            require_several(argument, value, "several names")
     require_choice("ambiguous", ambiguous, ("error", "drop"))
     table = Table(path, "\t", header=False, comment="!")
     require(
@@ -133,8 +134,8 @@ def read_string_aliases(
         ValueError: another table, a malformed line, a source that is in none of its lines.
     """
     require_genes(genes)
-    if isinstance(sources, str) or not isinstance(sources, Sequence | None):
-        raise TypeError(f"sources: expected several names or None, got {describe(sources)}")
+    if sources is not None:
+        require_several("sources", sources, "several names or None")
     require_choice("ambiguous", ambiguous, ("error", "drop"))
     table = Table(path, "\t", header=False, comment="#")
     width = len(table.header)
@@ -152,16 +153,12 @@ def read_string_aliases(
     listed_as = without_taxon(genes)
     proteins = [listed_as(protein) for protein in frame["protein"]]
     is_unknown = np.array([protein not in genes for protein in proteins], dtype=bool)
-    unknown: dict[str, int] = {}
-    for protein, is_out in zip(proteins, is_unknown, strict=True):
-        if is_out:
-            unknown[protein] = unknown.get(protein, 0) + 1
+    unknown = most_first(Counter(protein for protein in proteins if protein not in genes))
     left_out |= leave_out(table, {"unknown": is_unknown})[1]
     claims = [_Claim(alias, name, 0, -1) for alias, name in genes.aliases.items()]
     for row, (alias, protein) in enumerate(zip(frame["alias"], proteins, strict=True)):
         if (index := genes.get(protein)) is not None:
             claims.append(_Claim(alias, genes[index], 1, row))
-    unknown = dict(sorted(unknown.items(), key=lambda item: (-item[1], item[0])))
     return _named(table, genes.names, claims, ambiguous, num_lines, left_out, unknown)
 
 

@@ -143,8 +143,7 @@ def build_cell(config: str | PathLike[str]) -> Cell:
         undirected=[name for name in tables if not sources[name]["options"]["directed"]],
         names=genes,
     )
-    file = {"path": config.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    return Cell(graph, {"version": __version__, "config": file, **told, "relations": sources})
+    return Cell(graph, {"version": __version__, "config": _file(config.name, content), **told, "relations": sources})
 
 
 def read_sources(path: str | PathLike[str]) -> dict[str, Any]:
@@ -212,14 +211,7 @@ class _Source(NamedTuple):
         path = config.parent / entry["path"]
         if not path.is_file():
             raise FileNotFoundError(f"{where}.path: no file {str(path)!r}")
-        content = path.read_bytes()
-        told = {
-            "path": entry["path"],
-            "bytes": len(content),
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "reader": entry["reader"],
-            "options": options | made,
-        }
+        told = _file(entry["path"], path.read_bytes()) | {"reader": entry["reader"], "options": options | made}
         if "remove" in options:
             options = {key: value for key, value in options.items() if key != "remove"} | {
                 "rename": _without(where, entry["remove"])
@@ -240,6 +232,11 @@ class _Source(NamedTuple):
             argument = re.match(r"(\w+)[\[:]", str(error))
             is_key = argument is not None and argument[1] in {**self.options, **self.made}
             raise type(error)(f"{self.config}: {self.table}{'.' if is_key else ': '}{error}") from error
+
+
+def _file(path: str, content: bytes) -> dict[str, Any]:
+    """What is told of a file."""
+    return {"path": path, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _without(where: str, pattern: Any) -> Callable[[str], str]:

@@ -15,7 +15,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.data._utils.collate import default_collate_fn_map
 
-from .._check import describe, require, require_choice, require_count, require_indices, require_tensor, tensor_of, unknown
+from .._check import (
+    describe,
+    require,
+    require_choice,
+    require_count,
+    require_indices,
+    require_several,
+    require_tensor,
+    tensor_of,
+    unknown,
+)
 from .._profiling import span
 from ..genes import GeneList, as_names
 from . import hetero
@@ -494,8 +504,7 @@ def _type_ids(types: str | Sequence[Sequence[str]], sizes: list[int]) -> Tensor:
         raise TypeError(f"types: expected a name or one sequence of names a set, got {describe(types)}")
     require(len(types) == len(sizes), f"types: expected {len(sizes)} sequences as in sets, got {len(types)}")
     for sample, (names, size) in enumerate(zip(types, sizes, strict=True)):
-        if isinstance(names, str) or not isinstance(names, Sequence):
-            raise TypeError(f"types: expected a sequence of names for sample {sample}, got {describe(names)}")
+        require_several("types", names, f"a sequence of names for sample {sample}")
         require(len(names) == size, f"types: sample {sample} has {size} genes, got {len(names)} types")
         for name in names:
             require_choice(f"types: sample {sample}", name, PERTURBATION_TYPES[1:])

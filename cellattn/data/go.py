@@ -12,8 +12,8 @@ import numpy as np
 import polars as pl
 import torch
 
-from .._check import describe, require, require_choice, require_count
-from ._lookup import find_genes, leave_out, require_genes, set_aside, warn_of_unknown
+from .._check import describe, require, require_choice, require_count, require_several
+from ._lookup import each_from, find_genes, leave_out, require_genes, set_aside, warn_of_unknown
 from ._table import Table, read_string
 from .genes import GeneList
 from .tables import MembershipTable
@@ -191,8 +191,7 @@ def read_go_annotations(
         ("without_evidence", without_evidence, _EVIDENCE),
         ("relations", relations, _RELATIONS),
     ):
-        if isinstance(given, str) or not isinstance(given, Sequence):
-            raise TypeError(f"{argument}: expected several of {', '.join(known)}, got {describe(given)}")
+        require_several(argument, given, f"several of {', '.join(known)}")
         for word in given:
             require_choice(argument, word, known)
     require_count("min_genes", min_genes, minimum=1)
@@ -280,12 +279,12 @@ def _memberships(
     columns = sorted(frozenset().union(*of_own))
     position = {term: column for column, term in enumerate(columns)}
     size = np.array([*map(len, of_own), 0], dtype=np.int64)
+    begin = size.cumsum() - size
     flat = np.array([position[term] for several in of_own for term in sorted(several)], dtype=np.int64)
     number = {term: i for i, term in enumerate(own)}
     line = np.array([number[term] for term in terms.to_list()], dtype=np.int64)
     count = size[line]
-    first = (size.cumsum() - size)[line] - (count.cumsum() - count)
-    column = flat[np.arange(count.sum()) + first.repeat(count)]
+    column = flat[each_from(begin[line], count)]
     num_columns = max(len(columns), 1)
     pairs = np.stack(np.divmod(np.unique(gene.repeat(count) * num_columns + column), num_columns))
     num_genes = np.bincount(pairs[1], minlength=len(columns))

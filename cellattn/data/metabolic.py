@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .._check import describe, require
-from ._lookup import require_genes, warn_of_unknown
+from ._lookup import most_first, require_genes, warn_of_unknown
 from ._table import read_string
 from .genes import GeneList
 from .tables import MembershipTable
@@ -121,7 +121,7 @@ def read_metabolic_model(path: str | PathLike[str], genes: GeneList) -> Metaboli
         path=path,
         num_lines=num_named,
         left_out={"unknown": torch.tensor(unknown_at, dtype=torch.int64)},
-        unknown=dict(sorted(unknown.items(), key=lambda item: (-item[1], item[0]))),
+        unknown=most_first(unknown),
         by_alias=dict(sorted(by_alias.items())),
         edge_index=edge_index,
         names=tuple(names),

@@ -15,7 +15,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from .._check import describe, require, require_choice
+from .._check import describe, require, require_choice, require_several
 from ._lookup import (
     FoundGenes,
     Rename,
@@ -240,8 +240,7 @@ def read_interactions(
     require_genes(genes)
     require_choice("missing", missing, ("error", "drop"))
     require_choice("repeated", repeated, ("error", "drop"))
-    if isinstance(gene_columns, str) or not isinstance(gene_columns, Sequence):
-        raise TypeError(f"gene_columns: expected several columns, got {describe(gene_columns)}")
+    require_several("gene_columns", gene_columns, "several columns")
     require(len(gene_columns) > 0, "gene_columns: expected at least one column, got none")
     table = Table(path, sep, quote=quote, header=header, comment=comment)
     members = {f"gene_columns[{position}]": column for position, column in enumerate(gene_columns)}
@@ -288,8 +287,8 @@ def read_biogrid(
     require_genes(genes)
     if system_type is not None:
         require_choice("system_type", system_type, ("physical", "genetic"))
-    if isinstance(systems, str) or not isinstance(systems, Sequence | None):
-        raise TypeError(f"systems: expected several names or None, got {describe(systems)}")
+    if systems is not None:
+        require_several("systems", systems, "several names or None")
     table = Table(path, "\t")
     table.require_columns(_BIOGRID)
     frame = table.read(_BIOGRID)

@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 from torch import Tensor
 
-from .._check import describe, require, require_choice, require_number
+from .._check import require, require_choice, require_number, require_several
 from ._lookup import find_genes, require_genes, set_aside, warn_of_unknown
 from ._table import ANY_NUMBER, Number, Table
 from .dataset import PERTURBATION_TYPES
@@ -89,8 +89,7 @@ def read_sga(
         require_choice("mutants", mutants, ("digenic", "trigenic"))
     if max_p_value is not None:
         require_number("max_p_value", max_p_value)
-    if isinstance(controls, str) or not isinstance(controls, Sequence):
-        raise TypeError(f"controls: expected several gene names, got {describe(controls)}")
+    require_several("controls", controls, "several gene names")
     table = Table(path, "\t", comment="#")
     columns = _columns(table)
     require(phenotype in columns, f"phenotype: {table.path} has no column for {phenotype!r}, its columns are {table.header}")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._check import describe, require, require_tensor, unknown
+from .._check import describe, require, require_several, require_tensor, unknown
 
 MASS_RANGE = (1e-30, 1e30)  # of a row's weights: the losses divide by their sum, in float32 too
 
@@ -81,8 +81,7 @@ def hetero_relations(data: Any, node_type: str, relations: Sequence[str] | None)
                 f"data: edge type {edge_type} does not join {node_type!r} to {node_type!r}; name those that do: relations=",
             )
         return list(data.edge_types)
-    if isinstance(relations, str) or not isinstance(relations, Sequence):
-        raise TypeError(f"relations: expected a sequence of names, got {describe(relations)}")
+    require_several("relations", relations)
     there = [name for source, name, target in data.edge_types if source == target == node_type]
     for name in relations:
         if name not in there:

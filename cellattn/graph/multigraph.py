@@ -17,7 +17,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .._check import describe, require, require_choice, require_count, require_mapping, require_tensor, tensor_of, unknown
+from .._check import (
+    describe,
+    require,
+    require_choice,
+    require_count,
+    require_mapping,
+    require_several,
+    require_tensor,
+    tensor_of,
+    unknown,
+)
 from .._extension import AVAILABLE
 from ..genes import GeneList, as_names
 from . import derive, file
@@ -625,8 +635,7 @@ class MultiGraph:
         Raises:
             ValueError: a name that is no relation's, or stands twice.
         """
-        if isinstance(relations, str) or not isinstance(relations, Sequence):
-            raise TypeError(f"relations: expected a sequence of names, got {describe(relations)}")
+        require_several("relations", relations)
         require(len(set(relations)) == len(relations), f"relations: expected distinct names, got {list(relations)}")
         chosen = tuple(relations)
         if chosen == self.relations:

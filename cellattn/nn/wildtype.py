@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._check import describe, require, require_choice, require_count, unknown
+from .._check import require, require_choice, require_count, require_several, unknown
 from .._profiling import spanned
 from ..graph import MultiGraph
 from ..ops import khop_mask
@@ -319,8 +319,7 @@ class WildtypeDifference(nn.Module):
         if num_hops is not None:
             require(mode == "khop", f"num_hops: expected None in mode {mode!r}, which has no neighbourhood, got {num_hops}")
             require_count("num_hops", num_hops, minimum=1)
-        if isinstance(relations, str) or not isinstance(relations, Sequence):
-            raise TypeError(f"relations: expected a sequence of names, got {describe(relations)}")
+        require_several("relations", relations)
         require(len(relations) > 0, "relations: expected at least one, got none")
         require(len(set(relations)) == len(relations), f"relations: expected each once, got {tuple(relations)}")
         self.relations = tuple(relations)
