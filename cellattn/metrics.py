@@ -331,7 +331,7 @@ def edge_recovery(
     if q.numel():  # neither overflow nor underflow has a part in the order within a row
         q, k = q / _unit(q.abs().amax(1, keepdim=True)), k / _unit(k.abs().max())
     q = q if scale is None or scale > 0 else -q if scale < 0 else q * scale
-    known, degree = graph.known(relation), graph.degree(relation)
+    known, degree = graph.known_columns(relation), graph.degree(relation)
     source, target = graph.edge_index(relation)  # both ends known: the graph holds no other edge
     if len(source) == 0:
         return math.nan

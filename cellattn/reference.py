@@ -74,8 +74,7 @@ def target(graph: MultiGraph, relation: str) -> tuple[Tensor, Tensor, Tensor]:
     row, col = graph.edge_index(relation)
     a = torch.zeros(graph.num_nodes, graph.num_nodes, dtype=torch.float64, device=graph.device)
     a[row, col] = graph.weight(relation).double()
-    known = graph.known(relation)
-    valid = known[:, None] & known[None, :]
+    valid = graph.known_rows(relation)[:, None] & graph.known_columns(relation)[None, :]
     a = a * valid
     mass = a.sum(1, keepdim=True)
     return torch.where(mass > 0, a / mass, 0), a > 0, valid
@@ -353,8 +352,7 @@ def network_mse(
 ) -> Tensor:
     """Weighted squared error of the dense reconstruction z W' + b against the dense adjacency matrix."""
     a = adjacency(graph, relation)
-    known = graph.known(relation)
-    valid = known[:, None] & known[None, :]
+    valid = graph.known_rows(relation)[:, None] & graph.known_columns(relation)[None, :]
     pairs = torch.full_like(a, zero_weight).masked_fill(a > 0, 1).masked_fill(~valid, 0)
     loss = (pairs.to(z.dtype) * (F.linear(z, weight, bias) - a.to(z.dtype)).square()).sum(-1)
     if rows is not None:

@@ -23,6 +23,41 @@ def random_graph(num_nodes: int, edges: dict[str, int], *, weighted: bool = Fals
     return MultiGraph.from_edge_index(index, num_nodes, edge_weight=weight if weighted else None)
 
 
+def typed_graph(sizes: dict[str, int], edges: dict[str, tuple[str, str, int]], *, seed: int = 0) -> MultiGraph:
+    """Tokens of several types, and as many random weighted edges between two of them as a relation is given.
+
+    In each relation that joins two types, one token of either is unknown.
+    """
+    g = torch.Generator().manual_seed(seed)
+    ends = torch.tensor(list(sizes.values())).cumsum(0).tolist()
+    at = {name: range(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)}
+    index, weight, known = {}, {}, {}
+    for name, (source, target, count) in edges.items():
+        hidden = [at[source][1], at[target][-1]] if source != target else []
+        known[name] = torch.ones(ends[-1], dtype=torch.bool)
+        known[name][hidden] = False
+        pairs = torch.stack([torch.randint(at[end].start, at[end].stop, (count,), generator=g) for end in (source, target)])
+        index[name] = pairs[:, known[name][pairs].all(0)]
+        weight[name] = torch.rand(index[name].shape[1], generator=g) + 0.1
+    return MultiGraph.from_edge_index(
+        index, ends[-1], edge_weight=weight, known=known, node_types=sizes,
+        joins={name: (source, target) for name, (source, target, _) in edges.items()},
+    )  # fmt: skip
+
+
+def cell_with_terms(num_genes: int = 23, num_terms: int = 9) -> MultiGraph:
+    """Genes and terms: edges between genes, from genes to terms, from terms to genes, and between terms."""
+    return typed_graph(
+        {"gene": num_genes, "term": num_terms},
+        {
+            "physical": ("gene", "gene", 4 * num_genes),
+            "annotated": ("gene", "term", 3 * num_genes),
+            "members": ("term", "gene", 3 * num_genes),
+            "is_a": ("term", "term", num_terms),
+        },
+    )
+
+
 def leaves(*shapes: Sequence[int], dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Tensor]:
     g = torch.Generator().manual_seed(seed)
     return [torch.randn(*shape, dtype=torch.float64, generator=g).to(dtype).requires_grad_() for shape in shapes]

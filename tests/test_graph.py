@@ -363,13 +363,6 @@ def test_every_constructor_takes_undirected_reduce() -> None:
         weighted(undirected_reduce="mean")
 
 
-def test_hetero_data_refuses_edges_to_other_node_types() -> None:
-    data = hetero_data()
-    data["gene", "binds", "drug"].edge_index = torch.tensor([[0], [1]])
-    with pytest.raises(ValueError, match=r"data: edge type \('gene', 'binds', 'drug'\)"):
-        MultiGraph.from_hetero_data(data)
-
-
 def test_duplicates_without_weights_count_once() -> None:
     graph = MultiGraph.from_edge_index(INDEX, N)
     check_dense(graph, {name: (a > 0).double() for name, a in DENSE.items()})

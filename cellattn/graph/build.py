@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -27,15 +28,17 @@ def undirected_set(undirected: bool | Collection[str], relations: tuple[str, ...
     return set(named)
 
 
-def check_edge_index(where: str, index: Any, num_nodes: int) -> tuple[Tensor, Tensor]:
+def check_edge_index(where: str, index: Any, num_rows: int, num_columns: int) -> tuple[Tensor, Tensor]:
     require_tensor(where, index, ndim=2, dtypes=(torch.int64, torch.int32))
     require(index.shape[0] == 2, f"{where}: expected shape [2, E], got {list(index.shape)}")
     check_has_values(where, index)
-    wrong = (index < 0) | (index >= num_nodes)
-    if wrong.any():
-        end, position = wrong.nonzero()[0].tolist()
-        value = int(index[end, position])
-        raise ValueError(f"{where}: position [{end}, {position}] holds {value}, expected an index in [0, {num_nodes})")
+    for end, size in enumerate((num_rows, num_columns)):
+        wrong = (index[end] < 0) | (index[end] >= size)
+        if wrong.any():
+            at = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"{where}: position [{end}, {at}] holds {int(index[end, at])}, expected an index in [0, {size})"
+            )  # fmt: skip
     return index[0].long(), index[1].long()
 
 
@@ -47,6 +50,13 @@ def real(value: Tensor) -> Tensor:
     """Weights [E] of any real dtype as floating ones [E]; a column [E, 1] too."""
     value = value[:, 0] if value.ndim == 2 and value.shape[1] == 1 else value
     return value if value.is_floating_point() or value.is_complex() else value.float()
+
+
+def numbered(where: str, index: Any, ends: tuple[range, range]) -> Tensor:
+    """Edges as PyG has them, by positions within the two types, as edges between tokens."""
+    rows, columns = ends
+    row, col = check_edge_index(where, index, len(rows), len(columns))
+    return torch.stack([row + rows.start, col + columns.start])
 
 
 def hetero_weight(store: Any, edge_type: tuple[str, str, str]) -> Tensor | None:
@@ -72,30 +82,47 @@ def hetero_weight(store: Any, edge_type: tuple[str, str, str]) -> Tensor | None:
     return None
 
 
-def hetero_relations(data: Any, node_type: str, relations: Sequence[str] | None) -> list[tuple[str, str, str]]:
-    """The edge types of a `HeteroData` that become relations: all, which have to join `node_type` to itself, or those named."""
+def hetero_relations(data: Any, node_type: str, relations: Sequence[str] | None) -> dict[str, tuple[str, str, str]]:
+    """The edge types of a `HeteroData` that become relations, by name: those named, or all.
+
+    A relation is called as its edge type is, or "source__relation__target", as PyG has it in one word, where that name is
+    another's: the one that joins `node_type` to itself has it before all others.
+    """
+    shared = Counter(name for _, name, _ in data.edge_types)
+    there = {}
+    for edge_type in data.edge_types:
+        source, name, target = edge_type
+        there[name if source == target == node_type or shared[name] == 1 else "__".join(edge_type)] = edge_type
     if relations is None:
-        for edge_type in data.edge_types:
-            require(
-                edge_type[0] == edge_type[2] == node_type,
-                f"data: edge type {edge_type} does not join {node_type!r} to {node_type!r}; name those that do: relations=",
-            )
-        return list(data.edge_types)
+        return there
     require_several("relations", relations)
-    there = [name for source, name, target in data.edge_types if source == target == node_type]
     for name in relations:
         if name not in there:
             unknown("relations", name, there)
-    return [(node_type, name, node_type) for name in relations]
+    return {name: there[name] for name in relations}
 
 
-def hetero_names(store: Any) -> Sequence[str] | None:
-    """The genes' names that a node type of a `HeteroData` brings along, None where it has none."""
-    for field in ("names", "node_ids"):
-        value = store.get(field)
-        if isinstance(value, Sequence) and value and all(isinstance(name, str) for name in value):
-            return value
-    return None
+def hetero_types(data: Any, node_type: str, edge_types: Iterable[tuple[str, str, str]]) -> dict[str, int]:
+    """`node_type`, then the other types that the relations join, in the order of the `HeteroData`, and how many there are."""
+    joined = {end for source, _, target in edge_types for end in (source, target)}
+    sizes = {}
+    for name in (node_type, *(other for other in data.node_types if other in joined and other != node_type)):
+        num_nodes = data[name].num_nodes
+        require(num_nodes is not None, f"data: node type {name!r} has no features and no num_nodes")
+        sizes[name] = int(num_nodes)
+    return sizes
+
+
+def hetero_names(data: Any, node_types: Iterable[str]) -> list[str] | None:
+    """The names that the node types of a `HeteroData` bring along, None where one has none."""
+    names: list[str] = []
+    for node_type in node_types:
+        fields = (data[node_type].get(field) for field in ("names", "node_ids"))
+        found = next((f for f in fields if isinstance(f, Sequence) and f and all(isinstance(name, str) for name in f)), None)
+        if found is None:
+            return None
+        names += found
+    return names
 
 
 def warn_of_other_attributes(relation: str, weight: str, attributes: Sequence[Mapping[Any, Any]]) -> None:
@@ -140,14 +167,18 @@ def check_weight(relation: str, weight: Any, num_edges: int, device: torch.devic
     return weight
 
 
-def check_known(relation: str, known: Any, num_nodes: int, device: torch.device) -> Tensor:
+def check_known(relation: str, known: Any, num_nodes: int, ends: tuple[range, range], device: torch.device) -> Tensor:
+    """The known tokens among those of the types that the relation joins."""
+    able = torch.zeros(num_nodes, dtype=torch.bool, device=device)
+    for at in ends:
+        able[at.start : at.stop] = True
     if known is None:
-        return torch.ones(num_nodes, dtype=torch.bool, device=device)
+        return able
     where = f"known[{relation!r}]"
     require_tensor(where, known, ndim=1, dtypes=(torch.bool,))
     require(known.numel() == num_nodes, f"{where}: expected {num_nodes} entries, one a gene, got {known.numel()}")
     require(known.device == device, f"{where}: expected device {device} of edge_index, got {known.device}")
-    return known
+    return known & able
 
 
 def check_edges_known(where: str, row: Tensor, col: Tensor, known: Tensor) -> None:

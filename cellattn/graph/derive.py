@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .node_types import require_one_type
+
 if TYPE_CHECKING:
     from .multigraph import MultiGraph
 
@@ -21,6 +23,7 @@ _BLOCK = 1 << 22  # entries, or pairs of genes, that are looked at together
 _SWAPS = 10  # of which each edge has part in on average, before a graph counts as drawn anew
 _MADE = 0.8  # of the swaps that could be
 _MAX_ROUNDS = 100  # where most swaps are refused, as in a graph with nearly all edges
+GIVE_REVERSE = "give its reverse as a relation of its own"
 
 
 class Rows(NamedTuple):
@@ -41,6 +44,8 @@ def hops(graph: MultiGraph, relation: str, k: int) -> Rows:
     """The neighbours of i, and what is reached from them along k - 1 edges more: `khop_mask` with the rows as its sets."""
     from ..ops import khop_mask  # the ops stand above the graph
 
+    if k > 1:
+        require_one_type("relation", relation, graph.joins(relation), "along it there is one edge at most, so k = 1")
     old, n = rows_of(graph, relation), graph.num_nodes
     rowptr = graph.rowptr(relation)
     alone = graph.select([relation])
@@ -57,11 +62,13 @@ def hops(graph: MultiGraph, relation: str, k: int) -> Rows:
 
 def symmetrized(graph: MultiGraph, relation: str) -> Rows:
     """max(A, Aᵀ)."""
+    require_one_type("relation", relation, graph.joins(relation), GIVE_REVERSE)
     return _from_blocks(graph, relation, _with_reverse(graph.select([relation]), relation))
 
 
 def with_self_loops(graph: MultiGraph, relation: str) -> Rows:
     """A loop of weight 1 at each known gene that has none."""
+    require_one_type("relation", relation, graph.joins(relation), "`edge_attention` lets each token see itself without")
 
     def blocks() -> Iterator[_Entries]:
         known = graph.known(relation)
@@ -133,12 +140,14 @@ def _from_blocks(graph: MultiGraph, relation: str, blocks: Iterable[_Entries]) -
 
 
 def permuted(graph: MultiGraph, relation: str, seed: int) -> Rows:
-    """Known genes take each other's places: the same in all relations whose known genes are the same."""
+    """Known tokens of a type take each other's places: the same in all relations in which the same ones are known."""
     old = rows_of(graph, relation)
     known = old.known.cpu().nonzero()[:, 0].numpy()
-    draw = np.random.default_rng(seed).random(graph.num_nodes)[known]  # of all genes, so that relations agree
+    draw = np.random.default_rng(seed).random(graph.num_nodes)  # of all tokens, so that relations agree
     place = np.arange(graph.num_nodes)
-    place[known] = known[np.argsort(draw, kind="stable")]
+    for at in graph.node_types.values():
+        mine = known[(known >= at.start) & (known < at.stop)]
+        place[mine] = mine[np.argsort(draw[mine], kind="stable")]
     source, target = place[graph.edge_index(relation).cpu().numpy()]
     return _from_edges(graph, relation, source, target, old.weight.cpu().numpy())
 

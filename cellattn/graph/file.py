@@ -14,15 +14,21 @@ from torch import Tensor
 from .._check import describe, require
 from .._file import file_path, write_atomic
 from ..genes import GeneList
+from .node_types import NodeTypes
 
-_FORMAT, _FORMAT_WITH_NAMES = "cellattn.MultiGraph/1", "cellattn.MultiGraph/2"
-_OWN = ("format", "relations", "names", "crc32")  # texts of the file itself; others are notes
+_TEXTS = {  # of each format, which is the oldest that can hold a graph
+    "cellattn.MultiGraph/1": ("relations",),
+    "cellattn.MultiGraph/2": ("relations", "names"),
+    "cellattn.MultiGraph/3": ("relations", "names", "node_types", "joins"),
+}
+_OWN = ("format", "relations", "names", "node_types", "joins", "crc32")  # texts of the file itself; others are notes
 
 
 def write(
     path: str | os.PathLike[str],
     relations: tuple[str, ...],
     names: GeneList | None,
+    types: NodeTypes,
     arrays: Mapping[str, Tensor],
     notes: Mapping[str, str],
 ) -> None:
@@ -36,15 +42,20 @@ def write(
         )
     path = file_path(path)
     tensors = {name: x.cpu().contiguous() for name, x in arrays.items()}
-    format, texts = _FORMAT, {"relations": json.dumps(list(relations))}
-    if names is not None:
-        format, texts["names"] = _FORMAT_WITH_NAMES, json.dumps([names.names, names.aliases])
-    texts |= dict(sorted(notes.items()))
+    told: dict[str, Any] = {
+        "relations": relations,
+        "names": None if names is None else [names.names, names.aliases],
+        "node_types": None if types.are_genes else list(zip(types.names, types.sizes, strict=True)),
+        "joins": None if types.are_genes else types.joins,
+    }
+    needed = {name for name, value in told.items() if value is not None}
+    format, fields = next((format, fields) for format, fields in _TEXTS.items() if needed <= set(fields))
+    texts = {name: json.dumps(told[name]) for name in fields} | dict(sorted(notes.items()))
     metadata = {"format": format, **texts, "crc32": _checksum(texts, tensors)}
     write_atomic(path, save(tensors, metadata))
 
 
-def read(path: str | os.PathLike[str]) -> tuple[tuple[Any, ...], GeneList | None, dict[str, Tensor]]:
+def read(path: str | os.PathLike[str]) -> tuple[tuple[Any, ...], GeneList | None, NodeTypes | None, dict[str, Tensor]]:
     """What `write` was given, as far as the file tells: its checksum fits, and nothing else is checked.
 
     Raises:
@@ -52,11 +63,15 @@ def read(path: str | os.PathLike[str]) -> tuple[tuple[Any, ...], GeneList | None
     """
     metadata, tensors = _parts(path)
     with of_file(path):
-        genes = None
-        if "names" in metadata:
-            names, aliases = json.loads(metadata["names"])
+        told = {name: json.loads(metadata[name]) for name in _OWN if name in metadata}
+        genes = types = None
+        if told.get("names") is not None:
+            names, aliases = told["names"]
             genes = GeneList(names, aliases=aliases)
-        return tuple(json.loads(metadata["relations"])), genes, tensors
+        if "node_types" in told:
+            kinds, sizes = zip(*told["node_types"], strict=True)
+            types = NodeTypes(kinds, sizes, tuple(map(tuple, told["joins"])))
+        return tuple(told["relations"]), genes, types, tensors
 
 
 def notes_of(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -96,8 +111,8 @@ def of_file(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def _texts_of(format: Any) -> tuple[str, ...]:
     """The names of the texts in a file of this format."""
-    require(format in (_FORMAT, _FORMAT_WITH_NAMES), f"expected format {_FORMAT!r} or {_FORMAT_WITH_NAMES!r}, got {format!r}")
-    return ("relations",) if format == _FORMAT else ("relations", "names")
+    require(format in _TEXTS, f"expected format {' or '.join(map(repr, _TEXTS))}, got {format!r}")
+    return _TEXTS[format]
 
 
 def _checksum(texts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:

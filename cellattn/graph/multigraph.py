@@ -42,14 +42,17 @@ from .build import (
     coalesce,
     hetero_names,
     hetero_relations,
+    hetero_types,
     hetero_weight,
     is_float64,
     number,
+    numbered,
     real,
     undirected_set,
     warn_of_other_attributes,
 )
 from .derive import Rows
+from .node_types import NodeTypes, require_one_type
 from .rows import (
     SEGMENT,
     Bits,
@@ -80,9 +83,13 @@ class MultiGraph:
     built by `from_edge_index` and its siblings, which check everything, and are not changed afterwards. Where tensors go in,
     NumPy arrays do too. As a mapping it is one of names to relations: `graph["physical"]`, `"physical" in graph`, `len(graph)`.
 
+    The nodes are genes, or tokens of several types, one type after another: genes, then reactions, complexes, terms. A
+    relation then joins two types, or one to itself: its rows are of the first, its columns of the second (`joins`), and of
+    all pairs of tokens these alone are valid.
+
     Attributes:
         relations: names of the relations, in the order of their stacking.
-        num_nodes: N, the genes.
+        num_nodes: N, the genes, or the tokens of all types.
         names: the genes' names, or None. They travel with the graph: into graphs made from it, files and copies. Where
             it meets a dataset, `cellattn.data.require_same_genes` compares them.
     """
@@ -97,6 +104,7 @@ class MultiGraph:
         weight: Tensor,
         known: Tensor,
         names: GeneList | None = None,
+        types: NodeTypes | None = None,
     ) -> None:
         """Take sorted, merged arrays as they are; `from_edge_index` is the constructor that checks and sorts."""
         self.relations = relations
@@ -107,14 +115,17 @@ class MultiGraph:
         self._col = col  # int32 [E], int64 if N needs it
         self._weight = weight  # float32 or float64 [E], > 0
         self._known = known  # bool [K, N]
+        self._types = NodeTypes.of_genes(self.num_nodes, len(relations)) if types is None else types
+        self._known_rows, self._known_columns = self._types.masks(known)  # `known` itself where there is one type
         self._offset: list[int] = rowptr[:: self.num_nodes].tolist()
         degree = rowptr.diff()
         by_relation = degree.view(known.shape)
         self._max_degree: list[int] = by_relation.amax(1).tolist()
         self._rows_with_edges: list[int] = by_relation.clamp_max(1).sum(1).tolist()
-        self._num_known: list[int] = known.sum(1).tolist()
-        self._by_rank, self._rank_of = torch.argsort(~known, stable=True), known.cumsum(1) - 1
-        self._num_free = known.sum(1, keepdim=True) - by_relation
+        ends = self._known_columns
+        self._num_known: list[int] = ends.sum(1).tolist()
+        self._by_rank, self._rank_of = torch.argsort(~ends, stable=True), ends.cumsum(1) - 1
+        self._num_free = ends.sum(1, keepdim=True) - by_relation
         self._free_ends = torch.where(by_relation > 0, self._num_free, 0).cumsum(1)
         double = row_targets(rowptr, weight, self.num_nodes)
         self._targets = double, double._replace(inv_mass=double.inv_mass.float(), entropy=double.entropy.float())
@@ -163,12 +174,14 @@ class MultiGraph:
         undirected_reduce: str = "max",
         known: Mapping[str, Tensor] | None = None,
         names: GeneList | Sequence[str] | None = None,
+        node_types: Mapping[str, int] | None = None,
+        joins: Mapping[str, tuple[str, str]] | None = None,
     ) -> Self:
         """Build from one COO edge list a relation.
 
         Args:
             edge_index: relation -> integer tensor [2, E]; row 0 holds the rows i of `A`, row 1 the columns j.
-            num_nodes: N >= 1.
+            num_nodes: N >= 1, of all types together.
             edge_weight: relation -> floating tensor [E], finite and not negative; relations left out have weight 1.
                 An entry of weight 0 is no edge and is dropped. The weights of a duplicate edge are added, duplicates
                 without weights count once. The weights of a row add to between 1e-30 and 1e30.
@@ -177,8 +190,13 @@ class MultiGraph:
                 as PyG's `to_undirected` does by default, where a self-loop counts twice. Relations without weights keep
                 weight 1 either way.
             known: relation -> bool [N], the genes whose pairs were measured (default: all). Unmeasured pairs enter no
-                loss, so an edge at an unknown gene is refused.
+                loss, so an edge at an unknown gene is refused. Tokens of types that a relation does not join are not known
+                in it, whatever is given.
             names: the genes' names, N of them, or None.
+            node_types: type -> number of its tokens, in the order in which they stand: {"gene": 6607, "reaction": 2000}
+                makes tokens 6607 to 8606 reactions. One type, "gene", by default.
+            joins: relation -> (type of its rows, type of its columns); relations left out join the first type to itself.
+                Edges are pairs of tokens all the same, of the N. One that joins two types cannot be undirected.
 
         Raises:
             ValueError: with the relation, the position and the value of the first fault.
@@ -195,22 +213,26 @@ class MultiGraph:
         weights, knowns = (_by_relation(*given, relations) for given in (("edge_weight", edge_weight), ("known", known)))
         require_choice("undirected_reduce", undirected_reduce, ("max", "sum"))
         symmetric = undirected_set(undirected, relations)
+        types = NodeTypes.checked(node_types, joins, relations, num_nodes)
         devices = {name: index.device for name, index in edge_index.items() if isinstance(index, Tensor)}
         require(len(set(devices.values())) <= 1, f"edge_index: expected all relations on one device, got {devices}")
         device = next(iter(devices.values()), torch.device("cpu"))
 
         dtype = torch.float64 if any(is_float64(w) for w in weights.values()) else torch.float32
         parts = []
-        for name in relations:
+        for r, name in enumerate(relations):
             where = f"edge_index[{name!r}]"
-            row, col = check_edge_index(where, edge_index[name], num_nodes)
+            row, col = check_edge_index(where, edge_index[name], num_nodes, num_nodes)
             weight = check_weight(name, weights.get(name), row.numel(), device, dtype)
-            mask = check_known(name, knowns.get(name), num_nodes, device)
+            mask = check_known(name, knowns.get(name), num_nodes, types.ends(r), device)
+            types.check_edges(where, r, row, col)
             check_edges_known(where, row, col, mask)
+            if name in symmetric:
+                require_one_type("undirected", name, types.joins[r], derive.GIVE_REVERSE)
             reduce = undirected_reduce if name in symmetric else None
             row, col, weight = coalesce(row, col, weight, num_nodes, reduce, dtype)
             parts.append(Rows(row.bincount(minlength=num_nodes), col, weight, mask))
-        return cls._stack(relations, parts, num_nodes, device, dtype, names)
+        return cls._stack(relations, parts, num_nodes, device, dtype, names, types)
 
     @classmethod
     def _stack(
@@ -221,6 +243,7 @@ class MultiGraph:
         device: torch.device,
         dtype: torch.dtype,
         names: GeneList | None,
+        types: NodeTypes,
     ) -> Self:
         """Stack relations, each sorted by (row, col) and free of duplicates."""
         rowptr = torch.zeros(len(parts) * num_nodes + 1, dtype=torch.int64, device=device)
@@ -234,7 +257,7 @@ class MultiGraph:
             weight = torch.cat([part.weight for part in parts])
             known = torch.stack([part.known for part in parts])
         check_mass(relations, rowptr, weight, num_nodes)
-        return cls(relations, rowptr, col, weight, known, names)
+        return cls(relations, rowptr, col, weight, known, names, types)
 
     @classmethod
     def from_hetero_data(
@@ -247,16 +270,19 @@ class MultiGraph:
         names: GeneList | Sequence[str] | None = None,
         relations: Sequence[str] | None = None,
     ) -> Self:
-        """Build from a PyG `HeteroData`: every edge type (node_type, relation, node_type) becomes a relation.
+        """Build from a PyG `HeteroData`: every edge type becomes a relation from its source type (rows) to its target type.
+
+        Tokens are those of `node_type`, then those of the other types that relations join, in the order of the data; types
+        that none joins are left out. A relation is called as its edge type; where several are called alike,
+        "source__name__target", but for the one that joins `node_type` to itself.
 
         The first of `edge_weight`, `edge_attr` and `weight` that an edge type has as [E] or [E, 1] gives the weights, other
-        names do not. Unless `names` are given, a list of strings that the node type has as `names` or `node_ids` is taken.
-        Of the edge types, `relations` names those that are meant, in this order; others, of other node types too, are left
-        out. Other arguments are those of `from_edge_index`.
+        names do not. Unless `names` are given, the lists of strings that all node types have as `names` or `node_ids` are
+        taken. Of the edge types, `relations` names those that are meant, in this order. Other arguments are those of
+        `from_edge_index`.
 
         Raises:
-            ValueError: a missing node type or relation, without `relations` an edge type to another node type, and
-                everything that `from_edge_index` refuses.
+            ValueError: a missing node type or relation, and everything that `from_edge_index` refuses.
 
         Warns:
             UserWarning: weights stay 1 although an edge type has attributes that may be meant, as `edge_attr` [E, k].
@@ -264,20 +290,24 @@ class MultiGraph:
         require(hasattr(data, "edge_types"), f"data: expected a HeteroData, got {type(data).__name__}")
         if node_type not in data.node_types:
             unknown("node_type", node_type, data.node_types)
+        chosen = hetero_relations(data, node_type, relations)
+        sizes = hetero_types(data, node_type, chosen.values())
+        num_nodes = sum(sizes.values())
+        joins = {name: (source, target) for name, (source, _, target) in chosen.items()}
+        types = NodeTypes.checked(sizes, joins, tuple(chosen), num_nodes)
         edge_index, edge_weight = {}, {}
-        for edge_type in hetero_relations(data, node_type, relations):
-            name = edge_type[1]
+        for r, (name, edge_type) in enumerate(chosen.items()):
             store = data[edge_type]
             require("edge_index" in store, f"data: edge type {edge_type} has no edge_index")
-            edge_index[name] = store.edge_index
+            edge_index[name] = numbered(f"edge_index[{name!r}]", tensor_of(store.edge_index), types.ends(r))
             weight = hetero_weight(store, edge_type)
             if weight is not None:
                 edge_weight[name] = weight
-        num_nodes = data[node_type].num_nodes
-        require(num_nodes is not None, f"data: node type {node_type!r} has no features and no num_nodes")
-        names = hetero_names(data[node_type]) if names is None else names
+        names = hetero_names(data, sizes) if names is None else names
         options: dict[str, Any] = {"undirected": undirected, "undirected_reduce": undirected_reduce, "names": names}
-        return cls.from_edge_index(edge_index, int(num_nodes), edge_weight=edge_weight, **options)
+        return cls.from_edge_index(
+            edge_index, num_nodes, edge_weight=edge_weight, node_types=sizes, joins=joins, **options
+        )  # fmt: skip
 
     @classmethod
     def from_scipy(
@@ -448,21 +478,40 @@ class MultiGraph:
         r = self.relation_id(relation)
         return self._weight[self._offset[r] : self._offset[r + 1]]
 
+    @property
+    def node_types(self) -> dict[str, range]:
+        """The tokens of each type: `len(graph.node_types["gene"])` genes, the first of which is `.start`."""
+        return self._types.ranges
+
+    def joins(self, relation: str) -> tuple[str, str]:
+        """(type of the rows, type of the columns) of a relation."""
+        return self._types.joins[self.relation_id(relation)]
+
     def known(self, relation: str) -> Tensor:
-        """bool [N]: genes measured in the relation; a pair (i, j) is valid where both are known."""
+        """bool [N]: tokens measured in the relation. A pair (i, j) is valid where i is known and of the type of the rows, j
+        known and of that of the columns; in a graph of genes alone, where both are known.
+        """
         return self._known[self.relation_id(relation)]
 
+    def known_rows(self, relation: str) -> Tensor:
+        """bool [N]: known tokens of the type of the relation's rows; `known` in a graph of genes alone."""
+        return self._known_rows[self.relation_id(relation)]
+
+    def known_columns(self, relation: str) -> Tensor:
+        """bool [N]: known tokens of the type of the relation's columns; `known` in a graph of genes alone."""
+        return self._known_columns[self.relation_id(relation)]
+
     def num_known(self, relation: str) -> int:
-        """How many genes are known in the relation."""
+        """How many tokens are known as columns of the relation."""
         return self._num_known[self.relation_id(relation)]
 
     def known_ranks(self, relation: str) -> tuple[Tensor, Tensor]:
-        """(the genes, known ones first, ascending; the rank of each known gene among them), int64 [N]."""
+        """(the tokens, known columns first, ascending; the rank of each known column among them), int64 [N]."""
         r = self.relation_id(relation)
         return self._by_rank[r], self._rank_of[r]
 
     def num_free(self, relation: str) -> Tensor:
-        """int64 [N]: known genes to which each row has no edge."""
+        """int64 [N]: known columns to which each row has no edge."""
         return self._num_free[self.relation_id(relation)]
 
     def free_ends(self, relation: str) -> Tensor:
@@ -553,8 +602,18 @@ class MultiGraph:
                 makes both its ends known in that relation.
             edge_weight, undirected, undirected_reduce: as in `from_edge_index`.
             names: the new genes' names, where the graph has names; "new1", "new2", ... by default.
+
+        Raises:
+            ValueError: of a graph of several node types, where behind the last gene stand others.
         """
         require_count("num_new", num_new)
+        require(
+            len(self._types.names) == 1,
+            lambda: (
+                f"num_new: a graph of several node types ({', '.join(self._types.names)}) has no place at its end for genes; "
+                "make it of the extended graph of genes"
+            ),
+        )
         require(names is None or self.names is not None, "names: the graph has none for the genes that are there")
         new_names = as_names(names, num_new)
         added = {} if edge_index is None else edge_index
@@ -590,10 +649,14 @@ class MultiGraph:
             row, col, weight = coalesce(row, col, weight, total, None, dtype)
             parts.append(Rows(row.bincount(minlength=total), col, weight, known))
         everyone = None if self.names is None else self.names.extend(new_names or self.names.fresh(num_new))
-        return MultiGraph._stack(self.relations, parts, total, self.device, dtype, everyone)
+        types = self._types._replace(sizes=(total,))
+        return MultiGraph._stack(self.relations, parts, total, self.device, dtype, everyone, types)
 
     def subgraph(self, nodes: Tensor) -> MultiGraph:
-        """The graph induced on `nodes` (int64 [M], distinct), relabelled: nodes[m] becomes m."""
+        """The graph induced on `nodes` (int64 [M], distinct), relabelled: nodes[m] becomes m.
+
+        Of a graph of several node types they stand in the order of their types.
+        """
         nodes = tensor_of(nodes)
         require_tensor("nodes", nodes, ndim=1, dtypes=(torch.int64,))
         require(nodes.numel() > 0, "nodes: expected at least one gene, got none")
@@ -602,6 +665,7 @@ class MultiGraph:
         ascending = bool((nodes.diff() > 0).all())
         low, high = (int(x) for x in ((nodes[0], nodes[-1]) if ascending else torch.aminmax(nodes)))
         require(low >= 0 and high < self.num_nodes, f"nodes: got indices {low} to {high}, expected [0, {self.num_nodes})")
+        types = self._types.subset(nodes)
         new = torch.arange(nodes.numel(), dtype=self._col.dtype, device=self.device)
         label = new.new_full((self.num_nodes,), -1).index_copy_(0, nodes, new)
         if not (ascending or torch.equal(label.index_select(0, nodes), new)):
@@ -627,7 +691,7 @@ class MultiGraph:
         if self._lightest < MASS_RANGE[0]:  # a heavier edge alone may have borne the row
             check_mass(self.relations, rowptr, weight, nodes.numel())
         names = None if self.names is None else self.names.select(nodes)
-        return MultiGraph(self.relations, rowptr, col, weight, known, names)
+        return MultiGraph(self.relations, rowptr, col, weight, known, names, types)
 
     def select(self, relations: Sequence[str]) -> MultiGraph:
         """The graph of these relations alone, in this order. It is kept, so that asking again costs nothing.
@@ -642,8 +706,9 @@ class MultiGraph:
             return self
         if chosen not in self._selected:
             parts = [derive.rows_of(self, name) for name in chosen]
+            types = self._types.select([self.relation_id(name) for name in chosen])
             dtype = self._weight.dtype
-            self._selected[chosen] = MultiGraph._stack(chosen, parts, self.num_nodes, self.device, dtype, self.names)
+            self._selected[chosen] = MultiGraph._stack(chosen, parts, self.num_nodes, self.device, dtype, self.names, types)
         return self._selected[chosen]
 
     def hops(self, relation: str | Sequence[str] | None, k: int) -> MultiGraph:
@@ -654,13 +719,17 @@ class MultiGraph:
             k: >= 1 edges.
 
         Raises:
+            ValueError: k > 1 of a relation that joins two node types, where no edge begins where another ends.
             ImportError, NotImplementedError: the extension was not built, or not for the graph's device.
         """
         require_count("k", k, minimum=1)
         return self._replaced(relation, lambda name: derive.hops(self, name, k))
 
     def symmetrized(self, relation: str | Sequence[str] | None) -> MultiGraph:
-        """max(A, Aᵀ): an edge in both directions wherever there is one in either, with the larger of two weights."""
+        """max(A, Aᵀ): an edge in both directions wherever there is one in either, with the larger of two weights.
+
+        A relation that joins two node types is refused, here and in `with_self_loops`.
+        """
         return self._replaced(relation, lambda name: derive.symmetrized(self, name))
 
     def with_self_loops(self, relation: str | Sequence[str] | None) -> MultiGraph:
@@ -689,8 +758,8 @@ class MultiGraph:
     def permuted(self, relation: str | Sequence[str] | None, seed: int = 0) -> MultiGraph:
         """The same graph with its genes renamed at random, to compare a prior with: all of its structure, at other genes.
 
-        Genes that are known in the relation change places among themselves: in the same way in all relations in which the
-        same genes are known. `names` stay with their positions.
+        Genes that are known in the relation change places among themselves, as tokens of every other type do: in the same way
+        in all relations in which the same ones are known. `names` stay with their positions.
 
         Args:
             relation: the relation, several, or None for all.
@@ -707,7 +776,7 @@ class MultiGraph:
         for name in chosen:
             self.relation_id(name)
         parts = [make(name) if name in chosen else derive.rows_of(self, name) for name in self.relations]
-        return self._stack(self.relations, parts, self.num_nodes, self.device, self._weight.dtype, self.names)
+        return self._stack(self.relations, parts, self.num_nodes, self.device, self._weight.dtype, self.names, self._types)
 
     def to(self, device: torch.device | str) -> MultiGraph:
         """The same graph on another device; `self` if it is there already. Raises ValueError for what is no device."""
@@ -719,12 +788,34 @@ class MultiGraph:
         if target == self.device:
             return self
         rowptr, col, weight, known = (x.to(device) for x in self._arrays())
-        graph = MultiGraph(self.relations, rowptr, col, weight, known, self.names)
+        graph = MultiGraph(self.relations, rowptr, col, weight, known, self.names, self._types)
         if self._transpose is not None:
             graph._transpose = Transpose(*(x.to(device) for x in self._transpose))
         if self._weight_by_column is not None:
             graph._weight_by_column = self._weight_by_column.to(device)
         return graph
+
+    def to_hetero_data(self) -> Any:
+        """A PyG `HeteroData`, which `from_hetero_data` reads back: what is known and aliases of names alone are not in it.
+
+        Each node type holds `num_nodes` and, where the graph has names, `names`; each edge type `edge_index` int64 [2, E], by
+        positions within its two types, and `edge_weight` [E] unless all are 1.
+        """
+        from torch_geometric.data import HeteroData
+
+        data = HeteroData()
+        for name, at in self.node_types.items():
+            data[name].num_nodes = len(at)
+            if self.names is not None:
+                data[name].names = list(self.names.names[at.start : at.stop])
+        for r, name in enumerate(self.relations):
+            source, target = self.joins(name)
+            row, col = (end - at.start for end, at in zip(self.edge_index(name), self._types.ends(r), strict=True))
+            store = data[source, name, target]
+            store.edge_index = torch.stack([row, col])
+            if bool((self.weight(name) != 1).any()):
+                store.edge_weight = self.weight(name)
+        return data
 
     # ------------------------------------------------------------------------------------------------ files
 
@@ -736,20 +827,21 @@ class MultiGraph:
             notes: texts to keep in the file's metadata, by name; `load` leaves them alone.
         """
         arrays = dict(zip(("rowptr", "col", "weight", "known"), self._arrays(), strict=True))
-        file.write(path, self.relations, self.names, arrays, notes or {})
+        file.write(path, self.relations, self.names, self._types, arrays, notes or {})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read a file written by `save`, checking all that the constructors check. Raises ValueError with the path."""
-        relations, names, arrays = file.read(path)
+        relations, names, types, arrays = file.read(path)
         with file.of_file(path):
-            return cls._from_arrays(relations, names, **arrays)
+            return cls._from_arrays(relations, names, types, **arrays)
 
     @classmethod
     def _from_arrays(
         cls,
         relations: tuple[str, ...],
         names: GeneList | None,
+        types: NodeTypes | None,
         *,
         rowptr: Tensor,
         col: Tensor,
@@ -779,6 +871,8 @@ class MultiGraph:
             edge_weight={name: weight[at] for name, at in span.items()},
             known=dict(zip(relations, known, strict=True)),
             names=names,
+            node_types=None if types is None else dict(zip(types.names, types.sizes, strict=True)),
+            joins=None if types is None else dict(zip(relations, types.joins, strict=True)),
         )
 
     # ------------------------------------------------------------------------------------------------ Python's own
@@ -807,7 +901,11 @@ class MultiGraph:
         return {**self.__dict__, "_selected": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update({"_selected": {}, "_bits": (None,) * len(state["relations"]), **state})
+        since: dict[str, Any] = {"_selected": {}, "_bits": (None,) * len(state["relations"])}
+        if "_types" not in state:
+            since["_types"] = NodeTypes.of_genes(state["num_nodes"], len(state["relations"]))
+            since["_known_rows"] = since["_known_columns"] = state["_known"]
+        self.__dict__.update({**since, **state})
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, MultiGraph):
@@ -815,6 +913,7 @@ class MultiGraph:
         return (
             self.relations == other.relations
             and self.names == other.names
+            and self._types == other._types
             and self.device == other.device
             and self._known.shape == other._known.shape
             and all(torch.equal(a, b) for a, b in zip(self._arrays(), other._arrays(), strict=True))
@@ -823,7 +922,7 @@ class MultiGraph:
     __hash__ = None  # type: ignore[assignment]
 
     def digest(self) -> str:
-        """SHA-256, in hex, of all that the graph is: relations, edges, weights, known genes and names, on whatever device.
+        """SHA-256, in hex, of all that the graph is: relations, edges, weights, known genes, names and types, on any device.
 
         Equal graphs have equal digests; it depends on no version of Python or PyTorch.
         """
@@ -832,7 +931,8 @@ class MultiGraph:
     @cached_property
     def _digest(self) -> str:
         names = None if self.names is None else self.names.digest()
-        hashed = hashlib.sha256(json.dumps([list(self.relations), self.num_nodes, names]).encode())
+        types = [] if self._types.are_genes else [self._types]
+        hashed = hashlib.sha256(json.dumps([list(self.relations), self.num_nodes, names, *types]).encode())
         for x in self._arrays():
             hashed.update(f"{x.dtype} {list(x.shape)}".encode())
             hashed.update(x.cpu().contiguous().numpy().data)
@@ -843,18 +943,21 @@ class MultiGraph:
 
     def __repr__(self) -> str:
         named = "" if self.names is None else f", names={self.names}"
-        lines = [f"MultiGraph(num_nodes={self.num_nodes}, num_edges={self.num_edges()}, device={self.device}{named})"]
-        width = max((len(name) for name in self.relations), default=0)
-        header = f"  {'relation':<{max(width, 8)}} {'genes':>7} {'edges':>9} {'mean deg':>9} {'max deg':>8} {'unknown':>8}"
-        for name in self.relations:
+        counts = ", ".join(f"{name}: {size}" for name, size in zip(self._types.names, self._types.sizes, strict=True))
+        typed = "" if self._types.are_genes else f", node_types={{{counts}}}"
+        head = f"MultiGraph(num_nodes={self.num_nodes}, num_edges={self.num_edges()}, device={self.device}{typed}{named})"
+        width = max(map(len, ("relation", *self.relations)))
+        count = "genes" if self._types.are_genes else "nodes"
+        header = f"  {'relation':<{width}} {count:>7} {'edges':>9} {'mean deg':>9} {'max deg':>8} {'unknown':>8}"
+        lines = [head, header] if self.relations else [head]
+        for r, name in enumerate(self.relations):
             rows, cols = self.edge_index(name)
-            genes = torch.cat([rows, cols]).unique().numel()
+            nodes = torch.cat([rows, cols]).unique().numel()
             mean = self.num_edges(name) / max(self.num_rows_with_edges(name), 1)
-            unmeasured = int((~self.known(name)).sum())
-            if len(lines) == 1:
-                lines.append(header)
-            counts = f"{genes:>7} {self.num_edges(name):>9} {mean:>9.1f} {self.max_degree(name):>8} {unmeasured:>8}"
-            lines.append(f"  {name:<{max(width, 8)}} {counts}")
+            unmeasured = sum(map(len, set(self._types.ends(r)))) - int(self.known(name).sum())
+            row = f"{nodes:>7} {self.num_edges(name):>9} {mean:>9.1f} {self.max_degree(name):>8} {unmeasured:>8}"
+            joined = "" if len(self._types.names) == 1 else "  {} -> {}".format(*self.joins(name))
+            lines.append(f"  {name:<{width}} {row}{joined}")
         return "\n".join(lines)
 
 
@@ -870,4 +973,4 @@ def _by_relation(argument: str, given: Any, relations: tuple[str, ...]) -> dict[
 
 
 # A graph that `torch.save` wrote is read by `torch.load` with weights_only=True.
-torch.serialization.add_safe_globals([MultiGraph, GeneList, Transpose, Segments, Targets, Bits])
+torch.serialization.add_safe_globals([MultiGraph, GeneList, NodeTypes, Transpose, Segments, Targets, Bits])

@@ -75,7 +75,7 @@ def _make_targets(graph: MultiGraph, relation: str, dtype: torch.dtype, normaliz
         degree = graph.rowptr(relation).diff()
         t = torch.where(degree[row] > 1, graph.weight(relation).to(dtype) * inv_mass[row], t)
     positive = torch.zeros(graph.num_nodes, graph.num_nodes, dtype=dtype).index_put_((row, col), t)
-    valid = (inv_mass > 0)[:, None] & graph.known(relation)
+    valid = (inv_mass > 0)[:, None] & graph.known_columns(relation)
     return DenseTargets(positive, valid.to(dtype) - positive, (inv_mass > 0).to(dtype), entropy)
 
 
@@ -284,5 +284,5 @@ def dense_loss(
             factor = 1 / max(counted * q.shape[:-2].numel(), 1)
     return loss(
         q, k, lse, targets.positive, targets.negative if loss is dense_bce else None, targets.mass, targets.entropy,
-        graph.known(relation), rows, num_prefix, scale, over, factor,
+        graph.known_columns(relation), rows, num_prefix, scale, over, factor,
     )[0]  # fmt: skip

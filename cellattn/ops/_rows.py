@@ -120,7 +120,7 @@ def logsumexp_of_ties(
     return torch.stack(
         [
             row_logsumexp(
-                q[..., head, :, :], k[..., head, :, :], None, graph.known(relation), index,
+                q[..., head, :, :], k[..., head, :, :], None, graph.known_columns(relation), index,
                 num_prefix=num_prefix, scale=scale, over=over,
             )
             for (relation, head), index in zip(ties, rows, strict=True)

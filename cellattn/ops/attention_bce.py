@@ -69,7 +69,7 @@ def attention_bce(
 
     Args:
         q, k: [..., T, D], T = num_prefix + N tokens, prefix tokens first; float32, bfloat16, float16, or float64 on the CPU.
-        graph, relation: N genes and the relation whose rows are the target.
+        graph, relation: N genes, or tokens of several types, and the relation whose rows are the target.
         lse: [..., T], the natural log-sum-exp of all tokens as `attention` returns it (differentiable), computed here if
             None. The sigmoid link does not read it; of a row's entry above 2/3, where LSE hides what is left, the denominator
             is made of q and k.
@@ -88,9 +88,9 @@ def attention_bce(
             value is its sum over valid pairs.
 
     Returns:
-        The loss in float32 (float64 for float64 inputs). Pairs with an unknown gene enter neither side; rows without a
-        valid edge contribute 0 and are not counted. Values and gradients are exact however sharp the map is: -log(1 - a) of an
-        entry above 2/3 is made of the log-sum-exp of the row's other tokens.
+        The loss in float32 (float64 for float64 inputs). Pairs with an unknown gene enter neither side, nor do those of other
+        node types than the relation joins; rows without a valid edge contribute 0 and are not counted. Values and gradients are
+        exact however sharp the map is: -log(1 - a) of an entry above 2/3 is made of the log-sum-exp of the row's other tokens.
 
     Raises:
         ValueError, TypeError: naming the argument, what came and what was expected.
@@ -112,7 +112,7 @@ def attention_bce(
         )  # fmt: skip
     total = None
     if link == "softmax":
-        known = graph.known(relation)
+        known = graph.known_columns(relation)
         total = row_logsumexp(q, k, lse, known, genes, num_prefix=num_prefix, scale=scale, over="tokens")
     inv_mass = graph.targets(accumulation_dtype(q.dtype)).inv_mass.flatten()
     negatives = None
@@ -129,7 +129,7 @@ def attention_bce(
         )
         negatives = sample_negatives_of_graph(graph, relation, neg_sample_ratio, generator, inv_mass.dtype)
     loss, *_ = _bce_rows(
-        q, k, total, *graph.stacked, *graph.stacked_by_column(), inv_mass, graph.known(relation), genes,
+        q, k, total, *graph.stacked, *graph.stacked_by_column(), inv_mass, graph.known_columns(relation), genes,
         *(negatives or (None,) * 4), relation_id, num_prefix, scale, target == "normalized",
     )  # fmt: skip
     if negatives is not None and neg_sample_ratio is not None and reduction == "mean":

@@ -41,7 +41,8 @@ def attention_kl(
 
     Args:
         q, k: [..., T, D], T = num_prefix + N tokens, prefix tokens first; float32, bfloat16, float16, or float64 on the CPU.
-        graph: N genes; row i of the relation over its sum is the target of gene i, weights honoured.
+        graph: N genes, or tokens of several types; row i of the relation over its sum is the target of gene i, weights
+            honoured.
         relation: its name.
         lse: [..., T], the natural log-sum-exp of all tokens as `attention` returns it (differentiable), computed here if
             None. over="valid" has a denominator of its own and does not read it.
@@ -49,7 +50,8 @@ def attention_kl(
         num_prefix: tokens before the genes, such as CLS.
         scale: factor of the scores, 1 / sqrt(D) if None.
         over: "tokens", the attention map as it is, prefix tokens and new genes in its denominators; or "valid",
-            renormalised over the genes known in the relation.
+            renormalised over the genes known in the relation (of a relation that joins two node types: over the known tokens
+            of its columns' type).
         reduction: "mean" over the rows with an edge and the leading dimensions, "sum" of all, "none" for [..., R].
 
     Returns:

@@ -64,8 +64,9 @@ def network_mse(
         reduction: "mean" over the valid pairs of the rows, "sum" over them, "none" for the sum of each row, [R].
 
     Returns:
-        The loss in float32 (float64 for float64 inputs). Pairs with a gene that is unknown in the relation are not valid: they
-        contribute 0 and are not counted. Differentiable in z, weight and bias; equal from run to run.
+        The loss in float32 (float64 for float64 inputs). Pairs with a gene that is unknown in the relation are not valid, nor
+        are those of other node types than it joins: they contribute 0 and are not counted. Differentiable in z, weight and
+        bias; equal from run to run.
 
     Raises:
         ValueError, TypeError: naming the argument, what came and what was expected.
@@ -88,19 +89,20 @@ def network_mse(
     genes = check_rows("rows", rows, graph)
     require_choice("reduction", reduction, REDUCTIONS)
 
-    known = counted = graph.known(relation)
+    known = graph.known_rows(relation), graph.known_columns(relation)
     target = graph.weight(relation).to(accumulation_dtype(z.dtype))
     if genes is not None:  # other rows may hold anything
         z = _alone(z, genes)
     loss = _network_mse(
-        z[None], weight[None], bias[None], target, known[None], *both_ways(graph, r), [float(zero_weight)]
+        z[None], weight[None], bias[None], target, *(x[None] for x in known), *both_ways(graph, r), [float(zero_weight)]
     )[0][0]  # fmt: skip
+    rows_known = known[0]
     if genes is not None:
-        loss, counted = _chosen(loss, genes), known[genes]
+        loss, rows_known = _chosen(loss, genes), rows_known[genes]
     if reduction == "none":
         return loss
     total = loss.sum()
-    return total if reduction == "sum" else total / (counted.sum() * known.sum()).clamp_min(1)
+    return total if reduction == "sum" else total / (rows_known.sum() * known[1].sum()).clamp_min(1)
 
 
 def network_mses(
@@ -133,21 +135,22 @@ def _at_once(
     rows: Sequence[Tensor] | None,
 ) -> Tensor:  # fmt: skip
     n = graph.num_nodes
-    known = torch.stack([graph.known(relation) for relation in relations])
+    known_rows = torch.stack([graph.known_rows(relation) for relation in relations])
+    known_columns = torch.stack([graph.known_columns(relation) for relation in relations])
     target = torch.cat([graph.weight(relation) for relation in relations]).to(accumulation_dtype(z.dtype))
-    problem = *block_diagonal(graph, relations), 0, list(zero_weight)
+    problem = target, known_rows, known_columns, *block_diagonal(graph, relations), 0, list(zero_weight)
     if rows is None:
-        total = _network_mse(z, weight, bias, target, known, *problem)[0].sum(1)
-        num_rows = known.sum(1)
+        total = _network_mse(z, weight, bias, *problem)[0].sum(1)
+        num_rows = known_rows.sum(1)
     else:
         genes = torch.cat([r * n + chosen for r, chosen in enumerate(rows)])
         sizes = [chosen.shape[0] for chosen in rows]
-        loss, _ = _network_mse(_alone(z.flatten(0, 1), genes).view(z.shape), weight, bias, target, known, *problem)
+        loss, _ = _network_mse(_alone(z.flatten(0, 1), genes).view(z.shape), weight, bias, *problem)
         total, num_rows = (
             torch.stack([part.sum() for part in x.split(sizes)])
-            for x in (_chosen(loss.flatten(), genes), known.flatten()[genes])
+            for x in (_chosen(loss.flatten(), genes), known_rows.flatten()[genes])
         )
-    return total / (num_rows * known.sum(1)).clamp_min(1)
+    return total / (num_rows * known_columns.sum(1)).clamp_min(1)
 
 
 def _alone(z: Tensor, genes: Tensor) -> Tensor:
@@ -169,10 +172,10 @@ def _check_zero_weight(value: Any) -> None:
 # ------------------------------------------------------------------------------------------------------- operators
 
 
-# z, weight [K, N, D]; bias [K, N]; target [E], in the accumulation dtype; known bool [K, N]; the networks as one matrix of K
-# blocks by rows and by columns, entry p by columns being CSR entry edge[p] - first; a zero weight a network.
+# z, weight [K, N, D]; bias [K, N]; target [E], in the accumulation dtype; known rows and columns, bool [K, N]; the networks as
+# one matrix of K blocks by rows and by columns, entry p by columns being CSR entry edge[p] - first; a zero weight a network.
 _PROBLEM = (
-    "Tensor z, Tensor weight, Tensor bias, Tensor target, Tensor known, "
+    "Tensor z, Tensor weight, Tensor bias, Tensor target, Tensor known_rows, Tensor known_columns, "
     "Tensor rowptr, Tensor col, Tensor colptr, Tensor row, Tensor edge, SymInt first, float[] zero_weight"
 )
 
@@ -180,17 +183,17 @@ _PROBLEM = (
 @operator("network_mse", schema=f"({_PROBLEM}) -> (Tensor, Tensor)", device=None)
 def _network_mse(z: Tensor, weight: Tensor, bias: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """(L [K, N], 0 for unknown genes; d on the edges, [E])"""
-    known, rowptr, col, _, _, _, _, zero_weight = rest
+    known_rows, known_columns, rowptr, col, _, _, _, _, zero_weight = rest
     x, w = z.reshape(1, -1, z.shape[-1]).contiguous(), weight.flatten(0, 1).contiguous()
     d = torch.ops.cellattn.masked_sddmm(rowptr, col, x, w, _all(w), 1)
     d += bias.flatten().index_select(0, col)
-    y, u = _augmented(z, None, known), _augmented(weight, bias, known)
+    y, u = _augmented(z, None, known_rows), _augmented(weight, bias, known_columns)
     every_pair = (y @ (u.mT @ u)).mul_(y).sum(-1)
     # (d - a)^2 - lambda d^2 = d ((1 - lambda) d - 2 a) + a^2
     d_64, a_64 = d.double(), target.double()
     zeros, of_edges = _zero_weights(zero_weight, every_pair, rowptr, col)
     edges = d_64.mul(1 - of_edges).sub_(a_64, alpha=2).mul_(d_64).addcmul_(a_64, a_64)
-    loss = zeros * every_pair + torch.segment_reduce(edges, "sum", offsets=rowptr, initial=0).view(known.shape)
+    loss = zeros * every_pair + torch.segment_reduce(edges, "sum", offsets=rowptr, initial=0).view(known_rows.shape)
     return loss.to(target.dtype), d
 
 
@@ -203,8 +206,8 @@ def _(z: Tensor, weight: Tensor, bias: Tensor, target: Tensor, *rest: Any) -> tu
 def _network_mse_backward(
     g: Tensor, d: Tensor, z: Tensor, weight: Tensor, bias: Tensor, target: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    known, rowptr, col, colptr, row, edge, first, zero_weight = rest
-    g = torch.where(known, 2 * g, 0)
+    known_rows, known_columns, rowptr, col, colptr, row, edge, first, zero_weight = rest
+    g = torch.where(known_rows, 2 * g, 0)
     zeros, of_edges = _zero_weights(zero_weight, g, rowptr, col)
     c = d.mul(1 - of_edges).sub_(target).mul_(g.flatten().repeat_interleave(rowptr.diff(), output_size=col.shape[0]))
     c_t = c.index_select(0, edge - first)  # as the columns have them
@@ -212,7 +215,7 @@ def _network_mse_backward(
     dz = torch.ops.cellattn.masked_spmm(rowptr, col, c, w, _all(w), 1, False)[0].view(z.shape)
     dw = torch.ops.cellattn.masked_spmm(colptr, row, c_t, x, _all(x), 1, False)[0].view(weight.shape)
     db = torch.segment_reduce(c_t.double(), "sum", offsets=colptr, initial=0).view(bias.shape)
-    y, u = _augmented(z, None, known), _augmented(weight, bias, known)
+    y, u = _augmented(z, None, known_rows), _augmented(weight, bias, known_columns)
     gy = (zeros * g.double())[..., None] * y
     du = u @ (gy.mT @ y)
     dz += (gy @ (u.mT @ u))[..., :-1]
@@ -236,8 +239,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, g: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if g is None:
-        return (None,) * 12
-    return *_network_mse_backward(g, *ctx.saved_tensors, *ctx.options), *(None,) * 9
+        return (None,) * 13
+    return *_network_mse_backward(g, *ctx.saved_tensors, *ctx.options), *(None,) * 10
 
 
 _network_mse.register_autograd(_backward, setup_context=_setup_context)

@@ -17,7 +17,7 @@ from cellattn.kernels import config
 from cellattn.kernels.attention import attention
 from cellattn.ops.attention_bce import Negatives, sample_negatives, sample_negatives_of_graph
 
-from ..compare import leaves, random_graph
+from ..compare import cell_with_terms, leaves, random_graph
 
 # Relative to the largest entry. float32: scores of up to 20 are rounded to 2e-6, and a / (1 - a) multiplies that. float16:
 # inputs are rounded before both sides, so that what is left is the 11 bits of a product's operand and of the result.
@@ -79,8 +79,8 @@ def problem_of(
     if negatives is not None:
         drawn = (*negatives[:3], negatives.weight.float())
     return (
-        q, k, lse, *graph.stacked, *graph.stacked_by_column(), graph.inv_mass.float(), graph.known(relation), rows, *drawn,
-        graph.relation_id(relation), num_prefix, scale, normalized,
+        q, k, lse, *graph.stacked, *graph.stacked_by_column(), graph.inv_mass.float(), graph.known_columns(relation), rows,
+        *drawn, graph.relation_id(relation), num_prefix, scale, normalized,
     )  # fmt: skip
 
 
@@ -192,6 +192,14 @@ def test_rows(rows: list[int], num_negatives: int | None) -> None:
     check(mixed(33, weighted=True), "a", q, k, rows=index, num_prefix=3, num_negatives=num_negatives)
 
 
+@pytest.mark.parametrize("negatives", [{}, {"num_negatives": 5}, {"ratio": 1.5}], ids=["dense", "drawn", "ratio"])
+@pytest.mark.parametrize(("relation", "link"), [("annotated", "softmax"), ("members", "sigmoid")], ids=str)
+def test_relations_that_join_two_types(relation: str, link: str, negatives: dict[str, Any]) -> None:
+    """Rows are tokens of one type, valid pairs end at those of the other, of which one is unknown."""
+    q, k = leaves((2, 33, 12), (2, 33, 12))
+    check(cell_with_terms(), relation, q, k, link=link, **negatives)
+
+
 def test_strided_heads_without_prefix() -> None:
     """One head of [T, H, D] storage, and features that are not consecutive."""
     q, k = leaves((34, 3, 10), (10, 34))
@@ -279,12 +287,13 @@ def test_sharp_maps(negatives: dict[str, Any], size: float) -> None:
 
 
 def test_nonedges_are_those_of_the_cpu() -> None:
-    graph = mixed(60, weighted=True)
-    gene = torch.arange(60).repeat_interleave(61)
-    free = graph.num_free("a")[gene]
-    rank = (torch.arange(61).repeat(60) * free) // 61  # every rank of every row, and the empty ones of full rows
-    arguments = (*graph.stacked[:2], *graph.known_ranks("a"), gene, rank, graph.relation_id("a"))
-    assert torch.equal(kernels.nonedges(*arguments), torch.ops.cellattn.nonedges(*arguments))
+    for graph, relation in ((mixed(60, weighted=True), "a"), (cell_with_terms(), "annotated"), (cell_with_terms(), "members")):
+        n = graph.num_nodes
+        gene = torch.arange(n).repeat_interleave(n + 1)
+        free = graph.num_free(relation)[gene]
+        rank = (torch.arange(n + 1).repeat(n) * free) // (n + 1)  # every rank of every row, and the empty ones of full rows
+        arguments = (*graph.stacked[:2], *graph.known_ranks(relation), gene, rank, graph.relation_id(relation))
+        assert torch.equal(kernels.nonedges(*arguments), torch.ops.cellattn.nonedges(*arguments))
 
 
 def test_autotuned_tiles_give_the_same(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

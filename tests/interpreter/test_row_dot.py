@@ -13,7 +13,7 @@ from cellattn.kernels import config, tensors
 from cellattn.kernels import row_dot as kernels
 
 from ..bounds import assert_within, with_bounds
-from ..compare import leaves, random_graph
+from ..compare import cell_with_terms, leaves, random_graph
 
 TIES = [("a", 0), ("b", 2), ("b", 0)]  # two relations share head 0, head 1 has none
 
@@ -126,6 +126,12 @@ def test_rows(rows: list[list[int] | None]) -> None:
     check(
         q, k, shapes_graph(20), TIES, [None if index is None else torch.tensor(index, dtype=torch.int64) for index in rows], 2
     )
+
+
+def test_relations_that_join_two_types() -> None:
+    q, k = (x.detach() for x in leaves((2, 33, 12), (2, 33, 12), dtype=torch.float32))
+    ties = [("annotated", 0), ("members", 1), ("physical", 0), ("is_a", 1)]
+    check(q, k, cell_with_terms(), ties, [None, torch.tensor([30, 2, 25]), None, torch.tensor([31])], 1)
 
 
 @pytest.mark.parametrize("longest", [180, 100, 10], ids=["whole", "two segments", "18 segments"])

@@ -9,6 +9,7 @@ import torch
 from cellattn.nn import CellEncoder
 from cellattn.nn.encoder import EncoderLayer
 
+from ..compare import cell_with_terms
 from . import dense
 
 N, DIM = 14, 8
@@ -35,6 +36,23 @@ def test_dense(norm: str) -> None:
         grads = torch.autograd.grad(total, [x, *model.parameters()])
         results.append((h_cls, h, losses, grads))
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-11)  # float64, sums of about 1e3 terms
+
+
+def test_tokens_of_several_types() -> None:
+    """Terms are tokens behind the genes: a head is tied from genes to terms as another is between genes."""
+    graph = cell_with_terms(9, 5)
+    kinds = (("annotated", 0), ("members", 1), ("physical", 1), ("is_a", 0))
+    model = encoder(ties=[(layer, head, relation, 0.1) for layer in (0, 1) for relation, head in kinds]).eval()
+    results = []
+    for h_cls, h, losses in (model(tokens(), graph), dense.encode(model, tokens(), graph)):
+        total = h_cls.square().sum() + h.pow(3).sum() + model.regularization(losses)
+        results.append((h_cls, h, losses, torch.autograd.grad(total, list(model.parameters()))))
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-11)
+    order = torch.cat([torch.randperm(9), 9 + torch.randperm(5)])  # each type within itself
+    masked = encoder(ties=[(0, 0, "annotated", 1.0)], masks=[(0, 1, "members"), (1, 0, "annotated")]).eval()
+    _, h, losses = masked(tokens(), graph)
+    _, other_h, other_losses = masked(tokens()[order], graph.subgraph(order))
+    torch.testing.assert_close((other_h, other_losses), (h[order], losses))
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])

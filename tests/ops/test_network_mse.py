@@ -232,7 +232,8 @@ def test_no_dense_matrix() -> None:
     n, d = 2000, 8
     graph = random_graph(n, {"a": 5000})
     target = graph.weight("a")
-    args = (*(x.detach().float()[None] for x in decoder(n, d)), target, graph.known("a")[None], *both_ways(graph, 0), [0.1])
+    known = graph.known_rows("a")[None], graph.known_columns("a")[None]
+    args = (*(x.detach().float()[None] for x in decoder(n, d)), target, *known, *both_ways(graph, 0), [0.1])
     forward, backward = (inspect.unwrap(op._init_fn) for op in (_network_mse, _network_mse_backward))
     with Largest() as seen:
         loss, on_edges = forward(*args)
