@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from ._version import __version__
-from .graph import MultiGraph
+from .graph import Comembership, MultiGraph
 from .ops import (
     attention,
     attention_bce,
     attention_kl,
+    attention_kl_comembership,
     attention_logsumexp,
     edge_attention,
     graph_attention,
@@ -31,12 +32,14 @@ if not (_root / "cellattn" / "kernels").is_dir() and (_root / "kernels" / "atten
     __path__.append(str(_root))
 
 __all__ = [
+    "Comembership",
     "MultiGraph",
     "SubgraphBatch",
     "__version__",
     "attention",
     "attention_bce",
     "attention_kl",
+    "attention_kl_comembership",
     "attention_logsumexp",
     "edge_attention",
     "graph_attention",

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .graph import MultiGraph
+from .graph import Comembership, MultiGraph
 
 
 def attention(
@@ -94,8 +94,25 @@ def attention_kl(
     reduction: str = "mean",
 ) -> Tensor:
     """KL(row of the graph ‖ row of the attention map)."""
-    rows = torch.arange(graph.num_nodes, device=q.device) if rows is None else rows
-    t, edges, valid = (x[rows] for x in target(graph, relation))
+    return _kl(q, k, *target(graph, relation), lse, rows, num_prefix, scale, over, reduction)
+
+
+def _kl(
+    q: Tensor,
+    k: Tensor,
+    t: Tensor,
+    edges: Tensor,
+    valid: Tensor,
+    lse: Tensor | None,
+    rows: Tensor | None,
+    num_prefix: int,
+    scale: float | None,
+    over: str,
+    reduction: str,
+) -> Tensor:
+    """KL(row of t ‖ row of the attention map), over the pairs of `edges`."""
+    rows = torch.arange(len(t), device=q.device) if rows is None else rows
+    t, edges, valid = t[rows], edges[rows], valid[rows]
     scores = _scores(q[..., num_prefix:, :][..., rows, :], k, scale)
     genes = scores[..., num_prefix:]
     if over == "tokens":
@@ -106,6 +123,37 @@ def attention_kl(
     t = t.to(q.dtype)
     kl = torch.where(edges, t * (t.clamp_min(torch.finfo(t.dtype).tiny).log() - log_alpha), 0).sum(-1)
     return _reduce(kl, edges.any(-1), None, reduction)
+
+
+def comembership(target: Comembership) -> Tensor:
+    """T [N, N]: C = B W Bᵀ over its row sums, without its diagonal unless that is in."""
+    graph, relation = target.graph, target.relation
+    b = adjacency(graph, relation)
+    terms = graph.node_types[graph.joins(relation)[1]]
+    c = b[:, terms.start : terms.stop] @ torch.diag(target.weight) @ b[:, terms.start : terms.stop].T
+    if not target.diagonal:
+        c = c - torch.diag(c.diag())
+    mass = c.sum(1, keepdim=True)
+    return torch.where(mass > 0, c / mass, 0)
+
+
+def attention_kl_comembership(
+    q: Tensor,
+    k: Tensor,
+    target: Comembership,
+    *,
+    lse: Tensor | None = None,
+    rows: Tensor | None = None,
+    num_prefix: int = 0,
+    scale: float | None = None,
+    over: str = "tokens",
+    reduction: str = "mean",
+) -> Tensor:
+    """KL(row of T ‖ row of the attention map), of all tokens or of the first, the genes."""
+    n = q.shape[-2] - num_prefix
+    t, known = comembership(target)[:n, :n], target.graph.known_rows(target.relation)[:n]
+    valid = known[:, None] & known[None, :]
+    return _kl(q, k, t, t > 0, valid, lse, rows, num_prefix, scale, over, reduction)
 
 
 def attention_bce(

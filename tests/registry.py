@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import cellattn
-from cellattn import MultiGraph, SubgraphBatch, metrics
+from cellattn import Comembership, MultiGraph, SubgraphBatch, metrics
 from cellattn import nn as models
 from cellattn.data import PerturbationBatch, PerturbationDataset, leakage, split
 
@@ -36,6 +36,19 @@ def _graph() -> MultiGraph:
 
 GRAPH = _graph()
 RELATIONS = GRAPH.relations
+
+
+def _shared() -> Comembership:
+    """Genes by three terms, one of a single gene; gene 6 is unknown and gene 3 alone."""
+    index = torch.tensor([[0, 1, 5, 5, 2, 0, 4, 3], [7, 7, 7, 8, 8, 8, 8, 9]])
+    graph = MultiGraph.from_edge_index(
+        {"of": index}, N + 3, edge_weight={"of": 0.5 + torch.arange(8) / 8}, known={"of": torch.arange(N + 3) != 6},
+        node_types={"gene": N, "term": 3}, joins={"of": ("gene", "term")},
+    )  # fmt: skip
+    return graph.comembership("of", weight=torch.tensor([0.5, 1.0, 2.0]))
+
+
+SHARED = _shared()
 
 SEEDS, PTR = torch.tensor([1, 5, 0, 3, 6]), torch.tensor([0, 2, 2, 4, 5])  # four sets, one of them empty
 TYPES = torch.tensor([1, 2, 3, 1, 5])
@@ -148,6 +161,15 @@ OPS: dict[str, Entry] = {
     ),
     "attention_kl valid": Entry(
         ["attention_kl"], lambda **x: cellattn.attention_kl(graph=GRAPH, relation="b", num_prefix=1, over="valid", **x), QK
+    ),
+    "attention_kl_comembership": Entry(
+        ["attention_kl_comembership", "Comembership"],
+        lambda **x: cellattn.attention_kl_comembership(target=SHARED, num_prefix=1, reduction="none", **x), {**QK, "lse": LSE},
+        indices={"rows": ROWS},
+    ),
+    "attention_kl_comembership valid": Entry(
+        ["attention_kl_comembership"],
+        lambda **x: cellattn.attention_kl_comembership(target=SHARED, num_prefix=1, over="valid", **x), QK,
     ),
     "attention_bce": Entry(
         ["attention_bce"], lambda **x: cellattn.attention_bce(graph=GRAPH, relation="b", num_prefix=1, reduction="none", **x),

@@ -45,7 +45,8 @@ def hops(graph: MultiGraph, relation: str, k: int) -> Rows:
     from ..ops import khop_mask  # the ops stand above the graph
 
     if k > 1:
-        require_one_type("relation", relation, graph.joins(relation), "along it there is one edge at most, so k = 1")
+        instead = "a walk along it has one edge, k = 1; `comembership` is of those that share"
+        require_one_type("relation", relation, graph.joins(relation), instead)
     old, n = rows_of(graph, relation), graph.num_nodes
     rowptr = graph.rowptr(relation)
     alone = graph.select([relation])

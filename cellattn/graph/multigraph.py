@@ -51,6 +51,7 @@ from .build import (
     undirected_set,
     warn_of_other_attributes,
 )
+from .comembership import Comembership
 from .derive import Rows
 from .node_types import NodeTypes, require_one_type
 from .rows import (
@@ -739,6 +740,27 @@ class MultiGraph:
     def without_self_loops(self, relation: str | Sequence[str] | None) -> MultiGraph:
         """No edge from a gene to itself."""
         return self._replaced(relation, lambda name: derive.without_self_loops(self, name))
+
+    def comembership(self, relation: str, *, weight: Tensor | None = None, diagonal: bool = False) -> Comembership:
+        """Whom each token of the relation's rows shares columns with: genes of one complex, reaction or term.
+
+        T = D⁻¹ C with C_ij = sum_e b_ie w_e b_je over the tokens e of the columns' type, b the relation's weights, and D the
+        row sums: a target for `attention_kl_comembership`, of which no matrix is made. Its constants take
+        (entries of the relation) x (tokens of its rows' type) operations, once.
+
+        Args:
+            relation: B, from genes to terms.
+            weight: [tokens of the columns' type], w_e, finite and not negative; 1 by default. With 1 / (genes of e - 1) every
+                term of a gene, large or small, is an equal part of its row.
+            diagonal: whether a gene shares its terms with itself.
+
+        Raises:
+            ValueError, TypeError: naming the argument.
+        """
+        self.relation_id(relation)
+        if not isinstance(diagonal, bool):
+            raise TypeError(f"diagonal: expected a bool, got {describe(diagonal)}")
+        return Comembership.of(self, relation, weight, diagonal)
 
     def rewired(self, relation: str | Sequence[str] | None, seed: int = 0) -> MultiGraph:
         """A random graph with the degrees of this one, to compare a prior with: edges swap ends (Maslov and Sneppen 2002).

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .attention import attention, attention_logsumexp
 from .attention_bce import attention_bce
 from .attention_kl import attention_kl
+from .attention_kl_comembership import attention_kl_comembership
 from .edge_attention import edge_attention
 from .graph_attention import graph_attention
 from .khop_mask import khop_mask
@@ -20,6 +21,7 @@ __all__ = [
     "attention",
     "attention_bce",
     "attention_kl",
+    "attention_kl_comembership",
     "attention_logsumexp",
     "edge_attention",
     "graph_attention",

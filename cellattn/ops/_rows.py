@@ -33,9 +33,14 @@ def check_graph(graph: Any, q: Tensor, num_prefix: int) -> None:
 
 def check_head(q: Tensor, k: Tensor, graph: Any, num_prefix: int, lse: Tensor | None, reduction: str) -> None:
     """Check what a loss of one head takes: q and k [..., T, D] over the same tokens, lse [..., T]."""
+    check_pair(q, k, lse, reduction)
+    check_graph(graph, q, num_prefix)
+
+
+def check_pair(q: Tensor, k: Tensor, lse: Tensor | None, reduction: str) -> None:
+    """The same, of any tokens."""
     check_qk(q, k)
     require(q.shape == k.shape, lambda: f"k: expected the shape of q, {list(q.shape)}, got {list(k.shape)}")
-    check_graph(graph, q, num_prefix)
     require_choice("reduction", reduction, REDUCTIONS)
     if lse is not None:
         require_tensor("lse", lse, dtypes=(accumulation_dtype(q.dtype),))
@@ -43,13 +48,13 @@ def check_head(q: Tensor, k: Tensor, graph: Any, num_prefix: int, lse: Tensor | 
         require(lse.shape == q.shape[:-1], lambda: f"lse: expected shape {list(q.shape[:-1])}, got {list(lse.shape)}")
 
 
-def check_rows(name: str, rows: Any, graph: MultiGraph) -> Tensor | None:
-    """A checked int64 index of genes; None stands for all of them in order."""
+def check_rows(name: str, rows: Any, graph: MultiGraph, num_tokens: int | None = None) -> Tensor | None:
+    """A checked int64 index of genes, of all N or the first `num_tokens`; None stands for all of them in order."""
     if rows is None:
         return None
     require_tensor(name, rows, ndim=1, dtypes=(torch.int64, torch.int32))
     require_same("device", graph=graph.device, **{name: rows.device})
-    require_indices(name, rows, graph.num_nodes)
+    require_indices(name, rows, graph.num_nodes if num_tokens is None else num_tokens)
     return rows.long()
 
 

@@ -17,7 +17,7 @@ import cellattn.nn
 import cellattn.reference
 import cellattn.screen
 
-GRAPHS = ("MultiGraph", "SubgraphBatch")
+GRAPHS = ("MultiGraph", "Comembership", "SubgraphBatch")
 
 
 def public(module: ModuleType) -> list[str]:

@@ -118,7 +118,7 @@ def test_a_relation_of_one_type_may_be_undirected() -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda g: g.hops("consumes", 2), "relation: 'consumes' joins 'reaction' to 'metabolite'; along it there is one edge"),
+        (lambda g: g.hops("consumes", 2), "relation: 'consumes' joins 'reaction' to 'metabolite'; a walk along it has one"),
         (lambda g: g.hops(None, 3), "relation: 'catalyses' joins"),
         (lambda g: g.symmetrized("regulates"), "relation: 'regulates' joins 'metabolite' to 'gene'; give its reverse as"),
         (lambda g: g.with_self_loops("catalyses"), "relation: 'catalyses' joins 'gene' to 'reaction'; `edge_attention` lets"),

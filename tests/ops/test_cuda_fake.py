@@ -138,6 +138,7 @@ def calls(x: Inputs, dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], S
 
 NAMES = list(calls(Inputs("meta", torch.float32), torch.float32))
 IN_THE_EXTENSION = {
+    "attention_kl_comembership",
     "khop_mask",
     "khop_subgraph",
     "masked_spmm",

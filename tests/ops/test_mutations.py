@@ -23,8 +23,9 @@ from cellattn import reference
 from cellattn.ops.set_attention import set_attention
 
 from ..bounds import as_list, gradients, ratio_to_bound, with_bounds
-from ..compare import leaves, random_graph
+from ..compare import leaves, random_graph, typed_graph
 from ..nn.test_hypersagnn import block_mask
+from .test_attention_kl_comembership import by_sums
 from .test_perturbation_attention import attention_and_correction
 
 # Half precision rounds by more than one part in 10,000.
@@ -34,6 +35,7 @@ GRAPH = random_graph(60, {"a": 500}, weighted=True)
 SETS = torch.tensor([1, 5, 0, 2, 3, 7]), torch.tensor([0, 2, 3, 6])
 KEEP = torch.rand(5, 60, generator=torch.Generator().manual_seed(0)) < 0.7
 GENES = torch.arange(60), torch.tensor([0, 30, 60])
+SHARED = typed_graph({"gene": 60, "term": 12}, {"of": ("gene", "term", 150)}).comembership("of")
 
 
 class Problem(NamedTuple):
@@ -70,6 +72,12 @@ PROBLEMS = {
     ),
     "attention_kl": Problem(
         lambda m, q, k: m.attention_kl(q, k, GRAPH, "a", num_prefix=1, reduction="none"), [(61, 4), (61, 4)], parts=True
+    ),
+    "attention_kl_comembership": Problem(
+        lambda m, q, k: m.attention_kl_comembership(q, k, SHARED, num_prefix=1, reduction="none"),
+        [(61, 4), (61, 4)],
+        parts=True,
+        reference=SimpleNamespace(attention_kl_comembership=by_sums),
     ),
     "attention_bce sigmoid": Problem(
         lambda m, q, k: m.attention_bce(q, k, GRAPH, "a", num_prefix=1, link="sigmoid", target="binary", reduction="none"),

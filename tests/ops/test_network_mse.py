@@ -223,7 +223,8 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        self.numel = max([self.numel, *(x.numel() for x in tree_leaves(out) if isinstance(x, Tensor))])
+        dense = (x for x in tree_leaves(out) if isinstance(x, Tensor) and x.layout == torch.strided)
+        self.numel = max([self.numel, *(x.numel() for x in dense)])
         return out
 
 

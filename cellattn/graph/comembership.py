@@ -1,0 +1,130 @@
+"""Genes that share a complex, a reaction or a term as the target of a head, without a matrix of their pairs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .._check import require, require_tensor, tensor_of
+from .build import MASS_RANGE
+
+if TYPE_CHECKING:
+    from .multigraph import MultiGraph
+
+_BLOCK = 1 << 22  # entries of rows that are made together
+
+
+@dataclass(frozen=True, eq=False)
+class Comembership:
+    """T = D⁻¹ C with C = B W Bᵀ, of a relation B from genes to terms: gene i's row is whom it shares terms with.
+
+    C_ij = sum_e b_ie w_e b_je over the terms e, without the diagonal unless it is asked for, and D its row sums; a gene that
+    shares no term has no row. Genes stand for the tokens of the rows' type, terms for those of the columns', whatever they
+    are. Made by `MultiGraph.comembership`; what is kept is as long as the tokens, and the rows of T are made when asked for.
+
+    Attributes:
+        graph, relation: B, with its weights.
+        weight: float64 [terms], W.
+        diagonal: whether a gene shares its terms with itself.
+        inv_mass: float64 [N], 1 over the row sum of C, 0 for a row of zeros.
+        entropy: float64 [N], sum_j t_ij log t_ij (natural log), 0 for a row of zeros.
+        loops: float64 [N], sum_e b_ie w_e b_ie of the terms that several genes have, where `diagonal` is False, else 0.
+        shared_weight: float64 [N], w_e at term e, 0 at other tokens and, where `diagonal` is False, at terms of one gene.
+    """
+
+    graph: MultiGraph
+    relation: str
+    weight: Tensor
+    diagonal: bool
+    inv_mass: Tensor
+    entropy: Tensor
+    loops: Tensor
+    shared_weight: Tensor
+
+    @classmethod
+    def of(cls, graph: MultiGraph, relation: str, weight: Any, diagonal: bool) -> Comembership:
+        """See `MultiGraph.comembership`."""
+        genes, terms = (graph.node_types[end] for end in graph.joins(relation))
+        if weight is None:
+            weight = torch.ones(len(terms), dtype=torch.float64, device=graph.device)
+        weight = _checked(tensor_of(weight), graph, len(terms))
+        ptr, col, b = (x.cpu() for x in (graph.rowptr(relation), graph.col(relation).long(), graph.weight(relation).double()))
+        shared = torch.zeros(graph.num_nodes, dtype=torch.float64)
+        shared[terms.start : terms.stop] = weight.cpu()
+        loops = torch.zeros_like(shared)
+        if not diagonal:  # a term of one gene is on the diagonal alone: without it, a row of such is one of exact zeros
+            shared[col.bincount(minlength=graph.num_nodes) < 2] = 0
+            loops = torch.segment_reduce(b * b * shared[col], "sum", offsets=ptr, initial=0)
+        constants = (torch.zeros_like(shared), torch.zeros_like(shared), loops, shared)
+        made = cls(graph, relation, weight, diagonal, *(x.to(graph.device) for x in constants))
+        step = max(_BLOCK // max(len(genes), len(terms), 1), 1)
+        for begin in range(genes.start, genes.stop, step):
+            rows = torch.arange(begin, min(begin + step, genes.stop), device=graph.device)
+            c = made._shares(rows)
+            mass = c.sum(1)
+            _check_mass(relation, rows, mass)
+            t = c / mass.clamp_min(MASS_RANGE[0])[:, None]
+            made.inv_mass[rows] = torch.where(mass > 0, mass.reciprocal(), 0)
+            made.entropy[rows] = torch.xlogy(t, t).sum(1)
+        return made
+
+    @property
+    def genes(self) -> range:
+        """The tokens that have rows and columns in T."""
+        return self.graph.node_types[self.graph.joins(self.relation)[0]]
+
+    def rows(self, genes: Tensor) -> Tensor:
+        """Rows of T, float64 [R, genes], of R genes by their token (int64 [R])."""
+        require_tensor("genes", genes, ndim=1, dtypes=(torch.int64,))
+        able = self.genes
+        for gene in (int(x) for x in (genes.aminmax() if genes.numel() else ())):
+            require(gene in able, f"genes: got token {gene}, expected tokens in [{able.start}, {able.stop})")
+        return self._shares(genes) * self.inv_mass[genes, None]
+
+    def _shares(self, rows: Tensor) -> Tensor:
+        """Rows of C: B times the weighted terms of each, which are made dense."""
+        genes, terms = (self.graph.node_types[end] for end in self.graph.joins(self.relation))
+        ptr, col = self.graph.rowptr(self.relation), self.graph.col(self.relation).long()
+        b = self.graph.weight(self.relation).double()
+        first, degree = ptr[rows], ptr[rows + 1] - ptr[rows]
+        row = torch.arange(rows.numel(), device=rows.device).repeat_interleave(degree)
+        entry = torch.arange(row.numel(), device=rows.device) + (first - degree.cumsum(0) + degree)[row]
+        own = b.new_zeros(len(terms), rows.numel())
+        own[col[entry] - terms.start, row] = b[entry] * self.shared_weight[col[entry]]
+        here = ptr[genes.start : genes.stop + 1]
+        members = torch.sparse_csr_tensor(here, col - terms.start, b, (len(genes), len(terms)), check_invariants=False)
+        c = (members @ own).t()
+        if not self.diagonal:
+            c[torch.arange(rows.numel(), device=rows.device), rows - genes.start] = 0
+        return c
+
+    def __repr__(self) -> str:
+        source, target = self.graph.joins(self.relation)
+        counted = int((self.inv_mass > 0).sum())
+        return f"Comembership({self.relation!r}, {counted} of {len(self.genes)} {source}s share a {target})"
+
+
+def _checked(weight: Any, graph: MultiGraph, num_terms: int) -> Tensor:
+    """W in float64."""
+    require_tensor("weight", weight, ndim=1)
+    require(not (weight.is_complex() or weight.dtype == torch.bool), f"weight: expected numbers, got dtype {weight.dtype}")
+    require(weight.numel() == num_terms, f"weight: expected {num_terms}, one a column's token, got {weight.numel()}")
+    require(weight.device == graph.device, f"weight: expected device {graph.device} of the graph, got {weight.device}")
+    weight = weight.detach().double()
+    wrong = ~(torch.isfinite(weight) & (weight >= 0))
+    if wrong.any():
+        position = int(wrong.nonzero()[0])
+        raise ValueError(f"weight: position {position} holds {float(weight[position])}, expected a finite weight >= 0")
+    return weight
+
+
+def _check_mass(relation: str, rows: Tensor, mass: Tensor) -> None:
+    low, high = MASS_RANGE
+    wrong = (mass != 0) & ~((mass >= low) & (mass <= high))
+    if wrong.any():
+        at = int(wrong.nonzero()[0])
+        row, total = int(rows[at]), float(mass[at])
+        raise ValueError(f"weight: what {relation!r} shares in row {row} adds to {total}, expected a sum in [{low}, {high}]")
