@@ -1,4 +1,6 @@
-"""A cell made of files: a list of genes and tables of edges, named in a TOML file, become one graph that knows its sources."""
+"""A cell made of files: a list of genes, tables of edges and of what genes belong to, named in a TOML file, become one graph
+that knows its sources.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,12 @@ from .._version import __version__
 from ..genes import GeneList
 from ..graph import MultiGraph
 from ..graph.file import notes_of
+from ..graph.node_types import GENE
 from .aliases import GeneNames, read_sgd_features, read_string_aliases
+from .go import read_go_annotations
+from .metabolic import read_metabolic_model
 from .readers import read_biogrid, read_edge_list, read_edge_table, read_string_links
-from .tables import EdgeTable
+from .tables import EdgeTable, MembershipTable
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -41,6 +46,11 @@ _RELATIONS: dict[str, Callable[..., EdgeTable | dict[str, EdgeTable]]] = {
     "table": read_edge_table,
     "edge-list": read_edge_list,
 }
+_MEMBERSHIPS: dict[str, Callable[..., MembershipTable]] = {
+    "go": read_go_annotations,
+    "metabolic-model": lambda path, genes: read_metabolic_model(path, genes).gene_reaction,
+}
+_FILES = ("ontology",)  # options that name a file, relative to the configuration
 _OF_RELATION = {"directed": False, "weighted": True, "duplicates": "max"}  # what a relation is made of its table by
 _SHOWN = 10  # names that are shown of many
 
@@ -97,11 +107,15 @@ def build_cell(config: str | PathLike[str]) -> Cell:
     | `[genes]` | `path`; `reader`: "table" (with the arguments of `GeneList.from_table`) or "sgd" (of `read_sgd_features`) |
     | `[[aliases]]`, any number | `path`; `reader`: "string" (of `read_string_aliases`) |
     | `[relations.NAME]` | `path`; `reader`: "string", "biogrid", "table" or "edge-list", with the arguments of `read_string_links`, `read_biogrid`, `read_edge_table` or `read_edge_list`; and the keys below |
+    | `[relations.NAME]` | `path`; `reader`: "go" or "metabolic-model", with the arguments of `read_go_annotations`; and `tokens` |
 
     Paths are relative to the TOML file. A relation is undirected unless `directed = true`, keeps its weights unless
     `weighted = false` (of signed ones the magnitude), and of a pair that several lines name it takes by `duplicates` the weight
     "max", "mean" or "sum", or with "error" refuses differing ones. `remove` is a regular expression whose matches are cut
     out of the names of a "table" or "edge-list". A pair given in both directions has the larger of the two weights. Several `channels` of a STRING file become relations NAME_CHANNEL.
+
+    The readers "go" and "metabolic-model" make a relation from genes to terms, or to the reactions whose rule names them: tokens
+    of the type `tokens` (by default NAME), behind the genes and named as the file names them, in the order of the relations.
 
     Raises:
         FileNotFoundError, ValueError, TypeError: with the file, table and key at fault; what the readers raise, likewise.
@@ -120,13 +134,15 @@ def build_cell(config: str | PathLike[str]) -> Cell:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # unknown genes are in the report
         genes, told = _genes(config, given)
-        tables: dict[str, EdgeTable] = {}
+        tables: dict[str, EdgeTable | MembershipTable] = {}
         sources: dict[str, dict[str, Any]] = {}
         relations = given.get("relations")
         if not isinstance(relations, dict) or not relations:
             raise ValueError(f"{config}: relations: expected at least one table [relations.NAME], got {describe(relations)}")
         for name, entry in relations.items():
-            source = _Source.of(config, f"relations.{name}", entry, _RELATIONS, _OF_RELATION)
+            is_membership = isinstance(entry, dict) and entry.get("reader") in _MEMBERSHIPS
+            made = {"tokens": name} if is_membership else _OF_RELATION
+            source = _Source.of(config, f"relations.{name}", entry, {**_RELATIONS, **_MEMBERSHIPS}, made)
             found = source.read(genes)
             parts = (
                 {f"{name}_{channel}": table for channel, table in found.items()} if isinstance(found, dict) else {name: found}
@@ -136,13 +152,7 @@ def build_cell(config: str | PathLike[str]) -> Cell:
                 with source.blamed():
                     tables[part], counts = _made(table, source.made)
                 sources[part] = source.told | {"counts": counts | _left_out(table, told["retired"])}
-    graph = MultiGraph.from_edge_index(
-        {name: table.edge_index for name, table in tables.items()},
-        len(genes),
-        edge_weight={name: table.weight for name, table in tables.items() if table.weight is not None},
-        undirected=[name for name in tables if not sources[name]["options"]["directed"]],
-        names=genes,
-    )
+    graph = _graph(config, genes, tables, {name: source["options"] for name, source in sources.items()})
     return Cell(graph, {"version": __version__, "config": _file(config.name, content), **told, "relations": sources})
 
 
@@ -208,15 +218,16 @@ class _Source(NamedTuple):
         for p in parameters:
             needed = p.kind is p.KEYWORD_ONLY and p.default is p.empty
             require(not needed or p.name in options, f"{where}: the reader {entry['reader']!r} needs the key {p.name!r}")
-        path = config.parent / entry["path"]
-        if not path.is_file():
-            raise FileNotFoundError(f"{where}.path: no file {str(path)!r}")
-        told = _file(entry["path"], path.read_bytes()) | {"reader": entry["reader"], "options": options | made}
+        told = _found(config, f"{where}.path", entry["path"]) | {"reader": entry["reader"], "options": options | made}
+        for key in _FILES:
+            if key in options:
+                told[key] = _found(config, f"{where}.{key}", options[key])
+                options = options | {key: config.parent / options[key]}
         if "remove" in options:
             options = {key: value for key, value in options.items() if key != "remove"} | {
                 "rename": _without(where, entry["remove"])
             }
-        return cls(config, table, reader, path, options, made, told)
+        return cls(config, table, reader, config.parent / entry["path"], options, made, told)
 
     def read(self, *genes: GeneList) -> Any:
         """What the reader returns."""
@@ -232,6 +243,15 @@ class _Source(NamedTuple):
             argument = re.match(r"(\w+)[\[:]", str(error))
             is_key = argument is not None and argument[1] in {**self.options, **self.made}
             raise type(error)(f"{self.config}: {self.table}{'.' if is_key else ': '}{error}") from error
+
+
+def _found(config: Path, where: str, name: Any) -> dict[str, Any]:
+    """What is told of a file that the configuration names."""
+    require(isinstance(name, str), f"{where}: expected a string, got {describe(name)}")
+    path = config.parent / name
+    if not path.is_file():
+        raise FileNotFoundError(f"{where}: no file {str(path)!r}")
+    return _file(name, path.read_bytes())
 
 
 def _file(path: str, content: bytes) -> dict[str, Any]:
@@ -280,8 +300,40 @@ def _genes(config: Path, given: Mapping[str, Any]) -> tuple[GeneList, dict[str, 
 # ------------------------------------------------------------------------------------------------------- relations
 
 
-def _made(table: EdgeTable, made: Mapping[str, Any]) -> tuple[EdgeTable, dict[str, int]]:
+def _graph(
+    config: Path, genes: GeneList, tables: Mapping[str, EdgeTable | MembershipTable], options: Mapping[str, Mapping[str, Any]]
+) -> MultiGraph:
+    """Genes, and behind them the tokens of every membership."""
+    names, sizes, joins, edges = list(genes), {GENE: len(genes)}, {}, {}
+    for name, table in tables.items():
+        edges[name] = table.edge_index
+        if isinstance(table, MembershipTable):
+            where, kind = f"{config}: relations.{name}", options[name]["tokens"]
+            require(kind not in sizes, f"{where}.tokens: there are tokens {kind!r} already; give others a name of their own")
+            for other in table.names:
+                require(other not in genes, f"{where}: {other!r} is the name of a gene and one of {kind!r}")
+            edges[name] = table.edge_index + torch.tensor([[0], [len(names)]])
+            sizes[kind], joins[name] = len(table.names), (GENE, kind)
+            names += table.names
+    return MultiGraph.from_edge_index(
+        edges,
+        len(names),
+        edge_weight={n: t.weight for n, t in tables.items() if isinstance(t, EdgeTable) and t.weight is not None},
+        undirected=[name for name in tables if name not in joins and not options[name]["directed"]],
+        names=genes.extend(names[len(genes) :]),
+        node_types=sizes,
+        joins=joins,
+    )
+
+
+def _made(
+    table: EdgeTable | MembershipTable, made: Mapping[str, Any]
+) -> tuple[EdgeTable | MembershipTable, dict[str, int]]:  # fmt: skip
     """Each pair once, with its weight, and counts of what was merged."""
+    if isinstance(table, MembershipTable):  # has each pair once
+        num_pairs, num_genes = table.edge_index.shape[1], table.edge_index[0].unique().numel()
+        counts = {"repeated": 0, "pairs": num_pairs, "genes": num_genes, "self_loops": 0, "weight_0": 0}
+        return table, {"lines": table.num_lines, **counts, "tokens": len(table.names)}
     weight = table.weight.abs() if table.weight is not None and made["weighted"] else None
     table = replace(table, weight=weight)
     if made["duplicates"] == "error" and not made["directed"]:  # nor may the two directions differ
@@ -299,7 +351,7 @@ def _made(table: EdgeTable, made: Mapping[str, Any]) -> tuple[EdgeTable, dict[st
     return replace(table, edge_index=edge_index, weight=merged), counts
 
 
-def _left_out(table: EdgeTable | GeneNames, retired: Mapping[str, str]) -> dict[str, Any]:
+def _left_out(table: EdgeTable | MembershipTable | GeneNames, retired: Mapping[str, str]) -> dict[str, Any]:
     """Lines by reason, unknown names, and names found by alias."""
     return {
         "left_out": {reason: len(lines) for reason, lines in table.left_out.items() if len(lines)},
@@ -315,14 +367,15 @@ def _left_out(table: EdgeTable | GeneNames, retired: Mapping[str, str]) -> dict[
 def _report(graph: MultiGraph, sources: Mapping[str, Any]) -> str:
     genes, names = sources["genes"], graph.names
     assert names is not None
+    num_genes = len(graph.node_types[GENE])
     alone = torch.ones(len(names), dtype=torch.bool)
     for relation in graph.relations:
         alone[graph.edge_index(relation).flatten()] = False
-    without_edge = [names[i] for i in alone.nonzero()[:, 0].tolist()]
+    without_edge = [names[i] for i in alone[:num_genes].nonzero()[:, 0].tolist()]
     lines = [
         f"# {sources['config']['path']}",
         "",
-        f"{len(names):,} genes of {genes['path']}, with {len(names.aliases):,} aliases; "
+        f"{num_genes:,} genes of {genes['path']}, with {len(names.aliases):,} aliases; "
         f"{len(without_edge):,} in no relation{_listed(without_edge)}.",
         f"Names that two genes claim: {len(sources['ambiguous']):,}{_listed(sources['ambiguous'])}.",
         f"Retired systematic names: {len(sources['retired']):,}{_listed(sources['retired'])}.",
@@ -334,13 +387,16 @@ def _report(graph: MultiGraph, sources: Mapping[str, Any]) -> str:
         counts = source["counts"]
         left_out = ", ".join(f"{reason.replace('_', ' ')} {count:,}" for reason, count in counts["left_out"].items())
         degree, entries = graph.degree(name), graph.num_edges(name)
+        kind = graph.joins(name)[1]
+        able = num_genes * len(graph.node_types[kind])
+        joined = f" (to {counts['tokens']:,} {kind})" if "tokens" in counts else ""
         cells = [
-            name + (" (directed)" if source["options"]["directed"] else ""),
+            name + (" (directed)" if source["options"].get("directed") else joined),
             f"{entries:,}",
             f"{counts['pairs']:,}",
             f"{counts['genes']:,}",
             f"{int(degree.max()):,}",
-            f"{entries / len(names) ** 2:.2%}",
+            f"{entries / max(able, 1):.2%}",
             f"{counts['lines']:,}",
             left_out or "none",
             f"{counts['repeated']:,}",

@@ -41,6 +41,7 @@ files = {
         '[genes]\nreader = "sgd"\npath = "SGD_features.tab"',
         '[relations.physical]\nreader = "string"\npath = "links.txt"\nscore_threshold = 400',
         '[relations.complex]\nreader = "edge-list"\npath = "complexes.tsv"\nduplicates = "max"',
+        '[relations.annotated]\nreader = "go"\npath = "sgd.gaf"\nontology = "go.obo"\ntokens = "term"',
     ],
 }
 for name, lines in files.items():
@@ -69,4 +70,5 @@ written = cell.save(folder / "cell.safetensors")  # with its report and, where m
 print(cell.report())
 graph = MultiGraph.load(written[0])
 assert graph.num_edges("complex") == 2
+assert (graph.joins("annotated"), graph.node_types["term"]) == (("gene", "term"), range(4, 6))
 assert read_sources(written[0])["relations"]["complex"]["counts"]["unknown"] == {"YZZ999W": 1}

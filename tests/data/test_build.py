@@ -62,6 +62,38 @@ directed = true
 """
 
 
+MEMBERS = {
+    "go.obo": "format-version: 1.2\n[Term]\nid: GO:1\n[Term]\nid: GO:2\nis_a: GO:1\n",
+    "sgd.gaf": "!gaf-version: 2.2\n"
+    + "".join(
+        "\t".join(["SGD", "S1", symbol, "involved_in", term, "PMID:1", "IDA", "", "P", "", name, "protein", *["-"] * 5]) + "\n"
+        for symbol, name, term in (("TFC3", "YAL001C", "GO:2"), ("NTG1", "YAL015C", "GO:1"), ("Q", "YXX", "GO:1"))
+    ),
+    "model.json": '{"metabolites": [{"id": "atp"}], "reactions": [{"id": "R2", "metabolites": {"atp": -1}, '
+    '"gene_reaction_rule": "YBL007C and TSV115"}, {"id": "R1", "metabolites": {}}]}',
+}
+MEMBER_CONFIG = """
+[relations.term]
+reader = "go"
+path = "sgd.gaf"
+ontology = "go.obo"
+evidence = ["IDA"]
+
+[relations.catalyses]
+reader = "metabolic-model"
+path = "model.json"
+tokens = "reaction"
+"""
+
+
+@pytest.fixture
+def cell_of_types(folder: Path) -> Path:
+    for name, text in MEMBERS.items():
+        (folder / name).write_text(text)
+    (folder / "cell.toml").write_text(CONFIG + MEMBER_CONFIG)
+    return folder / "cell.toml"
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for name, text in FILES.items():
@@ -90,6 +122,66 @@ def test_the_graph_of_the_files(folder: Path) -> None:
     assert edges(graph, "string_neighborhood") == [(0, 1, 1), (1, 0, 1)]
     assert edges(graph, "string_fusion") == [(0, 2, 1), (2, 0, 1)]
     assert edges(graph, "list") == [(0, 1, 0.5), (1, 0, 1)]  # X stands for two genes, and a weight of 0 is no edge
+
+
+def test_terms_and_reactions_are_tokens(cell_of_types: Path) -> None:
+    cell = build_cell(cell_of_types)
+    graph, before = cell.graph, build_cell(_without_members(cell_of_types)).graph
+    assert graph.node_types == {"gene": range(4), "term": range(4, 6), "reaction": range(6, 8)}
+    assert graph.names is not None
+    assert graph.names.names == ("YAL001C", "YAL015C", "YBL007C", "YCR001W", "GO:1", "GO:2", "R2", "R1")
+    assert graph.relations == (*before.relations, "term", "catalyses")
+    assert (graph.joins("term"), graph.joins("catalyses")) == (("gene", "term"), ("gene", "reaction"))
+    assert edges(graph, "term") == [(0, 4, 1), (0, 5, 1), (1, 4, 1)]
+    assert edges(graph, "catalyses") == [(0, 6, 1), (2, 6, 1)]
+    assert all(edges(graph, name) == edges(before, name) for name in before.relations)
+    written = cell.save(cell_of_types.with_suffix(".safetensors"))
+    assert MultiGraph.load(written[0]) == graph
+    assert read_sources(written[0]) == cell.sources
+    term = cell.sources["relations"]["term"]
+    content = (cell_of_types.parent / "go.obo").read_bytes()
+    assert term["ontology"] == {"path": "go.obo", "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    assert term["options"] == {"ontology": "go.obo", "evidence": ["IDA"], "tokens": "term"}
+    assert term["counts"]["left_out"] == {"unknown": 1}
+    for text in (
+        "4 genes of tables/SGD_features.tab, with 5 aliases; 1 in no relation: YCR001W.",
+        "| term (to 2 term) | 3 | 3 | 2 | 2 | 37.50% | 3 | unknown 1 | 0 | 0 | sgd.gaf |",
+        "| catalyses (to 2 reaction) | 2 | 2 | 2 | 1 | 25.00% | 2 | none | 0 | 1 | model.json |",
+    ):
+        assert text in cell.report()
+
+
+def _without_members(config: Path) -> Path:
+    path = config.with_name("plain.toml")
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('tokens = "reaction"', 'tokens = "term"', "relations.catalyses.tokens: there are tokens 'term' already"),
+        ('tokens = "reaction"', 'tokens = "gene"', "relations.catalyses.tokens: there are tokens 'gene' already"),
+        ('tokens = "reaction"', "tokens = 3", "relations.catalyses.tokens: expected a str, got int 3"),
+        ('tokens = "reaction"', "directed = true", "relations.catalyses: key: unknown value 'directed'"),
+        ('"go.obo"', '"gone.obo"', r"relations.term.ontology: no file .*gone\.obo"),
+        ('"go.obo"', "3", "relations.term.ontology: expected a string, got int 3"),
+        ('["IDA"]', '["IDEA"]', "relations.term.evidence: unknown value 'IDEA'"),
+        ('"metabolic-model"', '"metabolic"', "relations.catalyses.reader: unknown value .*did you mean 'metabolic-model'"),
+    ],
+    ids=["twice", "gene", "type", "key", "no-ontology", "ontology-type", "evidence", "reader"],
+)  # fmt: skip
+def test_bad_memberships(cell_of_types: Path, old: str, new: str, message: str) -> None:
+    assert MEMBER_CONFIG.count(old) == 1
+    cell_of_types.write_text(CONFIG + MEMBER_CONFIG.replace(old, new))
+    with pytest.raises((ValueError, TypeError, FileNotFoundError), match=message):
+        build_cell(cell_of_types)
+
+
+def test_a_reaction_called_as_a_gene(cell_of_types: Path) -> None:
+    (cell_of_types.parent / "model.json").write_text(MEMBERS["model.json"].replace('"R1"', '"NTG1"'))
+    with pytest.raises(ValueError, match=r"relations\.catalyses: 'NTG1' is the name of a gene and one of 'reaction'"):
+        build_cell(cell_of_types)
 
 
 @pytest.mark.parametrize(
