@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 
 import cellattn
 from cellattn import Comembership, MultiGraph, reference
+from cellattn.data import load_yeast
 from cellattn.graph import comembership
 
 from ..bounds import assert_within_rounding
@@ -273,6 +275,34 @@ def test_what_is_made_is_as_long_as_the_tokens() -> None:
         patch.setattr(comembership, "_BLOCK", 50 * n)
         graph.comembership("of")
     assert seen.numel <= 50 * n
+
+
+@pytest.mark.filterwarnings("ignore:.*unknown gene")
+def test_genes_of_one_regulator_in_real_tables(yeast_dir: Path) -> None:
+    """Targets by their regulators, which are genes too: the relation from regulator to target, reversed."""
+    _, yeast = load_yeast(yeast_dir)
+    n, index = yeast.num_nodes, yeast.edge_index("regulatory")
+    graph = MultiGraph.from_edge_index({"regulators": index.flip(0)}, n)
+    regulators = index[0].unique()
+    size = torch.zeros(n).index_add_(0, index[0], torch.ones(index.shape[1]))
+    weight = 1 / (size - 1).clamp_min(1)
+    target = graph.comembership("regulators", weight=weight)
+    rows = torch.cat([regulators[:20], index[1, ::997]])
+    q, k = leaves((n, 8), (n, 8))
+    b = torch.zeros(n, n, dtype=torch.float64).index_put_((index[1], index[0]), torch.ones(index.shape[1]).double())[
+        :, regulators
+    ]
+    c = (b[rows] * weight[regulators]) @ b.T
+    c[torch.arange(len(rows)), rows] = 0
+    t = torch.where(c.sum(1, keepdim=True) > 0, c / c.sum(1, keepdim=True), 0)
+    torch.testing.assert_close(target.rows(rows), t, rtol=1e-12, atol=1e-15)
+
+    def dense(q: Tensor, k: Tensor) -> Tensor:
+        log_a = (q[rows] @ k.T / 8**0.5).log_softmax(1)
+        return (torch.xlogy(t, t) - t * log_a).sum(1)
+
+    assert_same(lambda q, k: cellattn.attention_kl_comembership(q, k, target, rows=rows, reduction="none"), dense, q, k)
+    assert int((t.sum(1) > 0).sum()) > 10
 
 
 def test_repeats_bit_for_bit() -> None:
