@@ -93,7 +93,7 @@ def peak_memory(f: Callable[[], Any]) -> int:
 
 
 def device_name() -> str:
-    """The GPU's name, or the processor's with its core count."""
+    """The GPU's name, or the processor's with its core count and vectors, since virtual ones of several kinds share a name."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     model = platform.processor() or platform.machine()
@@ -101,7 +101,7 @@ def device_name() -> str:
     if info.is_file():
         names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
         model = names[0] if names else model
-    return f"{model} ({torch.get_num_threads()} threads)"
+    return f"{model} ({torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()})"
 
 
 def results_dir() -> Path:

@@ -98,9 +98,10 @@ def rows_of(genes: int) -> dict[str, Row]:
     return {
         "readout": Row("triples, readout", readout, 3, lambda _: _readout_products(3), 60_000),
         "sum": Row("triples, sum and cross-attention", additive(1), 3, lambda _: one, 60_000),
-        "sum-9": Row("triples, sum and cross-attention of 9 heads", additive(NUM_HEADS), 3, lambda _: nine),
+        "sum-9": Row("triples, sum and cross-attention of 9 heads", additive(NUM_HEADS), 3, lambda _: nine, 60_000),
         "readout-bf16": Row("triples, readout, bfloat16", readout, 3, lambda _: _readout_products(3), 150_000, torch.bfloat16),
         "sum-bf16": Row("triples, sum and cross-attention, bfloat16", additive(1), 3, lambda _: one, 150_000, torch.bfloat16),
+        "sum-9-bf16": Row("triples, sum, 9 heads, bfloat16", additive(NUM_HEADS), 3, lambda _: nine, 150_000, torch.bfloat16),
         "readout-pairs": Row("pairs, readout", readout, 2, lambda _: _readout_products(2), all_pairs),
         "sum-pairs": Row("pairs, sum and cross-attention", additive(1), 2, lambda _: one, all_pairs),
         "sum-9-pairs": Row("pairs, sum and cross-attention of 9 heads", additive(NUM_HEADS), 2, lambda _: nine, all_pairs),
@@ -179,9 +180,9 @@ def best_rate(f: Callable[[], int]) -> tuple[float, float]:
     return number / (time.perf_counter() - start), number / (time.process_time() - processor)
 
 
-def product_rate() -> tuple[float, float]:
-    """Floating-point operations a second of a product of large matrices in float32: by the clock, and of the processor."""
-    a = torch.randn(PRODUCT, PRODUCT)
+def product_rate(dtype: torch.dtype) -> tuple[float, float]:
+    """Floating-point operations a second of a product of large matrices: by the clock, and of the processor."""
+    a = torch.randn(PRODUCT, PRODUCT, dtype=dtype)
     a @ a
     clock, processor = best_rate(lambda: 2 * (a @ a).shape[0] ** 3)
     return clock, processor
@@ -299,10 +300,10 @@ def run(
         scorers[name], measured[name] = (scorer, sets), result
         if name == "readout":
             shared = copy.deepcopy(model)
-    products = []
+    products: dict[str, list[tuple[float, float]]] = {}
     for _ in range(rounds):
         for name, (scorer, sets) in scorers.items():
-            products.append(product_rate())
+            products.setdefault(measured[name]["dtype"], []).append(product_rate(scorer.dtype))
             window = sets[: measured[name]["number"]]
             measured[name]["rounds"].append(best_rate(lambda: len(scorer.score(window))))
     free = bookkeeping(graph, min(free_roster, genes), rounds)
@@ -314,7 +315,10 @@ def run(
         "genes": genes,
         "roster": roster,
         "threads": threads,
-        "products": {"clock": max(p[0] for p in products), "processor": max(p[1] for p in products)},
+        "products": {
+            dtype: dict(zip(("clock", "processor"), map(max, zip(*rates, strict=True)), strict=True))
+            for dtype, rates in products.items()
+        },
         "rows": measured,
         "free": free,
         "processes": processes,
@@ -352,7 +356,7 @@ def section(result: dict[str, Any]) -> str:
     lines, notes = [], []
     for row in result["rows"].values():
         clock, processor = (statistics.median(values) for values in zip(*row["rounds"], strict=True))
-        floor = threads * products["processor"] / row["products"] if row["products"] else None
+        floor = threads * products[row["dtype"]]["processor"] / row["products"] if row["products"] else None
         lines.append(
             [
                 row["what"],
@@ -373,11 +377,14 @@ def section(result: dict[str, Any]) -> str:
                     f"the screen's is {processor / row[key]['processor']:,.1f} times that."
                 )
     notes += _whole_screens(result)
+    rates = " and ".join(
+        f"{rate['processor'] / 1e9:.0f} GFLOP/s in {dtype.removeprefix('torch.')}" for dtype, rate in products.items()
+    )
     return f"""Medians of rounds; synthetic cell of {result["genes"]:,} genes, triples of {result["roster"]:,} of them and
 pairs of all, {threads} threads; width {DIM}, {NUM_HEADS} heads, FFN {FFN_DIM}. Sets a second by the clock, and a second of the
 processor's own time, which other work on the machine does not enter, times the threads. The floor: the products that a set
-cannot do without, at the rate of this machine's product of two {PRODUCT} x {PRODUCT} matrices in float32 in the same run
-({products["processor"] / 1e9:.0f} GFLOP/s a processor). The error: the largest of {COMPARED} scores against the model in
+cannot do without, at the rate of this machine's product of two {PRODUCT} x {PRODUCT} matrices of their dtype in the same run
+({rates} a processor). The error: the largest of {COMPARED} scores against the model in
 float64, as a share of the spread of its predictions (largest less smallest).
 
 {table(head, lines)}

@@ -1,8 +1,8 @@
 """What scores very many sets of genes out of tables of what each gene brings: forward alone, nothing is learned here.
 
-A set is a row of *entries*, int64 [B, k], places in the tables. On a CPU in float32 and for sets of up to 4 genes the extension
-takes a block of sets through all steps while it is in the cache; anything else is the same in PyTorch's operators, products in
-the dtype of their weights and all else in that of the tables.
+A set is a row of *entries*, int64 [B, k], places in the tables. Products are in the dtype of their weights, all else in that of
+the tables. On a CPU, of tables in float32 and weights in that or bfloat16, the extension takes a block of sets of up to 4 genes
+through all steps while it is in the cache; anything else is the same in PyTorch's operators.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def cross_attention(entries: Tensor, rows: Tensor, genes: Tensor, tables: CrossT
 
 def mlp(x: Tensor, up: Tensor, up_bias: Tensor, down: Tensor, activation: Callable[[Tensor], Tensor] = F.gelu) -> Tensor:
     """down . activation(up x + up_bias): x [B, D], up [hidden, D], up_bias and down [hidden] -> [B]."""
-    if AVAILABLE and activation is F.gelu and x.device.type == "cpu" and x.dtype == up.dtype == torch.float32:
+    if activation is F.gelu and _extension_multiplies(up, x):
         return torch.ops.cellattn.screen_mlp(x.contiguous(), up.contiguous(), up_bias, down)
     return activation(linear(x, up, up_bias)) @ down
 
@@ -119,13 +119,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y if bias is None else y + bias
 
 
-def _extension_takes(entries: Tensor, factor: Tensor, table: Tensor) -> bool:
-    return (
-        AVAILABLE
-        and table.device.type == "cpu"
-        and factor.dtype == table.dtype == torch.float32
-        and 1 <= entries.shape[1] <= MAX_SIZE
-    )
+def _extension_takes(entries: Tensor, weight: Tensor, table: Tensor) -> bool:
+    return 1 <= entries.shape[1] <= MAX_SIZE and _extension_multiplies(weight, table)
+
+
+def _extension_multiplies(weight: Tensor, x: Tensor) -> bool:
+    return AVAILABLE and x.device.type == "cpu" and x.dtype == torch.float32 and weight.dtype in (torch.float32, torch.bfloat16)
 
 
 @fake("screen_readout")

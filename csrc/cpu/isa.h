@@ -23,6 +23,14 @@ inline bool use_avx512() {
 #endif
 }
 
+inline bool use_avx512_bf16() {
+#if defined(__x86_64__)
+  return use_avx512() && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 inline bool use_avx2() {
 #if defined(__x86_64__)
   return !portable_wanted() && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&

@@ -11,26 +11,34 @@
 namespace cellattn {
 namespace {
 
-constexpr int64_t kLine = 64;  // bytes of a line of the cache
-
 struct ScreenLoops {
   int64_t (*packed_size)(int64_t, int64_t) = &portable::packed_size;
-  void (*pack)(const float*, int64_t, int64_t, int64_t, int64_t, float*) = &portable::pack;
+  void (*pack)(bool, const float*, int64_t, int64_t, int64_t, int64_t, float*) = &portable::pack;
+  void (*pack_strips)(bool, const float*, int64_t, int64_t, float*) = &portable::pack_strips;
   void (*readout)(const Readout&, int64_t, int64_t, float*) = &portable::readout_block;
   void (*cross)(const CrossAttention&, int64_t, int64_t, float*) = &portable::cross_block;
   void (*mlp)(const Mlp&, int64_t, int64_t, float*) = &portable::mlp_block;
 
   ScreenLoops() {
 #if defined(__x86_64__)
-    if (use_avx512()) {
+    if (use_avx512_bf16()) {
+      packed_size = &avx512_bf16::packed_size;
+      pack = &avx512_bf16::pack;
+      pack_strips = &avx512_bf16::pack_strips;
+      readout = &avx512_bf16::readout_block;
+      cross = &avx512_bf16::cross_block;
+      mlp = &avx512_bf16::mlp_block;
+    } else if (use_avx512()) {
       packed_size = &avx512::packed_size;
       pack = &avx512::pack;
+      pack_strips = &avx512::pack_strips;
       readout = &avx512::readout_block;
       cross = &avx512::cross_block;
       mlp = &avx512::mlp_block;
     } else if (use_avx2()) {
       packed_size = &avx2::packed_size;
       pack = &avx2::pack;
+      pack_strips = &avx2::pack_strips;
       readout = &avx2::readout_block;
       cross = &avx2::cross_block;
       mlp = &avx2::mlp_block;
@@ -53,6 +61,7 @@ class Aligned {
 };
 
 const float* floats_of(const Tensor& x) { return static_cast<const float*>(x.const_data_ptr()); }
+bool in_bfloat16(const Tensor& x) { return x.scalar_type() == ScalarType::BFloat16; }
 
 const float* check_floats(const char* name, const Tensor& x, std::vector<int64_t> shape) {
   check_tensor(name, x, static_cast<int64_t>(shape.size()), {ScalarType::Float});
@@ -86,14 +95,15 @@ void for_each_set_block(
   });
 }
 
-// A weight [cols, depth] of a linear layer, as the product with its transpose reads it.
+// A weight [cols, depth] of a linear layer, float32 or bfloat16, as the product with its transpose reads it.
 struct PackedWeight {
   Aligned room;
   Packed packed;
 
   PackedWeight(const ScreenLoops& loops, const Tensor& weight)
       : room(loops.packed_size(weight.size(1), weight.size(0))), packed{room.data(), weight.size(1), weight.size(0)} {
-    loops.pack(floats_of(weight), 1, packed.depth, packed.depth, packed.cols, room.data());
+    const Tensor wide = widened(weight, ScalarType::Float);
+    loops.pack(in_bfloat16(weight), floats_of(wide), 1, packed.depth, packed.depth, packed.cols, room.data());
   }
 };
 
@@ -105,9 +115,8 @@ Aligned widened_bias(const float* bias, int64_t size) {
 }
 
 // Sets in an order in which a block of them holds few different rows of w, which then stay in the cache: what sets have in
-// common from the third on, then squares of kNear firsts times all seconds.
+// common from the third on, then squares of kSlots firsts times all seconds.
 std::vector<int64_t> near_sets(const int64_t* rows, int64_t num_sets, int64_t size) {
-  constexpr int64_t kNear = 16;
   std::vector<int64_t> turn(num_sets);
   std::iota(turn.begin(), turn.end(), 0);
   std::sort(turn.begin(), turn.end(), [&](int64_t x, int64_t y) {
@@ -115,11 +124,33 @@ std::vector<int64_t> near_sets(const int64_t* rows, int64_t num_sets, int64_t si
     for (int64_t e = size - 1; e >= 2; --e) {
       if (a[e] != b[e]) return a[e] < b[e];
     }
-    if (a[0] / kNear != b[0] / kNear) return a[0] / kNear < b[0] / kNear;
+    if (a[0] / kSlots != b[0] / kSlots) return a[0] / kSlots < b[0] / kSlots;
     if (size > 1 && a[1] != b[1]) return a[1] < b[1];
     return a[0] != b[0] ? a[0] < b[0] : x < y;
   });
   return turn;
+}
+
+// Those in groups of kSlots: of sets that differ in their first row alone where there are enough of them, else of any. A group that
+// is not full ends with ~set of its last.
+std::vector<int64_t> slots_of(const int64_t* rows, int64_t num_sets, int64_t size) {
+  constexpr int64_t kEnough = 3 * kSlots / 4;
+  const std::vector<int64_t> turn = near_sets(rows, num_sets, size);
+  std::vector<int64_t> slots, others;
+  const auto fill_up = [&] {
+    while (slots.size() % kSlots != 0) slots.push_back(slots.back() < 0 ? slots.back() : ~slots.back());
+  };
+  for (int64_t begin = 0, end; begin < num_sets; begin = end) {
+    const int64_t* common = rows + turn[begin] * size;
+    for (end = begin + 1; end < num_sets && std::equal(common + 1, common + size, rows + turn[end] * size + 1);) ++end;
+    const int64_t left = (end - begin) % kSlots, whole = left < kEnough ? end - left : end;
+    slots.insert(slots.end(), turn.begin() + begin, turn.begin() + whole);
+    fill_up();
+    others.insert(others.end(), turn.begin() + whole, turn.begin() + end);
+  }
+  slots.insert(slots.end(), others.begin(), others.end());
+  fill_up();
+  return slots;
 }
 
 Tensor screen_readout(
@@ -129,7 +160,9 @@ Tensor screen_readout(
   Readout task = {};
   check_tensor("query", query, 3, {ScalarType::Float});
   check_tensor("value", value, 3, {ScalarType::Float});
-  check_tensor("up", up, 2, {ScalarType::Float});
+  check_tensor("up", up, 2, {ScalarType::Float, ScalarType::BFloat16});
+  check_tensor("down", down, 2, {up.scalar_type()});
+  task.bfloat16 = in_bfloat16(up);
   const int64_t entries = query.size(0);
   task.head_dim = query.size(1);
   task.heads = value.size(1);
@@ -149,7 +182,8 @@ Tensor screen_readout(
   task.weight2 = check_floats("weight2", weight2, {width});
   task.bias2 = check_floats("bias2", bias2, {width});
   task.down_bias = check_floats("down_bias", down_bias, {width});
-  check_floats("down", down, {task.dim, hidden});
+  check_size("down", down.size(0), task.dim);
+  check_size("down", down.size(1), hidden);
   task.eps1 = static_cast<float>(eps1);
   task.eps2 = static_cast<float>(eps2);
   Aligned bias = widened_bias(check_floats("up_bias", up_bias, {hidden}), hidden);
@@ -170,7 +204,7 @@ std::tuple<Tensor, Tensor> screen_cross_attention(
     const Tensor& add, const Tensor& change) {
   CrossAttention task = {};
   check_tensor("w", w, 3, {ScalarType::Float});
-  check_tensor("value", value, 3, {ScalarType::Float});
+  check_tensor("value", value, 3, {ScalarType::Float, ScalarType::BFloat16});
   check_tensor("add", add, 2, {ScalarType::Float});
   task.heads = w.size(1);
   task.num_genes = w.size(2);
@@ -178,7 +212,9 @@ std::tuple<Tensor, Tensor> screen_cross_attention(
       task.num_genes >= 1 && value.size(2) >= 2, "value: expected a gene and a feature at least, got shape ", shape_of(value));
   task.head_dim = value.size(2) - 1;
   const int64_t entries = add.size(0), dim = task.heads * task.head_dim;
-  const float* values = check_floats("value", value, {task.heads, task.num_genes, task.head_dim + 1});
+  check_size("value", value.size(0), task.heads);
+  check_size("value", value.size(1), task.num_genes);
+  task.bfloat16 = in_bfloat16(value);
   task.w = floats_of(w);
   task.bias = check_floats("bias", bias, {task.heads, task.num_genes});
   task.add = check_floats("add", add, {entries, dim});
@@ -196,25 +232,27 @@ std::tuple<Tensor, Tensor> screen_cross_attention(
   Tensor total = empty_on(add, {task.num_sets, task.heads}, ScalarType::Float);
   if (out.numel() == 0) return {out, total};
   const ScreenLoops loops;
-  const int64_t cols = task.head_dim + 1, each = loops.packed_size(task.num_genes, cols);
+  const Tensor values = widened(value, ScalarType::Float);
+  const int64_t each = task.packed_size();
   Aligned packed(task.heads * each);
   float* to = packed.data();
   for_each_task(task.heads, [&](int64_t h) {
-    loops.pack(values + h * task.num_genes * cols, cols, 1, task.num_genes, cols, to + h * each);
+    loops.pack_strips(task.bfloat16, floats_of(values) + h * each, task.num_genes, task.head_dim + 1, to + h * each);
   });
   task.packed = to;
-  const std::vector<int64_t> turn = near_sets(task.rows, task.num_sets, task.size);
-  task.turn = turn.data();
+  const std::vector<int64_t> slots = slots_of(task.rows, task.num_sets, task.size);
+  task.slots = slots.data();
   task.out = static_cast<float*>(out.mutable_data_ptr());
   task.total = static_cast<float*>(total.mutable_data_ptr());
-  for_each_set_block(task, task.num_sets, kRowBlock, loops.cross);
+  for_each_set_block(task, static_cast<int64_t>(slots.size()), kSetBlock, loops.cross);
   return {out, total};
 }
 
 Tensor screen_mlp(const Tensor& x, const Tensor& up, const Tensor& up_bias, const Tensor& down) {
   Mlp task = {};
   check_tensor("x", x, 2, {ScalarType::Float});
-  check_tensor("up", up, 2, {ScalarType::Float});
+  check_tensor("up", up, 2, {ScalarType::Float, ScalarType::BFloat16});
+  task.bfloat16 = in_bfloat16(up);
   task.num_rows = x.size(0);
   task.dim = up.size(1);
   task.hidden = up.size(0);
