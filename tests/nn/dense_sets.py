@@ -48,8 +48,8 @@ def dango(
         by_gene = tokens(decoder, ids, features)
         error = (z @ by_gene[:, :-1].T + by_gene[:, -1] - a).square()
         weight = torch.where(a > 0, a.new_tensor(1), a.new_tensor(model.zero_weight[relation]))
-        known = graph.known(relation)
-        losses[f"reconstruction/{relation}"] = (weight * error)[known][:, known].mean()
+        rows, columns = graph.known_rows(relation), graph.known_columns(relation)
+        losses[f"reconstruction/{relation}"] = (weight * error)[rows][:, columns].mean()
     e = []
     for gene in range(graph.num_nodes):
         mine = torch.stack([z[gene] for z in embeddings])

@@ -13,6 +13,7 @@ from cellattn.data import synthetic_cell
 from cellattn.nn import CellOutput, Dango
 from cellattn.nn.dango import SAGELayer
 
+from ..compare import cell_with_terms
 from . import dense, dense_sets
 
 N, FEATURES = 15, 5
@@ -60,6 +61,15 @@ def test_dense(inputs: str, zero_weight: Any) -> None:
 def test_unknown_pairs_are_not_reconstructed() -> None:
     graph = GRAPH.extend(2, {"fusion": torch.tensor([[15], [3]])})  # one new gene is known in one network
     dango = model(num_genes=N + 2)
+    out, expected = dango(graph, *BATCH), dense_sets.dango(dango, graph, SEEDS, PTR)
+    torch.testing.assert_close(tuple(out), expected, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(gradients(out, dango), gradients(expected, dango), rtol=1e-9, atol=1e-11)
+
+
+def test_networks_of_two_types() -> None:
+    """A gene's terms are reconstructed among the terms, each network by its own two types."""
+    graph = cell_with_terms(11, 4)
+    dango = model(relations={"annotated": 0.5, "physical": 1.0, "members": 2.0}, zero_weight=0.3)
     out, expected = dango(graph, *BATCH), dense_sets.dango(dango, graph, SEEDS, PTR)
     torch.testing.assert_close(tuple(out), expected, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(gradients(out, dango), gradients(expected, dango), rtol=1e-9, atol=1e-11)

@@ -9,6 +9,7 @@ import torch
 from cellattn import MultiGraph
 from cellattn.nn import CellOutput, CellTransformer
 
+from ..compare import cell_with_terms
 from . import dense
 
 N, F = 15, 5
@@ -47,6 +48,16 @@ def test_dense(inputs: str) -> None:
     torch.testing.assert_close(out.losses, losses)
     expected = 0.5 * losses["kl/layer0/head1/physical"] + 0.25 * losses["kl/layer1/head0/regulatory"]
     torch.testing.assert_close(out.regularization, expected)
+
+
+def test_dense_of_genes_and_terms() -> None:
+    graph = cell_with_terms(11, N - 11)
+    cell = model(feature_dim=None, ties=[(0, 0, "annotated", 0.5), (0, 1, "members", 0.3), (1, 0, "physical", 0.2)])
+    out = cell(graph, *BATCH)
+    assert cell.tokens.embedding is not None
+    h_cls, h, losses = dense.encode(cell.encoder, cell.tokens.embedding.weight, graph)
+    torch.testing.assert_close(out.prediction, dense.predict(cell.head, h_cls, h, *BATCH))
+    torch.testing.assert_close(out.losses, losses)
 
 
 def test_gradients_reach_every_parameter() -> None:

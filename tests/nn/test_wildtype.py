@@ -19,6 +19,7 @@ from cellattn.nn import CellOutput, WildtypeDifference
 from cellattn.nn.wildtype import SCORE_CAP, GATConv, GINConv, SAGEConv
 from tests.ops.sets import problem, ragged
 
+from ..compare import cell_with_terms
 from . import dense
 
 CONVS, MODES = ("sage", "gin", "gat"), ("lazy", "khop", "delta")
@@ -119,6 +120,16 @@ def test_dense(conv: str, mode: str, num_layers: int) -> None:
     assert isinstance(out, CellOutput)
     assert (out.losses, float(out.regularization)) == ({}, 0.0)
     assert_equal(outcome(cell, out.prediction), outcome(cell, dense_predict(cell, GRAPH, *BATCH)))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("conv", CONVS)
+def test_dense_of_genes_and_terms(conv: str, mode: str) -> None:
+    """Without a gene its terms have one message less, and so do the genes of these terms."""
+    graph = cell_with_terms(11, N - 11)
+    cell = model(conv=conv, mode=mode, relations=("annotated", "members", "physical"))
+    got, want = cell(graph, *BATCH).prediction, dense_predict(cell, graph, *BATCH)
+    assert_equal(outcome(cell, got), outcome(cell, want))
 
 
 @pytest.mark.parametrize("num_hops", [1, 2, 3])
