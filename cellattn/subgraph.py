@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ._check import describe, require, unknown
+from .graph.node_types import NodeTypes
 
 
 class Buffers(NamedTuple):
@@ -20,6 +21,16 @@ class Buffers(NamedTuple):
     edge: Tensor  # relation after relation; COO: sources, then targets; CSR: targets
     edge_id: Tensor | None
     rowptr: Tensor | None  # CSR alone
+
+
+class _OfType(NamedTuple):
+    """Part of a batch: the tokens of one node type."""
+
+    n_id: Tensor  # [V], counted within the type
+    seed_mask: Tensor
+    sample: Tensor
+    ptr: Tensor  # [B + 1]
+    position: Tensor | None  # of each place of the whole batch among them; None where they are all
 
 
 class SubgraphBatch:
@@ -57,6 +68,7 @@ class SubgraphBatch:
         node_ptr: Tensor,
         edge_ptr: Tensor,
         overflow: Tensor,
+        types: NodeTypes,
     ) -> None:
         """Take arrays as they are: `num_nodes` places, `num_edges` a relation, edge_ptr [K, B + 1]; made by `khop_subgraph`."""
         self.relations = relations
@@ -69,6 +81,7 @@ class SubgraphBatch:
         self._buffers = buffers
         self._num_edges = tuple(num_edges)
         self._edge_ptr = edge_ptr
+        self._types = types
         first = list(accumulate(num_edges, initial=0))
         span = {name: (first[r], first[r + 1]) for r, name in enumerate(relations)}
         if buffers.rowptr is None:
@@ -143,7 +156,7 @@ class SubgraphBatch:
         num_edges = [high - low for low, high in spans]
         ptr = self.node_ptr[b : b + 2] - begin
         edge_ptr = self._edge_ptr[:, b : b + 2] - self._edge_ptr[:, b : b + 1]
-        return SubgraphBatch(self.relations, buffers, end - begin, num_edges, ptr, edge_ptr, self.overflow)
+        return SubgraphBatch(self.relations, buffers, end - begin, num_edges, ptr, edge_ptr, self.overflow, self._types)
 
     def __iter__(self) -> Iterator[SubgraphBatch]:
         return (self[b] for b in range(len(self)))
@@ -174,53 +187,66 @@ class SubgraphBatch:
         """The batch in page-locked memory; a `DataLoader` with `pin_memory=True` calls it."""
         return self._map(lambda x: x.pin_memory())
 
-    def to_hetero_data(self, node_type: str = "gene", *, offset: bool = True) -> Any:
+    def to_hetero_data(self, node_type: str | None = None, *, offset: bool = True) -> Any:
         """The PyG batch that a `DataLoader` over one `HeteroData` a sample would give, to_data_list() and indexing included.
 
-        The node type holds `n_id` int64 [V] (genes), `pert_mask` and `mask` bool [V] (perturbed, and not),
+        Each node type holds `n_id` int64 [V] (genes), `pert_mask` and `mask` bool [V] (perturbed, and not),
         `perturbation_indices` int64 (positions of the perturbed genes) with `_batch` and `_ptr`, `num_nodes`,
-        `batch` and `ptr`; each edge type (node_type, relation, node_type) holds `edge_index` int64 [2, E], and `e_id` where
-        edge ids were asked for. Arrays that are int64 here already are shared, not copied. Its samples, collated by PyG
-        again, give the same batch.
+        `batch` and `ptr`; each edge type (source type, relation, target type) holds `edge_index` int64 [2, E], and `e_id` where
+        edge ids were asked for. Numbers are counted within a node type. Of a graph of genes alone, arrays that are int64 here
+        already are shared, not copied. The batch's samples, collated by PyG again, give the same batch.
 
         Args:
-            node_type: the name of the node type.
+            node_type: a name for the node type, where there is one; the graph's own by default, "gene" as a rule.
             offset: `perturbation_indices` are positions in the batch, rows of features [V, F], as of samples whose `__inc__`
                 counts them up; otherwise positions in their sample, as PyG leaves what has no "index" in its name.
 
         Raises:
-            ValueError: the batch overflowed.
+            ValueError: the batch overflowed, or has several node types, which keep their names.
         """
         from torch_geometric.data import Batch
 
         from ._pyg import MutantData, NumberedMutantData
 
         self._require_complete()
-        num_sets, ptr = len(self), self.node_ptr
-        num_nodes = int(ptr[-1])
-        seed_mask, sample = self.seed_mask[:num_nodes], self.sample[:num_nodes]
-        perturbed = seed_mask.nonzero().flatten()
-        perturbed_ptr = torch.searchsorted(perturbed, ptr)
+        names = self._types.names
+        require(
+            node_type is None or len(names) == 1,
+            lambda: f"node_type: expected None of a graph of several node types ({', '.join(names)}), got {node_type!r}",
+        )
+        called = dict.fromkeys(names, node_type) if node_type is not None else dict(zip(names, names, strict=True))
+        num_sets, num_nodes = len(self), int(self.node_ptr[-1])
+        nothing = torch.zeros(num_sets, dtype=torch.int64)
         data = Batch(_base_cls=NumberedMutantData if offset else MutantData)
-        genes = data[node_type]
-        genes.n_id = self.node[:num_nodes].long()
-        genes.pert_mask, genes.mask = seed_mask, ~seed_mask
-        genes.perturbation_indices = perturbed if offset else perturbed - ptr[sample[perturbed]]
-        genes.perturbation_indices_batch, genes.perturbation_indices_ptr = sample[perturbed], perturbed_ptr
-        genes.num_nodes, genes._num_nodes = num_nodes, ptr.diff().tolist()
-        genes.batch, genes.ptr = sample, ptr
         # What PyG separates a batch by: where each sample's entries begin, and what was added to them.
-        first, nothing = ptr[:-1].cpu(), torch.zeros(num_sets, dtype=torch.int64)
-        slices: dict[Any, dict[str, Tensor]] = {node_type: dict.fromkeys(("n_id", "pert_mask", "mask"), ptr.cpu())}
-        added: dict[Any, dict[str, Tensor]] = {node_type: dict.fromkeys(slices[node_type], nothing)}
-        slices[node_type]["perturbation_indices"] = perturbed_ptr.cpu()
-        added[node_type]["perturbation_indices"] = first if offset else nothing
-        for name in self.relations:
-            edge_type = (node_type, name, node_type)
+        slices: dict[Any, dict[str, Tensor]] = {}
+        added: dict[Any, dict[str, Tensor]] = {}
+        parts = {name: self._of_type(at, num_nodes) for name, at in self._types.ranges.items()}
+        for name, part in parts.items():
+            genes, ptr = data[called[name]], part.ptr
+            perturbed = part.seed_mask.nonzero().flatten()
+            perturbed_ptr = torch.searchsorted(perturbed, ptr)
+            genes.n_id = part.n_id
+            genes.pert_mask, genes.mask = part.seed_mask, ~part.seed_mask
+            genes.perturbation_indices = perturbed if offset else perturbed - ptr[part.sample[perturbed]]
+            genes.perturbation_indices_batch, genes.perturbation_indices_ptr = part.sample[perturbed], perturbed_ptr
+            genes.num_nodes, genes._num_nodes = part.n_id.numel(), ptr.diff().tolist()
+            genes.batch, genes.ptr = part.sample, ptr
+            slices[called[name]] = dict.fromkeys(("n_id", "pert_mask", "mask"), ptr.cpu())
+            added[called[name]] = dict.fromkeys(("n_id", "pert_mask", "mask"), nothing)
+            slices[called[name]]["perturbation_indices"] = perturbed_ptr.cpu()
+            added[called[name]]["perturbation_indices"] = ptr[:-1].cpu() if offset else nothing
+        for r, name in enumerate(self.relations):
+            source, target = (parts[end] for end in self._types.joins[r])
+            edge_type = called[self._types.joins[r][0]], name, called[self._types.joins[r][1]]
             num_edges = int(self.edge_ptr[name][-1])
             slices[edge_type] = {"edge_index": self.edge_ptr[name].cpu()}
-            added[edge_type] = {"edge_index": first.view(-1, 1, 1).expand(-1, 2, 1)}
-            data[edge_type].edge_index = self._coo(name, num_nodes, num_edges)
+            first = torch.stack([end.ptr[:-1].cpu() for end in (source, target)], 1)
+            added[edge_type] = {"edge_index": first.unsqueeze(-1)}
+            edges = self._coo(name, num_nodes, num_edges)
+            if source.position is not None and target.position is not None:
+                edges = torch.stack([source.position[edges[0]], target.position[edges[1]]])
+            data[edge_type].edge_index = edges
             if self.edge_id is not None:
                 data[edge_type].e_id = self.edge_id[name][:num_edges].long()
                 slices[edge_type]["e_id"], added[edge_type]["e_id"] = slices[edge_type]["edge_index"], nothing
@@ -228,6 +254,17 @@ class SubgraphBatch:
         return data
 
     # ------------------------------------------------------------------------------------------------ shared by the above
+
+    def _of_type(self, at: range, num_nodes: int) -> _OfType:
+        """The tokens of one node type; of a batch with one, all of them as they are."""
+        node, seed_mask, sample = self.node[:num_nodes].long(), self.seed_mask[:num_nodes], self.sample[:num_nodes]
+        if len(self._types.names) == 1:
+            return _OfType(node, seed_mask, sample, self.node_ptr, None)
+        here = ((node >= at.start) & (node < at.stop)).nonzero().flatten()
+        position = torch.zeros_like(node).index_copy_(0, here, torch.arange(here.numel(), device=here.device))
+        return _OfType(
+            node[here] - at.start, seed_mask[here], sample[here], torch.searchsorted(here, self.node_ptr), position
+        )  # fmt: skip
 
     def _edges(self, relation: str) -> Tensor:
         return self.edge_index[relation] if self.layout == "coo" else self.col[relation]
@@ -254,7 +291,7 @@ class SubgraphBatch:
     def _map(self, f: Callable[[Tensor], Tensor]) -> SubgraphBatch:
         buffers = Buffers(*(None if x is None else f(x) for x in self._used()))  # type: ignore[arg-type]
         rest = f(self.node_ptr), f(self._edge_ptr), f(self.overflow)
-        return SubgraphBatch(self.relations, buffers, self.num_nodes, self._num_edges, *rest)
+        return SubgraphBatch(self.relations, buffers, self.num_nodes, self._num_edges, *rest, self._types)
 
     def _require_complete(self) -> None:
         require(

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from cellattn import MultiGraph, SubgraphBatch, khop_subgraph, reference
 
+from .compare import cell_with_terms
 from .ops.sets import problem, ragged
 from .ops.test_khop_subgraph import arrays, assert_equal, assert_samples
 
@@ -176,7 +177,7 @@ def test_repr() -> None:
 # ------------------------------------------------------------------------------------------------------------------ PyG
 
 
-def pyg_batch(drop_seeds: bool, edge_id: bool, offset: bool) -> tuple[Any, list[Any]]:
+def pyg_batch(drop_seeds: bool, edge_id: bool, offset: bool, of: Any = P) -> tuple[Any, list[Any]]:
     """What a PyG DataLoader gives for the reference's samples, and these."""
     data = pytest.importorskip("torch_geometric.data")
     loader = pytest.importorskip("torch_geometric.loader")
@@ -186,16 +187,23 @@ def pyg_batch(drop_seeds: bool, edge_id: bool, offset: bool) -> tuple[Any, list[
             return store.num_nodes if key == "perturbation_indices" else super().__inc__(key, value, store, *args, **kwargs)
 
     samples = []
-    for sample in reference.khop_subgraph(*P, 1, drop_seeds=drop_seeds):
+    graph, seeds, ptr = of
+    for sample in reference.khop_subgraph(graph, seeds, ptr, 1, drop_seeds=drop_seeds):
         one = CellData() if offset else data.HeteroData()
-        one["gene"].n_id = sample["node"]
-        one["gene"].pert_mask, one["gene"].mask = sample["seed_mask"], ~sample["seed_mask"]
-        one["gene"].perturbation_indices = sample["seed_mask"].nonzero().flatten()
-        one["gene"].num_nodes = sample["node"].numel()
-        for name in P.graph.relations:
-            one["gene", name, "gene"].edge_index = sample["edge_index"][name]
+        first = {}
+        for kind, at in graph.node_types.items():
+            here = torch.tensor([int(node) in at for node in sample["node"]], dtype=torch.bool)
+            first[kind] = int((sample["node"] < at.start).sum())
+            one[kind].n_id = sample["node"][here] - at.start
+            one[kind].pert_mask, one[kind].mask = sample["seed_mask"][here], ~sample["seed_mask"][here]
+            one[kind].perturbation_indices = sample["seed_mask"][here].nonzero().flatten()
+            one[kind].num_nodes = int(here.sum())
+        for name in graph.relations:
+            source, target = graph.joins(name)
+            edges = one[source, name, target]
+            edges.edge_index = sample["edge_index"][name] - torch.tensor([[first[source]], [first[target]]])
             if edge_id:
-                one["gene", name, "gene"].e_id = sample["edge_id"][name]
+                edges.e_id = sample["edge_id"][name]
         samples.append(one)
     batch = next(iter(loader.DataLoader(samples, len(samples), follow_batch=["perturbation_indices"])))
     return batch, samples
@@ -234,6 +242,28 @@ def test_to_hetero_data_is_what_a_loader_of_pyg_gives(options: dict[str, Any], d
             assert_same_data(one, other)
         assert_same_data(got[3], samples[3])
         assert [one["gene"].num_nodes for one in got[2:5]] == [one["gene"].num_nodes for one in samples[2:5]]
+
+
+@pytest.mark.parametrize("offset", [True, False], ids=["offset", "local"])
+@pytest.mark.parametrize("drop_seeds", [False, True], ids=["whole", "drop_seeds"])
+@pytest.mark.parametrize("options", FORMATS)
+def test_to_hetero_data_of_several_node_types(options: dict[str, Any], drop_seeds: bool, offset: bool) -> None:
+    """Each type is numbered by itself; a set may hold tokens of any, or none, and a neighbourhood lack a type."""
+    of = cell_with_terms(), torch.tensor([3, 24, 0, 0, 5, 31, 22]), torch.tensor([0, 2, 2, 3, 6, 7])
+    batch = khop_subgraph(*of, 1, drop_seeds=drop_seeds, **options)
+    want, samples = pyg_batch(drop_seeds, options["return_edge_id"], offset, of)
+    got = batch.to_hetero_data(offset=offset)
+    assert_same_data(got, want)
+    assert got.validate()
+    for b, (one, other) in enumerate(zip(got.to_data_list(), samples, strict=True)):
+        assert_same_data(one, other)
+        assert_same_data(batch[b].to_hetero_data(offset=offset)[0], other)
+    again = type(got).from_data_list(got.to_data_list(), follow_batch=["perturbation_indices"])
+    assert_same_data(again, got)
+    with pytest.raises(
+        ValueError, match=r"node_type: expected None of a graph of several node types \(gene, term\), got 'gene'"
+    ):
+        batch.to_hetero_data("gene")
 
 
 @pytest.mark.parametrize("offset", [True, False], ids=["offset", "local"])

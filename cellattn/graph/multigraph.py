@@ -92,7 +92,7 @@ class MultiGraph:
         relations: names of the relations, in the order of their stacking.
         num_nodes: N, the genes, or the tokens of all types.
         names: the genes' names, or None. They travel with the graph: into graphs made from it, files and copies. Where
-            it meets a dataset, `cellattn.data.require_same_genes` compares them.
+            it meets a dataset, `cellattn.data.require_same_genes` compares them (with several types, `names_of("gene")`).
     """
 
     names: GeneList | None = None  # of a graph that was pickled before there were any, too
@@ -116,8 +116,8 @@ class MultiGraph:
         self._col = col  # int32 [E], int64 if N needs it
         self._weight = weight  # float32 or float64 [E], > 0
         self._known = known  # bool [K, N]
-        self._types = NodeTypes.of_genes(self.num_nodes, len(relations)) if types is None else types
-        self._known_rows, self._known_columns = self._types.masks(known)  # `known` itself where there is one type
+        self.types = NodeTypes.of_genes(self.num_nodes, len(relations)) if types is None else types
+        self._known_rows, self._known_columns = self.types.masks(known)  # `known` itself where there is one type
         self._offset: list[int] = rowptr[:: self.num_nodes].tolist()
         degree = rowptr.diff()
         by_relation = degree.view(known.shape)
@@ -482,11 +482,16 @@ class MultiGraph:
     @property
     def node_types(self) -> dict[str, range]:
         """The tokens of each type: `len(graph.node_types["gene"])` genes, the first of which is `.start`."""
-        return self._types.ranges
+        return self.types.ranges
 
     def joins(self, relation: str) -> tuple[str, str]:
         """(type of the rows, type of the columns) of a relation."""
-        return self._types.joins[self.relation_id(relation)]
+        return self.types.joins[self.relation_id(relation)]
+
+    def names_of(self, node_type: str) -> GeneList | None:
+        """The names of one type's tokens; None where the graph has none. Raises ValueError for a type that is not there."""
+        require_choice("node_type", node_type, self.types.names)
+        return None if self.names is None else self.names.select(torch.tensor(self.node_types[node_type], dtype=torch.int64))
 
     def known(self, relation: str) -> Tensor:
         """bool [N]: tokens measured in the relation. A pair (i, j) is valid where i is known and of the type of the rows, j
@@ -609,9 +614,9 @@ class MultiGraph:
         """
         require_count("num_new", num_new)
         require(
-            len(self._types.names) == 1,
+            len(self.types.names) == 1,
             lambda: (
-                f"num_new: a graph of several node types ({', '.join(self._types.names)}) has no place at its end for genes; "
+                f"num_new: a graph of several node types ({', '.join(self.types.names)}) has no place at its end for genes; "
                 "make it of the extended graph of genes"
             ),
         )
@@ -650,7 +655,7 @@ class MultiGraph:
             row, col, weight = coalesce(row, col, weight, total, None, dtype)
             parts.append(Rows(row.bincount(minlength=total), col, weight, known))
         everyone = None if self.names is None else self.names.extend(new_names or self.names.fresh(num_new))
-        types = self._types._replace(sizes=(total,))
+        types = self.types._replace(sizes=(total,))
         return MultiGraph._stack(self.relations, parts, total, self.device, dtype, everyone, types)
 
     def subgraph(self, nodes: Tensor) -> MultiGraph:
@@ -666,7 +671,7 @@ class MultiGraph:
         ascending = bool((nodes.diff() > 0).all())
         low, high = (int(x) for x in ((nodes[0], nodes[-1]) if ascending else torch.aminmax(nodes)))
         require(low >= 0 and high < self.num_nodes, f"nodes: got indices {low} to {high}, expected [0, {self.num_nodes})")
-        types = self._types.subset(nodes)
+        types = self.types.subset(nodes)
         new = torch.arange(nodes.numel(), dtype=self._col.dtype, device=self.device)
         label = new.new_full((self.num_nodes,), -1).index_copy_(0, nodes, new)
         if not (ascending or torch.equal(label.index_select(0, nodes), new)):
@@ -707,7 +712,7 @@ class MultiGraph:
             return self
         if chosen not in self._selected:
             parts = [derive.rows_of(self, name) for name in chosen]
-            types = self._types.select([self.relation_id(name) for name in chosen])
+            types = self.types.select([self.relation_id(name) for name in chosen])
             dtype = self._weight.dtype
             self._selected[chosen] = MultiGraph._stack(chosen, parts, self.num_nodes, self.device, dtype, self.names, types)
         return self._selected[chosen]
@@ -798,7 +803,7 @@ class MultiGraph:
         for name in chosen:
             self.relation_id(name)
         parts = [make(name) if name in chosen else derive.rows_of(self, name) for name in self.relations]
-        return self._stack(self.relations, parts, self.num_nodes, self.device, self._weight.dtype, self.names, self._types)
+        return self._stack(self.relations, parts, self.num_nodes, self.device, self._weight.dtype, self.names, self.types)
 
     def to(self, device: torch.device | str) -> MultiGraph:
         """The same graph on another device; `self` if it is there already. Raises ValueError for what is no device."""
@@ -810,7 +815,7 @@ class MultiGraph:
         if target == self.device:
             return self
         rowptr, col, weight, known = (x.to(device) for x in self._arrays())
-        graph = MultiGraph(self.relations, rowptr, col, weight, known, self.names, self._types)
+        graph = MultiGraph(self.relations, rowptr, col, weight, known, self.names, self.types)
         if self._transpose is not None:
             graph._transpose = Transpose(*(x.to(device) for x in self._transpose))
         if self._weight_by_column is not None:
@@ -832,7 +837,7 @@ class MultiGraph:
                 data[name].names = list(self.names.names[at.start : at.stop])
         for r, name in enumerate(self.relations):
             source, target = self.joins(name)
-            row, col = (end - at.start for end, at in zip(self.edge_index(name), self._types.ends(r), strict=True))
+            row, col = (end - at.start for end, at in zip(self.edge_index(name), self.types.ends(r), strict=True))
             store = data[source, name, target]
             store.edge_index = torch.stack([row, col])
             if bool((self.weight(name) != 1).any()):
@@ -849,7 +854,7 @@ class MultiGraph:
             notes: texts to keep in the file's metadata, by name; `load` leaves them alone.
         """
         arrays = dict(zip(("rowptr", "col", "weight", "known"), self._arrays(), strict=True))
-        file.write(path, self.relations, self.names, self._types, arrays, notes or {})
+        file.write(path, self.relations, self.names, self.types, arrays, notes or {})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -924,8 +929,8 @@ class MultiGraph:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         since: dict[str, Any] = {"_selected": {}, "_bits": (None,) * len(state["relations"])}
-        if "_types" not in state:
-            since["_types"] = NodeTypes.of_genes(state["num_nodes"], len(state["relations"]))
+        if "types" not in state:
+            since["types"] = NodeTypes.of_genes(state["num_nodes"], len(state["relations"]))
             since["_known_rows"] = since["_known_columns"] = state["_known"]
         self.__dict__.update({**since, **state})
 
@@ -935,7 +940,7 @@ class MultiGraph:
         return (
             self.relations == other.relations
             and self.names == other.names
-            and self._types == other._types
+            and self.types == other.types
             and self.device == other.device
             and self._known.shape == other._known.shape
             and all(torch.equal(a, b) for a, b in zip(self._arrays(), other._arrays(), strict=True))
@@ -953,7 +958,7 @@ class MultiGraph:
     @cached_property
     def _digest(self) -> str:
         names = None if self.names is None else self.names.digest()
-        types = [] if self._types.are_genes else [self._types]
+        types = [] if self.types.are_genes else [self.types]
         hashed = hashlib.sha256(json.dumps([list(self.relations), self.num_nodes, names, *types]).encode())
         for x in self._arrays():
             hashed.update(f"{x.dtype} {list(x.shape)}".encode())
@@ -965,20 +970,20 @@ class MultiGraph:
 
     def __repr__(self) -> str:
         named = "" if self.names is None else f", names={self.names}"
-        counts = ", ".join(f"{name}: {size}" for name, size in zip(self._types.names, self._types.sizes, strict=True))
-        typed = "" if self._types.are_genes else f", node_types={{{counts}}}"
+        counts = ", ".join(f"{name}: {size}" for name, size in zip(self.types.names, self.types.sizes, strict=True))
+        typed = "" if self.types.are_genes else f", node_types={{{counts}}}"
         head = f"MultiGraph(num_nodes={self.num_nodes}, num_edges={self.num_edges()}, device={self.device}{typed}{named})"
         width = max(map(len, ("relation", *self.relations)))
-        count = "genes" if self._types.are_genes else "nodes"
+        count = "genes" if self.types.are_genes else "nodes"
         header = f"  {'relation':<{width}} {count:>7} {'edges':>9} {'mean deg':>9} {'max deg':>8} {'unknown':>8}"
         lines = [head, header] if self.relations else [head]
         for r, name in enumerate(self.relations):
             rows, cols = self.edge_index(name)
             nodes = torch.cat([rows, cols]).unique().numel()
             mean = self.num_edges(name) / max(self.num_rows_with_edges(name), 1)
-            unmeasured = sum(map(len, set(self._types.ends(r)))) - int(self.known(name).sum())
+            unmeasured = sum(map(len, set(self.types.ends(r)))) - int(self.known(name).sum())
             row = f"{nodes:>7} {self.num_edges(name):>9} {mean:>9.1f} {self.max_degree(name):>8} {unmeasured:>8}"
-            joined = "" if len(self._types.names) == 1 else "  {} -> {}".format(*self.joins(name))
+            joined = "" if len(self.types.names) == 1 else "  {} -> {}".format(*self.joins(name))
             lines.append(f"  {name:<{width}} {row}{joined}")
         return "\n".join(lines)
 

@@ -114,7 +114,7 @@ def khop_subgraph(
         rowptr, col, words, seed_words, node_ptr, edge_ptr, offsets,
         *(None if x is None else x[:length] for x, length in zip(buffers, lengths, strict=True)), num_edges,
     )  # fmt: skip
-    return SubgraphBatch(graph.relations, buffers, num_nodes, num_edges, node_ptr, edge_ptr, overflow)
+    return SubgraphBatch(graph.relations, buffers, num_nodes, num_edges, node_ptr, edge_ptr, overflow, graph.types)
 
 
 def _check_capacity(graph: MultiGraph, max_nodes: Any, max_edges: Any) -> tuple[int, list[int]] | None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cellattn import MultiGraph, reference
-from cellattn.data import GeneList
+from cellattn.data import GeneList, require_same_genes
 
 from ..compare import cell_with_terms, typed_graph
 
@@ -41,6 +41,16 @@ def test_types_stand_one_after_another() -> None:
     assert list(graph.node_types) == list(SIZES)
     assert [graph.joins(name) for name in graph.relations] == [("gene", "gene"), *JOINS.values()]
     assert all(torch.equal(graph.edge_index(name), index) for name, index in INDEX.items())
+
+
+def test_names_of_a_type() -> None:
+    graph = cell(names=GeneList(NAMES, aliases={"alias": "gene2", "other": "reaction0"}))
+    assert graph.names_of("gene") == GeneList(NAMES[:5], aliases={"alias": "gene2"})
+    assert graph.names_of("reaction") == GeneList(NAMES[5:8], aliases={"other": "reaction0"})
+    require_same_genes(graph.names_of("gene"), GeneList(NAMES[:5]))
+    assert cell().names_of("gene") is None
+    with pytest.raises(ValueError, match=r"node_type: unknown value 'genes', .*did you mean 'gene'"):
+        graph.names_of("genes")
 
 
 def test_genes_alone_are_the_case_of_one_type() -> None:
@@ -268,7 +278,7 @@ def test_torch_save_is_read_with_weights_only(make: Callable[[], MultiGraph], tm
 
 def test_what_was_pickled_before_there_were_types() -> None:
     graph = MultiGraph.from_edge_index({"a": INDEX["physical"]}, 5, known={"a": torch.arange(5) != 2})
-    state = {name: x for name, x in graph.__getstate__().items() if name not in ("_types", "_known_rows", "_known_columns")}
+    state = {name: x for name, x in graph.__getstate__().items() if name not in ("types", "_known_rows", "_known_columns")}
     old = object.__new__(MultiGraph)
     old.__setstate__(state)
     assert old == graph
