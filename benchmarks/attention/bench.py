@@ -36,7 +36,7 @@ from cellattn.data import synthetic_cell
 
 from ..cells import benchmark_graph
 from ..measure import cache_bytes, environment, first_line, memory_limit, peak_memory, phase_times, results_dir
-from .peers import FLOORS, Function, GraphLoss, Implementation, LogSumExp, PerturbationHead, TiedAttention
+from .peers import FLOORS, Function, GraphLoss, Implementation, LogSumExp, PerturbationHead, SharedTerms, TiedAttention
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -207,6 +207,10 @@ def ops_suite(plan: Plan) -> Iterator[Case]:
         ("attention_bce, 32 non-edges a row", GraphLoss(graph, relation, "bce", num_negatives=32)),
     ):
         yield Case("ops", name, pair, one, tokens, lambda problem=problem: problem, {})  # type: ignore[misc]
+    yield Case(
+        "ops", "attention_kl_comembership", pair, {**facts, "heads": 1}, tokens,
+        lambda: SharedTerms.draw(graph.num_nodes, plan.device), {},
+    )  # fmt: skip
     yield head_case("ops", "perturbation_attention", 256, graph.num_nodes, plan.device)
 
 

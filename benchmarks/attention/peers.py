@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import cellattn
-from cellattn import MultiGraph
+from cellattn import Comembership, MultiGraph
 
 from ..measure import first_line
 
@@ -167,6 +167,67 @@ class GraphLoss:
         if not sampled:  # with negatives drawn, the dense loss is that of the row over every non-edge
             yield Implementation("dense eager", self.dense, num_bytes=dense_bytes)
             yield Implementation("dense compiled", partial(self.dense, compiled=True), num_bytes=dense_bytes // 2)
+
+
+@dataclass(frozen=True)
+class SharedTerms:
+    """KL of one head to who shares terms with whom: inputs q, k [T, D] of a prefix token and the genes, output the mean."""
+
+    target: Comembership
+
+    @classmethod
+    def draw(cls, num_genes: int, device: torch.device) -> SharedTerms:
+        """Terms of 2 to 2,000 genes as the Gene Ontology has them: few large ones, many small ones; some eight a gene."""
+        g = torch.Generator().manual_seed(0)
+        num_terms = max(num_genes * 6 // 10, 1)
+        largest = min(2000, num_genes)
+        sizes = (largest / torch.arange(1, num_terms + 1) ** 0.75).long().clamp(min(2, num_genes), largest)
+        genes = torch.cat([torch.randperm(num_genes, generator=g)[:size] for size in sizes.tolist()])
+        index = torch.stack([genes, num_genes + torch.arange(num_terms).repeat_interleave(sizes)]).to(device)
+        graph = MultiGraph.from_edge_index(
+            {"has": index},
+            num_genes + num_terms,
+            node_types={"gene": num_genes, "term": num_terms},
+            joins={"has": ("gene", "term")},
+        )
+        return cls(graph.comembership("has"))
+
+    def exact(self, first: int, q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+        alpha = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
+        genes = torch.arange(max(first - 1, 0), first + len(alpha) - 1, device=q.device)  # token 0 is no gene
+        t = self.target.rows(genes).to(alpha.dtype)
+        terms = torch.xlogy(t, t) - t * alpha[len(alpha) - len(genes) :, 1:].log()
+        wide = torch.promote_types(alpha.dtype, torch.float32)
+        counted = int((self.target.inv_mass > 0).sum())
+        return (terms.to(wide).sum() / max(counted, 1),)
+
+    def ours(self, *inputs: Tensor) -> Function:
+        return lambda q, k: (cellattn.attention_kl_comembership(q, k, self.target, num_prefix=1),)
+
+    def pairs(self, *inputs: Tensor) -> Function:
+        """The same matrix as a relation between genes, for `attention_kl`."""
+        graph, relation = self.target.graph, self.target.relation
+        genes, terms = self.target.genes.stop, graph.num_nodes
+        index = graph.edge_index(relation).cpu()
+        b = torch.sparse_coo_tensor(index, torch.ones(index.shape[1]), (genes, terms))
+        c = torch.sparse.mm(b, b.t()).coalesce()
+        others = c.indices()[0] != c.indices()[1]
+        index, weight = (x[..., others].to(graph.device) for x in (c.indices(), c.values()))
+        made = MultiGraph.from_edge_index({"pairs": index}, genes, edge_weight={"pairs": weight})
+        return lambda q, k: (cellattn.attention_kl(q, k, made, "pairs", num_prefix=1),)
+
+    def dense(self, *inputs: Tensor, compiled: bool = False) -> Function:
+        genes = torch.arange(self.target.genes.stop, device=self.target.graph.device)
+        target = self.target.rows(genes).to(inputs[0].dtype)
+        f = _compile(_dense_loss) if compiled else _dense_loss
+        return partial(f, target=target, counted=(target.sum(1) > 0).nonzero()[:, 0], kind="kl")
+
+    def peers(self, inputs: Sequence[tuple[int, ...]], dtype: torch.dtype) -> Iterator[Implementation]:
+        dense_bytes = 4 * inputs[0][0] ** 2 * dtype.itemsize
+        yield Implementation("ours", self.ours)
+        yield Implementation("pairs as a relation", self.pairs)
+        yield Implementation("dense eager", self.dense, num_bytes=dense_bytes)
+        yield Implementation("dense compiled", partial(self.dense, compiled=True), num_bytes=dense_bytes // 2)
 
 
 @dataclass(frozen=True)

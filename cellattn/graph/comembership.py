@@ -96,7 +96,7 @@ class Comembership:
         own[col[entry] - terms.start, row] = b[entry] * self.shared_weight[col[entry]]
         here = ptr[genes.start : genes.stop + 1]
         members = torch.sparse_csr_tensor(here, col - terms.start, b, (len(genes), len(terms)), check_invariants=False)
-        c = (members @ own).t()
+        c = (members @ own).t().contiguous()
         if not self.diagonal:
             c[torch.arange(rows.numel(), device=rows.device), rows - genes.start] = 0
         return c

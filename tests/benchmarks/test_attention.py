@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend
 
 from benchmarks.attention import bench, peers
-from benchmarks.attention.peers import GraphLoss, Implementation, LogSumExp, PerturbationHead, TiedAttention
+from benchmarks.attention.peers import GraphLoss, Implementation, LogSumExp, PerturbationHead, SharedTerms, TiedAttention
 from cellattn import MultiGraph, reference
 
 from ..compare import RTOL, random_graph
@@ -30,6 +30,7 @@ ROWS = torch.tensor([0, 3, 39, 17])
 TIES = (("a", 1), ("b", 0), ("none", 1), ("b", 1))
 THREE, TWO, PAIR = ((H, T, D),) * 3, ((H, T, D),) * 2, ((T, D),) * 2
 HEAD = PerturbationHead.draw(6, N, CPU)
+SHARED = SharedTerms.draw(N, CPU)
 
 
 def tied(graph: MultiGraph, rows: Tensor | None) -> Callable[..., tuple[Tensor, ...]]:
@@ -47,6 +48,7 @@ PROBLEMS: dict[str, tuple[Any, tuple[tuple[int, ...], ...], Callable[..., tuple[
     "logsumexp": (LogSumExp(), TWO, lambda q, k: (reference.attention_logsumexp(q, k),)),
     "kl": (GraphLoss(GRAPH, "a", "kl"), PAIR, lambda q, k: (reference.attention_kl(q, k, GRAPH, "a", num_prefix=1),)),
     "bce": (GraphLoss(GRAPH, "a", "bce"), PAIR, lambda q, k: (reference.attention_bce(q, k, GRAPH, "a", num_prefix=1),)),
+    "shared terms": (SHARED, PAIR, lambda q, k: (reference.attention_kl_comembership(q, k, SHARED.target, num_prefix=1),)),
     "head": (
         HEAD,
         ((6, D), (N, D), (N, D), (12, D)),
@@ -88,6 +90,12 @@ def test_ours_and_dense_pass_the_check(name: str, dtype: torch.dtype) -> None:
     for build in (problem.ours, getattr(problem, "dense", lambda *_: peers._dense_logsumexp)):
         error, bound, _ = check(Implementation("peer", build), build(*inputs))
         assert error <= bound, build
+
+
+def test_pairs_as_a_relation_pass_the_check() -> None:
+    check, problem, inputs = check_of("shared terms")
+    error, bound, _ = check(Implementation("peer", problem.pairs), problem.pairs(*inputs))
+    assert error <= bound
 
 
 def gathered(problem: TiedAttention) -> Callable[..., peers.Function]:

@@ -111,6 +111,7 @@ def test_rows_of_the_target() -> None:
         assert torch.equal(rows.sum(1) > 0, target.inv_mass[:N] > 0)
     assert not rows[[21, 22]].any()
     assert rows[20, 20] == 1
+    assert rows.is_contiguous()
     target = cell().comembership("of")
     assert not target.rows(torch.tensor([20])).any(), "a term of one gene is shared with nobody"
     assert target.inv_mass[20] == target.loops[20] == 0
