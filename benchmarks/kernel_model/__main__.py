@@ -28,7 +28,9 @@ from .subjects import (
     HEADS,
     TOKENS,
     Row,
+    calls_on,
     costs_of_attention,
+    costs_of_call,
     costs_of_flex,
     costs_of_ties,
 )  # fmt: skip
@@ -44,7 +46,8 @@ def main() -> None:
     cell, graph = benchmark_graph()
     tied = Tied.of(graph)
     rows: list[Row] = []
-    steps: dict[str, Step] = {}
+    steps: dict[tuple[str, str], Step] = {}
+    calls = calls_on(graph)
     for chip in chosen:
         print(f"{chip.name}: compiling", flush=True)
         if any(anchor.chip == chip.name for anchor in ANCHORS):
@@ -55,7 +58,9 @@ def main() -> None:
         rows += [Row("attention", cost) for cost in costs_of_attention(chip, HEADS, TOKENS, DIM, lse=True)]
         rows += [Row("ties", cost) for cost in costs_of_ties(chip, graph, tied, DIM)]
         rows += [Row("FlexAttention", cost) for cost in costs_of_flex(chip, HEADS, TOKENS, DIM)]
-        steps[chip.name] = step_of(graph, chip)
+        for subject, call in calls.items():
+            rows += [Row(subject, cost) for cost in costs_of_call(chip, call)]
+        steps |= {(chip.name, loss): step_of(graph, chip, loss) for loss in ("kl", "bce")}
     text = page.written(rows, steps, cell)
     if len(chosen) < len(CHIPS):
         print(text)

@@ -1,4 +1,4 @@
-"""The launches that are looked at, recorded on tensors without values."""
+"""The launches that are looked at: recorded, on tensors without values, or with those that decide how often loops run."""
 
 from __future__ import annotations
 
@@ -7,11 +7,18 @@ from contextlib import contextmanager
 from unittest import mock
 
 import torch
+from torch import Tensor
 
+from cellattn import MultiGraph, khop_mask, masked_spmm, relational_spmm
 from cellattn.kernels import attention as attention_kernels
+from cellattn.kernels import attention_bce as bce_kernels
 from cellattn.kernels import config
+from cellattn.kernels import perturbation_attention as perturbation_kernels
 from cellattn.kernels import row_dot as row_dot_kernels
+from cellattn.nn.wildtype import Subset
+from cellattn.ops.attention_bce import sample_negatives_of_graph
 from tests.kernels.aot import Launch, recorded
+from tests.ptx.device import Allocations
 
 from .chips import Chip
 
@@ -23,15 +30,22 @@ def on(chip: Chip) -> Iterator[list[Launch]]:
         yield launches
 
 
-def attention(heads: int, tokens: int, dim: int, dtype: torch.dtype, *, lse: bool) -> Callable[[], None]:
+@contextmanager
+def with_values(chip: Chip) -> Iterator[list[Launch]]:
+    """Likewise of calls on CPU tensors, whose operators take their CUDA way. What a kernel would have written is ones, bit by
+    bit: no row has a sharp entry."""
+    with on(chip) as launches, Allocations():
+        yield launches
+
+
+def attention(heads: int, tokens: int, dim: int, dtype: torch.dtype, *, lse: bool, device: str = "meta") -> Callable[[], None]:
     """Forward and backward; `lse`: LSE has a gradient too, as the graph losses give it one."""
 
     def call() -> None:
-        q, k, v = torch.empty(3, 1, heads, tokens, dim, dtype=dtype, device="meta").unbind(0)
-        q, k, v = q.clone(), k.clone(), v.clone()
+        q, k, v = (torch.zeros(1, heads, tokens, dim, dtype=dtype, device=device) for _ in range(3))
         out, log_sum = attention_kernels.attention(q, k, v, None, dim**-0.5)
         attention_kernels.attention_backward(
-            torch.empty_like(out), torch.empty_like(log_sum) if lse else None, q, k, v, None, out, log_sum, dim**-0.5
+            torch.zeros_like(out), torch.zeros_like(log_sum) if lse else None, q, k, v, None, out, log_sum, dim**-0.5
         )
 
     return call
@@ -60,5 +74,79 @@ def ties(
         tied = list(range(count)), list(range(count)), None, [num_genes] * count, 1
         y, kbar = row_dot_kernels.row_dot(q, k, *entries, *entries, *by_row, *by_column, *tied)
         row_dot_kernels.row_dot_backward(y, q, kbar, *entries, *by_column, *tied)
+
+    return call
+
+
+def bce(graph: MultiGraph, dim: int, dtype: torch.dtype, ratio: float | None) -> Callable[[], None]:
+    """Forward and backward of every relation's cross-entropy with a head of its own, all rows.
+
+    Args:
+        ratio: negatives that were drawn, over edges; None: every non-edge.
+    """
+    generator = torch.Generator().manual_seed(0)
+    negatives = {
+        name: (None,) * 4 if ratio is None else sample_negatives_of_graph(graph, name, ratio, generator, torch.float32)
+        for name in graph.relations
+    }
+
+    def call() -> None:
+        n = graph.num_nodes
+        for i, name in enumerate(graph.relations):
+            q, k = (torch.empty(1, n + 1, dim, dtype=dtype) for _ in range(2))
+            lse, dloss, rest, pull = (torch.empty(1, n) for _ in range(4))
+            problem = (
+                q, k, lse, *graph.stacked, *graph.stacked_by_column(), graph.targets(torch.float32).inv_mass.flatten(),
+                graph.known(name), None, *negatives[name], i, 1, dim**-0.5, True,
+            )  # fmt: skip
+            bce_kernels.bce_rows(*problem)
+            bce_kernels.bce_rows_backward(dloss, torch.full((1, n), -1, dtype=torch.int32), rest, pull, *problem)
+
+    return call
+
+
+def _sets(num_genes: int, num_sets: int, size: int) -> tuple[Tensor, Tensor]:
+    """Genes of so many sets, and where each begins."""
+    g = torch.Generator().manual_seed(0)
+    return torch.randint(num_genes, (num_sets * size,), generator=g), size * torch.arange(num_sets + 1)
+
+
+def masked(graph: MultiGraph, num_sets: int, features: int, dtype: torch.dtype) -> Callable[[], None]:
+    """Means over neighbours in so many cells, each without three genes, by every relation; gradients of features and edges."""
+    n = graph.num_nodes
+    keep = ~khop_mask(graph, *_sets(n, num_sets, 3), 0)
+
+    def call() -> None:
+        for name in graph.relations:
+            x = torch.empty(num_sets, n, features, dtype=dtype, requires_grad=True)
+            weight = torch.empty(graph.num_edges(name), dtype=dtype, requires_grad=True)
+            masked_spmm(graph, name, x, keep, edge_weight=weight, reduce="mean").sum().backward()
+
+    return call
+
+
+def relational(graph: MultiGraph, num_sets: int, features: int, dtype: torch.dtype) -> Callable[[], None]:
+    """Messages of all relations from the genes next to each of so many sets of three to those within two hops."""
+    sets = _sets(graph.num_nodes, num_sets, 3)
+    source, target = Subset.of(*(khop_mask(graph, *sets, hops) for hops in (1, 2)))
+
+    def call() -> None:
+        x = torch.empty(len(source.genes.gene), len(graph.relations), features, dtype=dtype, requires_grad=True)
+        relational_spmm(graph, x, *source.genes, *target.genes).sum().backward()
+
+    return call
+
+
+def perturbation(num_genes: int, num_sets: int, heads: int, dim: int, dtype: torch.dtype) -> Callable[[], None]:
+    """What their own genes change in the attention of so many pairs, forward and backward."""
+    index, ptr = _sets(num_genes, num_sets, 2)
+
+    def call() -> None:
+        query, dz = (torch.empty(heads, num_sets, dim, dtype=dtype) for _ in range(2))
+        key, value = (torch.empty(heads, num_genes, dim, dtype=dtype) for _ in range(2))
+        override = torch.empty(heads, len(index), dim, dtype=dtype)
+        problem = query, key, value, torch.empty(heads, num_sets), index, ptr, override, dim**-0.5
+        perturbation_kernels.perturbation_correction(*problem)
+        perturbation_kernels.perturbation_correction_backward(dz, *problem)
 
     return call

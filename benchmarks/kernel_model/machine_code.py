@@ -50,6 +50,16 @@ class Instruction:
         return int(found.group(1), 16) if found else None
 
     @property
+    def ends(self) -> bool:
+        """Whether what follows is reached by branches alone."""
+        always = self.predicate == "" and "," not in self.operands  # a branch may have a second predicate among its operands
+        return (
+            always
+            and self.opcode.split(".")[0] in ("BRA", "EXIT", "RET", "BRX", "JMP")
+            and not self.opcode.startswith("BRA.DIV")
+        )
+
+    @property
     def products(self) -> int:
         """Multiply-adds of a matrix instruction."""
         parts = self.opcode.split(".")
@@ -91,15 +101,34 @@ def disassemble(cubin: bytes) -> list[Instruction]:
 def loops_of(code: Sequence[Instruction]) -> list[Loop]:
     """By the branches that lead back, in order of their first instruction; the trap after the end is none.
 
-    Several branches to one place (a loop that is left in the middle, or `continue`) are one loop.
+    A branch leads back if there is no way to it but through where it leads: what is done for a warp whose lanes have parted
+    stands behind the kernel's end, and comes back without being a loop. Several branches to one place (a loop that is left in
+    the middle, or `continue`) are one loop.
     """
     at = {instruction.address: i for i, instruction in enumerate(code)}
+    after: list[list[int]] = [[] for _ in code]
+    for i, instruction in enumerate(code):
+        if not instruction.ends and i + 1 < len(code):
+            after[i].append(i + 1)
+        if instruction.target is not None and instruction.target in at:
+            after[i].append(at[instruction.target])
     last: dict[int, int] = {}
     for i, instruction in enumerate(code):
-        target = instruction.target
-        if target is not None and target < instruction.address and target in at:
-            last[at[target]] = max(last.get(at[target], 0), i)
+        target = at.get(instruction.target, i) if instruction.target is not None else i
+        if target < i and i not in reached(after, without=target):
+            last[target] = max(last.get(target, 0), i)
     return [Loop(first, end) for first, end in sorted(last.items())]
+
+
+def reached(after: Sequence[Sequence[int]], *, without: int, start: int = 0) -> set[int]:
+    """Indices on a way from the first, that one too, that does not lead through one of them."""
+    found, left = {without}, [start]
+    while left:
+        i = left.pop()
+        if i not in found:
+            found.add(i)
+            left += after[i]
+    return found - {without}
 
 
 def bodies(code: Sequence[Instruction], loops: Sequence[Loop]) -> list[list[Instruction]]:
@@ -110,6 +139,29 @@ def bodies(code: Sequence[Instruction], loops: Sequence[Loop]) -> list[list[Inst
         innermost = min(inside, key=lambda n: loops[n].last - loops[n].first, default=-1)
         found[innermost + 1].append(instruction)
     return found
+
+
+def jumps(code: Sequence[Instruction], loops: Sequence[Loop]) -> list[list[Instruction]]:
+    """What the longest branch forward passes over, behind all loops, and in each of them without the loops inside it."""
+    end = max((loop.last + 1 for loop in loops), default=0)
+    return [_jump(code, Loop(end, len(code) - 1), []), *(_jump(code, loop, loops) for loop in loops)]
+
+
+def _jump(code: Sequence[Instruction], loop: Loop, loops: Sequence[Loop]) -> list[Instruction]:
+    at = {instruction.address: i for i, instruction in enumerate(code)}
+    longest = range(0)
+    for i in range(loop.first, loop.last):
+        target = at.get(code[i].target or 0, -1)
+        if target in loop and target - i > len(longest):
+            longest = range(i + 1, target)
+    inside = [x for x in loops if x.first in loop and x != loop]
+    return [code[i] for i in longest if not any(i in x for x in inside)]
+
+
+def returned(code: Sequence[Instruction], loops: Sequence[Loop]) -> list[Instruction]:
+    """What is executed where a kernel returns before its loops."""
+    first = loops[0].first if loops else 0
+    return list(code[: max((i + 1 for i in range(first) if code[i].opcode == "EXIT"), default=0)])
 
 
 def by_pipe(code: Sequence[Instruction]) -> Counter[str]:

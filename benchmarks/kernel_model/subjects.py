@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 
 from cellattn import MultiGraph
+from tests import ptx
+from tests.kernels.aot import Launch
 
 from .chips import Chip
-from .cost import Cost, cost_of, counts_of
+from .cost import Cost, by_kernel, cost_of, counts_of
 from .flex import FlexKernel, flex_attention
-from .launches import attention, on, ties
+from .launches import attention, bce, masked, on, perturbation, relational, ties, with_values
 from .trips import Tied, Trips
 
 HEADS, TOKENS, DIM = 9, 6608, 20  # of the published layer
+PAIRS = 256  # of a batch of the published model
+SETS, FEATURES = 28, 64  # of a batch of a graph network, and of its layers
 
 
 @dataclass(frozen=True)
@@ -44,9 +49,28 @@ class Row:
 
 
 def costs_of_attention(chip: Chip, heads: int, tokens: int, dim: int, *, lse: bool) -> list[Cost]:
+    conflicts = conflicts_of(chip, attention(1, 257, dim, torch.bfloat16, lse=lse, device="cpu"))
     with on(chip) as launches:
         attention(heads, tokens, dim, torch.bfloat16, lse=lse)()
-    return [cost_of(launch, chip) for launch in launches]
+    return [replace(cost_of(launch, chip), conflicts=conflicts[name_of(launch)]) for launch in launches]
+
+
+def name_of(launch: Launch) -> str:
+    """Of its machine code."""
+    return f"{launch.fn.__name__} {launch.config}"
+
+
+def conflicts_of(chip: Chip, call: Callable[[], None]) -> dict[str, float]:
+    """Of the loops of each kernel that a small problem launches, as they are executed."""
+    found = {}
+    with ptx.device(chip.arch, count=True) as device:
+        call()
+    for one in device.counted:
+        counts = one.counts
+        inside = counts.warps > counts.warps.max() // 2
+        least = int(counts.least_waves[inside].sum())
+        found[name_of(one.launch)] = int(counts.waves[inside].sum()) / least if least else 1.0
+    return found
 
 
 def costs_of_ties(chip: Chip, graph: MultiGraph, tied: Tied, dim: int) -> list[Cost]:
@@ -55,6 +79,23 @@ def costs_of_ties(chip: Chip, graph: MultiGraph, tied: Tied, dim: int) -> list[C
     with on(chip) as launches:
         ties(graph.num_nodes, edges, list(by_row.offset), list(by_column.offset), dim, torch.bfloat16)()
     return [cost_of(launch, chip, tied) for launch in launches]
+
+
+def calls_on(graph: MultiGraph) -> dict[str, Callable[[], None]]:
+    """By subject; each is recorded with values, and all launches of a kernel are one row."""
+    return {
+        "BCE": bce(graph, DIM, torch.bfloat16, None),
+        "BCE, drawn": bce(graph, DIM, torch.bfloat16, 1.0),
+        "masked_spmm": masked(graph, SETS, FEATURES, torch.bfloat16),
+        "relational_spmm": relational(graph, SETS, FEATURES, torch.bfloat16),
+        "perturbation_attention": perturbation(graph.num_nodes, PAIRS, HEADS, DIM, torch.bfloat16),
+    }
+
+
+def costs_of_call(chip: Chip, call: Callable[[], None]) -> list[Cost]:
+    with with_values(chip) as launches:
+        call()
+    return by_kernel(cost_of(launch, chip) for launch in launches)
 
 
 def costs_of_flex(chip: Chip, heads: int, tokens: int, dim: int) -> list[Cost]:

@@ -1,17 +1,19 @@
 """How often the loops of a kernel run: the one thing that its machine code does not say.
 
-Of each kernel, from the arguments of a launch and the degrees of the graph, for all CTAs together. The loops are in the order
-in which they begin in the code. `tests/benchmarks/test_kernel_model.py` holds every rule to what a run of the compiled code
-counts.
+Of each kernel, from the arguments of a launch, for all CTAs together; where an argument is a tensor without values, those of
+the graph that it stands for (`Tied`). The loops are in the order in which they begin in the code.
+`tests/benchmarks/test_kernel_model.py` holds every rule to what a run of the compiled code counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from cellattn import MultiGraph
 from tests.kernels.aot import Launch
@@ -21,6 +23,10 @@ from tests.kernels.aot import Launch
 class Trips:
     ctas: int  # that do not return at once
     loops: list[int]
+    jumps: Mapping[int, int] = field(
+        default_factory=dict
+    )  # of loop 1, 2, ... the rounds that pass over its longest branch, of 0 CTAs
+    share: Mapping[str, float] = field(default_factory=dict)  # of arguments of which a launch reads a part alone
 
 
 @dataclass(frozen=True)
@@ -37,16 +43,22 @@ class Tied:
 
     rows: list[Side]
     columns: list[Side]
+    values: Mapping[str, np.ndarray] = field(default_factory=dict)  # of arguments, by their names, where a launch has none
 
     @classmethod
-    def of(cls, graph: MultiGraph) -> Tied:
+    def of(cls, graph: MultiGraph, **values: Tensor) -> Tied:
+        """Args:
+        values: of other arguments.
+        """
         by_row, by_column = graph.segments
         sides = []
-        for pointers, segments in ((_stacked(graph), by_row), (graph.transpose()[0].numpy(), by_column)):
+        known = {"rowptr_ptr": _stacked(graph), "colptr_ptr": graph.transpose()[0].numpy()}
+        for pointers, segments in zip(known.values(), (by_row, by_column), strict=True):
             degree, cut = np.diff(pointers), np.diff(segments.ptr.numpy())
             n = graph.num_nodes
             sides.append([Side(degree[r * n : (r + 1) * n], cut[r * n : (r + 1) * n]) for r in range(len(graph.relations))])
-        return cls(*sides)
+        rows, columns = sides
+        return cls(rows, columns, known | {name: x.numpy() for name, x in values.items()})
 
 
 def _stacked(graph: MultiGraph) -> np.ndarray:
@@ -121,16 +133,283 @@ def _rows_backward(launch: Launch, tied: Tied | None) -> Trips:
     return Trips(launch.ctas, [launch.ctas * launch.args["num_ties"] // launch.args["num_heads"]])
 
 
+def _values(launch: Launch, name: str, tied: Tied | None) -> np.ndarray:
+    """Of an argument, or where it has none those that it stands for."""
+    x = launch.args[name]
+    assert isinstance(x, Tensor)
+    if x.device.type != "meta":
+        found: np.ndarray = x.detach().numpy()
+        return found
+    found = (tied.values if tied is not None else {})[name]
+    assert found.shape == x.shape, f"{launch.fn.__name__}: {name} is {list(x.shape)}, what is known {list(found.shape)}"
+    return found
+
+
+def _walked(lengths: np.ndarray, each: int) -> int:
+    """Steps over all of so many entries, each list by itself."""
+    return int(_steps(lengths, each).sum())
+
+
+def _fullest(lengths: np.ndarray, block: int) -> int:
+    """The sum over blocks of what the longest list of each has."""
+    return int(np.pad(lengths, (0, -len(lengths) % block)).reshape(-1, block).max(1).sum())
+
+
+def _combined(launch: Launch, tied: Tied | None) -> Trips:
+    return Trips(launch.ctas, [launch.ctas * launch.args["NS"]])
+
+
+def _chosen(launch: Launch, tied: Tied | None) -> Trips:
+    a = launch.args
+    lead = launch.ctas // _steps(a["num_keys"], a["BLOCK"])
+    return Trips(launch.ctas, [lead * _fullest(np.diff(_values(launch, "ptr_ptr", tied)), a["BLOCK"])])
+
+
+# ------------------------------------------------------------------------------------------------------- attention_bce
+
+
+def _part_steps(launch: Launch, total: int, each: int) -> int:
+    """Steps of all parts of a launch, of one block of what it is dealt out by."""
+    part = launch.args["part"]
+    return sum(_steps(min(part, total - first), each) for first in range(0, total, part))
+
+
+def _sharp_blocks(launch: Launch) -> int:
+    """Blocks of rows with a sharp entry: none where the launch has no values."""
+    a = launch.args
+    sharp = a["sharp_ptr"]
+    if sharp is None or sharp.device.type == "meta":
+        return 0
+    rows = (sharp.numpy() >= 0).reshape(-1, a["num_rows"])
+    return sum(_fullest(x.astype(int), a["BM"]) for x in rows)
+
+
+def _bce_dense_forward(launch: Launch, tied: Tied | None) -> Trips:
+    return Trips(launch.ctas, [launch.grid[0] * _part_steps(launch, launch.args["num_genes"], launch.args["BN"])])
+
+
+def _bce_dense_dq(launch: Launch, tied: Tied | None) -> Trips:
+    """What sharp entries add is a branch; with drawn negatives there is nothing else."""
+    a, sharp = launch.args, _sharp_blocks(launch)
+    steps = _part_steps(launch, a["num_prefix"] + a["num_genes"], a["BN"])
+    blocks = launch.grid[0] if a["DENSE"] else sharp
+    return Trips(launch.ctas, [blocks * steps], {} if a["SIGMOID"] else {1: (blocks - sharp) * steps})
+
+
+def _bce_dense_dk(launch: Launch, tied: Tied | None) -> Trips:
+    """Likewise, row block by row block."""
+    a = launch.args
+    steps = launch.grid[0] * _part_steps(launch, a["num_rows"], a["BM"])
+    across = launch.grid[0] // a["num_leading"]
+    return Trips(launch.ctas, [steps], {} if a["SIGMOID"] else {1: steps - across * _sharp_blocks(launch)})
+
+
+def _bce_rest(launch: Launch, tied: Tied | None) -> Trips:
+    a, blocks = launch.args, _sharp_blocks(launch)
+    return Trips(blocks * launch.grid[1], [blocks * _part_steps(launch, a["num_prefix"] + a["num_genes"], a["BN"])])
+
+
+def _bce_sharp(launch: Launch, tied: Tied | None) -> Trips:
+    return Trips(launch.ctas, [launch.ctas * launch.args["num_parts"]])
+
+
+def _bce_rows(launch: Launch, tied: Tied | None) -> tuple[np.ndarray, np.ndarray]:
+    """(edges, drawn negatives that are looked at) of each row of a launch."""
+    a = launch.args
+    genes = np.arange(a["num_rows"]) if a["rows_ptr"] is None else _values(launch, "rows_ptr", tied)
+    degree = np.diff(_values(launch, "rowptr_ptr", tied))[a["first_row"] + genes]
+    drawn = np.zeros_like(degree) if a["DENSE"] else np.diff(_values(launch, "negptr_ptr", tied)) * (degree > 0)
+    return degree, drawn
+
+
+def _share(launch: Launch, entries: int) -> dict[str, float]:
+    """Of the stacked graph: one relation's, of so many entries."""
+    a = launch.args
+    lists = [name for name in ("col_ptr", "row_ptr", "weight_ptr") if name in a]
+    pointers = [name for name in ("rowptr_ptr", "colptr_ptr", "inv_mass_ptr") if name in a]
+    genes = len(a["inv_mass_ptr"])
+    rows = min(1.0, a.get("num_genes", a["num_rows"]) / genes)
+    return dict.fromkeys(lists, entries / max(len(a["weight_ptr"]), 1)) | dict.fromkeys(pointers, rows)
+
+
+def _bce_edges(launch: Launch, tied: Tied | None) -> Trips:
+    a = launch.args
+    lead = launch.ctas // a["num_rows"]
+    degree, drawn = _bce_rows(launch, tied)
+    edges, negatives = (lead * _walked(x, a["BE"]) for x in (degree, drawn))
+    loops = [launch.ctas * a["num_parts"], edges] if a["DENSE"] else [edges, negatives]
+    return Trips(launch.ctas, loops, share=_share(launch, int(degree.sum())))
+
+
+def _bce_edges_dq(launch: Launch, tied: Tied | None) -> Trips:
+    a = launch.args
+    lead = launch.ctas // (a["num_rows"] + (a["num_prefix"] if a["rows_ptr"] is None else 0))
+    degree, drawn = _bce_rows(launch, tied)
+    edges, negatives = (lead * _walked(x, a["BE"]) for x in (degree, drawn))
+    ctas = lead * a["num_rows"]
+    loops = [edges] if a["DENSE"] else [edges, negatives]
+    loops += [] if a["dense_dq_ptr"] is None else [ctas * a["num_parts"]]
+    return Trips(ctas, loops, share=_share(launch, int(degree.sum())))
+
+
+def _bce_edges_dk(launch: Launch, tied: Tied | None) -> Trips:
+    a = launch.args
+    lead = launch.ctas // (a["num_prefix"] + a["num_genes"])
+    columns = slice(a["first_row"], a["first_row"] + a["num_genes"] + 1)
+    pointers = _values(launch, "colptr_ptr", tied)[columns]
+    loops = [lead * _walked(np.diff(pointers), a["BE"])]
+    if a["copyptr_ptr"] is not None:  # otherwise a row is there once, and is not looped over
+        number = np.diff(_values(launch, "copyptr_ptr", tied))[_values(launch, "row_ptr", tied)]
+        loops.append(lead * sum(_fullest(number[first:last], a["BE"]) for first, last in itertools.pairwise(pointers)))
+    if not a["DENSE"]:
+        loops.append(lead * _walked(np.diff(_values(launch, "drawnptr_ptr", tied)), a["BE"]))
+    loops += [] if a["dense_ptr"] is None else [launch.ctas * a["num_parts"]]
+    return Trips(launch.ctas, loops, share=_share(launch, int(pointers[-1] - pointers[0])))
+
+
+def _bce_copies(launch: Launch, tied: Tied | None) -> Trips:
+    a = launch.args
+    copies = np.diff(_values(launch, "copyptr_ptr", tied))
+    lead = launch.ctas // _steps(a["num_prefix"] + a["num_genes"], a["BT"])
+    return Trips(launch.ctas, [lead * _fullest(np.pad(copies, (a["num_prefix"], 0)), a["BT"])])
+
+
+def _bisected(argument: str) -> Callable[[Launch, Tied | None], Trips]:
+    return lambda launch, tied: Trips(launch.ctas, [launch.ctas * launch.args[argument]])
+
+
+# ---------------------------------------------------------------------------------------------- products along graphs
+
+
+def _kept(launch: Launch) -> np.ndarray:
+    """The samples that keep each gene, bool [N, 32 H], the last ones of none."""
+    halves = launch.args["words_ptr"].numpy()
+    return (halves[:, :, None] >> np.arange(32) & 1).astype(bool).reshape(len(halves), -1)
+
+
+def _masked_spmm(launch: Launch, tied: Tied | None) -> Trips:
+    a, kept = launch.args, _kept(launch)
+    pointers, col = _values(launch, "rowptr_ptr", tied), _values(launch, "col_ptr", tied)
+    degree, row = np.diff(pointers), np.repeat(np.arange(a["num_genes"]), np.diff(pointers))
+    samples, together, apart = a["S"], 0, 0
+    blocks = _steps(a["F"], a["BF"])
+    for first in range(0, a["num_sets"], samples):
+        mine = kept[:, first : min(first + samples, a["num_sets"])]
+        there = mine.any(1)
+        together += blocks * _walked(degree[there], samples * a["EDGES"])
+        if a["SHARED"]:
+            some = mine[row] & mine[col]
+            split = some.any(1) & (some != mine[row]).any(1)  # kept by some of the samples that keep the row, not by all
+            there = np.bincount(row[split], minlength=a["num_genes"]) > 0
+        apart += blocks * _walked(degree[there], a["EDGES"])
+    if samples == 1:
+        return Trips(launch.ctas, [together])
+    return Trips(launch.ctas, [together, apart] if a["SHARED"] else [apart])
+
+
+def _masked_sddmm(launch: Launch, tied: Tied | None) -> Trips:
+    a = launch.args
+    halves = range(a["first_half"], a["last_half"])
+    samples = sum(min(a["num_sets"] - 32 * h, 32) for h in halves)
+    return Trips(launch.ctas, [launch.ctas * x for x in (a["num_bisections"], len(halves), samples)])
+
+
+def _masked_degree(launch: Launch, tied: Tied | None) -> Trips:
+    a, degree = launch.args, np.diff(_values(launch, "rowptr_ptr", tied))
+    halves: np.ndarray = _kept(launch).reshape(a["num_genes"], -1, 32).max(2)[:, : _steps(a["num_sets"], 32)]
+    return Trips(launch.ctas, [sum(_walked(degree[x], a["EDGES"]) for x in halves.T)])
+
+
+def _degrees_of_relations(launch: Launch, tied: Tied | None) -> np.ndarray:
+    """[K, N], of the relations of a launch."""
+    a = launch.args
+    degree = np.diff(_values(launch, "rowptr_ptr", tied)).reshape(-1, a["num_genes"])
+    found: np.ndarray = degree[_values(launch, "relations_ptr", tied)]
+    return found
+
+
+def _in_launch(launch: Launch, tied: Tied | None) -> np.ndarray:
+    """The genes whose rows a launch makes, of its samples alone."""
+    a = launch.args
+    sample = np.searchsorted(_values(launch, "targetptr_ptr", tied), np.arange(len(a["target_ptr"])), side="right") - 1
+    return _values(launch, "target_ptr", tied)[(sample >= a["first"]) & (sample < a["first"] + a["count"])]
+
+
+def _relational_spmm(launch: Launch, tied: Tied | None) -> Trips:
+    a, degree = launch.args, _degrees_of_relations(launch, tied)
+    steps = _steps(degree, a["EDGES"]).sum(0)  # [N]
+    blocks = _steps(a["F"], a["BF"])
+    if a["SUM_SAMPLES"]:
+        places = a["num_genes"] * a["count"]
+        entries = int(((_values(launch, "receive_ptr", tied) >= 0).sum(0) * steps).sum())
+    else:
+        genes = _in_launch(launch, tied)
+        places, entries = len(genes), int(steps[genes].sum())
+    relations = blocks * places * len(degree)
+    loops = [blocks * places, relations, blocks * entries] if a["SUM_RELATIONS"] else [relations, blocks * entries]
+    # where samples are summed, the compiler makes a loop of its own for a gene that is none
+    return Trips(launch.ctas, [*loops, 0] if a["SUM_SAMPLES"] else [launch.ctas * a["num_bisections"], *loops])
+
+
+def _relational_degree(launch: Launch, tied: Tied | None) -> Trips:
+    a, degree = launch.args, _degrees_of_relations(launch, tied)
+    steps = _walked(degree[:, _in_launch(launch, tied)], a["EDGES"])
+    return Trips(launch.ctas, [launch.ctas * a["num_bisections"], steps])
+
+
+# ---------------------------------------------------------------------------------------------------------------- sets
+
+
+def _by_sets(launch: Launch, tied: Tied | None) -> Trips:
+    a = launch.args
+    lead = launch.ctas // _steps(a["num_sets"], a["BS"])
+    return Trips(launch.ctas, [lead * _fullest(np.diff(_values(launch, "ptr_ptr", tied)), a["BS"])])
+
+
+def _by_genes(launch: Launch, tied: Tied | None) -> Trips:
+    a = launch.args
+    lead = launch.ctas // a["num_genes"]
+    return Trips(launch.ctas, [lead * _walked(np.diff(_values(launch, "geneptr_ptr", tied)), a["EDGES"])])
+
+
+def _set_sum(launch: Launch, tied: Tied | None) -> Trips:
+    a = launch.args
+    blocks = launch.ctas // a["num_sets"]
+    return Trips(launch.ctas, [blocks * _walked(np.diff(_values(launch, "ptr_ptr", tied)), a["ROWS"])])
+
+
 RULES: dict[str, Callable[[Launch, Tied | None], Trips]] = {
     "attention_fwd_kernel": _by_tiles("Tk", "BN"),
     "attention_bwd_kernel_delta": _straight,
     "attention_bwd_kernel_dq": _by_tiles("Tk", "BN"),
     "attention_bwd_kernel_dkv": _by_tiles("Tq", "BM"),
+    "attention_fwd_kernel_combine": _combined,
     "row_dot_fwd_kernel_segments": _segments("rows"),
     "row_dot_fwd_kernel": _rows,
     "row_dot_bwd_kernel_dq": _rows_backward,
     "row_dot_bwd_kernel_dk_segments": _segments("columns"),
     "row_dot_bwd_kernel_dk": _columns,
+    "row_dot_bwd_kernel_g": _chosen,
+    "bce_rows_fwd_kernel_dense": _bce_dense_forward,
+    "bce_rows_fwd_kernel_edges": _bce_edges,
+    "bce_rows_fwd_kernel_rest": _bce_rest,
+    "bce_rows_fwd_kernel_sharp": _bce_sharp,
+    "bce_rows_bwd_kernel_dense_dq": _bce_dense_dq,
+    "bce_rows_bwd_kernel_edges_dq": _bce_edges_dq,
+    "bce_rows_bwd_kernel_dense_dk": _bce_dense_dk,
+    "bce_rows_bwd_kernel_edges_dk": _bce_edges_dk,
+    "bce_rows_bwd_kernel_dq": _bce_copies,
+    "nonedges_kernel": _bisected("steps"),
+    "masked_spmm_kernel": _masked_spmm,
+    "masked_sddmm_kernel": _masked_sddmm,
+    "masked_degree_kernel": _masked_degree,
+    "place_table_kernel": _bisected("num_bisections"),
+    "relational_spmm_kernel": _relational_spmm,
+    "relational_degree_kernel": _relational_degree,
+    "perturbation_attention_fwd_kernel": _by_sets,
+    "perturbation_attention_bwd_kernel_sets": _by_sets,
+    "perturbation_attention_bwd_kernel_genes": _by_genes,
+    "set_sum_kernel": _set_sum,
 }
 
 

@@ -2,30 +2,89 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 import triton
 import triton.language as tl
+from triton.runtime.jit import JITFunction
 
 from benchmarks.kernel_model.chips import CHIPS
-from benchmarks.kernel_model.cost import code_of, counts_of
+from benchmarks.kernel_model.cost import code_of, counts_of, rounds_of
 from benchmarks.kernel_model.flex import flex_attention
-from benchmarks.kernel_model.trips import Tied, Trips, trips_of
+from benchmarks.kernel_model.machine_code import reached
+from benchmarks.kernel_model.trips import RULES, Tied, Trips, trips_of
 from cellattn import MultiGraph
+from cellattn.kernels import attention as attention_kernels
+from cellattn.kernels import attention_bce, masked_spmm, perturbation_attention, set_sum
+from cellattn.kernels import relational_spmm as relational_kernels
+from cellattn.kernels import row_dot as row_dot_kernels
 from cellattn.ops.attention import attention
+from cellattn.ops.relational_spmm import relational_spmm
 from cellattn.ops.row_dot import row_dot
 
 from .. import ptx
+from ..bounds import as_list
 from ..compare import random_graph
+from ..compiled.test_relational_spmm import between, graph_of
 from ..kernels.aot import Launch
 from ..ptx.device import Counted
+from ..ptx.machine import Program
+from ..ptx.subjects import SUBJECTS, Subject
+
+MEMORY = ("ld", "cp")
+
+
+@dataclass
+class Loop:
+    body: set[int]  # its instructions
+    latches: set[int]  # those from which it begins again
+
+
+def loops_of(program: Program) -> dict[int, Loop]:
+    """By the first instruction of each, without loops that only count.
+
+    From a latch a way leads back to the first, and there is no way to it but through the first.
+    """
+    steps = program.steps
+    after: list[list[int]] = [[] for _ in steps]
+    for i, step in enumerate(steps):
+        if step.kind == "branch":
+            after[i].append(step.target)
+        if i + 1 < len(steps) and (step.instruction.predicate is not None or step.kind not in ("branch", "exit")):
+            after[i].append(i + 1)
+    before: list[list[int]] = [[] for _ in steps]
+    for i, following in enumerate(after):
+        for n in following:
+            before[n].append(i)
+    found: dict[int, Loop] = {}
+    for i, following in enumerate(after):
+        for head in following:
+            if before[i] and len(before[head]) > 1 and i not in reached(after, without=head):
+                loop = found.setdefault(head, Loop({head}, set()))
+                loop.body |= reached(before, start=i, without=head)
+                loop.latches.add(i)
+    return {head: found[head] for head in sorted(found) if any(steps[i].instruction.opcode in MEMORY for i in found[head].body)}
 
 
 def rounds(counted: Counted) -> list[int]:
-    """Rounds of each loop, of all CTAs, that were executed; a loop is where branches lead back."""
-    steps, warps = counted.program.steps, counted.launch.options["num_warps"]
-    heads = sorted({step.target for i, step in enumerate(steps) if step.kind == "branch" and 0 <= step.target <= i})
-    return [int(counted.counts.warps[head]) // warps for head in heads]
+    """Rounds of each loop, of all CTAs, that were executed."""
+    warps, loops = counted.launch.options["num_warps"], loops_of(counted.program)
+    executed = counted.counts.warps
+    # a loop that is left at its beginning begins once more than it goes round
+    found = {head: int(min(executed[head], executed[list(loop.latches)].sum())) // warps for head, loop in loops.items()}
+    if counted.launch.fn.__name__ != "bce_rows_bwd_kernel_edges_dk":
+        return list(found.values())
+    # Of the loop over copies of a row PTX has two, one for threads without an entry; of rows that are there once, branches.
+    inside = {
+        head: number
+        for head, number in found.items()
+        if any(head in loop.body for other, loop in loops.items() if other != head)
+    }
+    outside = [number for head, number in found.items() if head not in inside]
+    copies = [] if counted.launch.args["copyptr_ptr"] is None else [max(inside.values())]
+    return [outside[0], *copies, *outside[1:]]
 
 
 @pytest.mark.parametrize("arch", [80, 90])
@@ -61,6 +120,70 @@ def test_rules_of_ties() -> None:
         trips = trips_of(counted.launch, tied)
         assert trips.loops == rounds(counted), counted.launch.fn.__name__
         assert len(code_of(counted.launch, 80).parts) == 1 + len(trips.loops)
+
+
+# Whose shapes have hubs, empty rows, repeated rows, sharp entries, drawn negatives, and genes that some samples drop.
+FAMILIES = ("attention_bce", "masked_spmm", "relational_spmm", "perturbation_attention", "set_sum")
+
+
+@pytest.mark.parametrize("subject", [x for x in SUBJECTS if x.family in FAMILIES or x.name.startswith("few queries")], ids=str)
+def test_rules_of_other_kernels(subject: Subject) -> None:
+    """All shapes that faults are planted at."""
+    for make in subject.shapes:
+        shape = make()
+        given = [x.clone().requires_grad_() for x in shape.inputs]
+        with ptx.device(subject.arch, count=True) as device:
+            torch.stack([y.float().sum() for y in as_list(shape.op(*given))]).sum().backward()
+        for counted in device.counted:
+            if subject.owns(counted.launch.fn.__name__):
+                trips, warps = trips_of(counted.launch), counted.launch.options["num_warps"]
+                assert trips.loops == rounds(counted), f"{counted.launch.fn.__name__}, {counted.launch.config}"
+                for loop, passed in trips.jumps.items():
+                    body = sorted(list(loops_of(counted.program).values())[loop - 1].body)
+                    least = int(counted.counts.warps[body].min()) // warps
+                    assert least == trips.loops[loop - 1] - passed, f"{counted.launch.fn.__name__}, {counted.launch.config}"
+                for arch in (80, 90):
+                    rounds_of(code_of(counted.launch, arch), trips)
+
+
+@pytest.mark.parametrize("total", [False, True], ids=["each relation", "summed"])
+def test_rules_of_shared_messages(total: bool) -> None:
+    """Gradients of what all samples share are sums over samples."""
+    graph, sets = graph_of(75, 3), between(5, 75)
+    x = torch.randn(75, 20, dtype=torch.bfloat16, requires_grad=True)
+    with ptx.device(80, count=True) as device:
+        relational_spmm(graph, x, *sets, sum_relations=total, shared=True).sum().backward()
+    assert any(counted.launch.args.get("SUM_SAMPLES") for counted in device.counted)
+    for counted in device.counted:
+        assert trips_of(counted.launch).loops == rounds(counted), counted.launch.fn.__name__
+        rounds_of(code_of(counted.launch, 80), trips_of(counted.launch))
+
+
+def test_rule_of_chosen_rows() -> None:
+    graph = random_graph(40, {"a": 100})
+    q, k = (torch.randn(1, 41, 20, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+    with ptx.device(80, count=True) as device:
+        row_dot(q, k, graph, [("a", 0)], [torch.tensor([3, 3, 17, 3])], num_prefix=1).sum().backward()
+    (counted,) = (x for x in device.counted if x.launch.fn.__name__ == "row_dot_bwd_kernel_g")
+    assert trips_of(counted.launch).loops == rounds(counted)
+
+
+def test_every_kernel_has_a_rule() -> None:
+    launched = {
+        name
+        for module in (
+            attention_kernels,
+            attention_bce,
+            masked_spmm,
+            perturbation_attention,
+            relational_kernels,
+            row_dot_kernels,
+            set_sum,
+        )
+        for name, value in vars(module).items()
+        if isinstance(value, JITFunction) and "_kernel" in name and value.fn.__module__ == module.__name__
+    }
+    assert launched == set(RULES)
 
 
 @triton.jit

@@ -28,10 +28,6 @@ def part_of_commit() -> int | None:
     return int(done.stdout, 16) % PARTS
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "tile(number): one row of the tile tables, for make test-compiled")
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Rows of the tables are left out, but for the commit's, those asked for by name, or all with CELLATTN_COMPILED=all."""
     if os.environ.get("CELLATTN_COMPILED") == "all" or any("::" in argument for argument in config.args):

@@ -14,8 +14,9 @@ import fcntl
 import functools
 import hashlib
 import os
+import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,9 +27,9 @@ import torch
 from torch import Tensor
 from torch.utils import cpp_extension
 
-from .decode import decode
-from .device import Allocations, bytes_at
-from .machine import Program, execute
+from .counts import Counts
+from .device import Allocations, bytes_at, program_of
+from .machine import execute
 from .memory import Flat, Storage, Window
 from .parser import parse
 
@@ -98,8 +99,23 @@ def programs() -> dict[str, str]:
 
 
 @functools.cache
-def program_of(kernel: str) -> Program:
-    return decode(parse(Path(programs()[kernel]).read_text()).kernels[kernel])
+def text_of(kernel: str) -> str:
+    """Its module with the other entries left blank, line by line."""
+    lines, keep = Path(programs()[kernel]).read_text().splitlines(), True
+    for i, line in enumerate(lines):
+        if (entry := re.search(r"\.entry\s+(\w+)", line)) is not None:
+            keep = entry[1] == kernel
+        end = line.startswith("}")
+        if not keep:
+            lines[i] = ""
+        keep |= end
+    return "\n".join(lines)
+
+
+def short(kernel: str) -> str:
+    """Its name in the source, as far as it is one of the library's."""
+    found = re.search(r"\d([a-z_]+_kernel)[A-Z]", kernel)
+    return kernel if found is None else found[1]
 
 
 _LAUNCHED = ctypes.CFUNCTYPE(
@@ -137,8 +153,9 @@ class Calls(Allocations):
 class Runtime:
     """What `device` gives: the kernels that were launched, and of how many blocks."""
 
-    def __init__(self, order: int | None) -> None:
-        self.order, self.calls = order, Calls()
+    def __init__(self, order: int | None, mutate: Callable[[str, str], str] | None, count: bool) -> None:
+        self.order, self.mutate, self.count, self.calls = order, mutate, count, Calls()
+        self.counts: list[Counts] = []
         self.launches: list[str] = []
         self.blocks: list[int] = []
         self.fault: BaseException | None = None
@@ -159,7 +176,8 @@ class Runtime:
         """A launch; a fault is kept and raised when the operator comes back."""
         try:
             name = kernel.decode()
-            program = program_of(name)
+            text = text_of(name)
+            program = program_of(text if self.mutate is None else self.mutate(short(name), text))
             self.launches.append(name)
             grid, (threads, *others) = (sizes[0], sizes[1], sizes[2]), sizes[3:6]
             assert others == [1, 1], "blocks have one dimension"
@@ -170,7 +188,10 @@ class Runtime:
             total = grid[0] * grid[1] * grid[2]
             self.blocks.append(total)
             order = None if self.order is None else np.random.default_rng(self.order).permutation(total)
-            execute(program, self.memory(), parameters, grid, threads, shared, order=order)
+            counts = Counts(len(program.steps)) if self.count else None
+            if counts is not None:
+                self.counts.append(counts)
+            execute(program, self.memory(), parameters, grid, threads, shared, order=order, counts=counts)
         except BaseException as error:  # it cannot pass through C
             self.fault = self.fault or error
             return 1
@@ -184,16 +205,18 @@ class Runtime:
 
 
 @contextmanager
-def device(*, order: int | None = None) -> Iterator[Runtime]:
+def device(
+    *, order: int | None = None, mutate: Callable[[str, str], str] | None = None, count: bool = False
+) -> Iterator[Runtime]:
     """Operators of the extension run their CUDA implementation, on tensors of the CPU.
 
     Args:
-        order: seed of the order of the CTAs; None: ascending.
+        order, mutate, count: as of tests.ptx.device; a kernel goes by its name in the source.
 
     Raises:
         Fault, PtxError: as tests.ptx.device.
     """
-    made = Runtime(order)
+    made = Runtime(order, mutate, count)
     callbacks = _LAUNCHED(made.launched), _FILLED(made.filled)
     library().machine_connect(*callbacks, ARCH)
     try:

@@ -152,6 +152,11 @@ class Device:
         self.counted: list[Counted] = []
         self.allocations = Allocations()
 
+    @property
+    def counts(self) -> list[Counts]:
+        """Of each launch."""
+        return [one.counts for one in self.counted]
+
     def launch(self, launch: Launch) -> None:
         """Execute one."""
         compiled = compile_launch(launch, self.arch)

@@ -1,6 +1,7 @@
 """How good the machine and the bounds are: faults planted in every family of compiled kernels, one at a time.
 
     python -m tests.ptx.mutations --results runs/mutations.jsonl     plants what is not in the file yet (an hour of one core)
+    python -m tests.ptx.mutations --results ... --families row_dot   of these families alone
     python -m tests.ptx.mutations --results ... --page               writes docs/compiled.md
 
 A mutant is a kernel whose PTX differs in one place. It is *reported* where the machine raises a fault, *failing* where a result
@@ -22,7 +23,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ import torch
 from torch import Tensor
 
 from ..bounds import as_list, ratio_to_bound, with_bounds
-from . import device, machine
+from . import cuda, device, machine
 from .device import Device, program_of
 from .machine import Fault, Machine, Mask, Program
 from .parser import PtxError
@@ -174,8 +175,11 @@ class Run:
 
 def results_of(
     subject: Subject, shape: Shape, upstream: list[Tensor] | None, **options: Any
-) -> tuple[list[Tensor], list[Tensor], Device]:
+) -> tuple[list[Tensor], list[Tensor], Device | cuda.Runtime]:
     """Outputs and gradients, and the upstream gradients, which are drawn where they are not given."""
+    if shape.exact:
+        with cuda.device(**options) as runtime:
+            return as_list(shape.op()), [], runtime
     given = [x.clone().requires_grad_() for x in shape.inputs]
     with device(subject.arch, **options) as made:
         ys = as_list(shape.op(*given))
@@ -198,27 +202,31 @@ def runs_of(number: int) -> list[Run]:
             return text
 
         results, upstream, made = results_of(subject, shape, None, mutate=note, count=True)
-        wanted, warps = with_bounds(shape.definition, shape.inputs, upstream), dict[str, np.ndarray]()
-        for (text, _), one in zip(launched, made.counted, strict=True):
-            warps[text] = warps.get(text, 0) + one.counts.warps
+        warps = dict[str, np.ndarray]()
+        wanted = as_list(shape.definition()) if shape.exact else with_bounds(shape.definition, shape.inputs, upstream)
+        for (text, _), counts in zip(launched, made.counts, strict=True):
+            warps[text] = warps.get(text, 0) + counts.warps
         runs.append(Run(shape, upstream, results, wanted, warps, dict(launched)))
         assert not differing(runs[-1], results), f"{subject}: the kernels as they are fail"
     return runs
 
 
 def differing(run: Run, results: list[Tensor]) -> list[str]:
-    """Results that are farther from the definition than rounding explains."""
+    """Results that are farther from the definition than rounding explains; exact ones that differ."""
     found = []
     for i, (got, wanted) in enumerate(zip(results, run.wanted, strict=True)):
-        if (ratio := ratio_to_bound(got, wanted, parts=run.shape.parts)) > 1:
+        if run.shape.exact:
+            found += [] if torch.equal(got, wanted) else [f"result {i} differs"]
+        elif (ratio := ratio_to_bound(got, wanted, parts=run.shape.parts)) > 1:
             found.append(f"result {i}: {ratio:.3g} times as far as rounding explains")
     return found
 
 
 def same_bytes(a: list[Tensor], b: list[Tensor]) -> bool:
-    return all(
-        torch.equal(x.contiguous().view(torch.uint8), y.contiguous().view(torch.uint8)) for x, y in zip(a, b, strict=True)
-    )
+    def bytes_of(x: Tensor) -> Tensor:
+        return x.contiguous().flatten().view(torch.uint8)
+
+    return all(x.shape == y.shape and torch.equal(bytes_of(x), bytes_of(y)) for x, y in zip(a, b, strict=True))
 
 
 def _step_at(program: Program, line: int) -> int:
@@ -286,7 +294,7 @@ def judge(number: int, mutant: Mutant, *, reasons: bool = True) -> dict[str, Any
         return mutant.of(text) if digest(text) == mutant.ptx else text
 
     for run in reached:
-        limit = 100 * max(int(c.sum()) for c in run.warps.values()) + 10_000
+        limit = 20 * max(int(c.sum()) for c in run.warps.values()) + 10_000
         try:
             with mock.patch.object(machine, "MAX_STEPS", limit):
                 results, *_ = results_of(subject, run.shape, run.upstream, mutate=mutate)
@@ -295,6 +303,9 @@ def judge(number: int, mutant: Mutant, *, reasons: bool = True) -> dict[str, Any
             break
         except PtxError as error:
             verdict, why = "no PTX", str(error)
+            break
+        except (RuntimeError, ValueError, MemoryError) as error:  # of host code that was given wrong sizes
+            verdict, why = "failing", f"{type(error).__name__}: {str(error).splitlines()[0]}"
             break
         if same_bytes(results, run.results):
             continue
@@ -313,11 +324,16 @@ def judge(number: int, mutant: Mutant, *, reasons: bool = True) -> dict[str, Any
     }
 
 
-def all_mutants(per_kind: int = PER_KIND) -> list[tuple[int, Mutant]]:
+FAMILIES = [x for x in dict.fromkeys(x.family for x in SUBJECTS) if x != "khop" or cuda.home() is not None]
+
+
+def all_mutants(per_kind: int = PER_KIND, families: Collection[str] = FAMILIES) -> list[tuple[int, Mutant]]:
     """Each with the number of its subject, in an order that mixes subjects; a kernel's text is planted in once."""
     found: list[tuple[int, Mutant]] = []
     seen: set[str] = set()
     for number, subject in enumerate(SUBJECTS):
+        if subject.family not in families:
+            continue
         texts: dict[str, list[np.ndarray]] = {}
         for run in runs_of(number):
             for text, counts in run.warps.items():
@@ -482,12 +498,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=Path("runs/mutations.jsonl"))
     parser.add_argument("--per-kind", type=int, default=PER_KIND, help="mutants of one kind in one kernel")
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES, metavar="FAMILY", help="%(choices)s")
     parser.add_argument("--page", action="store_true", help="write docs/compiled.md of the results, and plant nothing")
     arguments = parser.parse_args()
     if arguments.page:
         PAGE.write_text(page(read(arguments.results)))
         return
-    mutants = all_mutants(arguments.per_kind)
+    mutants = all_mutants(arguments.per_kind, arguments.families)
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
     # shapes may have been added since, to find what survived
     known = {(x["ptx"], x["line"], x["after"]) for x in read(arguments.results) if x["verdict"] != "surviving"}

@@ -30,6 +30,7 @@ class Shape:
     definition: Callable[..., Any]
     inputs: list[Tensor]
     parts: bool = False  # as in bounds.assert_within
+    exact: bool = False  # of the extension: the definition is its CPU half, bit by bit
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Subject:
 
     def owns(self, kernel: str) -> bool:
         """Whether a kernel that is launched is one of the family."""
+        if self.family == "khop":
+            return kernel.endswith("_kernel")
         return kernel.startswith(_BEGINNINGS.get(self.family, (self.family,)))
 
 
@@ -179,6 +182,29 @@ def _set_sum(dtype: torch.dtype, sizes: list[int], width: int) -> Shape:
     )
 
 
+def _khop(op: Callable[..., Any], seed: int, edges: list[int], n: int, num_sets: int, *arguments: Any, **options: Any) -> Shape:
+    """Of the extension: a graph, sets of its genes, and what comes behind them."""
+    from ..compiled.test_khop import tensors_of
+    from ..ops.sets import problem
+
+    p = problem(seed, n, edges, num_sets)
+
+    def call() -> list[Tensor]:
+        return tensors_of(op(*p, *arguments, **options))
+
+    return Shape(call, call, [], exact=True)
+
+
+def _mask_and_words(num_sets: int, n: int) -> Shape:
+    keep = torch.rand(num_sets, n, generator=torch.Generator().manual_seed(0)) < 0.3
+
+    def call() -> list[Tensor]:
+        words = torch.ops.cellattn.pack_words(keep)
+        return [words, torch.ops.cellattn.unpack_words(words, num_sets)]
+
+    return Shape(call, call, [], exact=True)
+
+
 _SETS = [[[1, 5], [0], [29, 3, 7]], [[2, i] for i in range(3, 30)], [[], list(range(30)), [4]]]
 
 SUBJECTS = [
@@ -244,5 +270,20 @@ SUBJECTS = [
     ]),
     Subject("set_sum", "bf16, F 20", 80, [
         lambda: _set_sum(BF16, [2, 1, 3], 20), lambda: _set_sum(BF16, [0, 41, 0, 7], 20), lambda: _set_sum(BF16, [300, 3], 20),
+    ]),
+    Subject("khop", "masks", 80, [
+        lambda: _mask_and_words(65, 101), lambda: _khop(cellattn.perturbation_mask, 2, [127, 0, 200], 40, 65, packed=True),
+        lambda: _khop(cellattn.khop_mask, 1, [127, 0, 200], 40, 28, 2, traversal="mixed"),
+        lambda: _khop(cellattn.khop_mask, 1, [5, 9000], 64, 130, 5, packed=True),
+    ]),
+    Subject("khop", "int64, COO", 80, [
+        lambda: _khop(cellattn.khop_subgraph, 3, [127, 0, 200], 40, 28, 2, return_edge_id=True),
+        lambda: _khop(cellattn.khop_subgraph, 3, [127, 0, 200], 40, 65, 1, drop_seeds=True),
+    ]),
+    Subject("khop", "int32, CSR", 80, [
+        lambda: _khop(cellattn.khop_subgraph, 3, [127, 0, 200], 40, 28, 2, index_dtype=torch.int32, layout="csr"),
+        lambda: _khop(
+            cellattn.khop_subgraph, 6, [500, 0, 2000], 64, 65, 1, index_dtype=torch.int32, layout="csr", return_edge_id=True
+        ),
     ]),
 ]  # fmt: skip
