@@ -232,11 +232,15 @@ def perturbation_attention_bwd_kernel_genes(
     # [D_PAD], [V_PAD]
     o_d, o_c = tl.arange(0, D_PAD), tl.arange(0, V_PAD)
     m_d, m_c = o_d < D_W, o_c < V_W
+    first, end = tl.load(geneptr_ptr + gene), tl.load(geneptr_ptr + gene + 1)
+    if first >= end:  # in no set, as nearly all genes
+        tl.store(dkey_ptr + o_n * D + o_d, tl.zeros([D_PAD], dkey_ptr.dtype.element_ty), mask=o_d < D)
+        tl.store(dvalue_ptr + o_n * V + o_c, tl.zeros([V_PAD], dvalue_ptr.dtype.element_ty), mask=o_c < V)
+        return
     # [EDGES, D_PAD], [EDGES, V_PAD]
     b_dk = tl.zeros([EDGES, D_PAD], dtype=tl.float32)
     b_dv = tl.zeros([EDGES, V_PAD], dtype=tl.float32)
-    end = tl.load(geneptr_ptr + gene + 1)
-    for start in range(tl.load(geneptr_ptr + gene), end, EDGES):
+    for start in range(first, end, EDGES):
         # [EDGES]
         o_p = start + tl.arange(0, EDGES)
         m_p = o_p < end

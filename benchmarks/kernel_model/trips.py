@@ -368,8 +368,8 @@ def _by_sets(launch: Launch, tied: Tied | None) -> Trips:
 
 def _by_genes(launch: Launch, tied: Tied | None) -> Trips:
     a = launch.args
-    lead = launch.ctas // a["num_genes"]
-    return Trips(launch.ctas, [lead * _walked(np.diff(_values(launch, "geneptr_ptr", tied)), a["EDGES"])])
+    lead, entries = launch.ctas // a["num_genes"], np.diff(_values(launch, "geneptr_ptr", tied))
+    return Trips(lead * int((entries > 0).sum()), [lead * _walked(entries, a["EDGES"])])  # a gene of no set returns
 
 
 def _set_sum(launch: Launch, tied: Tied | None) -> Trips:
