@@ -1000,4 +1000,4 @@ def _by_relation(argument: str, given: Any, relations: tuple[str, ...]) -> dict[
 
 
 # A graph that `torch.save` wrote is read by `torch.load` with weights_only=True.
-torch.serialization.add_safe_globals([MultiGraph, GeneList, NodeTypes, Transpose, Segments, Targets, Bits])
+torch.serialization.add_safe_globals([MultiGraph, Comembership, GeneList, NodeTypes, Transpose, Segments, Targets, Bits])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from functools import partial
 from pathlib import Path
@@ -304,6 +305,30 @@ def test_genes_of_one_regulator_in_real_tables(yeast_dir: Path) -> None:
 
     assert_same(lambda q, k: cellattn.attention_kl_comembership(q, k, target, rows=rows, reduction="none"), dense, q, k)
     assert int((t.sum(1) > 0).sum()) > 10
+
+
+@pytest.mark.parametrize("dynamic", [pytest.param(False, marks=pytest.mark.exhaustive), True], ids=["static", "dynamic"])
+def test_compiled_equals_eager(dynamic: bool) -> None:
+    def step(q: Tensor, k: Tensor, target: Comembership, rows: Tensor | None) -> Tensor:
+        return cellattn.attention_kl_comembership(q, k, target, rows=rows, num_prefix=1)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for genes, rows in ((20, None), (20, torch.tensor([1, 2])), (31, torch.tensor([1, 2, 5]))):
+        target = typed_graph({"gene": genes, "term": 7}, {"of": ("gene", "term", 60)}).comembership("of")
+        pair = leaves((genes + 1, 4), (genes + 1, 4))
+        results = [everything(lambda q, k, f=f, t=target, r=rows: f(q, k, t, r), *pair) for f in (step, compiled)]
+        for eager, other in zip(*results, strict=True):
+            torch.testing.assert_close(other, eager)
+
+
+def test_files_and_copies(tmp_path: Path) -> None:
+    target = cell().comembership("of", weight=some_weights())
+    torch.save(target, tmp_path / "target.pt")
+    q, k = leaves((N, 4), (N, 4))
+    want = cellattn.attention_kl_comembership(q, k, target)
+    for other in (torch.load(tmp_path / "target.pt"), copy.deepcopy(target)):
+        assert torch.equal(cellattn.attention_kl_comembership(q, k, other), want)
 
 
 def test_repeats_bit_for_bit() -> None:
