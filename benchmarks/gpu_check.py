@@ -47,6 +47,7 @@ from cellattn.graph import SEGMENT
 from cellattn.nn.wildtype import Subset
 from tests.bounds import ratio_to_bound, with_bounds
 
+from .attention.peers import SharedTerms
 from .measure import environment
 from .methods.registry import METHODS
 from .methods.workload import random_mutants
@@ -121,6 +122,15 @@ def cases(graph: MultiGraph) -> Iterator[Case]:
         f=lambda m, q, k: m.attention_kl(q, k, graph, "dense", num_prefix=1, rows=hubs),
     )  # fmt: skip
     yield both("attention_kl valid", *pair, f=lambda m, q, k: m.attention_kl(q, k, graph, "dense", num_prefix=1, over="valid"))
+    typed = SharedTerms.draw(max(n // 2, 1), device).target.graph  # half as many genes, and their terms as tokens
+    wide = ((typed.num_nodes + 1, 20),) * 2
+    yield both(
+        "attention_kl from genes to terms", *wide,
+        f=lambda m, q, k: m.attention_kl(q, k, typed, "has", num_prefix=1, over="valid"),
+    )  # fmt: skip
+    yield both(
+        "attention_bce from genes to terms", *wide, f=lambda m, q, k: m.attention_bce(q, k, typed, "has", num_prefix=1)
+    )  # fmt: skip
     for link, target in (("softmax", "normalized"), ("softmax", "binary"), ("sigmoid", "binary")):
         yield both(
             f"attention_bce {link} {target}", *pair,
