@@ -26,6 +26,10 @@ The backward makes the scores again. With G = dL / ds, which is a / (1 - a) or s
 
 for all but the sharp entry, which gives pull_i to its own score and -pull_i exp(s_ik - rest_i) to that of every other token k.
 
+Its dense passes are products on the matrix unit, in which a factor of 0 does not hide NaN. So they read copies of q and k, made
+once, with zeros in the place of what is in no pair of the loss and not finite: a gene that the relation does not know, a prefix
+token, the row of a gene without an edge. A row that has one of these among the tokens of its sharp entry is NaN by its rest.
+
 dq and dLSE by rows; dk by keys in the dense pass, over the transposed graph for edges, over the drawn pairs sorted by gene for
 those. Passes, and parts of passes, write partial sums to places of their own, added up in a fixed order: no atomics. `rows` may
 name a gene twice: dq gathers its copies. Grids and sizes follow from shapes alone, and nothing is read back to the host.
@@ -48,12 +52,14 @@ from torch import Tensor
 from cellattn._aligned import wide, width
 
 from .config import Gather, Tile, choose, choose_gather, on_device, options, parts_for
+from .sums import sum_of_products
 from .tensors import aligned, check_devices, check_floats, grid_of, lead_strides, padded, precision
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 # log2 of the least a of a sharp entry: far enough above 1/2 that no two of a row are, however scores and LSE are rounded.
 SHARP = tl.constexpr(log2(2 / 3))
+IGNORED, OTHER, KNOWN = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # kinds of tokens in the dense backward
 
 # Not specialised on their values, so that a new length compiles nothing: all that the loads need to know of leading strides is
 # in ALIGN, which divides them.
@@ -89,12 +95,18 @@ def _sigmoid(x2):
 
 
 @triton.jit
+def _not_sharp(x2):
+    """a of an entry that is not the sharp one: at most 2/3, however a score of any size was rounded when it was made again."""
+    return tl.exp2(tl.minimum(x2, SHARP, propagate_nan=tl.PropagateNan.ALL))
+
+
+@triton.jit
 def _loss_term(x2, SIGMOID: tl.constexpr):
     """L: softplus(s), or -log(1 - a). log(1 - a) = -2 atanh(a / (2 - a)) keeps the digits of a small a."""
     if SIGMOID:
         loss = _softplus(x2)
     else:
-        a = tl.exp2(x2)
+        a = _not_sharp(x2)
         loss = tl.where(a > 0.5, -tl.log(1 - a), _twice_atanh(a / (2 - a)))
     return loss
 
@@ -105,16 +117,22 @@ def _grad_term(x2, SIGMOID: tl.constexpr):
     if SIGMOID:
         grad = _sigmoid(x2)
     else:
-        a = tl.exp2(x2)
+        a = _not_sharp(x2)
         grad = a / (1 - a)
     return grad
 
 
 @triton.jit
-def _share(s2, token, m_token, sharp, rest2, pull):
+def _share(s2, token, sharp, rest2, pull):
     """What the sharp entry of a row gives to the score of each token: pull to its own, a share of -pull to the others."""
     share = tl.exp2(tl.minimum(s2 - rest2, 0.0))
-    return tl.where(m_token & (sharp >= 0), pull * tl.where(token == sharp, 1.0, -share), 0.0)
+    return tl.where(sharp >= 0, pull * tl.where(token == sharp, 1.0, -share), 0.0)
+
+
+@triton.jit
+def _in_base_2(lse):
+    """NaN where it is not finite, as the losses of the row are."""
+    return tl.where(tl.abs(lse) < float("inf"), lse * LOG2E, float("nan"))
 
 
 @triton.jit
@@ -186,7 +204,7 @@ def bce_rows_fwd_kernel_dense(
     m_edge = tl.load(inv_mass_ptr + first_row + b_gene, mask=m_m, other=0.0) > 0
     b_total2 = tl.zeros([BM], tl.float32)
     if not SIGMOID:
-        b_total2 = tl.load(lse_ptr + i_l * num_rows + o_m, mask=m_m, other=0.0) * LOG2E
+        b_total2 = _in_base_2(tl.load(lse_ptr + i_l * num_rows + o_m, mask=m_m, other=0.0))
     # [BD]
     o_d = tl.arange(0, BD)
     m_d = o_d < W
@@ -278,7 +296,7 @@ def bce_rows_fwd_kernel_edges(
                 sharp = tl.maximum(sharp, tl.load(dense_sharp_ptr + o_p))
     total2 = 0.0
     if not SIGMOID:
-        total2 = tl.load(lse_ptr + i) * LOG2E
+        total2 = _in_base_2(tl.load(lse_ptr + i))
     # [BE]
     b_e = tl.arange(0, BE)
     b_loss = tl.zeros([BE], tl.float32)
@@ -295,7 +313,7 @@ def bce_rows_fwd_kernel_edges(
         # [BE, BD]
         b_k = _gather(k_ptr, b_token, m_e, STRIDE_K, o_d, m_d)
         # [BE]
-        b_x2 = scale * LOG2E * tl.sum(b_q[None, :] * b_k, 1) - total2
+        b_x2 = scale * LOG2E * sum_of_products(b_q[None, :], b_k, m_e[:, None], 1) - total2
         b_l = -LN2 * b_t * b_x2
         if not (SIGMOID and DENSE):
             b_l += _edge_weight(b_t, SIGMOID, DENSE) * _loss_term(b_x2, SIGMOID)
@@ -321,7 +339,7 @@ def bce_rows_fwd_kernel_edges(
             b_token = num_prefix + b_gene.to(tl.int32)
             b_gene = tl.load(negatives_ptr + o_e + BE, mask=o_e + BE < last, other=0)
             b_k = _gather(k_ptr, b_token, m_e, STRIDE_K, o_d, m_d)
-            b_x2 = scale * LOG2E * tl.sum(b_q[None, :] * b_k, 1) - total2
+            b_x2 = scale * LOG2E * sum_of_products(b_q[None, :], b_k, m_e[:, None], 1) - total2
             if not SIGMOID:
                 m_sharp = m_e & (b_x2 > SHARP)
                 b_sharp = tl.where(m_sharp, b_token, b_sharp)
@@ -341,7 +359,7 @@ def bce_rows_fwd_kernel_edges(
         size = num_leading.to(tl.int64) * num_rows
         tl.store(entry_ptr + i, positive)
         tl.store(entry_ptr + size + i, negative)
-        tl.store(entry_ptr + 2 * size + i, tl.sum(b_q * b_k, 0) * (scale * LOG2E))
+        tl.store(entry_ptr + 2 * size + i, sum_of_products(b_q, b_k, m_d & (sharp >= 0), 0) * (scale * LOG2E))
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -445,6 +463,7 @@ def bce_rows_fwd_kernel_sharp(
     b_loss = tl.load(loss_ptr + o, mask=m_sharp, other=0.0)
     b_loss += b_positive * _softplus(-b_gap2) + b_negative * _softplus(b_gap2)
     b_pull = b_negative * _sigmoid(b_gap2) - b_positive * _sigmoid(-b_gap2)
+    b_pull = tl.where(tl.abs(b_rest2) < float("inf"), b_pull, float("nan"))
     tl.store(loss_ptr + o, b_loss, mask=m_sharp)
     tl.store(rest_ptr + o, tl.where(m_sharp, LN2 * b_rest2, 0.0), mask=m_o)
     tl.store(pull_ptr + o, tl.where(m_sharp, b_pull, 0.0), mask=m_o)
@@ -453,32 +472,100 @@ def bce_rows_fwd_kernel_sharp(
 # ------------------------------------------------------------------------------------------------------ backward
 
 
+@triton.jit
+def _has_wild(b_x):
+    """Whether a row [rows, BD] holds NaN or an infinity [rows]."""
+    return tl.max(tl.where(tl.abs(b_x.to(tl.float32)) < float("inf"), 0, 1), 1) > 0
+
+
 @triton.jit(do_not_specialize=SIZES)
-def bce_rows_bwd_kernel_dense_dq(
-    dloss_ptr,  # fp32 [L, R]
+def bce_rows_bwd_kernel_operands(
     q_ptr,  # [L, T, D]
     k_ptr,  # [L, T, D]
     lse_ptr,  # fp32 [L, R], None for the sigmoid link
     inv_mass_ptr,  # fp32 [K * N]
     known_ptr,  # bool [N]
     rows_ptr,  # int64 [R], None for all genes
+    queries_ptr,  # out [L, R, W]: q of the rows, 0 of those without an edge
+    total2_ptr,  # out, fp32 [L, R]: LSE in base 2, 0 for the sigmoid link; inf without an edge, NaN where q is not finite
+    keys_ptr,  # out [L, T, W]
+    kind_ptr,  # out, int8 [L, T]: KNOWN gene, OTHER token, or one that was not finite and IGNORED
+    stride_ql,
+    stride_kl,
+    num_rows,
+    num_genes,
+    first_row,
+    num_prefix,
+    STRIDE_Q: tl.constexpr,
+    STRIDE_K: tl.constexpr,
+    ALIGN: tl.constexpr,
+    W: tl.constexpr,
+    BD: tl.constexpr,
+    BT: tl.constexpr,  # rows, or tokens, a program
+    DENSE: tl.constexpr,  # False: no pass reads all known genes
+):
+    """What the products of the dense backward read, of which NaN and infinities of what is in no pair of the loss are gone.
+
+    There 0 in one operand would not hide them in the other: 0 * NaN is NaN.
+    """
+    num_tokens = num_prefix + num_genes
+    row_blocks = tl.cdiv(num_rows, BT)
+    blocks = row_blocks + tl.cdiv(num_tokens, BT)
+    i_l = (tl.program_id(0) // blocks).to(tl.int64)
+    i_b = tl.program_id(0) % blocks
+    # [BD]
+    o_d = tl.arange(0, BD)
+    m_d = o_d < W
+    if i_b < row_blocks:
+        # [BT]
+        o_m = i_b * BT + tl.arange(0, BT)
+        m_m = o_m < num_rows
+        o_r = i_l * num_rows + o_m
+        b_gene = o_m.to(tl.int64)
+        if rows_ptr is not None:
+            b_gene = tl.load(rows_ptr + o_m, mask=m_m, other=0)
+        m_edge = tl.load(inv_mass_ptr + first_row + b_gene, mask=m_m, other=0.0) > 0
+        b_total2 = tl.zeros([BT], tl.float32)
+        if lse_ptr is not None:
+            b_total2 = tl.load(lse_ptr + o_r, mask=m_m, other=0.0) * LOG2E
+        # [BT, BD]
+        p_q = q_ptr + i_l * (stride_ql // ALIGN * ALIGN) + (num_prefix + b_gene)[:, None] * STRIDE_Q + o_d[None, :]
+        b_q = tl.load(p_q, mask=m_edge[:, None] & m_d[None, :], other=0.0)
+        m_wild = _has_wild(b_q)
+        tl.store(total2_ptr + o_r, tl.where(m_wild, float("nan"), tl.where(m_edge, b_total2, float("inf"))), mask=m_m)
+        p_out = queries_ptr + o_r[:, None] * W + o_d[None, :]
+        tl.store(p_out, tl.where(m_wild[:, None], 0.0, b_q), mask=m_m[:, None] & m_d[None, :])
+    else:
+        o_n = (i_b - row_blocks) * BT + tl.arange(0, BT)
+        m_n = o_n < num_tokens
+        o_t = i_l * num_tokens + o_n
+        m_known = tl.load(known_ptr + o_n - num_prefix, mask=m_n & (o_n >= num_prefix), other=0).to(tl.int1)
+        p_k = k_ptr + i_l * (stride_kl // ALIGN * ALIGN) + o_n.to(tl.int64)[:, None] * STRIDE_K + o_d[None, :]
+        b_k = tl.load(p_k, mask=m_n[:, None] & m_d[None, :], other=0.0)
+        m_wild = _has_wild(b_k)
+        if DENSE:
+            m_wild = m_wild & ~m_known
+        b_kind = tl.where(m_wild, IGNORED, tl.where(m_known, KNOWN, OTHER))
+        tl.store(kind_ptr + o_t, b_kind.to(tl.int8), mask=m_n)
+        p_out = keys_ptr + o_t[:, None] * W + o_d[None, :]
+        tl.store(p_out, tl.where(m_wild[:, None], 0.0, b_k), mask=m_n[:, None] & m_d[None, :])
+
+
+@triton.jit(do_not_specialize=SIZES)
+def bce_rows_bwd_kernel_dense_dq(
+    dloss_ptr,  # fp32 [L, R]
+    queries_ptr, total2_ptr, keys_ptr, kind_ptr,  # of bce_rows_bwd_kernel_operands
     sharp_ptr,  # int32 [L, R], None for the sigmoid link, as the next two
     rest_ptr,  # fp32 [L, R]
     pull_ptr,  # fp32 [L, R]
     dq_ptr,  # out, fp32 [parts, L, R, D]
     dlse_ptr,  # out, fp32 [parts, L, R], None for the sigmoid link and with drawn negatives
-    stride_ql,
-    stride_kl,
     num_leading,
     num_rows,
     num_genes,
-    first_row,
     num_prefix,
     part,  # tokens a part
     scale,
-    STRIDE_Q: tl.constexpr,
-    STRIDE_K: tl.constexpr,
-    ALIGN: tl.constexpr,
     W: tl.constexpr,
     D: tl.constexpr,
     BD: tl.constexpr,
@@ -487,26 +574,21 @@ def bce_rows_bwd_kernel_dense_dq(
     SIGMOID: tl.constexpr,
     DENSE: tl.constexpr,  # False, with drawn negatives: the sharp entries alone
     PRECISION: tl.constexpr,
-):
+):  # fmt: skip
     """A program a block of rows and a part of the tokens: dq and dLSE of the dense pass, and dq of sharp entries."""
     i_p = tl.program_id(1)
+    num_tokens = num_prefix + num_genes
     blocks = tl.cdiv(num_rows, BM)
     i_l = (tl.program_id(0) // blocks).to(tl.int64)
     # [BM]
     o_m = (tl.program_id(0) % blocks) * BM + tl.arange(0, BM)
     m_m = o_m < num_rows
     o_r = i_l * num_rows + o_m
-    b_gene = o_m.to(tl.int64)
-    if rows_ptr is not None:
-        b_gene = tl.load(rows_ptr + o_m, mask=m_m, other=0)
-    m_edge = tl.load(inv_mass_ptr + first_row + b_gene, mask=m_m, other=0.0) > 0
-    b_total2 = tl.zeros([BM], tl.float32)
+    b_total2 = tl.load(total2_ptr + o_r, mask=m_m, other=float("inf"))
     b_sharp = tl.full([BM], -1, tl.int32)
     b_rest2 = tl.zeros([BM], tl.float32)
     b_pull = tl.zeros([BM], tl.float32)
-    num_tokens = num_prefix + num_genes
     if not SIGMOID:
-        b_total2 = tl.load(lse_ptr + o_r, mask=m_m, other=0.0) * LOG2E
         b_sharp = tl.load(sharp_ptr + o_r, mask=m_m, other=-1)
         b_rest2 = tl.load(rest_ptr + o_r, mask=m_m, other=0.0) * LOG2E
         b_pull = tl.load(pull_ptr + o_r, mask=m_m, other=0.0)
@@ -515,9 +597,8 @@ def bce_rows_bwd_kernel_dense_dq(
     o_d = tl.arange(0, BD)
     m_d = o_d < W
     # [BM, BD]
-    p_q = q_ptr + i_l * (stride_ql // ALIGN * ALIGN) + (num_prefix + b_gene)[:, None] * STRIDE_Q + o_d[None, :]
-    b_q = tl.load(p_q, mask=m_m[:, None] & m_d[None, :], other=0.0)
-    p_k = k_ptr + i_l * (stride_kl // ALIGN * ALIGN)
+    b_q = tl.load(queries_ptr + o_r[:, None] * W + o_d[None, :], mask=m_m[:, None] & m_d[None, :], other=0.0)
+    p_k = keys_ptr + i_l * num_tokens * W
     first = i_p * part
     last = tl.minimum(first + part, num_tokens)
     b_factor = scale * tl.load(dloss_ptr + o_r, mask=m_m, other=0.0)
@@ -532,28 +613,30 @@ def bce_rows_bwd_kernel_dense_dq(
         o_n = n + tl.arange(0, BN)
         m_n = o_n < num_tokens
         # [BN, BD]
-        b_k = tl.load(p_k + o_n.to(tl.int64)[:, None] * STRIDE_K + o_d[None, :], mask=m_n[:, None] & m_d[None, :], other=0.0)
+        b_k = tl.load(p_k + o_n.to(tl.int64)[:, None] * W + o_d[None, :], mask=m_n[:, None] & m_d[None, :], other=0.0)
         # [BM, BN]
         b_s2 = scale * LOG2E * tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
         b_g = tl.zeros([BM, BN], tl.float32)
         if DENSE:
-            b_known = tl.load(known_ptr + o_n - num_prefix, mask=m_n & (o_n >= num_prefix), other=0).to(tl.int1)
-            m_x = m_edge[:, None] & b_known[None, :] & (o_n[None, :] != b_sharp[:, None])
+            b_kind = tl.load(kind_ptr + i_l * num_tokens + o_n, mask=m_n, other=IGNORED)
+            m_x = (b_kind == KNOWN)[None, :] & (o_n[None, :] != b_sharp[:, None])
             b_g = tl.where(m_x, _grad_term(b_s2 - b_total2[:, None], SIGMOID), 0.0)
             b_ds += tl.sum(b_g, 1)
         if not SIGMOID:  # noqa: SIM102 (known when compiled)
             # With drawn negatives there is a loop for sharp entries alone. An `if` would then start the product's operand at
             # zero, in a register that sm_90's product of the round before still reads.
             if not DENSE or any_sharp:
-                b_g += _share(b_s2, o_n[None, :], m_n[None, :], b_sharp[:, None], b_rest2[:, None], b_pull[:, None])
+                b_g += _share(b_s2, o_n[None, :], b_sharp[:, None], b_rest2[:, None], b_pull[:, None])
         b_dq = tl.dot(b_g.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
     # What belongs to the whole row is kept out of the loop, and out of the 16-bit operand.
     o_out = (i_p.to(tl.int64) * num_leading + i_l) * num_rows + o_m
     m_out = m_m[:, None] & (o_d < D)[None, :]
-    tl.store(dq_ptr + o_out[:, None] * D + o_d[None, :], b_factor[:, None] * b_dq, mask=m_out)
+    m_edge = b_total2 != float("inf")  # a row without an edge reads NaN of known genes, and keeps none of it
+    b_dq = tl.where(m_edge[:, None], b_factor[:, None] * b_dq, 0.0)
+    tl.store(dq_ptr + o_out[:, None] * D + o_d[None, :], b_dq, mask=m_out)
     if not SIGMOID and DENSE:
         b_dloss = tl.load(dloss_ptr + o_r, mask=m_m, other=0.0)
-        tl.store(dlse_ptr + o_out, -b_dloss * b_ds, mask=m_m)
+        tl.store(dlse_ptr + o_out, tl.where(m_edge, -b_dloss * b_ds, 0.0), mask=m_m)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -635,7 +718,7 @@ def bce_rows_bwd_kernel_edges_dq(
         b_col = tl.load(col_ptr + o_e + BE, mask=o_e + BE < last, other=0)
         b_t = _targets(weight_ptr, o_e, m_e, inv_mass, last - first, NORMALIZED)
         b_k = _gather(k_ptr, b_token, m_e, STRIDE_K, o_d, m_d)
-        b_x2 = scale * LOG2E * tl.sum(b_q[None, :] * b_k, 1) - total2
+        b_x2 = scale * LOG2E * sum_of_products(b_q[None, :], b_k, m_e[:, None], 1) - total2
         b_g = -b_t
         if not (SIGMOID and DENSE):
             b_g += _edge_weight(b_t, SIGMOID, DENSE) * _grad_term(b_x2, SIGMOID)
@@ -654,7 +737,7 @@ def bce_rows_bwd_kernel_edges_dq(
             m_e = o_e < last
             b_gene = tl.load(negatives_ptr + o_e + BE, mask=o_e + BE < last, other=0)
             b_k = _gather(k_ptr, b_token, m_e, STRIDE_K, o_d, m_d)
-            b_x2 = scale * LOG2E * tl.sum(b_q[None, :] * b_k, 1) - total2
+            b_x2 = scale * LOG2E * sum_of_products(b_q[None, :], b_k, m_e[:, None], 1) - total2
             b_g = tl.where(m_e & (b_token != sharp), weight * _grad_term(b_x2, SIGMOID), 0.0)
             b_ds += b_g
             b_dq += b_g[:, None] * b_k
@@ -676,28 +759,17 @@ def bce_rows_bwd_kernel_edges_dq(
 def bce_rows_bwd_kernel_dense_dk(
     dloss_ptr,  # fp32 [L, R]
     peak_ptr,  # fp32 [], the largest factor of a row; None but in float16
-    q_ptr,  # [L, T, D]
-    k_ptr,  # [L, T, D]
-    lse_ptr,  # fp32 [L, R], None for the sigmoid link
-    inv_mass_ptr,  # fp32 [K * N]
-    known_ptr,  # bool [N]
-    rows_ptr,  # int64 [R], None for all genes
+    queries_ptr, total2_ptr, keys_ptr, kind_ptr,  # of bce_rows_bwd_kernel_operands
     sharp_ptr,  # int32 [L, R], None for the sigmoid link, as the next two
     rest_ptr,  # fp32 [L, R]
     pull_ptr,  # fp32 [L, R]
     dk_ptr,  # out, fp32 [parts, L, T, D], without the factor scale
-    stride_ql,
-    stride_kl,
     num_leading,
     num_rows,
     num_genes,
-    first_row,
     num_prefix,
     part,  # rows a part
     scale,
-    STRIDE_Q: tl.constexpr,
-    STRIDE_K: tl.constexpr,
-    ALIGN: tl.constexpr,
     W: tl.constexpr,
     D: tl.constexpr,
     BD: tl.constexpr,
@@ -706,7 +778,7 @@ def bce_rows_bwd_kernel_dense_dk(
     SIGMOID: tl.constexpr,
     DENSE: tl.constexpr,  # False, with drawn negatives: the sharp entries alone
     PRECISION: tl.constexpr,
-):
+):  # fmt: skip
     """A program a block of tokens and a part of the rows: dk of the dense pass and of sharp entries."""
     i_p = tl.program_id(1)
     num_tokens = num_prefix + num_genes
@@ -720,23 +792,21 @@ def bce_rows_bwd_kernel_dense_dk(
     # [BN]
     o_n = (tl.program_id(0) % blocks) * BN + tl.arange(0, BN)
     m_n = o_n < num_tokens
-    b_known = tl.load(known_ptr + o_n - num_prefix, mask=m_n & (o_n >= num_prefix), other=0).to(tl.int1)
+    b_kind = tl.load(kind_ptr + i_l * num_tokens + o_n, mask=m_n, other=IGNORED)
     # [BD]
     o_d = tl.arange(0, BD)
     m_d = o_d < W
     # [BN, BD]
-    p_k = k_ptr + i_l * (stride_kl // ALIGN * ALIGN) + o_n.to(tl.int64)[:, None] * STRIDE_K + o_d[None, :]
-    b_k = tl.load(p_k, mask=m_n[:, None] & m_d[None, :], other=0.0)
+    o_k = i_l * num_tokens + o_n
+    b_k = tl.load(keys_ptr + o_k[:, None] * W + o_d[None, :], mask=m_n[:, None] & m_d[None, :], other=0.0)
     b_dk = tl.zeros([BN, BD], tl.float32)
+    p_q = queries_ptr + i_l * num_rows * W
     first = i_p * part
     for m in range(first, tl.minimum(first + part, num_rows), BM):
         # [BM]
         o_m = m + tl.arange(0, BM)
         m_m = o_m < num_rows
         o_r = i_l * num_rows + o_m
-        b_gene = o_m.to(tl.int64)
-        if rows_ptr is not None:
-            b_gene = tl.load(rows_ptr + o_m, mask=m_m, other=0)
         b_dloss = tl.load(dloss_ptr + o_r, mask=m_m, other=0.0) * inv_peak
         b_sharp = tl.full([BM], -1, tl.int32)
         if not SIGMOID:
@@ -744,26 +814,24 @@ def bce_rows_bwd_kernel_dense_dk(
         any_sharp = tl.max(b_sharp, 0) >= 0
         if DENSE or any_sharp:
             # [BM, BD]
-            p_q = q_ptr + i_l * (stride_ql // ALIGN * ALIGN) + (num_prefix + b_gene)[:, None] * STRIDE_Q + o_d[None, :]
-            b_q = tl.load(p_q, mask=m_m[:, None] & m_d[None, :], other=0.0)
+            b_q = tl.load(p_q + o_m.to(tl.int64)[:, None] * W + o_d[None, :], mask=m_m[:, None] & m_d[None, :], other=0.0)
             # [BN, BM]
             b_s2 = scale * LOG2E * tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)
             b_g = tl.zeros([BN, BM], tl.float32)
             if DENSE:
-                m_edge = tl.load(inv_mass_ptr + first_row + b_gene, mask=m_m, other=0.0) > 0
-                b_total2 = tl.zeros([BM], tl.float32)
-                if not SIGMOID:
-                    b_total2 = tl.load(lse_ptr + o_r, mask=m_m, other=0.0) * LOG2E
-                m_x = m_edge[None, :] & b_known[:, None] & (o_n[:, None] != b_sharp[None, :])
-                b_g = tl.where(m_x, _grad_term(b_s2 - b_total2[None, :], SIGMOID), 0.0)
+                b_total2 = tl.load(total2_ptr + o_r, mask=m_m, other=float("inf"))
+                m_edge = b_total2 != float("inf")
+                m_x = m_edge[None, :] & (b_kind == KNOWN)[:, None] & (o_n[:, None] != b_sharp[None, :])
+                b_g = tl.where(m_x, _grad_term(b_s2 - b_total2[None, :], SIGMOID) * b_dloss[None, :], 0.0)
             if not SIGMOID:  # noqa: SIM102 (known when compiled)
                 if any_sharp:
                     b_rest2 = tl.load(rest_ptr + o_r, mask=m_m, other=0.0) * LOG2E
-                    b_pull = tl.load(pull_ptr + o_r, mask=m_m, other=0.0)
-                    b_g += _share(b_s2, o_n[:, None], m_n[:, None], b_sharp[None, :], b_rest2[None, :], b_pull[None, :])
-            b_dk = tl.dot((b_g * b_dloss[None, :]).to(b_q.dtype), b_q, b_dk, input_precision=PRECISION)
+                    b_pull = tl.load(pull_ptr + o_r, mask=m_m, other=0.0) * b_dloss
+                    b_g += _share(b_s2, o_n[:, None], b_sharp[None, :], b_rest2[None, :], b_pull[None, :])
+            b_dk = tl.dot(b_g.to(b_q.dtype), b_q, b_dk, input_precision=PRECISION)
     o_out = (i_p.to(tl.int64) * num_leading + i_l) * num_tokens + o_n
     m_out = m_n[:, None] & (o_d < D)[None, :]
+    b_dk = tl.where((b_kind == IGNORED)[:, None], 0.0 * b_dk, b_dk)  # no share but that of a row that is NaN
     tl.store(dk_ptr + o_out[:, None] * D + o_d[None, :], peak * b_dk, mask=m_out)
 
 
@@ -843,7 +911,7 @@ def bce_rows_bwd_kernel_edges_dk(
                 b_copies = tl.load(copyptr_ptr + b_row + 1, mask=m_e, other=0) - b_copy
             # [BE, BD]; rows that were not chosen are not read
             b_q = _gather(q_ptr, b_row, b_copies > 0, STRIDE_Q, o_d, m_d)
-            b_s2 = scale * LOG2E * tl.sum(b_k[None, :] * b_q, 1)
+            b_s2 = scale * LOG2E * sum_of_products(b_k[None, :], b_q, m_e[:, None], 1)
             b_g = tl.zeros([BE], tl.float32)
             for c in range(tl.max(b_copies, 0)):
                 m_c = m_e & (c < b_copies)
@@ -875,7 +943,7 @@ def bce_rows_bwd_kernel_edges_dk(
                 m_e = m_e & (tl.load(p_row + 1, mask=m_e, other=0) > tl.load(p_row, mask=m_e, other=0))
                 b_weight = tl.load(negative_weight_ptr + b_r, mask=m_e, other=0.0)
                 b_q = _gather(q_ptr, b_row, m_e, STRIDE_Q, o_d, m_d)
-                b_x2 = scale * LOG2E * tl.sum(b_k[None, :] * b_q, 1)
+                b_x2 = scale * LOG2E * sum_of_products(b_k[None, :], b_q, m_e[:, None], 1)
                 if not SIGMOID:
                     b_x2 -= tl.load(lse_ptr + o_r, mask=m_e, other=0.0) * LOG2E
                     m_e = m_e & (tl.load(sharp_ptr + o_r, mask=m_e, other=-1) != token)
@@ -1052,16 +1120,42 @@ class _Problem:
             "NORMALIZED": self.normalized, "BE": tile.rows, **tile.options,
         }  # fmt: skip
 
-    def by_tiles(self, tile: Tile, across: int, *, by_keys: bool = False) -> tuple[dict[str, Any], tuple[int, int]]:
-        """... and every kernel over rows and keys (`across` of them), and its grid, (programs, parts)."""
+    def by_tiles(self, tile: Tile, across: int) -> tuple[dict[str, Any], tuple[int, int]]:
+        """... and every forward kernel over rows and keys (`across` of them), and its grid, (programs, parts)."""
+        tiles, grid = self._tiles(tile, across)
+        return self.constants() | {"num_genes": self.num_genes, **tiles}, grid
+
+    def by_operands(self, tile: Tile, *, by_keys: bool = False) -> tuple[dict[str, Any], tuple[int, int]]:
+        """What the dense backward takes beside `operands`, and its grid."""
+        tiles, grid = self._tiles(tile, self.num_tokens, by_keys=by_keys)
+        sizes = {name: getattr(self, name) for name in ("num_leading", "num_rows", "num_genes", "num_prefix")}
+        d = self.q.shape[-1]
+        return {**sizes, "scale": self.scale, "W": width(d, self.q.dtype), "BD": padded(d), **tiles}, grid
+
+    def _tiles(self, tile: Tile, across: int, *, by_keys: bool = False) -> tuple[dict[str, Any], tuple[int, int]]:
         lengths = (across, tile.BN), (self.num_rows, tile.BM)
         (length, block), (other, step) = lengths if by_keys else reversed(lengths)
         programs = triton.cdiv(length, block) * self.num_leading
         parts, part = parts_for(programs, other, step, self.q.device)
-        arguments = self.constants() | {
-            "num_genes": self.num_genes, "BM": tile.BM, "BN": tile.BN, "part": part, "PRECISION": precision(), **tile.options,
-        }  # fmt: skip
-        return arguments, (programs, parts)
+        return {"BM": tile.BM, "BN": tile.BN, "part": part, "PRECISION": precision(), **tile.options}, (programs, parts)
+
+    def operands(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(queries [L, R, W], LSE in base 2 [L, R], keys [L, T, W], kinds of tokens [L, T]) for the dense backward."""
+        q, k = self.heads
+        constants = self.constants()
+        lead, w, block = self.num_leading, constants["W"], min(64, max(8, 2048 // constants["BD"]))
+        queries = torch.empty(lead, self.num_rows, w, dtype=q.dtype, device=q.device)
+        total2 = torch.empty(lead, self.num_rows, dtype=torch.float32, device=q.device)
+        keys = torch.empty(lead, self.num_tokens, w, dtype=k.dtype, device=k.device)
+        kind = torch.empty(lead, self.num_tokens, dtype=torch.int8, device=k.device)
+        del constants["num_leading"], constants["scale"]
+        programs = lead * (triton.cdiv(self.num_rows, block) + triton.cdiv(self.num_tokens, block))
+        with on_device(q):
+            bce_rows_bwd_kernel_operands[grid_of(programs, q=self.q)](
+                q, k, self.lse, self.inv_mass, self.known, self.rows, queries, total2, keys, kind, **constants,
+                num_genes=self.num_genes, first_row=self.relation * self.num_genes, BT=block, DENSE=self.dense, **options(4),
+            )  # fmt: skip
+        return queries, total2, keys, kind
 
 
 def bce_rows(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -1158,16 +1252,16 @@ def bce_rows_backward(
     # What each part of the passes over all tokens adds: the dense pass, and sharp entries.
     over_tokens = p.dense or softmax
     dense_dq = dense_dlse = dense_dk = peak = None
+    operands = p.operands() if over_tokens else ()
 
     def launch_dense_dq(tile: Tile) -> None:
         nonlocal dense_dq, dense_dlse
-        constants, grid = p.by_tiles(tile, p.num_tokens)
+        constants, grid = p.by_operands(tile)
         dense_dq = torch.empty(grid[1], lead, num_rows, d, dtype=torch.float32, device=q.device)
         if softmax and p.dense:
             dense_dlse = torch.empty(grid[1], lead, num_rows, dtype=torch.float32, device=q.device)
         bce_rows_bwd_kernel_dense_dq[grid](
-            g, q, k, p.lse, p.inv_mass, p.known, p.rows, *known_sharp, dense_dq, dense_dlse,
-            first_row=p.relation * p.num_genes, D=d, SIGMOID=not softmax, DENSE=p.dense, **constants,
+            g, *operands, *known_sharp, dense_dq, dense_dlse, D=d, SIGMOID=not softmax, DENSE=p.dense, **constants
         )  # fmt: skip
 
     def launch_edges_dq(tile: Gather) -> None:
@@ -1179,11 +1273,10 @@ def bce_rows_backward(
 
     def launch_dense_dk(tile: Tile) -> None:
         nonlocal dense_dk
-        constants, grid = p.by_tiles(tile, p.num_tokens, by_keys=True)
+        constants, grid = p.by_operands(tile, by_keys=True)
         dense_dk = torch.empty(grid[1], lead, p.num_tokens, d, dtype=torch.float32, device=q.device)
         bce_rows_bwd_kernel_dense_dk[grid](
-            g, peak, q, k, p.lse, p.inv_mass, p.known, p.rows, *known_sharp, dense_dk,
-            first_row=p.relation * p.num_genes, D=d, SIGMOID=not softmax, DENSE=p.dense, **constants,
+            g, peak, *operands, *known_sharp, dense_dk, D=d, SIGMOID=not softmax, DENSE=p.dense, **constants
         )  # fmt: skip
 
     def launch_edges_dk(tile: Gather) -> None:
@@ -1199,7 +1292,7 @@ def bce_rows_backward(
         choose_gather("bce_edges_bwd_dq", q, BD, launch_edges_dq)
         if over_tokens:
             if q.dtype == torch.float16:
-                peak = (g if p.dense else g * pull).abs().amax()
+                peak = (g if p.dense else g * pull).abs().nan_to_num(0, 0).amax()
             choose("bce_dense_bwd_dk", q, BD, launch_dense_dk)
         if p.negatives is not None:
             drawn = p.negrow, p.negative_weight, *_by_gene(p.negatives, p.num_genes)

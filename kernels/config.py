@@ -95,6 +95,13 @@ _BCE_BY_ROWS = {
     256: Tile(64, 32, 8, 1, tail=None),
 }
 _BCE_FWD = _BCE_BY_ROWS | {32: Tile(64, 32, 4, 2, tail=None, registers=128)}
+_BCE_DK = {
+    16: Tile(32, 64, 4, 2, tail=None),
+    32: Tile(32, 64, 4, 2, tail=None),
+    64: Tile(32, 64, 4, 3, tail=None),
+    128: Tile(32, 64, 4, 3, tail=None),
+    256: Tile(32, 64, 8, 1, tail=None),
+}
 _BCE_BY_ROWS_FLOAT32 = {
     16: Tile(64, 32, 4, 2, tail=None),
     32: Tile(64, 32, 4, 2, tail=None),
@@ -193,13 +200,8 @@ TILES: dict[tuple[str, int], dict[int, Tile]] = {
     ("bce_dense_fwd", 80): _BCE_FWD,
     ("bce_dense_fwd_rest", 80): _BCE_FWD,
     ("bce_dense_bwd_dq", 80): _BCE_BY_ROWS,
-    ("bce_dense_bwd_dk", 80): {
-        16: Tile(32, 64, 4, 3, tail=None),
-        32: Tile(32, 64, 4, 3, tail=None),
-        64: Tile(32, 64, 4, 3, tail=None),
-        128: Tile(32, 64, 4, 3, tail=None),
-        256: Tile(32, 64, 8, 1, tail=None),
-    },
+    ("bce_dense_bwd_dk", 80): _BCE_DK | {32: Tile(32, 64, 4, 2, tail=None, registers=128)},
+    ("bce_dense_bwd_dk", 90): _BCE_DK,
 }
 
 # With dropout, where the tile is another one than without: 64 keys, of which no random number is made twice, and no spills.

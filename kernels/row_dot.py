@@ -45,6 +45,7 @@ from torch import Tensor
 from cellattn._aligned import wide, width
 
 from .config import Gather, choose_gather, on_device, options
+from .sums import sum_of_products
 from .tensors import aligned, check_devices, check_floats, grid_of, lead_strides, padded
 
 # --------------------------------------------------------------------------------------------------------- device code
@@ -243,7 +244,7 @@ def row_dot_fwd_kernel(
     b_q = tl.load(p_q + o_d, mask=m_d, other=0.0).to(tl.float32)
     o_m = i_l * num_rows + i_m
     tl.store(kbar_ptr + o_m * D + o_d, b_kbar, mask=m_d)
-    tl.store(y_ptr + o_m, tl.sum(b_q * b_kbar, 0))
+    tl.store(y_ptr + o_m, sum_of_products(b_q, b_kbar, m_d & (i_m < num_rows), 0))  # for every lane: i_m is a row
 
 
 @triton.jit(do_not_specialize=["num_keys", "num_rows"])

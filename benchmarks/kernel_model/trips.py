@@ -394,6 +394,7 @@ RULES: dict[str, Callable[[Launch, Tied | None], Trips]] = {
     "bce_rows_fwd_kernel_edges": _bce_edges,
     "bce_rows_fwd_kernel_rest": _bce_rest,
     "bce_rows_fwd_kernel_sharp": _bce_sharp,
+    "bce_rows_bwd_kernel_operands": _straight,
     "bce_rows_bwd_kernel_dense_dq": _bce_dense_dq,
     "bce_rows_bwd_kernel_edges_dq": _bce_edges_dq,
     "bce_rows_bwd_kernel_dense_dk": _bce_dense_dk,

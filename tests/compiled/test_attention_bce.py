@@ -14,7 +14,7 @@ from cellattn import MultiGraph, reference
 from cellattn.ops.attention_bce import sample_negatives, sample_negatives_of_graph
 
 from ..compare import leaves, random_graph
-from .check import assert_on_chip
+from .check import assert_on_chip, on_chip
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -164,3 +164,31 @@ def test_awkward_numbers_of_tokens(tokens: int) -> None:
 
     q, k = (x.detach() for x in leaves((tokens, 20), (tokens, 20), dtype=torch.bfloat16))
     assert_on_chip(80, through(cellattn), through(reference), q, k, kernels=["bce_rows_fwd_kernel_dense"], parts=True)
+
+
+@pytest.mark.parametrize("value", [torch.nan, pytest.param(torch.inf, marks=pytest.mark.tile(0))])
+@pytest.mark.parametrize("size", [1.0, 6.0], ids=["", "sharp"])
+@pytest.mark.parametrize(
+    ("arch", "link"), [(80, "softmax"), (90, "softmax"), pytest.param(80, "sigmoid", marks=pytest.mark.tile(1))]
+)
+def test_what_is_in_no_pair_leaves_no_trace(arch: int, link: str, size: float, value: float) -> None:
+    """Queries of the unknown gene and of one without an edge, and where no row reads all tokens also the unknown gene's key."""
+    graph, n = random_graph(70, {"a": 60}).extend(1), 71
+    edgeless = (graph.rowptr("a").diff() == 0).nonzero()[:, 0]
+    assert edgeless.numel() > 1
+    q, k = (x.detach() for x in leaves((n, 20), (n, 20), dtype=torch.bfloat16))
+    q = size * q
+    lse = (20**-0.5 * q.double() @ k.double().mT).logsumexp(-1).float() + (3 if size == 1 else 0)  # with 3 no entry is sharp
+
+    def op(q: Tensor, k: Tensor) -> Tensor:
+        return cellattn.attention_bce(q, k, graph, "a", lse=lse, link=link, reduction="none")
+
+    results = []
+    for x in (0.0, value):
+        q[edgeless, 3] = x
+        if size == 1:
+            k[n - 1, 3] = x
+        results.append(on_chip(arch, op, q, k)[0])
+    for zero, wild in zip(*results, strict=True):
+        assert zero.isfinite().all()
+        assert torch.equal(zero, wild)

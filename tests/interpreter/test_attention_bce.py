@@ -286,6 +286,29 @@ def test_sharp_maps(negatives: dict[str, Any], size: float) -> None:
     check(mixed(38, weighted=True), "a", size * q, k, num_prefix=2, floor=10 * size**2, **negatives)
 
 
+@pytest.mark.parametrize("num_negatives", [None, 40], ids=["dense", "drawn"])
+@pytest.mark.parametrize("size", [1e4, 1e6, 1e8, 1e10])
+def test_scores_that_rounding_moves_past_one_leave_no_large_gradient(size: float, num_negatives: int | None) -> None:
+    """Keys in nearly equal pairs. No weight of an entry is above 2, so no gradient is above 2 a row and 2 an edge."""
+    n = 39
+    graph, rows = mixed(n), torch.arange(n)
+    q, k = (x.detach().float() for x in leaves((n, 8), (n, 8)))
+    q, k = size**0.5 * q, size**0.5 * (k.repeat_interleave(2, 0)[:n] + 1e-7 * k)
+    negatives = None
+    if num_negatives is not None:
+        negatives = sample_negatives(graph, "a", rows, num_negatives, torch.Generator().manual_seed(0), torch.float32)
+        negatives = negatives._replace(weight=negatives.weight.clamp(max=1))
+    lse = (0.3 * q.double() @ k.double().mT).logsumexp(-1).float()
+    problem = problem_of(graph, "a", q, k, lse, None, negatives, scale=0.3)
+    loss, *sharp = kernels.bce_rows(*problem)
+    dq, dk, dlse = kernels.bce_rows_backward(torch.ones(n), *sharp, *problem)
+    entries = graph.rowptr("a").diff() + 2 * (n + (num_negatives or 0))
+    assert loss.isfinite().all()
+    assert (dlse.abs() <= entries).all()
+    assert (dq.abs() <= 0.3 * entries[:, None] * k.abs().max()).all()
+    assert (dk.abs() <= 0.3 * entries.sum() * q.abs().max()).all()
+
+
 def test_nonedges_are_those_of_the_cpu() -> None:
     for graph, relation in ((mixed(60, weighted=True), "a"), (cell_with_terms(), "annotated"), (cell_with_terms(), "members")):
         n = graph.num_nodes
