@@ -312,7 +312,7 @@ def _graph(
             require(kind not in sizes, f"{where}.tokens: there are tokens {kind!r} already; give others a name of their own")
             for other in table.names:
                 require(other not in genes, f"{where}: {other!r} is the name of a gene and one of {kind!r}")
-            edges[name] = table.edge_index + torch.tensor([[0], [len(names)]])
+            edges[name] = table.edge_index + table.edge_index.new_tensor([[0], [len(names)]])
             sizes[kind], joins[name] = len(table.names), (GENE, kind)
             names += table.names
     return MultiGraph.from_edge_index(

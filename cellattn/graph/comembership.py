@@ -51,25 +51,26 @@ class Comembership:
         if weight is None:
             weight = torch.ones(len(terms), dtype=torch.float64, device=graph.device)
         weight = _checked(tensor_of(weight), graph, len(terms))
-        ptr, col, b = (x.cpu() for x in (graph.rowptr(relation), graph.col(relation).long(), graph.weight(relation).double()))
-        shared = torch.zeros(graph.num_nodes, dtype=torch.float64)
+        here = graph.select([relation]).to("cpu")  # constants that are the same to the last bit wherever they go
+        ptr, col, b = here.rowptr(relation), here.col(relation).long(), here.weight(relation).double()
+        shared = b.new_zeros(graph.num_nodes)
         shared[terms.start : terms.stop] = weight.cpu()
         loops = torch.zeros_like(shared)
         if not diagonal:  # a term of one gene is on the diagonal alone: without it, a row of such is one of exact zeros
             shared[col.bincount(minlength=graph.num_nodes) < 2] = 0
             loops = torch.segment_reduce(b * b * shared[col], "sum", offsets=ptr, initial=0)
-        constants = (torch.zeros_like(shared), torch.zeros_like(shared), loops, shared)
-        made = cls(graph, relation, weight, diagonal, *(x.to(graph.device) for x in constants))
+        inv_mass, entropy = torch.zeros_like(shared), torch.zeros_like(shared)
+        made = cls(here, relation, weight, diagonal, inv_mass, entropy, loops, shared)
         step = max(_BLOCK // max(len(genes), len(terms), 1), 1)
         for begin in range(genes.start, genes.stop, step):
-            rows = torch.arange(begin, min(begin + step, genes.stop), device=graph.device)
+            rows = torch.arange(begin, min(begin + step, genes.stop), device=here.device)
             c = made._shares(rows)
             mass = c.sum(1)
             _check_mass(relation, rows, mass)
             t = c / mass.clamp_min(MASS_RANGE[0])[:, None]
-            made.inv_mass[rows] = torch.where(mass > 0, mass.reciprocal(), 0)
-            made.entropy[rows] = torch.xlogy(t, t).sum(1)
-        return made
+            inv_mass[rows] = torch.where(mass > 0, mass.reciprocal(), 0)
+            entropy[rows] = torch.xlogy(t, t).sum(1)
+        return cls(graph, relation, weight, diagonal, *(x.to(graph.device) for x in (inv_mass, entropy, loops, shared)))
 
     @property
     def genes(self) -> range:
@@ -94,8 +95,8 @@ class Comembership:
         entry = torch.arange(row.numel(), device=rows.device) + (first - degree.cumsum(0) + degree)[row]
         own = b.new_zeros(len(terms), rows.numel())
         own[col[entry] - terms.start, row] = b[entry] * self.shared_weight[col[entry]]
-        here = ptr[genes.start : genes.stop + 1]
-        members = torch.sparse_csr_tensor(here, col - terms.start, b, (len(genes), len(terms)), check_invariants=False)
+        here, shape = ptr[genes.start : genes.stop + 1], (len(genes), len(terms))
+        members = torch.sparse_csr_tensor(here, col - terms.start, b, shape, device=b.device, check_invariants=False)
         c = (members @ own).t().contiguous()
         if not self.diagonal:
             c[torch.arange(rows.numel(), device=rows.device), rows - genes.start] = 0

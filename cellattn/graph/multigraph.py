@@ -491,7 +491,8 @@ class MultiGraph:
     def names_of(self, node_type: str) -> GeneList | None:
         """The names of one type's tokens; None where the graph has none. Raises ValueError for a type that is not there."""
         require_choice("node_type", node_type, self.types.names)
-        return None if self.names is None else self.names.select(torch.tensor(self.node_types[node_type], dtype=torch.int64))
+        at = self.node_types[node_type]
+        return None if self.names is None else self.names.select(torch.arange(at.start, at.stop, device="cpu"))
 
     def known(self, relation: str) -> Tensor:
         """bool [N]: tokens measured in the relation. A pair (i, j) is valid where i is known and of the type of the rows, j
