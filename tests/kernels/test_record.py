@@ -14,7 +14,7 @@ import triton
 
 from . import aot
 from .aot import RECORD, SHARED_LIMIT, Key, compile_case, launches_of, read_record, write_record
-from .record import all_cases
+from .record import all_cases, merged
 
 VERSIONS = sorted(read_record())
 
@@ -68,3 +68,19 @@ def test_recording_one_version_keeps_the_others(tmp_path: Path, monkeypatch: pyt
     write_record(before)
     assert reread() == before
     assert aot.RECORD.read_bytes() == RECORD.read_bytes()
+
+
+def test_recording_one_family_keeps_what_others_launch() -> None:
+    """Two kernels; of "shared" one configuration is launched by this family, one by another alone, and one by none any more."""
+    row = next(iter(read_record()[VERSIONS[0]].values()))
+    recorded = {
+        new.key: new
+        for new in (
+            *(dataclasses.replace(row, kernel="shared", config=config) for config in ("mine", "theirs", "gone")),
+            dataclasses.replace(row, kernel="another"),
+        )
+    }
+    anew = dataclasses.replace(row, kernel="shared", config="mine", registers=row.registers + 1)
+    theirs = {key for key in recorded if "theirs" in key}
+    kept = merged(recorded, {anew.key: anew}, theirs)
+    assert kept == {key: value for key, value in recorded.items() if "gone" not in key} | {anew.key: anew}
