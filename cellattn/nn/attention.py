@@ -13,6 +13,7 @@ from .._check import describe, require, require_choice, require_count
 from ..graph import MultiGraph
 from ..ops import attention, attention_bce, attention_kl, edge_attention, graph_attention
 from ..ops._rows import OVER, REDUCTIONS
+from ..ops.attention import refuse_habits
 from ..ops.attention_bce import LINKS, TARGETS, check_negatives
 from ..ops.graph_attention import LOSSES
 from ._check import require_features, require_probability
@@ -126,6 +127,8 @@ class GraphRegularizedAttention(nn.Module):
         *,
         rows: Rows | None = None,
         generator: torch.Generator | None = None,
+        attn_mask: None = None,
+        is_causal: bool = False,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Attend, and measure the tied heads.
 
@@ -134,6 +137,7 @@ class GraphRegularizedAttention(nn.Module):
             graph: the gene graphs; needed where there are ties or masks.
             rows: gene indices int64 whose rows enter the losses, one tensor or one a relation; all by default.
             generator: draws what dropout leaves out and the negatives of a sampled "bce", on the device of x.
+            attn_mask, is_causal: of `nn.MultiheadAttention`, at their defaults alone: an error says what to use instead.
 
         Returns:
             y [..., T, dim], and the losses, one a tie in their order: scalars (with reduction "none" one value a row).
@@ -141,6 +145,7 @@ class GraphRegularizedAttention(nn.Module):
         Raises:
             ValueError: a shape, dtype or relation that does not fit.
         """
+        refuse_habits(attn_mask, is_causal)
         require_features("x", x, self.dim, self.qkv.weight)
         q, k, v = self.project(x)
         if (self.ties or self.masks) and not isinstance(graph, MultiGraph):

@@ -40,6 +40,7 @@ class EncoderLayer(nn.Module):
         norm: str,
         dropout: float,
         dropout_p: float,
+        ffn_dropout: float,
         ffn_dim: int,
         **loss_options: Unpack[GraphLossOptions],
     ) -> None:
@@ -55,7 +56,8 @@ class EncoderLayer(nn.Module):
             dropout_p=dropout_p,
             **loss_options,
         )
-        self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU(), nn.Linear(ffn_dim, dim))
+        hidden = nn.GELU() if ffn_dropout == 0 else nn.Sequential(nn.GELU(), nn.Dropout(ffn_dropout))  # at 0 nothing is drawn
+        self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), hidden, nn.Linear(ffn_dim, dim))
         self.norm1, self.norm2 = (nn.Identity() if norm == "rezero" else nn.LayerNorm(dim) for _ in range(2))
         self.rezero = nn.Parameter(torch.zeros(2)) if norm == "rezero" else None
         self.dropout = nn.Dropout(dropout)
@@ -90,6 +92,7 @@ class CellEncoder(nn.Module):
             branch times a number that is learned from 0 on (`rezero` of the layer), so that the encoder starts as x.
         dropout: probability on the residual branches.
         dropout_p: probability on the entries of the attention maps; the losses see the maps before it.
+        ffn_dropout: probability inside the FFN, behind its GELU, where `nn.TransformerEncoderLayer` has it.
         ffn_dim: hidden width of the GELU FFN; `4 * dim` by default.
         loss_options: see `GraphLossOptions`; reduction "mean" or "sum".
 
@@ -114,6 +117,7 @@ class CellEncoder(nn.Module):
         norm: str = "pre",
         dropout: float = 0.1,
         dropout_p: float = 0.0,
+        ffn_dropout: float = 0.0,
         ffn_dim: int | None = None,
         **loss_options: Unpack[GraphLossOptions],
     ) -> None:
@@ -124,6 +128,7 @@ class CellEncoder(nn.Module):
         require_choice("norm", norm, ("pre", "post", "rezero"))
         require_probability("dropout", dropout)
         require_probability("dropout_p", dropout_p)
+        require_probability("ffn_dropout", ffn_dropout)
         check_loss_options(loss_options)
         require_choice("reduction", loss_options.get("reduction", "mean"), ("mean", "sum"))
         ffn_dim = 4 * dim if ffn_dim is None else ffn_dim
@@ -157,6 +162,7 @@ class CellEncoder(nn.Module):
                 norm=norm,
                 dropout=dropout,
                 dropout_p=dropout_p,
+                ffn_dropout=ffn_dropout,
                 ffn_dim=ffn_dim,
                 **loss_options,
             )

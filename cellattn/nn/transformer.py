@@ -28,7 +28,7 @@ class CellTransformer(nn.Module):
     between calls.
 
     Args:
-        dim, num_layers, num_heads, ties, masks, head_dim, norm, dropout, dropout_p, ffn_dim: see `CellEncoder`.
+        dim, num_layers, num_heads, ties, masks, head_dim, norm, dropout, dropout_p, ffn_dropout, ffn_dim: see `CellEncoder`.
         num_types, pool, pool_heads, readout_residual, readout_null_sink, hidden_dim, activation, out_dim, max_size: see
             `PerturbationHead`, whose dropout is the same.
         cross_heads: heads of the head's cross-attention; 0 for none of it.
@@ -56,6 +56,7 @@ class CellTransformer(nn.Module):
         norm: str = "pre",
         dropout: float = 0.1,
         dropout_p: float = 0.0,
+        ffn_dropout: float = 0.0,
         ffn_dim: int | None = None,
         pool: str | Sequence[str] = "sum",
         cross_heads: int = 1,
@@ -81,6 +82,7 @@ class CellTransformer(nn.Module):
             norm=norm,
             dropout=dropout,
             dropout_p=dropout_p,
+            ffn_dropout=ffn_dropout,
             ffn_dim=ffn_dim,
             **loss_options,
         )

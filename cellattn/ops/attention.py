@@ -63,6 +63,9 @@ def attention(
     scale: float | None = None,
     dropout_p: float = 0,  # no 0.0: compiled with dynamic shapes, a float of a default is traced as an input
     generator: torch.Generator | None = None,
+    attn_mask: None = None,
+    is_causal: bool = False,
+    enable_gqa: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention that also returns its log-sum-exp, both differentiable; no [Tq, Tk] tensor is made.
 
@@ -76,6 +79,8 @@ def attention(
             entries stay depends on the draw, the head, the row and the column alone, on every device.
         generator: a `torch.Generator` on the device of q for that draw, two numbers a call; the default one if None. Activation
             checkpointing draws the same again (see `sample_rows`). Without dropout nothing is drawn.
+        attn_mask, is_causal, enable_gqa: of `scaled_dot_product_attention`, at their defaults alone: an error says what to use
+            instead.
 
     Returns:
         out [..., H, Tq, Dv] in the dtype of q, and lse [..., H, Tq], the natural log of the softmax denominators, in
@@ -85,6 +90,7 @@ def attention(
         ValueError, TypeError: for shapes, dtypes or devices that do not fit, naming the argument.
         RuntimeError: on double backward.
     """
+    refuse_habits(attn_mask, is_causal, enable_gqa)
     q, k, v = of_one_dtype(q, k, v)
     check_qk(q, k)
     check_v(v, q, k)
@@ -139,6 +145,25 @@ def of_one_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
 
 
+def refuse_habits(attn_mask: Any = None, is_causal: Any = False, enable_gqa: Any = False) -> None:
+    """Refuse what `scaled_dot_product_attention` has and nothing here does, with what to use instead."""
+    require(
+        attn_mask is None,
+        "attn_mask: expected None; `edge_attention` has heads that see their graph alone (masks= of the models), "
+        "`graph_attention` and `attention_kl` draw heads to a graph softly, and `attention_logsumexp` has a key_mask",
+    )
+    require(not is_causal, "is_causal: expected False; genes have no order, a graph that has one is a mask of `edge_attention`")
+    require(not enable_gqa, "enable_gqa: expected False; each head has keys of its own: k.repeat_interleave(groups, -3), v too")
+
+
+def _grouped(x: Tensor, q: Tensor) -> str:
+    """What to do with x of fewer heads than q, if it is that."""
+    if x.ndim != q.ndim or x.ndim < 3 or x.shape[:-3] != q.shape[:-3] or not 0 < x.shape[-3] < q.shape[-3]:
+        return ""
+    groups, rest = divmod(q.shape[-3], x.shape[-3])
+    return "" if rest else f"; grouped heads are spread out by .repeat_interleave({groups}, -3)"
+
+
 def check_qk(q: Tensor, k: Tensor) -> None:
     """Check that q [..., Tq, D] and k [..., Tk, D] fit each other."""
     for name, x in (("q", q), ("k", k)):
@@ -149,7 +174,7 @@ def check_qk(q: Tensor, k: Tensor) -> None:
     require(q.shape[-1] >= 1, lambda: f"q: expected a head_dim >= 1, got shape {list(q.shape)}")
     require(
         q.shape[:-2] == k.shape[:-2] and q.shape[-1] == k.shape[-1],
-        lambda: f"k: expected shape {[*q.shape[:-2], 'Tk', q.shape[-1]]}, to fit q, got {list(k.shape)}",
+        lambda: f"k: expected shape {[*q.shape[:-2], 'Tk', q.shape[-1]]}, to fit q, got {list(k.shape)}{_grouped(k, q)}",
     )
     require(k.shape[-2] >= 1, lambda: f"k: expected at least one token, got shape {list(k.shape)}")
 
@@ -161,7 +186,7 @@ def check_v(v: Tensor, q: Tensor, k: Tensor) -> None:
     require_same("device", q=q.device, v=v.device)
     require(
         v.shape[:-1] == k.shape[:-1],
-        lambda: f"v: expected shape {[*k.shape[:-1], 'Dv']}, as k has, got {list(v.shape)}",
+        lambda: f"v: expected shape {[*k.shape[:-1], 'Dv']}, as k has, got {list(v.shape)}{_grouped(v, k)}",
     )
 
 

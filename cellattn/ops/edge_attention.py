@@ -24,7 +24,7 @@ from .._extension import fake, require_extension
 from ..graph import MultiGraph
 from ._operator import keep_missing_grads, operator, refuse_double_backward
 from ._rows import check_graph
-from .attention import accumulation_dtype, attention, check_qk, check_v, of_one_dtype, resolve_scale
+from .attention import accumulation_dtype, attention, check_qk, check_v, of_one_dtype, refuse_habits, resolve_scale
 from .graph_attention import check_ties
 
 
@@ -40,6 +40,9 @@ def edge_attention(
     weighted: bool = False,
     edge_bias: Tensor | None = None,
     scale: float | None = None,
+    attn_mask: None = None,
+    is_causal: bool = False,
+    enable_gqa: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention in which a gene sees its neighbours alone, in O(edges d) time and memory.
 
@@ -55,6 +58,7 @@ def edge_attention(
         weighted: whether the score of an edge gains log w_ij: its exponential is multiplied by the weight.
         edge_bias: [len(heads)], in the dtype of q or float32, differentiable: what the scores of each pair's edges gain.
         scale: factor of the scores, 1 / sqrt(D) if None.
+        attn_mask, is_causal, enable_gqa: see `attention`.
 
     Returns:
         out [..., H, T, Dv] in the dtype of q, and lse [..., H, T], the natural log of the softmax denominators, in float32
@@ -66,6 +70,7 @@ def edge_attention(
         RuntimeError: on double backward. NotImplementedError: on a GPU, where there is no kernel yet.
         ImportError: without the compiled extension.
     """
+    refuse_habits(attn_mask, is_causal, enable_gqa)
     q, k, v = of_one_dtype(q, k, v)
     check_qk(q, k)
     require(q.ndim >= 3, lambda: f"q: expected shape [..., heads, tokens, head_dim], got {list(q.shape)}")

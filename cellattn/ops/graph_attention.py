@@ -12,7 +12,7 @@ from .._aligned import aligned_features, first_features
 from .._check import describe, require, require_choice
 from ..graph import MultiGraph
 from ._rows import OVER, REDUCTIONS, check_graph, rows_of_ties
-from .attention import attention, check_qk, of_one_dtype, resolve_scale
+from .attention import attention, check_qk, of_one_dtype, refuse_habits, resolve_scale
 from .attention_bce import LINKS, TARGETS, attention_bce, check_negatives
 from .attention_kl import kl_of_ties
 from .sample_rows import check_generator
@@ -39,6 +39,9 @@ def graph_attention(
     link: str = "softmax",
     dropout_p: float = 0,  # no 0.0: compiled with dynamic shapes, a float of a default is traced as an input
     generator: torch.Generator | None = None,
+    attn_mask: None = None,
+    is_causal: bool = False,
+    enable_gqa: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Attention, and for each tied head how far its map is from a graph; no attention map is made.
 
@@ -56,6 +59,7 @@ def graph_attention(
         num_negatives, neg_sample_ratio, target, link: of the "bce" loss.
         dropout_p: see `attention`: `out` is of the dropped map, every loss of the map before that.
         generator: of the draws, first that of dropout and then the negatives of tie after tie.
+        attn_mask, is_causal, enable_gqa: see `attention`.
 
     Returns:
         out [..., H, T, Dv], and the losses, one a tie in their order, in nats, float32 (float64 for float64 inputs).
@@ -64,6 +68,7 @@ def graph_attention(
         ValueError, TypeError: naming the argument, what came and what was expected.
         RuntimeError: on double backward.
     """
+    refuse_habits(attn_mask, is_causal, enable_gqa)
     require_choice("loss", loss, LOSSES)
     require_choice("over", over, OVER)
     require_choice("reduction", reduction, REDUCTIONS)

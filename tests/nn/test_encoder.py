@@ -110,6 +110,26 @@ def test_dropout_is_outside_the_attention_map() -> None:
     assert not torch.equal(outputs[0], outputs[1])
 
 
+def test_dropout_inside_the_ffn() -> None:
+    model = encoder(1, ties=[], dropout=0.0, ffn_dropout=0.25)
+    layer = model.layers[0]
+    assert isinstance(layer, EncoderLayer)
+    first, _, second = layer.ffn
+    x = tokens()
+    torch.manual_seed(0)
+    got = layer.ffn(x)
+    torch.manual_seed(0)
+    kept = torch.nn.functional.dropout(torch.ones(N, 4 * DIM, dtype=x.dtype), 0.25)
+    assert 0.1 < (kept == 0).double().mean() < 0.4
+    want = second(torch.nn.functional.gelu(first(x)) * kept)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+    without = encoder(1, ties=[], dropout=0.0)
+    without.load_state_dict(model.state_dict())
+    before = torch.get_rng_state()
+    torch.testing.assert_close(without(x)[1], model.eval()(x)[1], rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_identity_does_not_come_from_position() -> None:
     order = torch.randperm(N, generator=torch.Generator().manual_seed(2))
     model = encoder().eval()
@@ -131,6 +151,7 @@ def test_bce() -> None:
         ({"num_layers": -1}, ValueError, "num_layers: expected at least 0, got -1"),
         ({"norm": "mid"}, ValueError, "norm: unknown value 'mid'"),
         ({"dropout": 1.0}, ValueError, r"dropout: expected a probability in \[0, 1\), got 1.0"),
+        ({"ffn_dropout": 1.5}, ValueError, r"ffn_dropout: expected a probability in \[0, 1\), got 1.5"),
         ({"dropout": None}, TypeError, "dropout: expected a number, got NoneType None"),
         ({"ffn_dim": 0}, ValueError, "ffn_dim: expected at least 1, got 0"),
         ({"num_prefix": 2}, TypeError, "num_prefix: no such option"),
