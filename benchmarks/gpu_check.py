@@ -184,7 +184,7 @@ def cases(graph: MultiGraph) -> Iterator[Case]:
 
 
 def hub_cases(device: torch.device) -> Iterator[Case]:
-    """A row and a column just long enough to be cut, in a small graph: the row chosen, left out, and with all others."""
+    """A row and a column just long enough to be cut, in a small graph; of losses the row chosen, left out, with all."""
     everyone = torch.arange(SEGMENT + 1)
     hub = torch.stack([torch.zeros_like(everyone), everyone])
     graph = MultiGraph.from_edge_index({"hub": hub}, everyone.numel(), undirected=True).to(device)
@@ -194,6 +194,15 @@ def hub_cases(device: torch.device) -> Iterator[Case]:
         yield both(
             f"attention_kl, a hub {name}", *pair,
             f=lambda m, q, k, rows=rows: m.attention_kl(q, k, graph, "hub", num_prefix=1, rows=rows),
+        )  # fmt: skip
+    # few values: the definition holds those of all pairs
+    one = tuple((1, everyone.numel() + 1, width) for width in (20, 20, 2))
+    for name, options in (("", {}), (", weighted", {"weighted": True, "self_loops": False})):
+        yield both(
+            f"edge_attention, a hub{name}", *one, (1,),
+            f=lambda m, q, k, v, bias, options=options: m.edge_attention(
+                q, k, v, graph, [("hub", 0)], edge_bias=bias, **options
+            ),
         )  # fmt: skip
 
 
@@ -495,7 +504,7 @@ def _measured(name: str, seconds: float, what: str) -> Section:
 
 
 LOSSES = ("attention_kl", "attention_bce", "graph_attention", "network_mse")
-ATTENTION = ("attention D", "attention_logsumexp", "perturbation_attention")
+ATTENTION = ("attention D", "attention_logsumexp", "edge_attention", "perturbation_attention")
 PRODUCTS = ("masked_spmm", "relational_spmm")
 # In the order of their worth; the first seven fit nine minutes twice, all but the last three fit it three times.
 SECTIONS: dict[str, Section] = {

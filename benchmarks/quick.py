@@ -23,6 +23,7 @@ from cellattn._file import write_atomic
 from cellattn.screen import merge, screen
 
 from .attention import bench as attention
+from .attention.peers import CONV, SDPA_MASK
 from .measure import environment, table
 from .methods import bench as method_steps
 from .training import runs, tables
@@ -102,7 +103,7 @@ def _methods_table(result: dict[str, Any]) -> str:
 def _ops_table(result: dict[str, Any]) -> str:
     rows = []
     for row in result["rows"]:
-        for name in ("ours", "dense eager", "dense compiled"):
+        for name in ("ours", "dense eager", "dense compiled", SDPA_MASK, CONV):
             seconds, size = (attention.figure(row, name, key) for key in ("both", "bytes"))
             if seconds is not None:
                 rows.append([row["name"], name, f"{seconds * 1e3:,.0f}", "" if size is None else f"{size / 1e6:,.0f}"])

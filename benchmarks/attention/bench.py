@@ -36,7 +36,20 @@ from cellattn.data import synthetic_cell
 
 from ..cells import benchmark_graph
 from ..measure import cache_bytes, environment, first_line, memory_limit, peak_memory, phase_times, results_dir
-from .peers import FLOORS, Function, GraphLoss, Implementation, LogSumExp, PerturbationHead, SharedTerms, TiedAttention
+from .peers import (
+    CONV,
+    FLOORS,
+    SDPA_MASK,
+    DroppedAttention,
+    EdgeAttention,
+    Function,
+    GraphLoss,
+    Implementation,
+    LogSumExp,
+    PerturbationHead,
+    SharedTerms,
+    TiedAttention,
+)  # fmt: skip
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -59,6 +72,8 @@ KERNELS = {
     "attention_bwd_kernel_delta": "attention with lse",
     "attention_bwd_kernel_dq": "attention with lse",
     "attention_bwd_kernel_dkv": "attention with lse",
+    "edge_fwd_kernel": "edge_attention",
+    "edge_bwd_kernel": "edge_attention",
     "row_dot_fwd_kernel": "attention_kl",
     "row_dot_bwd_kernel": "attention_kl",
     "bce_rows_fwd_kernel": "attention_bce, every non-edge",
@@ -200,6 +215,15 @@ def ops_suite(plan: Plan) -> Iterator[Case]:
     yield Case(
         "ops", "attention_logsumexp", ((heads, tokens, dim),) * 2, facts, heads * tokens, LogSumExp, {"compiled": plan.on_gpu}
     )
+    three = ((heads, tokens, dim),) * 3
+    yield Case(
+        "ops", "attention with lse, dropout 0.1", three, facts, heads * tokens, lambda: DroppedAttention(0.1), {}
+    )  # fmt: skip
+    masked = {**facts, "relation": relation}
+    yield Case(
+        "ops", "edge_attention", three, masked, heads * tokens,
+        lambda: EdgeAttention(graph.without_self_loops(relation), relation), {"compiled": plan.on_gpu},
+    )  # fmt: skip
     pair, one = ((tokens, dim),) * 2, {**facts, "heads": 1, "relation": relation}
     for name, problem in (
         ("attention_kl", GraphLoss(graph, relation, "kl")),
@@ -558,6 +582,12 @@ def targets(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         add(f"graph_attention over our attention without ties, {of}", (tied, ours), (bare, ours), most=1.10)
     pair = (row_of("ops", name="attention_logsumexp"), ours), (row_of("ops", name="attention with lse"), ours)
     add("attention_logsumexp over attention, forward", *pair, most=0.7, key="forward")
+    dropped = row_of("ops", name="attention with lse, dropout 0.1")
+    add("attention with dropout over attention", (dropped, ours), (pair[1][0], ours), most=1.25)
+    edges = row_of("ops", name="edge_attention")
+    for peer, least in ((SDPA_MASK, 10.0), (CONV, 3.0)):
+        add(f"{peer} over edge_attention", (edges, (peer,)), (edges, ours), least=least)
+        add(f"memory of edge_attention over {peer}", (edges, ours), (edges, (peer,)), most=0.05, key="bytes")
     return found
 
 

@@ -1,8 +1,8 @@
 """Ours and everybody it is measured against: the same quantities by other means, and attention without a loss as the floor.
 
-A problem (`TiedAttention`, `GraphLoss`, `PerturbationHead`) has an exact definition and one method a peer. The definition is
-dense PyTorch on a block of query rows, so that it can be taken in float64 at any length. A peer is built, imports included,
-when its turn comes: whatever it raises is the reason why it could not run here.
+A problem (`TiedAttention`, `DroppedAttention`, `EdgeAttention`, `GraphLoss`, `LogSumExp`, `PerturbationHead`) has an exact
+definition and one method a peer. The definition is dense PyTorch on a block of query rows, so that it can be taken in float64
+at any length. A peer is built, imports included, when its turn comes: whatever it raises is the reason why it could not run.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import cellattn
 from cellattn import Comembership, MultiGraph
+from cellattn.ops._dropout import draw_dropout, multiplier, threshold_of
 
 from ..measure import first_line
 
@@ -35,6 +36,7 @@ SDPA_BACKENDS = {
     "SDPA math": SDPBackend.MATH,
 }
 FLOORS = (*SDPA_BACKENDS, "FlashAttention 2")
+SDPA_MASK, CONV = "dense SDPA, bool mask", "PyG TransformerConv"
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,101 @@ class TiedAttention:
                 num_bytes = 2 * 4 * inputs[0][0] * inputs[0][1] ** 2 if backend == SDPBackend.MATH else 0
                 yield Implementation(name, partial(_sdpa, backend), num_outputs=1, num_bytes=num_bytes)
             yield Implementation("FlashAttention 2", _flash_attention_2, num_outputs=1)
+
+
+@dataclass(frozen=True)
+class DroppedAttention:
+    """Attention whose map is dropped, one draw for all steps: inputs q, k, v [H, T, D], outputs out [H, T, D] and lse [H, T].
+
+    The definition drops the same entries, so that it is compared as exactly as without dropout, which is the row to compare its
+    time with.
+    """
+
+    dropout_p: float
+
+    def exact(self, first: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        scores = q @ k.mT * q.shape[-1] ** -0.5
+        threshold = threshold_of(self.dropout_p)
+        draw = draw_dropout(threshold, _generator(q.device), q.device)
+        assert draw is not None
+        alpha = scores.softmax(-1)
+        return (alpha * multiplier(draw, threshold, alpha, first)) @ v, scores.logsumexp(-1)
+
+    def ours(self, *inputs: Tensor) -> Function:
+        return lambda q, k, v: cellattn.attention(q, k, v, dropout_p=self.dropout_p, generator=_generator(q.device))
+
+    def peers(self, inputs: Sequence[tuple[int, ...]], dtype: torch.dtype) -> Iterator[Implementation]:
+        yield Implementation("ours", self.ours)
+
+
+@dataclass(frozen=True)
+class EdgeAttention:
+    """Heads that see a graph alone: inputs q, k, v [H, T, D], output out [H, T, D].
+
+    Of the tokens, a prefix token sees all, a gene the prefix, itself and its neighbours, in every head. The relation has no
+    self-loops, so that each is seen once, which is what a mask can say. Peers get one mask, or one list of edges, for all
+    heads.
+    """
+
+    graph: MultiGraph
+    relation: str
+
+    def mask(self, first: int = 0, rows: int | None = None) -> Tensor:
+        """bool [rows, T], those of the tokens from `first` on."""
+        tokens = torch.arange(first, self.graph.num_nodes + 1 if rows is None else first + rows, device=self.graph.device)
+        mask = torch.zeros(len(tokens), self.graph.num_nodes + 1, dtype=torch.bool, device=tokens.device)
+        mask[:, 0] = True
+        mask[tokens - first, tokens] = True
+        mask[tokens == 0] = True
+        genes = tokens[tokens > 0] - 1
+        segment, col, _ = _entries(self.graph, self.relation, genes)
+        mask[len(tokens) - len(genes) + segment, 1 + col] = True
+        return mask
+
+    def exact(self, first: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        scores = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(~self.mask(first, q.shape[-2]), -torch.inf)
+        return (scores.softmax(-1) @ v,)
+
+    def ours(self, *inputs: Tensor) -> Function:
+        heads = [(self.relation, head) for head in range(inputs[0].shape[0])]
+        return lambda q, k, v: (cellattn.edge_attention(q, k, v, self.graph, heads)[0],)
+
+    def sdpa(self, *inputs: Tensor) -> Function:
+        mask = self.mask()
+        return lambda q, k, v: (F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask)[0],)
+
+    def flex(self, *inputs: Tensor) -> Function:
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        mask, tokens = self.mask(), self.graph.num_nodes + 1
+        blocks = create_block_mask(lambda b, h, i, j: mask[i, j], None, None, tokens, tokens, device=mask.device)
+        compiled = _compile(flex_attention)
+        return lambda q, k, v: (compiled(q[None], k[None], v[None], block_mask=blocks)[0],)
+
+    def conv(self, *inputs: Tensor) -> Function:
+        """The messages of PyG's `TransformerConv`, without its projections: tokens are the nodes."""
+        heads, _, dim = inputs[0].shape
+        conv = import_module("torch_geometric.nn").TransformerConv(dim, dim, heads=heads, root_weight=False)
+        edges = self.mask().nonzero().t().flip(0).contiguous()  # from the token that is seen
+
+        def f(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+            query, key, value = (x.transpose(0, 1) for x in (q, k, v))
+            out = conv.propagate(edges, query=query, key=key, value=value, edge_attr=None)
+            conv._alpha = None  # it keeps the map for its caller
+            return (out.transpose(0, 1),)
+
+        return f
+
+    def peers(
+        self, inputs: Sequence[tuple[int, ...]], dtype: torch.dtype, *, compiled: bool = True
+    ) -> Iterator[Implementation]:
+        (heads, tokens, dim), _, _ = inputs
+        yield Implementation("ours", self.ours)
+        yield Implementation(SDPA_MASK, self.sdpa, num_bytes=tokens**2)
+        if compiled:
+            yield Implementation("FlexAttention, block mask", self.flex, num_bytes=tokens**2)
+        seen = self.graph.num_edges(self.relation) + 3 * tokens
+        yield Implementation(CONV, self.conv, num_bytes=3 * seen * heads * dim * dtype.itemsize)  # q, k, v of each edge
 
 
 @dataclass(frozen=True)
@@ -328,6 +425,10 @@ def _dense_head(query: Tensor, key: Tensor, value: Tensor, override: Tensor, *, 
     values[torch.arange(len(query), device=query.device).repeat_interleave(2), index] = override
     beta = (query @ key.mT * query.shape[-1] ** -0.5).softmax(-1)
     return (torch.einsum("bn,bnd->bd", beta, values),)
+
+
+def _generator(device: torch.device) -> torch.Generator:
+    return torch.Generator(device).manual_seed(0)
 
 
 def _compile(f: Callable[..., Any], *, dynamic: bool = False) -> Callable[..., Any]:

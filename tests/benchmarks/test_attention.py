@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,18 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend
 
 from benchmarks.attention import bench, peers
-from benchmarks.attention.peers import GraphLoss, Implementation, LogSumExp, PerturbationHead, SharedTerms, TiedAttention
+from benchmarks.attention.peers import (
+    CONV,
+    SDPA_MASK,
+    DroppedAttention,
+    EdgeAttention,
+    GraphLoss,
+    Implementation,
+    LogSumExp,
+    PerturbationHead,
+    SharedTerms,
+    TiedAttention,
+)  # fmt: skip
 from cellattn import MultiGraph, reference
 
 from ..compare import RTOL, random_graph
@@ -31,6 +43,7 @@ TIES = (("a", 1), ("b", 0), ("none", 1), ("b", 1))
 THREE, TWO, PAIR = ((H, T, D),) * 3, ((H, T, D),) * 2, ((T, D),) * 2
 HEAD = PerturbationHead.draw(6, N, CPU)
 SHARED = SharedTerms.draw(N, CPU)
+MASKED = EdgeAttention(GRAPH.without_self_loops("b"), "b")
 
 
 def tied(graph: MultiGraph, rows: Tensor | None) -> Callable[..., tuple[Tensor, ...]]:
@@ -45,6 +58,12 @@ PROBLEMS: dict[str, tuple[Any, tuple[tuple[int, ...], ...], Callable[..., tuple[
     "graph_attention": (TiedAttention(GRAPH, TIES), THREE, tied(GRAPH, None)),
     "some rows": (TiedAttention(GRAPH, TIES, ROWS), THREE, tied(GRAPH, ROWS)),
     "attention with lse": (TiedAttention(GRAPH, lse=True), THREE, reference.attention),
+    "dropout": (
+        DroppedAttention(0.3),
+        THREE,
+        lambda q, k, v: reference.attention(q, k, v, dropout_p=0.3, generator=torch.Generator().manual_seed(0)),
+    ),
+    "edges": (MASKED, THREE, lambda q, k, v: (reference.edge_attention(q, k, v, MASKED.graph, [("b", 0), ("b", 1)])[0],)),
     "logsumexp": (LogSumExp(), TWO, lambda q, k: (reference.attention_logsumexp(q, k),)),
     "kl": (GraphLoss(GRAPH, "a", "kl"), PAIR, lambda q, k: (reference.attention_kl(q, k, GRAPH, "a", num_prefix=1),)),
     "bce": (GraphLoss(GRAPH, "a", "bce"), PAIR, lambda q, k: (reference.attention_bce(q, k, GRAPH, "a", num_prefix=1),)),
@@ -87,7 +106,12 @@ def test_definition_in_blocks_is_the_reference(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in PROBLEMS if "rows" not in name and name != "graph_attention"])
 def test_ours_and_dense_pass_the_check(name: str, dtype: torch.dtype) -> None:
     check, problem, inputs = check_of(name, dtype)
-    for build in (problem.ours, getattr(problem, "dense", lambda *_: peers._dense_logsumexp)):
+    builds = [problem.ours]
+    if name == "edges":
+        builds += [problem.sdpa, *([problem.conv] if find_spec("torch_geometric") else [])]
+    elif name != "dropout":
+        builds.append(getattr(problem, "dense", lambda *_: peers._dense_logsumexp))
+    for build in builds:
         error, bound, _ = check(Implementation("peer", build), build(*inputs))
         assert error <= bound, build
 
@@ -341,6 +365,12 @@ def test_targets_of_a_synthetic_result() -> None:
         {**shape, "name": "tied", "ties": 9, "implementations": tied_row},
         {**shape, "name": "bare", "ties": 0, "implementations": {"ours": timed(1.6)}},
         {"suite": "ops", "name": "attention with lse", "implementations": {"ours": timed(3.0, forward=1.0)}},
+        {"suite": "ops", "name": "attention with lse, dropout 0.1", "implementations": {"ours": timed(3.6)}},
+        {
+            "suite": "ops",
+            "name": "edge_attention",
+            "implementations": {"ours": timed(1.0, 40), SDPA_MASK: timed(20.0, 1000), CONV: timed(2.0, 700)},
+        },
         {"suite": "ops", "name": "attention_logsumexp", "implementations": {"ours": timed(2.0, forward=0.6)}},
     ]
     found = {entry["target"]: entry for entry in bench.targets(rows)}
@@ -352,6 +382,11 @@ def test_targets_of_a_synthetic_result() -> None:
         f"memory of graph_attention over dense eager, {of}": (0.025, True),
         f"graph_attention over our attention without ties, {of}": (1.25, False),
         "attention_logsumexp over attention, forward": (0.6, True),
+        "attention with dropout over attention": (1.2, True),
+        f"{SDPA_MASK} over edge_attention": (20.0, True),
+        f"{CONV} over edge_attention": (2.0, False),
+        f"memory of edge_attention over {SDPA_MASK}": (0.04, True),
+        f"memory of edge_attention over {CONV}": (40 / 700, False),
     }
     for name, (value, met) in values.items():
         assert found[name]["value"] == pytest.approx(value)
@@ -363,12 +398,12 @@ def test_targets_of_a_synthetic_result() -> None:
     assert len(other) == 6
     assert all(entry["met"] is None and "was not run" in entry["reason"] for entry in other)
     text = bench.target_table({"targets": list(found.values())})
-    assert text.count("MISSED") == 2
+    assert text.count("MISSED") == 4
     assert text.count("not measured") == 7
 
 
 def test_every_kernel_has_a_profiler_line() -> None:
-    files = ("attention", "row_dot", "attention_bce", "perturbation_attention")  # what this benchmark runs
+    files = ("attention", "edge_attention", "row_dot", "attention_bce", "perturbation_attention")  # what this benchmark runs
     names = [
         name
         for file in files
