@@ -23,6 +23,7 @@ is multiplied by 0. Where P_ij Z_ij is an operand, 1 / (1 - p) comes in after th
 # (device functions: their arguments are described where they are declared)
 from __future__ import annotations
 
+from functools import partial
 from math import log, prod
 
 import torch
@@ -557,8 +558,7 @@ def attention_backward(
     check_floats(q=q, k=k, v=v)
     check_devices(q=q, k=k, v=v, key_mask=key_mask, dout=dout, dlse=dlse, out=out, lse=lse, draw=draw)
     require(draw is None or key_mask is None, "key_mask: expected None beside dropout")
-    (Tq, D), (Tk, DV) = q.shape[-2:], v.shape[-2:]
-    has_do = dout is not None and DV > 0
+    has_do = dout is not None and v.shape[-1] > 0
     if lse.numel() == 0 or not (has_do or dlse is not None):
         return q.new_zeros(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
     dq, dk = q.new_empty(q.shape), k.new_empty(k.shape)
@@ -567,18 +567,47 @@ def attention_backward(
     q, k = aligned(q, 2), aligned(k, 2)
     v = aligned(v, 2) if has_do else k
     do = aligned(dout, 2) if has_do and dout is not None else q
+    rows = deltas(do if has_do else None, dlse, out, lse)
+    draw = draw if has_do else None  # nothing of the dropped map is left without dOut
+    backward(do if has_do else None, rows, q, k, v, mask, scale, draw, threshold, dq, dk, dv)
+    return dq, dk, dv
+
+
+def backward(
+    dout: Tensor | None,
+    rows: tuple[Tensor, Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    draw: Tensor | None,
+    threshold: int,
+    dq: Tensor | None,
+    dk: Tensor,
+    dv: Tensor,
+) -> None:
+    """Write dq (unless it is None), dk and, where there is a dout, dv.
+
+    Args:
+        dout, q, k, v: as `aligned` gives them; without dout v is not read.
+        rows: `deltas` of each query, over these keys or over more, of which these are a part.
+        mask: of `_mask`. draw: None without dropout.
+    """
+    (Tq, D), (Tk, DV) = q.shape[-2:], v.shape[-2:]
     B, H = q.shape[:2]
+    has_do = dout is not None
+    do = q if dout is None else dout
     widths = _widths(D, DV if has_do else 0, q.dtype)
     BD, BV = widths["BD"], widths["BV"]
-    rows = deltas(do if has_do else None, dlse, out, lse)
     strides = (*_strides(q, k, v, do), *(mask.stride()[:2] if mask is not None else (0, 0)))
-    dropout = draw is not None and has_do  # nothing of the dropped map is left without dOut
+    dropout = draw is not None
     suffix = "_dropout" if dropout else ""
     constants = {**widths, "HAS_DO": has_do, "HAS_DROPOUT": dropout, "PRECISION": precision()}
     inputs = (q, k, v, q if mask is None else mask, q if draw is None else draw, do, *rows)
     numbers = scale, scale * LOG2E, threshold
 
-    def launch_dq(tile: Tile) -> None:
+    def launch_dq(dq: Tensor, tile: Tile) -> None:
         NM = triton.cdiv(Tq, tile.BM)
         NS, part = parts_for(B * H * NM, Tk, tile.BN, q.device)
         parts = dq if NS == 1 else q.new_empty(B, H, NS, Tq, D, dtype=torch.float32)
@@ -601,9 +630,9 @@ def attention_backward(
         _add_parts(dv, v_parts)
 
     with on_device(q):
-        choose("attention_bwd_dq" + suffix, q, max(BD, BV), launch_dq, few=Tq <= 32)
+        if dq is not None:
+            choose("attention_bwd_dq" + suffix, q, max(BD, BV), partial(launch_dq, dq), few=Tq <= 32)
         choose("attention_bwd_dkv" + suffix, q, max(BD, BV), launch_dkv)
-    return dq, dk, dv
 
 
 def deltas(dout: Tensor | None, dlse: Tensor | None, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:

@@ -266,12 +266,20 @@ _ROW_OF_A_WARP = {16: Gather(32, 1), 32: Gather(16, 1), 64: Gather(8, 1), 128: G
 _EDGES = {16: Gather(32, 4), 32: Gather(32, 4), 64: Gather(32, 4, 128), 128: Gather(16, 4), 256: Gather(8, 4)}
 # Few sets, so that none waits long for the fullest. Triton 3.6 does not compile the forward for 32 sets and more.
 _SETS = {16: Gather(16, 1), 32: Gather(16, 2), 64: Gather(16, 4), 128: Gather(8, 4), 256: Gather(4, 4)}
+# Keys and values: one piece of 16 bytes a thread of each.
+_HUB_SEGMENT = {16: Gather(64, 4), 32: Gather(32, 4), 64: Gather(16, 4), 128: Gather(8, 4), 256: Gather(4, 4)}
 GATHERS: dict[tuple[str, int], dict[int, Gather]] = {
     ("row_dot_fwd", 80): _ROW_OF_A_WARP,
     ("row_dot_fwd_segments", 80): _ROWS | {32: Gather(64, 4, 128)},
     ("row_dot_bwd_dq", 80): _ROWS,
     ("row_dot_bwd_dk", 80): _ROW_OF_A_WARP,
     ("row_dot_bwd_dk_segments", 80): _ROWS,
+    ("edge_fwd", 80): _ROW_OF_A_WARP,
+    ("edge_fwd_segments", 80): _HUB_SEGMENT,
+    ("edge_bwd_dq", 80): _ROW_OF_A_WARP,
+    ("edge_bwd_dq_segments", 80): _HUB_SEGMENT,
+    ("edge_bwd_dkv", 80): _ROW_OF_A_WARP,
+    ("edge_bwd_dkv_segments", 80): _HUB_SEGMENT,
     ("bce_edges_fwd", 80): _EDGES,
     ("bce_edges_bwd_dq", 80): _EDGES,
     ("bce_edges_bwd_dk", 80): _EDGES | {128: Gather(16, 4, 128)},

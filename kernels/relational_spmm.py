@@ -32,7 +32,7 @@ from cellattn._check import require, require_same, require_tensor
 
 from .config import Gather, choose_gather, on_device, options
 from .masked_spmm import MAX_BLOCK, entries, span
-from .row_dot import device_ints
+from .segments import device_ints
 from .tensors import check_devices, check_dtype, grid_of, padded, rows_of
 
 PARTS = 8  # of the batch, where samples are summed

@@ -33,9 +33,7 @@ as long and leave the chip idle. CELLATTN_AUTOTUNE=1 tries EDGES and the warps.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -45,6 +43,7 @@ from torch import Tensor
 from cellattn._aligned import wide, width
 
 from .config import Gather, choose_gather, on_device, options
+from .segments import Segments, add_segments, device_ints, rows_of_ints, span_of_segment
 from .sums import sum_of_products
 from .tensors import aligned, check_devices, check_floats, grid_of, lead_strides, padded
 
@@ -106,30 +105,6 @@ def _add_column(
     return b_sum
 
 
-@triton.jit
-def _add_segments(b_sum, p_partial, first, last, D: tl.constexpr, D_PAD: tl.constexpr, EDGES: tl.constexpr):
-    """b_sum + the partial sums of the segments from first to last, lane by lane [EDGES, D_PAD]."""
-    # [D_PAD]
-    o_d = tl.arange(0, D_PAD)
-    # [EDGES]
-    o_e = tl.arange(0, EDGES)
-    for s in range(first, last, EDGES):
-        m_b = (s + o_e < last)[:, None] & (o_d < D)[None, :]
-        b_sum += tl.load(p_partial + (s + o_e)[:, None] * D + o_d[None, :], mask=m_b, other=0.0)
-    return b_sum
-
-
-@triton.jit
-def _segment(ptr_ptr, segptr_ptr, stacked, i_s):
-    """(start, end): the entries of segment i_s, which is of the stacked row (or column)."""
-    first = tl.load(segptr_ptr + stacked)
-    num_segments = tl.load(segptr_ptr + stacked + 1) - first
-    start = tl.load(ptr_ptr + stacked)
-    degree = tl.load(ptr_ptr + stacked + 1) - start
-    rank = i_s - first
-    return start + degree * rank // num_segments, start + degree * (rank + 1) // num_segments
-
-
 @triton.jit(do_not_specialize=["num_genes", "num_ties", "max_segments", "num_segments", "num_prefix"])
 def row_dot_fwd_kernel_segments(
     k_ptr,  # [L, H, T, D]
@@ -165,7 +140,7 @@ def row_dot_fwd_kernel_segments(
         return
     i_s = tl.load(p_t + 1) + pid % max_segments
     stacked = tl.load(segrow_ptr + i_s)
-    start, end = _segment(rowptr_ptr, segptr_ptr, stacked, i_s)
+    start, end = span_of_segment(rowptr_ptr, segptr_ptr, stacked, i_s)
     if HAS_ROWS:  # of a row that was not chosen nothing is read
         end = tl.where(tl.load(chosen_ptr + i_t * num_genes + stacked % num_genes), end, start)
     p_k = k_ptr + i_l * (stride_kl // ALIGN * ALIGN) + tl.load(p_t) * (stride_kh // ALIGN * ALIGN) + num_prefix * STRIDE_KT
@@ -233,7 +208,7 @@ def row_dot_fwd_kernel(
         first = tl.load(segptr_ptr + stacked)
         last = tl.load(segptr_ptr + stacked + 1)
         p_partial = partial_ptr + (i_l * num_segments + tl.load(p_t + 4)) * D
-        b_sum = _add_segments(b_sum, p_partial, first, last, D, D_PAD, EDGES)
+        b_sum = add_segments(b_sum, p_partial, first, last, D, D_PAD, EDGES)
         end = tl.where(first < last, start, end)
     b_sum = _add_row(b_sum, p_k, col_ptr, weight_ptr, start, end, STRIDE_KT, W, D_PAD, EDGES)
     # [D_PAD]
@@ -351,7 +326,7 @@ def row_dot_bwd_kernel_dk_segments(
     if pid % max_segments >= tl.load(p_t + 2):
         return
     i_s = tl.load(p_t + 1) + pid % max_segments
-    start, end = _segment(colptr_ptr, segptr_ptr, tl.load(segcol_ptr + i_s), i_s)
+    start, end = span_of_segment(colptr_ptr, segptr_ptr, tl.load(segcol_ptr + i_s), i_s)
     p_q = q_ptr + i_l * (stride_ql // ALIGN * ALIGN) + tl.load(p_t) * (stride_qh // ALIGN * ALIGN) + num_prefix * STRIDE_QT
     p_g = g_ptr + (i_l * num_ties + i_t) * num_genes
     # [EDGES, D_PAD]
@@ -411,7 +386,7 @@ def row_dot_bwd_kernel_dk(
             first_segment = tl.load(segptr_ptr + stacked)
             last_segment = tl.load(segptr_ptr + stacked + 1)
             p_partial = partial_ptr + (i_l * num_segments + tl.load(p_t + 2)) * D
-            b_sum = _add_segments(b_sum, p_partial, first_segment, last_segment, D, D_PAD, EDGES)
+            b_sum = add_segments(b_sum, p_partial, first_segment, last_segment, D, D_PAD, EDGES)
             end = tl.where(first_segment < last_segment, start, end)
         b_sum = _add_column(b_sum, p_q, p_g, row_ptr, weight_ptr, start, end, STRIDE_QT, W, D_PAD, EDGES)
     # [D_PAD]
@@ -454,7 +429,7 @@ def row_dot(
     kbar = torch.empty(*lead, num_rows, d, dtype=torch.float32, device=q.device)
     if y.numel() == 0:
         return y, kbar
-    cut = _Segments.of_ties(relations, row_segments)
+    cut = Segments.of_ties(relations, row_segments)
     first = [sum(lengths[:i]) for i in range(num_ties)]
     ties = rows_of_ints(zip(relations, heads, first, lengths, cut.shifts, strict=True), q.device)
     q4, k4 = aligned(q, 2), aligned(k, 2)
@@ -513,7 +488,7 @@ def row_dot_backward(
         return q.new_zeros(q.shape), q.new_zeros(q.shape)
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     dk = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    cut = _Segments.of_ties(relations, segments)
+    cut = Segments.of_ties(relations, segments)
     by_head = sorted(range(num_ties), key=lambda tie: heads[tie])
     headptr = device_ints(tuple(sum(head < h for head in heads) for h in range(num_heads + 1)), q.device)
     ties = rows_of_ints(((tie, relations[tie], cut.shifts[tie]) for tie in by_head), q.device)
@@ -554,38 +529,6 @@ def row_dot_backward(
     return dq, dk
 
 
-@dataclass(frozen=True)
-class _Segments:
-    """The segments of the relation of each tie. Their partial sums stand tie after tie, segment s of tie t at s + shifts[t]."""
-
-    first: tuple[int, ...]
-    count: tuple[int, ...]
-
-    @classmethod
-    def of_ties(cls, relations: Sequence[int], offset: Sequence[int]) -> _Segments:
-        return cls(tuple(offset[r] for r in relations), tuple(offset[r + 1] - offset[r] for r in relations))
-
-    @property
-    def total(self) -> int:
-        return sum(self.count)
-
-    @property
-    def most(self) -> int:
-        return max(self.count)
-
-    @property
-    def shifts(self) -> list[int]:
-        return [sum(self.count[:tie]) - first for tie, first in enumerate(self.first)]
-
-    def table(self, heads: Sequence[int], device: torch.device) -> Tensor:
-        """int64 [ties, 4]: head, first segment, how many, shift."""
-        return rows_of_ints(zip(heads, self.first, self.count, self.shifts, strict=True), device)
-
-    def partial_sums(self, x: Tensor) -> Tensor | None:
-        """float32 [L, total, D] beside x [L, H, T, D], None if there are none."""
-        return torch.empty(x.shape[0], self.total, x.shape[-1], dtype=torch.float32, device=x.device) if self.total else None
-
-
 def _keys(rows: Tensor, lengths: Sequence[int], num_genes: int) -> Tensor:
     """int64 [M]: tie * N + gene of each chosen row."""
     first = device_ints(tuple(sum(lengths[:i]) for i in range(1, len(lengths))), rows.device)
@@ -615,14 +558,3 @@ def _by_gene(dy: Tensor, rows: Tensor, lengths: Sequence[int], num_genes: int) -
             dy, order, ptr, g, num_keys, num_rows, BLOCK=block, **options(4)
         )
     return g, order[ptr[:-1].clamp_max(num_rows - 1)]
-
-
-@functools.cache  # for good: a captured CUDA graph reads them again at every replay
-def device_ints(values: tuple[int, ...], device: torch.device) -> Tensor:
-    """A short list of numbers as int64 on the device, made once: a copy from the host would force a sync at every launch."""
-    return torch.tensor(values, dtype=torch.int64, device=device)
-
-
-def rows_of_ints(rows: Iterable[tuple[int, ...]], device: torch.device) -> Tensor:
-    """A small table, row after row, likewise."""
-    return device_ints(tuple(x for row in rows for x in row), device)

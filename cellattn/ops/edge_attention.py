@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._aligned import aligned_features, first_features
 from .._check import require, require_same, require_tensor
 from .._extension import fake, require_extension
 from ..graph import MultiGraph
@@ -67,8 +68,7 @@ def edge_attention(
 
     Raises:
         ValueError, TypeError: naming the argument, what came and what was expected.
-        RuntimeError: on double backward. NotImplementedError: on a GPU, where there is no kernel yet.
-        ImportError: without the compiled extension.
+        RuntimeError: on double backward. ImportError: on a CPU without the compiled extension.
     """
     refuse_habits(attn_mask, is_causal, enable_gqa)
     q, k, v = of_one_dtype(q, k, v)
@@ -92,30 +92,32 @@ def edge_attention(
         got = edge_bias.shape[0]
         require(got == len(ties), lambda: f"edge_bias: expected shape [{len(ties)}], a number a pair of heads, got [{got}]")
         bias = edge_bias.to(dtype).contiguous()
-    if q.device.type == "cuda":
-        raise NotImplementedError(
-            "edge_attention: runs on the CPU alone, got tensors on a GPU; attention_kl ties a head to a graph softly there"
-        )
-    require_extension(q.device)
-    scale = resolve_scale(scale, q.shape[-1])
+    if q.device.type == "cpu":
+        require_extension(q.device)
+    scale, dim_v = resolve_scale(scale, q.shape[-1]), v.shape[-1]
+    q, k, v = (aligned_features(x) for x in (q, k, v))
     by_row, by_column = graph.stacked, graph.stacked_by_column()
     logs = (by_row[2].to(dtype).log(), by_column[2].to(dtype).log()) if weighted else (None, None)
+    cut_rows, cut_columns = graph.segments
     out, lse = _edge_attention(
-        q[..., num_prefix:, :], k, v, bias, *by_row[:2], logs[0], *by_column[:2], logs[1],
+        q[..., num_prefix:, :], k, v, bias, *by_row[:2], logs[0], *by_column[:2], logs[1], *cut_rows, *cut_columns,
         [graph.relation_id(relation) for relation, _ in ties], [head for _, head in ties], num_prefix, self_loops, scale,
     )  # fmt: skip
-    if num_prefix == 0:
-        return out, lse
-    prefix_out, prefix_lse = attention(q[..., :num_prefix, :], k, v, scale=scale)
-    return torch.cat([prefix_out, out], -2), torch.cat([prefix_lse, lse], -1)
+    if num_prefix > 0:
+        prefix_out, prefix_lse = attention(q[..., :num_prefix, :], k, v, scale=scale)
+        out, lse = torch.cat([prefix_out, out], -2), torch.cat([prefix_lse, lse], -1)
+    return first_features(out, dim_v), lse
 
 
 # ------------------------------------------------------------------------------------------------------- operators
 
 
-# q [..., H, N, D]; k, v [..., H, P + N, D]; the stacked graph by rows and by columns, with logs of its weights; of each tie its
-# relation and head.
-_GRAPH = "Tensor rowptr, Tensor col, Tensor? log_weight, Tensor colptr, Tensor row, Tensor? log_weight_by_column"
+# q [..., H, N, D]; k, v [..., H, P + N, D]; the stacked graph by rows and by columns, with logs of its weights, and where its
+# long rows and columns are cut, which the CPU does not read; of each tie its relation and head.
+_GRAPH = (
+    "Tensor rowptr, Tensor col, Tensor? log_weight, Tensor colptr, Tensor row, Tensor? log_weight_by_column, "
+    "Tensor row_segptr, Tensor segment_row, int[] row_segments, Tensor col_segptr, Tensor segment_col, int[] col_segments"
+)
 _TIES = "int[] relations, int[] heads, int num_prefix, bool self_loops, float scale"
 
 
@@ -125,7 +127,7 @@ _TIES = "int[] relations, int[] heads, int num_prefix, bool self_loops, float sc
     schema=f"(Tensor q, Tensor k, Tensor v, Tensor? edge_bias, {_GRAPH}, {_TIES}) -> (Tensor, Tensor)",
 )
 def _edge_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
-    rowptr, col, log_weight, _, _, _, *ties = rest
+    (rowptr, col, log_weight), ties = rest[:3], rest[12:]
     dtype = accumulation_dtype(q.dtype)
     out, lse = torch.ops.cellattn.edge_rows(*(_flat(x, dtype) for x in (q, k, v)), bias, rowptr, col, log_weight, *ties)
     return out.to(q.dtype).view(*q.shape[:-1], v.shape[-1]), lse.view(q.shape[:-1])
@@ -148,7 +150,7 @@ def _edge_attention_backward(
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of q, k and v, and of the bias one a leading dimension and gene: [..., N, ties]."""
-    rowptr, col, log_weight, colptr, row, log_weight_by_column, *ties = rest
+    of_graph, ties = rest[:6], rest[12:]
     dtype = lse.dtype
     above = torch.zeros_like(out) if dout is None else dout
     above, result, queries, keys, values = (_flat(x, dtype) for x in (above, out, q, k, v))
@@ -156,9 +158,7 @@ def _edge_attention_backward(
     if dlse is not None:
         delta = delta - dlse.reshape(delta.shape)
     lse = lse.masked_fill(lse.isinf(), torch.nan).reshape(delta.shape).contiguous()  # all of such a row is NaN
-    grads = torch.ops.cellattn.edge_rows_backward(
-        above, delta, lse, queries, keys, values, bias, rowptr, col, log_weight, colptr, row, log_weight_by_column, *ties
-    )
+    grads = torch.ops.cellattn.edge_rows_backward(above, delta, lse, queries, keys, values, bias, *of_graph, *ties)
     dq, dk, dv = (dx.to(x.dtype).view(x.shape) for dx, x in zip(grads[:3], (q, k, v), strict=True))
     if dout is None:
         dv = torch.zeros_like(dv)
@@ -170,28 +170,49 @@ def _(
     dout: Tensor | None, dlse: Tensor | None, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None,
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    heads = rest[7]
+    heads = rest[13]
     dbias = lse.new_empty(*q.shape[:-3], q.shape[-2], 0 if bias is None else len(heads))
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dbias
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     keep_missing_grads(ctx)
-    ctx.save_for_backward(*output, *inputs[:10])
-    ctx.ties = inputs[10:]
+    row_segments, col_segments = inputs[12], inputs[15]
+    ctx.save_for_backward(*output, *inputs[:12], *inputs[13:15])
+    ctx.segments, ctx.ties = (row_segments, col_segments), inputs[16:]
 
 
 def _backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
     if dout is None and dlse is None:
-        return (None,) * 15
-    tensors = ctx.saved_tensors
-    dq, dk, dv, dbias = _edge_attention_backward(dout, dlse, *tensors, *ctx.ties)
+        return (None,) * 21
+    *tensors, col_segptr, segment_col = ctx.saved_tensors
+    row_segments, col_segments = ctx.segments
+    dq, dk, dv, dbias = _edge_attention_backward(
+        dout, dlse, *tensors, row_segments, col_segptr, segment_col, col_segments, *ctx.ties
+    )
     bias = tensors[5]
-    return dq, dk, dv, None if bias is None else dbias.flatten(0, -2).sum(0), *(None,) * 11
+    return dq, dk, dv, None if bias is None else dbias.flatten(0, -2).sum(0), *(None,) * 17
 
 
 _edge_attention.register_autograd(_backward, setup_context=_setup_context)
 refuse_double_backward(_edge_attention_backward, "edge_attention")
+
+# ------------------------------------------------------------------------------------------------------------ CUDA
+
+
+@_edge_attention.register_kernel("cuda")
+def _(*args: Any) -> tuple[Tensor, Tensor]:
+    from ..kernels import edge_attention as kernels  # needs Triton
+
+    return kernels.edge_attention(*args)
+
+
+@_edge_attention_backward.register_kernel("cuda")
+def _(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from ..kernels import edge_attention as kernels
+
+    return kernels.edge_attention_backward(*args)
+
 
 # ------------------------------------------------------------------------------------------------------------- CPU
 

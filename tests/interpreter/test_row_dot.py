@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cellattn import MultiGraph
 from cellattn.graph import SEGMENT, cut_rows
-from cellattn.kernels import config, tensors
+from cellattn.kernels import config, segments, tensors
 from cellattn.kernels import row_dot as kernels
 
 from ..bounds import assert_within, with_bounds
@@ -91,8 +91,8 @@ def check(
 
 @pytest.fixture(autouse=True)
 def _poisoned(poison: Callable) -> None:
-    poison(kernels)
-    poison(tensors)
+    for module in (kernels, segments, tensors):
+        poison(module)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -214,19 +214,19 @@ def test_segments_are_launched_where_a_tie_has_some(
 
 def test_segments_of_rows_left_out_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     allocated = []
-    partial_sums = kernels._Segments.partial_sums
+    partial_sums = segments.Segments.partial_sums
 
     def kept(self: Any, x: Tensor) -> Tensor | None:
         allocated.append(partial_sums(self, x))
         return allocated[-1]
 
-    monkeypatch.setattr(kernels._Segments, "partial_sums", kept)
+    monkeypatch.setattr(segments.Segments, "partial_sums", kept)
     graph = hubs_graph()
     q, k = (x.detach() for x in leaves((1, HUB_GENES, 8), (1, HUB_GENES, 8), dtype=torch.float32))
     check(q, k, graph, [("a", 0)], [torch.tensor([7, 4])], 0, LONGEST)
     computed = allocated[0][0].any(-1)
-    segments = cut_rows(graph.stacked[0].diff(), HUB_GENES, LONGEST)
-    assert torch.equal(computed, segments.row[: segments.offset[1]] == 7)
+    of_graph = cut_rows(graph.stacked[0].diff(), HUB_GENES, LONGEST)
+    assert torch.equal(computed, of_graph.row[: of_graph.offset[1]] == 7)
 
 
 def test_autotuned_tiles_give_the_same(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from cellattn import MultiGraph
-from cellattn.kernels import attention_bce, perturbation_attention, row_dot
+from cellattn.kernels import attention_bce, edge_attention, perturbation_attention, row_dot
 from cellattn.ops.attention_bce import sample_negatives
 
 from .test_attention_bce import problem_of
+from .test_edge_attention import problem as edge_problem
 from .test_row_dot import cut
 
 OPS = torch.ops.cellattn
@@ -118,3 +119,29 @@ def test_perturbation_correction(argument: str, row: int) -> None:
     assert_as_on_the_cpu(
         perturbation_attention, "perturbation_correction", {**given, "index": index, "ptr": ptr, "override": override}, (0.5,)
     )
+
+
+@pytest.mark.parametrize("longest", [100, 1], ids=["whole rows", "segments"])
+def test_edge_attention(longest: int) -> None:
+    """A head of a relation twice; rows of q are genes alone."""
+    nan, inf, gene = torch.nan, torch.inf, PREFIX + 3
+    cases = [
+        ("q", 3, nan), ("q", LONELY, inf), ("k", 0, nan), ("k", gene, nan), ("k", gene, inf), ("k", gene, -inf),
+        ("v", 0, inf), ("v", gene, nan), ("v", gene, inf),
+    ]  # fmt: skip
+    given = {name: draw(len(cases), 1, N + PREFIX * (name != "q"), 4, seed=i) for i, name in enumerate("qkv")}
+    for i, (argument, row, value) in enumerate(cases):
+        given[argument][i, 0, row, 2] = value
+    rest = None, *edge_problem(GRAPH, [("a", 0), ("a", 0)], False, longest, PREFIX, True, 0.5)
+    problem = (*given.values(), *rest)
+
+    def run(module: Any) -> list[Tensor]:
+        out, lse = module.edge_attention(*problem)
+        above, dlse = draw(*out.shape, seed=7), draw(*lse.shape, seed=8)
+        return [out, lse, *module.edge_attention_backward(above, dlse, out, lse, *problem)[:3]]
+
+    for name, got, want in zip(("out", "lse", "dq", "dk", "dv"), run(edge_attention), run(OPS), strict=True):
+        for what in (torch.isnan, torch.isposinf, torch.isneginf):
+            assert torch.equal(what(got), what(want)), f"{name}: {what.__name__} at {what(got).nonzero().tolist()}"
+        a, b = (torch.where(want.isfinite(), x, 0) for x in (got, want))
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * max(1.0, float(b.abs().max())))  # as above

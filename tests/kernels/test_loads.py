@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cellattn.kernels import attention, masked_spmm, perturbation_attention, relational_spmm, row_dot
+from cellattn.kernels import attention, edge_attention, masked_spmm, perturbation_attention, relational_spmm, row_dot
 
 from .aot import recorded
 from .loads import feature_loads
@@ -60,6 +60,16 @@ def _row_dot(make: Callable[[], Tensor]) -> None:
     row_dot.row_dot_backward(y, q, kbar, ptr, entries, weight, *cut, *ties)
 
 
+def _edge_attention(make: Callable[[], Tensor]) -> None:
+    q, k, v = make()[:, 1:], make(), make()
+    n = q.shape[1]
+    ptr, entries = torch.empty(n + 1, dtype=torch.int64, device="meta"), torch.empty(20 * n, dtype=torch.int32, device="meta")
+    cut = ptr, torch.empty(3, dtype=torch.int64, device="meta"), [0, 3]
+    problem = q, k, v, None, *(ptr, entries, None) * 2, *cut, *cut, [0] * H, list(range(H)), 1, True, 0.3
+    out, lse = edge_attention.edge_attention(*problem)
+    edge_attention.edge_attention_backward(v[:, 1:], lse, out, lse, *problem)
+
+
 def _longs(*shape: int) -> Tensor:
     return torch.empty(*shape, dtype=torch.int64, device="meta")
 
@@ -102,6 +112,7 @@ def _perturbation_attention(make: Callable[[], Tensor]) -> None:
 # Every launcher that loads rows of features: (its call, kernels that load none in a loop).
 LAUNCHERS: dict[str, tuple[Callable[[Callable[[], Tensor]], None], set[str]]] = {
     "attention": (_attention, {"attention_fwd_kernel_combine", "attention_bwd_kernel_delta"}),
+    "edge_attention": (_edge_attention, {"attention_bwd_kernel_delta"}),
     "row_dot": (_row_dot, {"row_dot_bwd_kernel_dq"}),
     "masked_spmm": (_masked_spmm, set()),
     "relational_spmm": (_relational_spmm, {"place_table_kernel"}),
@@ -113,7 +124,9 @@ LAUNCHERS: dict[str, tuple[Callable[[Callable[[], Tensor]], None], set[str]]] = 
 BRANCHES_IN_LOOPS = {"masked_spmm_kernel", "masked_sddmm_kernel"}
 
 # Of seven features the addresses of these go through shared memory, where they are not followed.
-THROUGH_SHARED = {(name, "odd") for name in ("row_dot", "masked_spmm", "relational_spmm", "perturbation_attention")}
+THROUGH_SHARED = {
+    (name, "odd") for name in ("edge_attention", "row_dot", "masked_spmm", "relational_spmm", "perturbation_attention")
+}
 # A tile of 64 rows of 16 numbers is four a thread.
 WIDTHS = {("attention", "odd"): {8, 16}}
 CASES = [(name, layout, 80) for name in LAUNCHERS for layout in LAYOUTS if (name, layout) not in THROUGH_SHARED] + [

@@ -26,6 +26,7 @@ from ..compare import random_graph
 B, H, N, D, DV, R = 2, 3, 20, 8, 5, 4
 T = N + 1  # one prefix token
 TIES = [("a", 0), ("b", 2)]
+MASKS = [("a", 0), ("b", 2), ("b", 1), ("a", 2)]
 CPU = random_graph(N, {"a": 60, "b": 40}, weighted=True)
 CPU.transpose()
 
@@ -80,6 +81,7 @@ class Inputs:
         self.q, self.k, self.v = floating(B, H, T, D), floating(B, H, T, D), floating(B, H, T, DV)
         self.q1, self.k1 = floating(B, T, D), floating(B, T, D)
         self.query, self.key, self.value, self.override = floating(R, D), floating(N, D), floating(N, DV), floating(6, DV)
+        self.bias = floating(len(MASKS))
         self.rows, self.index, self.ptr = genes(R), genes(6), genes(R + 1)
         self.mask = torch.empty(T, dtype=torch.bool, device=device)
 
@@ -125,6 +127,18 @@ def calls(x: Inputs, dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], S
         "graph_attention bce": (
             lambda: _flat(cellattn.graph_attention(x.q, x.k, x.v, x.graph, TIES, loss="bce")),
             [out, *per_head],
+            [x.q, x.k, x.v],
+        ),
+        "edge_attention": (
+            lambda: cellattn.edge_attention(x.q, x.k, x.v, x.graph, MASKS, weighted=True, edge_bias=x.bias),
+            [out, ((B, H, T), f32)],
+            [x.q, x.k, x.v, x.bias],
+        ),
+        "edge_attention no prefix": (
+            lambda: cellattn.edge_attention(
+                x.q[..., 1:, :], x.k[..., 1:, :], x.v[..., 1:, :], x.graph, MASKS, num_prefix=0, self_loops=False
+            ),
+            [((B, H, N, DV), dtype), ((B, H, N), f32)],
             [x.q, x.k, x.v],
         ),
         "sample_rows": (lambda: cellattn.sample_rows(x.graph, "a", R), [((R,), torch.int64)], []),
@@ -181,8 +195,7 @@ def test_backward_on_meta(name: str, dtype: torch.dtype) -> None:
 
 def test_no_function_is_left_out() -> None:
     functions = {name for name in cellattn.__all__ if name.islower() and callable(getattr(cellattn, name))}
-    on_the_cpu = {"edge_attention"}  # alone
-    assert functions - IN_THE_EXTENSION - on_the_cpu == {name.split(" ")[0] for name in NAMES}
+    assert functions - IN_THE_EXTENSION == {name.split(" ")[0] for name in NAMES}
 
 
 # Each is refused by the public function, before an operator is called: `device` and `dtype` of a name are changed.
@@ -201,6 +214,9 @@ BAD: list[tuple[str, dict[str, tuple[str, torch.dtype | None]], str]] = [
     ("attention_bce rows", {"rows": ("cpu", None)}, "rows: expected the device of graph, cuda:0, got cpu"),
     ("graph_attention", {"graph": ("cpu", None)}, "graph: expected the device of q, cuda:0, got cpu"),
     ("graph_attention bce", {"q": ("cpu", None)}, "k: expected the device of q, cpu, got cuda:0"),
+    ("edge_attention", {"graph": ("cpu", None)}, "graph: expected the device of q, cuda:0, got cpu"),
+    ("edge_attention", {"bias": ("cpu", None)}, "edge_bias: expected the device of q, cuda:0, got cpu"),
+    ("edge_attention", {"bias": ("cuda", torch.float64)}, "edge_bias: expected dtype float32, got a float64"),
     ("perturbation_attention", {"index": ("cpu", None)}, "index: expected the device of query, cuda:0, got cpu"),
     ("perturbation_attention", {"ptr": ("cuda", torch.int32)}, "ptr: expected dtype int64, got a int32"),
     ("perturbation_attention", {"override": ("cpu", None)}, "override: expected the device of query, cuda:0, got cpu"),
@@ -222,7 +238,7 @@ def test_bad_input_is_refused(
     def launched(*args: Any) -> None:
         raise AssertionError("an operator was called")
 
-    for operator in ("attention", "bce_rows", "row_dot", "perturbation_correction"):
+    for operator in ("attention", "bce_rows", "edge_attention", "row_dot", "perturbation_correction"):
         monkeypatch.setattr(getattr(torch.ops.cellattn, operator), "default", launched)
     with pytest.raises(ValueError, match=message):
         calls(x, torch.float32)[name][0]()

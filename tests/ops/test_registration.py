@@ -60,7 +60,8 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     colptr, row, edge = g.transpose()
     (bias,), genes = leaves((4,)), q.detach()[..., 1:, :].contiguous()
     logs = [x[2].double().log() for x in (g.stacked, g.stacked_by_column())]
-    edges_of = (rowptr, col, logs[0], colptr, row, logs[1], [0, 1, 0, 1], [0, 1, 2, 2], 1, True, 0.3)
+    edges_of, of_ties = (rowptr, col, logs[0], colptr, row, logs[1]), ([0, 1, 0, 1], [0, 1, 2, 2], 1, True, 0.3)
+    edges_cut = (*edges_of, *cut_rows, *cut_columns, *of_ties)
     seeds, sets_ptr = random_sets(N, 70)
     one = g.rowptr("a"), g.col("a")
     words = OPS.set_words(seeds, sets_ptr, N, False)
@@ -103,22 +104,20 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
             OPS.attention_dropout_backward,
             (dout.flatten(0, 1), dlse.flatten(0, 1), lse.flatten(0, 1), *flat, draw, 0.3, 20_000),
         ),
-        "edge_attention": (OPS.edge_attention, (q[..., 1:, :], k, v, bias, *edges_of)),
+        "edge_attention": (OPS.edge_attention, (q[..., 1:, :], k, v, bias, *edges_cut)),
         "edge_attention plain": (
-            OPS.edge_attention, (q[..., 1:, :], k, v, None, rowptr, col, None, colptr, row, None, *edges_of[6:])
+            OPS.edge_attention, (q[..., 1:, :], k, v, None, rowptr, col, None, colptr, row, None, *edges_cut[6:])
         ),
         "edge_attention_backward": (
             OPS.edge_attention_backward,
             (dout[..., 1:, :], dlse[..., 1:], dout[..., 1:, :], lse[..., 1:], q.detach()[..., 1:, :], *detached[1:],
-             bias.detach(), *edges_of),
+             bias.detach(), *edges_cut),
         ),
-        "edge_rows": (
-            OPS.edge_rows, (genes, *detached[1:], bias.detach(), *edges_of[:3], *edges_of[6:])
-        ),
+        "edge_rows": (OPS.edge_rows, (genes, *detached[1:], bias.detach(), *edges_of[:3], *of_ties)),
         "edge_rows_backward": (
             OPS.edge_rows_backward,
             (dout[..., 1:, :].contiguous(), dlse[..., 1:].contiguous(), lse[..., 1:].contiguous(), genes, *detached[1:],
-             bias.detach(), *edges_of),
+             bias.detach(), *edges_of, *of_ties),
         ),
         "row_dot": (OPS.row_dot, (q, k, *dot, [0, 1], [2, 0], None, [N, N], 1)),
         "row_dot rows": (OPS.row_dot, (q, k, *dot, [0, 1], [2, 0], torch.tensor([1, 2, 0]), [2, 1], 1)),

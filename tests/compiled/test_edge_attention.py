@@ -1,0 +1,74 @@
+"""Attention along edges, compiled: rows of hard masks, with what may be added to their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+import cellattn
+from cellattn import MultiGraph, reference
+
+from ..compare import leaves, random_graph
+from .check import assert_on_chip
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+ROWS = ["edge_fwd_kernel", "edge_bwd_kernel_dq", "edge_bwd_kernel_dkv", "attention_bwd_kernel_delta"]
+SEGMENTS = [f"{name}_segments" for name in ROWS[:3]]
+HEADS = [("a", 0), ("b", 1), ("a", 1)]
+
+
+def check(
+    arch: int, dtype: str, graph: MultiGraph, heads: Sequence[tuple[str, int]], d: int, dv: int, lead: tuple[int, ...] = (),
+    *, kernels: Sequence[str], **options: Any,
+) -> None:  # fmt: skip
+    num_heads, tokens = 1 + max(head for _, head in heads), options.get("num_prefix", 1) + graph.num_nodes
+    shapes = [(*lead, num_heads, tokens, width) for width in (d, d, dv)]
+    given = [x.detach() for x in leaves(*shapes, dtype=DTYPES[dtype])]
+    given += [x.detach() for x in leaves((len(heads),), dtype=torch.float32, seed=1)]
+
+    def through(module: Any) -> Any:
+        return lambda q, k, v, bias: module.edge_attention(q, k, v, graph, heads, edge_bias=bias, **options)
+
+    assert_on_chip(arch, through(cellattn), through(reference), *given, kernels=kernels, parts=True)
+
+
+CASES = [
+    (80, "bf16", 20, 20),
+    (90, "fp16", 64, 16),
+    (80, "fp32", 7, 20),
+]
+MORE = [
+    *((arch, "bf16", d, d) for arch in (80, 89, 90) for d in (16, 32, 64, 128, 256)),
+    *((80, "fp16", d, d) for d in (20, 128)),
+    *((80, "fp32", d, d) for d in (32, 128, 256)),
+]
+
+
+@pytest.mark.parametrize(
+    ("arch", "dtype", "d", "dv"), [*CASES, *(pytest.param(*case, marks=pytest.mark.tile(i)) for i, case in enumerate(MORE))]
+)
+def test_values_and_gradients(arch: int, dtype: str, d: int, dv: int) -> None:
+    graph = random_graph(25, {"a": 150, "b": 30}, weighted=True)
+    check(arch, dtype, graph, HEADS, d, dv, weighted=True, kernels=[*ROWS, "attention_bwd_kernel_dkv"])
+
+
+@pytest.mark.parametrize("arch", [80, pytest.param(90, marks=pytest.mark.tile(0))])
+def test_without_prefix_and_of_leading_dimensions(arch: int) -> None:
+    graph = random_graph(25, {"a": 150, "b": 30})
+    check(arch, "bf16", graph, HEADS, 20, 20, (2,), num_prefix=0, kernels=ROWS)
+
+
+@pytest.mark.parametrize(
+    ("arch", "dtype"),
+    [(80, "bf16"), *(pytest.param(*case, marks=pytest.mark.tile(i)) for i, case in enumerate([(90, "bf16"), (80, "fp32")]))],
+)
+def test_hubs_in_segments(arch: int, dtype: str) -> None:
+    """A row and a column of 1,100 entries, each of which is cut in two; the other rows see two tokens."""
+    n = 1100
+    everyone = torch.arange(n)
+    star = {"a": torch.stack([torch.zeros_like(everyone), everyone])}
+    graph = MultiGraph.from_edge_index(star, n, undirected=True, edge_weight={"a": 0.5 + everyone / n})
+    check(arch, dtype, graph, [("a", 0)], 20, 20, weighted=True, self_loops=False, kernels=[*ROWS, *SEGMENTS])
