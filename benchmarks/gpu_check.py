@@ -197,13 +197,10 @@ def hub_cases(device: torch.device) -> Iterator[Case]:
         )  # fmt: skip
     # few values: the definition holds those of all pairs
     one = tuple((1, everyone.numel() + 1, width) for width in (20, 20, 2))
-    for name, options in (("", {}), (", weighted", {"weighted": True, "self_loops": False})):
-        yield both(
-            f"edge_attention, a hub{name}", *one, (1,),
-            f=lambda m, q, k, v, bias, options=options: m.edge_attention(
-                q, k, v, graph, [("hub", 0)], edge_bias=bias, **options
-            ),
-        )  # fmt: skip
+    yield both(
+        "edge_attention, a hub", *one, (1,),
+        f=lambda m, q, k, v, bias: m.edge_attention(q, k, v, graph, [("hub", 0)], edge_bias=bias, weighted=True),
+    )  # fmt: skip
 
 
 def random_sets(num_sets: int, num_nodes: int, *, device: torch.device | str, seed: int = 3) -> tuple[Tensor, Tensor]:
