@@ -63,7 +63,7 @@ def extension() -> Extension:
         sources += files("*.cu")
         compile_args["nvcc"] = ["-O3", "-std=c++17", "-DUSE_CUDA", define]
         libraries, library_dirs = ["cudart_static", "rt", "dl", "pthread"], [os.fspath(home / "lib64")]
-        link_args += ["-Wl,--push-state,--no-as-needed", "-ltorch", "-Wl,--pop-state"]  # for libtorch_cuda
+        link_args += ["-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed"]  # for libtorch_cuda; zig knows no --push-state
     return cpp_extension.CppExtension(
         "cellattn._C",
         sources,
