@@ -23,14 +23,17 @@ $(STAMP): pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/*.* csrc/*/*.*)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) --no-build-isolation -e '.[test,bench,pyg,docs]'
 	touch $@
 
+# What an extra asks for; cellattn, which is there, is not built again.
+EXTRA := $(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS)
+
 # Built from source, a quarter of an hour or more: peers of the k-hop benchmark, and what interoperation is checked against.
 install-peers: $(STAMP)
-	FORCE_ONLY_CPU=1 $(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS) --no-build-isolation -e '.[peers]'
+	FORCE_ONLY_CPU=1 $(EXTRA) --no-build-isolation 'cellattn[peers]'
 
 # dist/: one file for Python 3.10 on, torch 2.11 on, and any Linux with glibc 2.28, whatever this machine has; with the CUDA half
 # where nvcc is, without it for CELLATTN_CUDA=0. LibTorch is the user's.
 wheel: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) --no-build-isolation -e '.[wheel]'
+	$(EXTRA) --quiet 'cellattn[wheel]'
 	rm -rf build/wheel
 	CELLATTN_GLIBC=2.28 $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps -w build/wheel .
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m auditwheel repair --plat "manylinux_2_28_$$(uname -m)" \
@@ -63,7 +66,7 @@ test-all: $(STAMP)
 
 # A Ray cluster of two nodes on this machine, one of which is killed; Ray is no part of `make install`, where it is skipped.
 test-ray: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[ray]' --no-build-isolation
+	$(EXTRA) --quiet 'cellattn[ray]'
 	$(BIN)/python -m pytest tests/screen/test_ray.py $(TEST_ARGS)
 
 # The same tests with the threads, instruction sets and libraries of other machines, one after another: an hour or more.
