@@ -1,9 +1,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from cellattn import MultiGraph
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,6 +25,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
+def exhaustive(*cases: Any) -> list[Any]:
+    """Cases for parametrize that add to what the others prove: not in `make test`."""
+    return [pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.exhaustive) for case in cases]
+
+
 @pytest.fixture(scope="session")
 def yeast_dir() -> Path:
     """The folder of real yeast tables: CELLATTN_DATA, or `../shared/data/yeast` beside the repository."""
@@ -27,3 +37,13 @@ def yeast_dir() -> Path:
     if not (folder / "genes.tsv.gz").is_file():
         pytest.skip(f"no yeast tables in {folder} (set CELLATTN_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def yeast_graph(yeast_dir: Path) -> MultiGraph:
+    """The graph of the real tables."""
+    from cellattn.data import load_yeast
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # unknown gene names are reported where the tables are the subject
+        return load_yeast(yeast_dir)[1]

@@ -12,6 +12,10 @@ from torch import Tensor
 
 if os.environ.get("TRITON_INTERPRET") != "1":  # read when the kernels are imported: it needs a process of its own
     collect_ignore_glob = ["test_*.py"]
+else:
+    from .economy import economise
+
+    economise()
 
 
 @pytest.fixture

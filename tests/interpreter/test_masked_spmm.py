@@ -13,6 +13,7 @@ from cellattn.kernels.config import Gather
 
 from ..bounds import assert_within, with_bounds
 from ..compare import leaves, random_graph
+from ..conftest import exhaustive
 
 # Shares of genes that samples keep: an ordinary row then has entries that all samples keep, that some do, and that none does.
 SHARES = {"all": 1.0, "all but a few": 0.95, "half": 0.5, "few": 0.1, "none": 0.0}
@@ -80,16 +81,22 @@ def check(graph: MultiGraph, keep: Tensor, f: int, dtype: torch.dtype, *, shared
     assert_within(got, dvalue)
 
 
+SHAPES = [(6, 1, 28, 2), (5, 7, 65, 2), (20, 20, 3, 9), (6, 64, 28, 2), (20, 100, 2, 15), (6, 130, 3, 2), (1, 5, 1, 0)]
+
+
 @pytest.fixture(autouse=True)
 def _poisoned(poison: Callable) -> None:
     poison(kernels)
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "per-sample"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize(
-    ("n", "f", "num_sets", "degree"),
-    [(6, 1, 28, 2), (5, 7, 65, 2), (20, 20, 3, 9), (6, 64, 28, 2), (20, 100, 2, 15), (6, 130, 3, 2), (1, 5, 1, 0)],
+    ("n", "f", "num_sets", "degree", "dtype"),
+    [
+        *((*shape, torch.float32) for shape in SHAPES),
+        (6, 7, 9, 2, torch.float16),
+        *exhaustive(*((*shape, torch.float16) for shape in SHAPES)),
+    ],
     ids=str,
 )
 def test_values_and_gradients(n: int, f: int, num_sets: int, degree: int, dtype: torch.dtype, shared: bool) -> None:
@@ -149,7 +156,7 @@ def test_sddmm_in_several_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_within(kernels.masked_sddmm(*csr(graph), g, x, words, 70), dvalue)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=["nan", "inf"])
+@pytest.mark.parametrize("bad", [float("nan"), *exhaustive(float("inf"))], ids=["nan", "inf"])
 def test_what_the_mask_drops_does_not_leak(bad: float) -> None:
     """Features and values that are not numbers, of genes that no sample or not this sample keeps."""
     n, num_sets = 14, 9

@@ -12,6 +12,7 @@ from cellattn.kernels import relational_spmm as kernels
 
 from ..bounds import assert_within, with_bounds
 from ..compare import leaves
+from ..conftest import exhaustive
 
 x_or_each = pytest.mark.parametrize("each", [False, True], ids=["one-x", "x-per-relation"])
 summed_or_not = pytest.mark.parametrize("sum_relations", [True, False], ids=["summed", "per-relation"])
@@ -91,13 +92,16 @@ def _poisoned(poison: Callable) -> None:
 @x_or_each
 @summed_or_not
 @pytest.mark.parametrize("shared", [False, True], ids=["stored", "shared"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, *exhaustive(torch.float32)], ids=str)
 def test_values_and_gradients(dtype: torch.dtype, shared: bool, sum_relations: bool, each: bool) -> None:
     check(graph_of(9, 2), between(3, 9), 20, dtype, shared=shared, sum_relations=sum_relations, each=each)
 
 
-@x_or_each
-@summed_or_not
+@pytest.mark.parametrize(
+    ("each", "sum_relations"),
+    [(True, False), (False, True), *exhaustive((True, True), (False, False))],
+    ids=["each alone", "one x, summed", "each summed", "one x, not summed"],
+)
 @pytest.mark.parametrize(("n", "f", "num_sets", "degree"), [(3, 1, 9, 2), (5, 7, 3, 2), (8, 64, 2, 3), (4, 130, 2, 2)], ids=str)
 def test_sizes(n: int, f: int, num_sets: int, degree: int, sum_relations: bool, each: bool) -> None:
     """One feature, and more than a program has; fewer samples than parts of the batch, and more."""

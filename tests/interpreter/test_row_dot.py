@@ -14,6 +14,7 @@ from cellattn.kernels import row_dot as kernels
 
 from ..bounds import assert_within, with_bounds
 from ..compare import cell_with_terms, leaves, random_graph
+from ..conftest import exhaustive
 
 TIES = [("a", 0), ("b", 2), ("b", 0)]  # two relations share head 0, head 1 has none
 
@@ -89,14 +90,24 @@ def check(
         assert_within(a, b, name)
 
 
+SHAPES = [(1, 8), (33, 1), (65, 20), (33, 64), (33, 100), (33, 128), (17, 256)]
+
+
 @pytest.fixture(autouse=True)
 def _poisoned(poison: Callable) -> None:
     for module in (kernels, segments, tensors):
         poison(module)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize(("tokens", "d"), [(1, 8), (33, 1), (129, 20), (33, 64), (63, 100), (33, 128), (17, 256)], ids=str)
+@pytest.mark.parametrize(
+    ("tokens", "d", "dtype"),
+    [
+        *((tokens, d, torch.float32) for tokens, d in SHAPES),
+        (33, 64, torch.float16),
+        *exhaustive(*((tokens, d, torch.float16) for tokens, d in SHAPES if d != 64)),
+    ],
+    ids=str,
+)
 def test_values_and_gradients(tokens: int, d: int, dtype: torch.dtype) -> None:
     p = int(tokens > 1)
     q, k = (x.detach() for x in leaves((3, tokens, d), (3, tokens, d), dtype=dtype))
@@ -172,7 +183,7 @@ HUB_ROWS: dict[str, list[list[int] | None]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, *exhaustive(torch.float16)], ids=str)
 @pytest.mark.parametrize("rows", HUB_ROWS.values(), ids=HUB_ROWS)
 def test_rows_and_columns_cut_into_segments(rows: list[list[int] | None], dtype: torch.dtype) -> None:
     q, k = (x.detach() for x in leaves((3, HUB_GENES + 1, 20), (3, HUB_GENES + 1, 20), dtype=dtype))
