@@ -19,6 +19,7 @@ from cellattn.nn import CellTransformer, Dango, WildtypeDifference
 
 from .. import ptx
 from ..bounds import arithmetic_of
+from ..conftest import exhaustive
 
 GENES = 70
 RELATIONS = [f"r{i}" for i in range(9)]
@@ -67,7 +68,14 @@ def step(make: Callable[[], nn.Module], dtype: torch.dtype) -> dict[str, Tensor]
     return found | {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("name", [*MODELS, *(pytest.param(name, marks=pytest.mark.tile(i)) for i, name in enumerate(MORE))])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "transformer",
+        *exhaustive("dango", "difference"),
+        *(pytest.param(name, marks=pytest.mark.tile(i)) for i, name in enumerate(MORE)),
+    ],
+)
 def test_training_step(name: str) -> None:
     """In float32 against float64 on the CPU.
 

@@ -14,13 +14,14 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 import triton
 from torch import Tensor
@@ -174,6 +175,8 @@ def resources(cubin: bytes) -> dict[str, int]:
 
 def serialised(ptx: str) -> list[str]:
     """Why the assembler makes products of sm_90 wait for each other: PTX that touches registers of one under way."""
+    if "wgmma" not in ptx:
+        return []
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
@@ -204,6 +207,20 @@ def launches_of(case: Case) -> dict[Key, Launch]:
 def compile_case(case: Case) -> list[Row]:
     """Everything the case launches, compiled."""
     return [compile_launch(launch, case) for launch in launches_of(case).values()]
+
+
+def parameters(cases: Iterable[Case]) -> list[Any]:
+    """For parametrize: every dtype, head dimension and note once on sm_80 or sm_90, or on the first chip that has it.
+
+    The other combinations are `exhaustive`.
+    """
+    seen: set[object] = set()
+    chosen = []
+    for case in cases:
+        new = {case.dtype, case.dim, case.note, *({f"{case.dtype} on {case.arch}"} if case.arch in (80, 90) else ())} - seen
+        seen |= new
+        chosen.append(pytest.param(case, id=str(case), marks=() if new else pytest.mark.exhaustive))
+    return chosen
 
 
 def check_case(case: Case, *, spills: bool = False) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from cellattn.kernels import attention_bce as kernels
 
-from .aot import ARCHS, Case, check_case, compile_for, launches_of, serialised
+from .aot import ARCHS, Case, check_case, compile_for, launches_of, parameters, serialised
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 N, EDGES, RELATIONS = 6607, 50_000, 2
@@ -60,7 +60,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", parameters(CASES))
 def test_compiles(case: Case) -> None:
     check_case(case, spills=case.dtype == "fp32" or case.dim > 128)
 

@@ -9,7 +9,7 @@ import torch
 
 from cellattn.kernels.attention import attention, attention_backward
 
-from .aot import ARCHS, Case, check_case
+from .aot import ARCHS, Case, check_case, parameters
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 DIMS = (16, 32, 64, 128, 256)
@@ -51,6 +51,6 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", parameters(CASES))
 def test_compiles_as_recorded(case: Case) -> None:
     check_case(case, spills=case.dtype == "fp32" or case.dim > 128)

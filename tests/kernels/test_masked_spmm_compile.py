@@ -7,7 +7,7 @@ import torch
 
 from cellattn.kernels import masked_spmm as kernels
 
-from .aot import ARCHS, Case, check_case
+from .aot import ARCHS, Case, check_case, parameters
 
 N, SETS = 6607, 70
 DENSE, SPARSE = 1_002_538, 16_360  # entries: co-expression's rows fill a program, the regulatory graph's 2.5 leave room
@@ -54,6 +54,6 @@ CASES = (
 )
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", parameters(CASES))
 def test_compiles_without_spills_as_recorded(case: Case) -> None:
     check_case(case)

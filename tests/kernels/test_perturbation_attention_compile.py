@@ -7,7 +7,7 @@ import torch
 
 from cellattn.kernels import perturbation_attention as kernels
 
-from .aot import ARCHS, Case, check_case
+from .aot import ARCHS, Case, check_case, parameters
 
 N, SETS, HEADS = 6607, 1024, 4
 
@@ -37,6 +37,6 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", parameters(CASES))
 def test_compiles_without_spills_as_recorded(case: Case) -> None:
     check_case(case)

@@ -9,7 +9,7 @@ import torch
 
 from cellattn.kernels import relational_spmm as kernels
 
-from .aot import ARCHS, Case, check_case
+from .aot import ARCHS, Case, check_case, parameters
 
 Form = tuple[bool, bool, bool, bool]  # one x a relation, summed over relations, backward, summed over samples
 
@@ -69,6 +69,6 @@ CASES = (
 )
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", parameters(CASES))
 def test_compiles_without_spills_as_recorded(case: Case) -> None:
     check_case(case)

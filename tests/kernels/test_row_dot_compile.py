@@ -7,7 +7,7 @@ import torch
 
 from cellattn.kernels import row_dot as kernels
 
-from .aot import ARCHS, Case, check_case
+from .aot import ARCHS, Case, check_case, parameters
 
 N, TIES, LEAD = 6607, 9, 2
 
@@ -44,6 +44,6 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", parameters(CASES))
 def test_compiles_without_spills_as_recorded(case: Case) -> None:
     check_case(case)

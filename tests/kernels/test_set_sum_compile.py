@@ -7,7 +7,7 @@ import torch
 
 from cellattn.kernels import set_sum as kernels
 
-from .aot import ARCHS, Case, check_case
+from .aot import ARCHS, Case, check_case, parameters
 
 
 def launch(dtype: torch.dtype, f: int) -> None:
@@ -23,6 +23,6 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", parameters(CASES))
 def test_compiles_without_spills_as_recorded(case: Case) -> None:
     check_case(case)

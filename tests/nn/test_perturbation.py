@@ -11,6 +11,7 @@ import torch
 
 from cellattn.nn import PerturbationHead, perturbation
 
+from ..conftest import exhaustive
 from . import dense
 
 N, DIM, TYPES = 11, 8, 3
@@ -115,7 +116,7 @@ def test_equal_gradients_on_several_threads() -> None:
     h_cls, h = torch.randn(64), torch.randn(50, 64, requires_grad=True)
     seeds = torch.stack([torch.randperm(50)[:2] for _ in range(400)]).flatten()  # 800 * 64 values: enough for two threads
     batch = seeds, torch.arange(0, 801, 2), torch.ones_like(seeds)
-    first, *others = (torch.autograd.grad(model.eval()(h_cls, h, *batch).sum(), h)[0] for _ in range(20))
+    first, *others = (torch.autograd.grad(model.eval()(h_cls, h, *batch).sum(), h)[0] for _ in range(8))
     assert all(torch.equal(other, first) for other in others)
 
 
@@ -210,8 +211,18 @@ def test_bad_construction(options: dict[str, Any], message: str) -> None:
         head(**options)
 
 
-@pytest.mark.parametrize("ptr", [[0, 5, 3], [0, 2, 9], [0, -4, 3], [1, 2, 3]], ids=str)
-@pytest.mark.parametrize("pool", ["mean", "sum", "pairwise", "hypersagnn", "readout"])
+BAD_PTRS = [[0, 5, 3], [0, 2, 9], [0, -4, 3], [1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("pool", "ptr"),
+    [
+        *(("mean", ptr) for ptr in BAD_PTRS),
+        *((pool, BAD_PTRS[0]) for pool in ("sum", "pairwise", "hypersagnn", "readout")),
+        *exhaustive(*((pool, ptr) for pool in ("sum", "pairwise", "hypersagnn", "readout") for ptr in BAD_PTRS[1:])),
+    ],
+    ids=str,
+)
 def test_bad_ptr_in_a_compiled_head(pool: str, ptr: list[int]) -> None:
     """Regression test: values cannot be checked while compiling, and a falling ptr reached a segment sum that reads by it."""
     torch._dynamo.reset()

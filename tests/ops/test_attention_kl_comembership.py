@@ -14,7 +14,6 @@ from torch import Tensor
 
 import cellattn
 from cellattn import Comembership, MultiGraph, reference
-from cellattn.data import load_yeast
 from cellattn.graph import comembership
 
 from ..bounds import assert_within_rounding
@@ -279,11 +278,9 @@ def test_what_is_made_is_as_long_as_the_tokens() -> None:
     assert seen.numel <= 50 * n
 
 
-@pytest.mark.filterwarnings("ignore:.*unknown gene")
-def test_genes_of_one_regulator_in_real_tables(yeast_dir: Path) -> None:
+def test_genes_of_one_regulator_in_real_tables(yeast_graph: MultiGraph) -> None:
     """Targets by their regulators, which are genes too: the relation from regulator to target, reversed."""
-    _, yeast = load_yeast(yeast_dir)
-    n, index = yeast.num_nodes, yeast.edge_index("regulatory")
+    n, index = yeast_graph.num_nodes, yeast_graph.edge_index("regulatory")
     graph = MultiGraph.from_edge_index({"regulators": index.flip(0)}, n)
     regulators = index[0].unique()
     size = torch.zeros(n).index_add_(0, index[0], torch.ones(index.shape[1]))

@@ -15,6 +15,7 @@ from cellattn import MultiGraph, reference
 
 from ..bounds import assert_within_rounding
 from ..compare import assert_same, everything, leaves, random_graph
+from ..conftest import exhaustive
 
 # genes, edges of a and b, head_dim, Dv: without an edge, with all, a hub, and rows without any
 PROBLEMS = [
@@ -181,7 +182,7 @@ def test_negative_scale_and_no_leading_dimension() -> None:
     assert_same(ours, theirs, *inputs(6, 1, 4, 4, (2, 1)))
 
 
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("dynamic", [*exhaustive(False), True], ids=["static", "dynamic"])
 def test_compiles_in_one_graph(dynamic: bool) -> None:
     torch._dynamo.reset()
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import cellattn
 from cellattn import MultiGraph, _extension, reference
-from cellattn.data import load_yeast, synthetic_cell
+from cellattn.data import synthetic_cell
 from cellattn.ops import _sets
 from cellattn.ops.khop_mask import DIRECTIONS, TRAVERSALS
 
@@ -83,12 +83,12 @@ def test_synthetic_cell(traversal: str, direction: str, isa: str) -> None:
         assert torch.equal(mask, reference.khop_mask(graph, *sets, num_hops, traversal=traversal, direction=direction))
 
 
-@pytest.mark.filterwarnings("ignore:.*unknown gene")
-def test_real_tables(yeast_dir: Path) -> None:
-    _, graph = load_yeast(yeast_dir)
-    sets = random_sets(graph.num_nodes, 5)
+def test_real_tables(yeast_graph: MultiGraph) -> None:
+    sets = random_sets(yeast_graph.num_nodes, 5)
     for num_hops in (1, 2):
-        assert torch.equal(cellattn.khop_mask(graph, *sets, num_hops), pyg_mask(graph, *sets, num_hops, "per_relation", "in"))
+        assert torch.equal(
+            cellattn.khop_mask(yeast_graph, *sets, num_hops), pyg_mask(yeast_graph, *sets, num_hops, "per_relation", "in")
+        )
 
 
 def test_directions_on_a_path() -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from torch import Tensor
 
 import cellattn
 from cellattn import MultiGraph, SubgraphBatch, reference
-from cellattn.data import load_yeast, synthetic_cell
+from cellattn.data import synthetic_cell
 from cellattn.ops import _sets
 from cellattn.ops.khop_mask import DIRECTIONS, TRAVERSALS
 from cellattn.ops.khop_subgraph import check_index_range
@@ -142,12 +141,10 @@ def test_synthetic_cell(num_hops: int, index_dtype: torch.dtype, layout: str, is
     assert_samples(batch, pyg_samples(graph, *sets, num_hops, False))
 
 
-@pytest.mark.filterwarnings("ignore:.*unknown gene")
-def test_real_tables(yeast_dir: Path, isa: str) -> None:
-    _, graph = load_yeast(yeast_dir)
-    sets = random_sets(graph.num_nodes, 5)
+def test_real_tables(yeast_graph: MultiGraph, isa: str) -> None:
+    sets = random_sets(yeast_graph.num_nodes, 5)
     for num_hops in (1, 2):
-        assert_samples(cellattn.khop_subgraph(graph, *sets, num_hops), pyg_samples(graph, *sets, num_hops, False))
+        assert_samples(cellattn.khop_subgraph(yeast_graph, *sets, num_hops), pyg_samples(yeast_graph, *sets, num_hops, False))
 
 
 @pytest.mark.parametrize(("index_dtype", "layout"), FORMATS)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from torch import Tensor
 
 import cellattn
 from cellattn import MultiGraph, reference
-from cellattn.data import load_yeast, synthetic_cell
+from cellattn.data import synthetic_cell
 from cellattn.ops.masked_spmm import REDUCES
 
 from ..bounds import assert_within_rounding
@@ -104,14 +103,14 @@ def test_is_message_passing_on_pygs_subgraphs(isa: str) -> None:
                 torch.testing.assert_close(got[b], want, rtol=RTOL, atol=RTOL)
 
 
-@pytest.mark.filterwarnings("ignore:.*unknown gene")
-def test_real_tables(yeast_dir: Path) -> None:
-    _, graph = load_yeast(yeast_dir)
-    keep, _ = cellattn.perturbation_mask(graph, *random_sets(graph.num_nodes, 3))
-    (x,) = leaves((graph.num_nodes, 4))
+def test_real_tables(yeast_graph: MultiGraph) -> None:
+    keep, _ = cellattn.perturbation_mask(yeast_graph, *random_sets(yeast_graph.num_nodes, 3))
+    (x,) = leaves((yeast_graph.num_nodes, 4))
     for relation in ("physical", "motif"):
-        a = torch.sparse_coo_tensor(graph.edge_index(relation), graph.weight(relation).double(), (graph.num_nodes,) * 2)
-        got = cellattn.masked_spmm(graph, relation, x.detach(), keep)
+        a = torch.sparse_coo_tensor(
+            yeast_graph.edge_index(relation), yeast_graph.weight(relation).double(), (yeast_graph.num_nodes,) * 2
+        )
+        got = cellattn.masked_spmm(yeast_graph, relation, x.detach(), keep)
         want = torch.stack([k[:, None] * (a @ (k[:, None] * x.detach())) for k in keep])
         torch.testing.assert_close(got, want, rtol=RTOL, atol=RTOL * float(want.abs().max()))
 

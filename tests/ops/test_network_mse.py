@@ -3,7 +3,6 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,13 +14,13 @@ from torch.utils._pytree import tree_leaves
 
 import cellattn
 from cellattn import MultiGraph, reference
-from cellattn.data import load_yeast
 from cellattn.ops._csr import both_ways
 from cellattn.ops._rows import REDUCTIONS
 from cellattn.ops.network_mse import _at_once, _network_mse, _network_mse_backward, network_mses
 
 from ..bounds import arithmetic_of, assert_within_rounding
 from ..compare import assert_same, everything, leaves, random_graph, values_and_grads
+from ..conftest import exhaustive
 
 ROWS = {"all": None, "some": [3, 0, 17], "one": [5], "none": [], "twice": [4, 4, 9], "unknown": [37, 39, 2]}
 
@@ -201,7 +200,7 @@ def test_strided_inputs() -> None:
         torch.testing.assert_close(a, want)
 
 
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("dynamic", [*exhaustive(False), True], ids=["static", "dynamic"])
 def test_compiled_equals_eager(dynamic: bool) -> None:
     def step(z: Tensor, w: Tensor, b: Tensor, graph: MultiGraph, rows: Tensor | None) -> Tensor:
         return cellattn.network_mse(z, w, b, graph, "a", rows=rows) + cellattn.network_mse(z, w, b, graph, "b")
@@ -242,15 +241,13 @@ def test_no_dense_matrix() -> None:
     assert seen.numel == max(n * (d + 1), graph.num_edges("a"))
 
 
-@pytest.mark.filterwarnings("ignore:.*unknown gene")
-def test_real_tables(yeast_dir: Path) -> None:
-    _, graph = load_yeast(yeast_dir)
-    inputs = [x.detach() for x in decoder(graph.num_nodes, 4)]
-    rows = cellattn.sample_rows(graph, "database", 50, generator=torch.Generator().manual_seed(0))
-    got = loss(cellattn, graph, "database", rows=rows)(*inputs)
+def test_real_tables(yeast_graph: MultiGraph) -> None:
+    inputs = [x.detach() for x in decoder(yeast_graph.num_nodes, 4)]
+    rows = cellattn.sample_rows(yeast_graph, "database", 50, generator=torch.Generator().manual_seed(0))
+    got = loss(cellattn, yeast_graph, "database", rows=rows)(*inputs)
     z, w, b = inputs
-    a = torch.zeros(graph.num_nodes, graph.num_nodes, dtype=torch.float64)
-    a[tuple(graph.edge_index("database"))] = graph.weight("database").double()
+    a = torch.zeros(yeast_graph.num_nodes, yeast_graph.num_nodes, dtype=torch.float64)
+    a[tuple(yeast_graph.edge_index("database"))] = yeast_graph.weight("database").double()
     d = F.linear(z[rows], w, b)
     want = ((0.1 + 0.9 * (a[rows] > 0).double()) * (d - a[rows]).square()).mean()
     torch.testing.assert_close(got, want, rtol=1e-9, atol=0)

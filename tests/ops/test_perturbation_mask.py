@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given
 
 import cellattn
-from cellattn import reference
-from cellattn.data import load_yeast, synthetic_cell
+from cellattn import MultiGraph, reference
+from cellattn.data import synthetic_cell
 from cellattn.ops import _sets
 
 from .sets import Problem, problem, problems, random_sets, settings_of
@@ -59,13 +57,11 @@ def test_synthetic_cell() -> None:
     assert all(torch.equal(edge_keep[relation], want_edges[relation]) for relation in graph.relations)
 
 
-@pytest.mark.filterwarnings("ignore:.*unknown gene")
-def test_real_tables(yeast_dir: Path) -> None:
-    _, graph = load_yeast(yeast_dir)
-    sets = random_sets(graph.num_nodes, 5)
-    _, edge_keep = cellattn.perturbation_mask(graph, *sets)
-    _, want = reference.perturbation_mask(graph, *sets)
-    assert all(torch.equal(edge_keep[relation], want[relation]) for relation in graph.relations)
+def test_real_tables(yeast_graph: MultiGraph) -> None:
+    sets = random_sets(yeast_graph.num_nodes, 5)
+    _, edge_keep = cellattn.perturbation_mask(yeast_graph, *sets)
+    _, want = reference.perturbation_mask(yeast_graph, *sets)
+    assert all(torch.equal(edge_keep[relation], want[relation]) for relation in yeast_graph.relations)
 
 
 def test_a_mask_that_does_not_fit_says_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:

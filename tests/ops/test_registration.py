@@ -16,6 +16,7 @@ from cellattn import MultiGraph
 from cellattn.ops._dense import dense_targets
 
 from ..compare import leaves, random_graph
+from ..conftest import exhaustive
 from .sets import ragged, random_sets
 
 N = 20
@@ -268,7 +269,7 @@ def head(q: Tensor, k: Tensor, v: Tensor, g: MultiGraph, rows: Tensor | None) ->
 
 
 @pytest.mark.parametrize("f", [losses, head], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("dynamic", [*exhaustive(False), True], ids=["static", "dynamic"])
 def test_compiled_equals_eager(f: Callable[..., tuple[Tensor, ...]], dynamic: bool) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(f, fullgraph=True, dynamic=dynamic, backend="aot_eager")
@@ -306,7 +307,7 @@ def subgraphs(g: MultiGraph, seeds: Tensor, ptr: Tensor) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize("f", [masks, subgraphs], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("dynamic", [*exhaustive(False), True], ids=["static", "dynamic"])
 def test_compiled_sets_equal_eager(f: Callable[..., tuple[Tensor, ...]], dynamic: bool) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(f, fullgraph=True, dynamic=dynamic, backend="aot_eager")
@@ -331,7 +332,7 @@ def test_a_whole_batch_leaves_a_compiled_function() -> None:
     assert torch.equal(batch[4].edge_index["b"], want[4].edge_index["b"])
 
 
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("dynamic", [*exhaustive(False), True], ids=["static", "dynamic"])
 def test_compiled_messages_equal_eager(dynamic: bool) -> None:
     def messages(x: Tensor, w: Tensor, g: MultiGraph, seeds: Tensor, ptr: Tensor) -> Tensor:
         keep, _ = cellattn.perturbation_mask(g, seeds, ptr)
@@ -351,7 +352,7 @@ def test_compiled_messages_equal_eager(dynamic: bool) -> None:
             torch.testing.assert_close(other, eager)
 
 
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("dynamic", [*exhaustive(False), True], ids=["static", "dynamic"])
 def test_compiled_messages_between_subsets_equal_eager(dynamic: bool) -> None:
     def messages(x: Tensor, g: MultiGraph, seeds: Tensor, ptr: Tensor, node: Tensor, node_ptr: Tensor) -> Tensor:
         degree = cellattn.relational_degree(g, seeds, ptr, node, node_ptr)
