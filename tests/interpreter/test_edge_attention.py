@@ -14,6 +14,7 @@ from cellattn.kernels import edge_attention as kernels
 
 from ..bounds import assert_within, with_bounds
 from ..compare import leaves, random_graph
+from ..conftest import exhaustive
 from .test_row_dot import star_graph
 
 HEADS = [("a", 0), ("b", 1), ("a", 1), ("a", 1)]  # one relation; two, one of them twice
@@ -172,7 +173,7 @@ def hubs_graph() -> MultiGraph:
     return MultiGraph.from_edge_index(edges, HUB_GENES, edge_weight=weight)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, *exhaustive(torch.float16)], ids=str)
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted and bias"])
 def test_rows_and_columns_cut_into_segments(weighted: bool, dtype: torch.dtype) -> None:
     bias = bias_of(HUB_HEADS) if weighted else None

@@ -7,7 +7,7 @@ import torch
 
 from cellattn.kernels import edge_attention as kernels
 
-from .aot import ARCHS, Case, check_case
+from .aot import ARCHS, Case, check_case, parameters
 
 N, TIES, LEAD = 6607, 9, 32  # enough programs that the loop over what sees a prefix is not cut into parts
 
@@ -44,6 +44,6 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", parameters(CASES))
 def test_compiles_without_spills_as_recorded(case: Case) -> None:
     check_case(case)
