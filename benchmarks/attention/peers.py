@@ -165,8 +165,8 @@ class EdgeAttention:
     """Heads that see a graph alone: inputs q, k, v [H, T, D], output out [H, T, D].
 
     Of the tokens, a prefix token sees all, a gene the prefix, itself and its neighbours, in every head. The relation has no
-    self-loops, so that each is seen once, which is what a mask can say. Peers get one mask, or one list of edges, for all
-    heads.
+    self-loops, so that each is seen once, which is what a mask can say. A dense mask is [H, T, T], which heads of several
+    relations need; PyG has one list of edges for all heads.
     """
 
     graph: MultiGraph
@@ -193,14 +193,15 @@ class EdgeAttention:
         return lambda q, k, v: (cellattn.edge_attention(q, k, v, self.graph, heads)[0],)
 
     def sdpa(self, *inputs: Tensor) -> Function:
-        mask = self.mask()
+        mask = self.mask().repeat(1, inputs[0].shape[0], 1, 1)  # of three dimensions, PyTorch's flash attention refuses it
         return lambda q, k, v: (F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask)[0],)
 
     def flex(self, *inputs: Tensor) -> Function:
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-        mask, tokens = self.mask(), self.graph.num_nodes + 1
-        blocks = create_block_mask(lambda b, h, i, j: mask[i, j], None, None, tokens, tokens, device=mask.device)
+        heads, tokens, _ = inputs[0].shape
+        mask = self.mask().repeat(heads, 1, 1)
+        blocks = create_block_mask(lambda b, h, i, j: mask[h, i, j], None, heads, tokens, tokens, device=mask.device)
         compiled = _compile(flex_attention)
         return lambda q, k, v: (compiled(q[None], k[None], v[None], block_mask=blocks)[0],)
 
@@ -223,9 +224,9 @@ class EdgeAttention:
     ) -> Iterator[Implementation]:
         (heads, tokens, dim), _, _ = inputs
         yield Implementation("ours", self.ours)
-        yield Implementation(SDPA_MASK, self.sdpa, num_bytes=tokens**2)
+        yield Implementation(SDPA_MASK, self.sdpa, num_bytes=heads * tokens**2)
         if compiled:
-            yield Implementation("FlexAttention, block mask", self.flex, num_bytes=tokens**2)
+            yield Implementation("FlexAttention, block mask", self.flex, num_bytes=heads * tokens**2)
         seen = self.graph.num_edges(self.relation) + 3 * tokens
         yield Implementation(CONV, self.conv, num_bytes=3 * seen * heads * dim * dtype.itemsize)  # q, k, v of each edge
 
