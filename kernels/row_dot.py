@@ -24,11 +24,11 @@ EDGES at once, where it would have walked the entries. Which rows are cut, and h
 of the graph (`MultiGraph.segments`), the second known to the host: no grid and no size depends on anything that only the device
 knows, and where no tie has a hub there is no such launch.
 
-By count, not measured: an A100 has 40 us of instructions to issue for the 60,000 rows of nine ties, where four warps a row had
-170 (docs/kernel_model.md). At 0.7 us a load, the fullest row that is not cut, 1,024 entries, is 64 steps or 45 us, and a
-segment 16 of its wider steps, 11 us. Of the rows 215 are cut, into 462 segments with an eighth of all entries: fewer programs
-than an A100 holds at once, so that their launch is as long as one of them. With twice the length 52 segments would take twice
-as long and leave the chip idle. CELLATTN_AUTOTUNE=1 tries EDGES and the warps.
+By count, not measured: an A100 has 28 us of instructions to issue for the 60,000 rows of nine ties, of which seven in ten have
+no entry, where four warps a row had 170 (docs/kernel_model.md). At 0.7 us a load, the fullest row that is not cut, 1,024
+entries, is 64 steps or 45 us, and a segment 16 of its wider steps, 11 us. Of the rows 215 are cut, into 462 segments with an
+eighth of all entries: fewer programs than an A100 holds at once, so that their launch is as long as one of them. With twice the
+length 52 segments would take twice as long and leave the chip idle. CELLATTN_AUTOTUNE=1 tries EDGES and the warps.
 """
 
 from __future__ import annotations
@@ -201,6 +201,18 @@ def row_dot_fwd_kernel(
     stacked = tl.load(p_t) * num_genes + gene
     start = tl.load(rowptr_ptr + stacked)
     end = tl.load(rowptr_ptr + stacked + 1)
+    # [D_PAD]
+    o_d = tl.arange(0, D_PAD)
+    m_d = o_d < D
+    o_m = i_l * num_rows + i_m
+    p_q = q_ptr + i_l * stride_ql + head * stride_qh + (num_prefix + gene) * STRIDE_QT
+    b_q = tl.load(p_q + o_d, mask=m_d, other=0.0).to(tl.float32)
+    m_sum = m_d & (i_m < num_rows)  # for every lane, so that all have one sum: i_m is a row
+    if start >= end:  # no entry, as of most rows
+        b_kbar = tl.zeros([D_PAD], tl.float32)
+        tl.store(kbar_ptr + o_m * D + o_d, b_kbar, mask=m_d)
+        tl.store(y_ptr + o_m, sum_of_products(b_q, b_kbar, m_sum, 0))  # NaN where q is
+        return
     p_k = k_ptr + i_l * (stride_kl // ALIGN * ALIGN) + head * (stride_kh // ALIGN * ALIGN) + num_prefix * STRIDE_KT
     # [EDGES, D_PAD]
     b_sum = tl.zeros([EDGES, D_PAD], dtype=tl.float32)
@@ -212,14 +224,9 @@ def row_dot_fwd_kernel(
         end = tl.where(first < last, start, end)
     b_sum = _add_row(b_sum, p_k, col_ptr, weight_ptr, start, end, STRIDE_KT, W, D_PAD, EDGES)
     # [D_PAD]
-    o_d = tl.arange(0, D_PAD)
-    m_d = o_d < D
     b_kbar = tl.sum(b_sum, 0)
-    p_q = q_ptr + i_l * stride_ql + head * stride_qh + (num_prefix + gene) * STRIDE_QT
-    b_q = tl.load(p_q + o_d, mask=m_d, other=0.0).to(tl.float32)
-    o_m = i_l * num_rows + i_m
     tl.store(kbar_ptr + o_m * D + o_d, b_kbar, mask=m_d)
-    tl.store(y_ptr + o_m, sum_of_products(b_q, b_kbar, m_d & (i_m < num_rows), 0))  # for every lane: i_m is a row
+    tl.store(y_ptr + o_m, sum_of_products(b_q, b_kbar, m_sum, 0))
 
 
 @triton.jit(do_not_specialize=["num_keys", "num_rows"])
@@ -376,22 +383,28 @@ def row_dot_bwd_kernel_dk(
     p_q = q_ptr + i_l * (stride_ql // ALIGN * ALIGN) + head * (stride_qh // ALIGN * ALIGN) + num_prefix * STRIDE_QT
     # [EDGES, D_PAD]
     b_sum = tl.zeros([EDGES, D_PAD], dtype=tl.float32)
+    filled = 0
     for i in range(first, last):
         p_t = ties_ptr + i * 3
         p_g = g_ptr + (i_l * num_ties + tl.load(p_t)) * num_genes
         stacked = tl.load(p_t + 1) * num_genes + gene
         start = tl.load(colptr_ptr + stacked)
         end = tl.load(colptr_ptr + stacked + 1)
-        if HAS_SEGMENTS:
-            first_segment = tl.load(segptr_ptr + stacked)
-            last_segment = tl.load(segptr_ptr + stacked + 1)
-            p_partial = partial_ptr + (i_l * num_segments + tl.load(p_t + 2)) * D
-            b_sum = add_segments(b_sum, p_partial, first_segment, last_segment, D, D_PAD, EDGES)
-            end = tl.where(first_segment < last_segment, start, end)
-        b_sum = _add_column(b_sum, p_q, p_g, row_ptr, weight_ptr, start, end, STRIDE_QT, W, D_PAD, EDGES)
+        if start < end:  # half of the columns have no entry
+            filled = 1
+            if HAS_SEGMENTS:
+                first_segment = tl.load(segptr_ptr + stacked)
+                last_segment = tl.load(segptr_ptr + stacked + 1)
+                p_partial = partial_ptr + (i_l * num_segments + tl.load(p_t + 2)) * D
+                b_sum = add_segments(b_sum, p_partial, first_segment, last_segment, D, D_PAD, EDGES)
+                end = tl.where(first_segment < last_segment, start, end)
+            b_sum = _add_column(b_sum, p_q, p_g, row_ptr, weight_ptr, start, end, STRIDE_QT, W, D_PAD, EDGES)
     # [D_PAD]
     o_d = tl.arange(0, D_PAD)
-    tl.store(dk_ptr + o_t * D + o_d, tl.sum(b_sum, 0).to(dk_ptr.dtype.element_ty), mask=o_d < D)
+    b_dk = tl.zeros([D_PAD], tl.float32)
+    if filled != 0:
+        b_dk = tl.sum(b_sum, 0)
+    tl.store(dk_ptr + o_t * D + o_d, b_dk.to(dk_ptr.dtype.element_ty), mask=o_d < D)
 
 
 # ----------------------------------------------------------------------------------------------------------- launchers

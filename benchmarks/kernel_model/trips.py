@@ -116,7 +116,8 @@ def _rows(launch: Launch, tied: Tied | None) -> Trips:
     lead = launch.ctas // (a["num_ties"] * a["max_length"])
     sums = [_walk(part, a["EDGES"], a["HAS_SEGMENTS"]) for part in tied.rows]
     partial, entries = (lead * sum(x) for x in zip(*sums, strict=True))
-    return Trips(launch.ctas, [partial, entries] if a["HAS_SEGMENTS"] else [entries])
+    filled = lead * sum(int((part.degree > 0).sum()) for part in tied.rows)  # a row without entries returns
+    return Trips(filled, [partial, entries] if a["HAS_SEGMENTS"] else [entries])
 
 
 def _columns(launch: Launch, tied: Tied | None) -> Trips:
@@ -126,7 +127,9 @@ def _columns(launch: Launch, tied: Tied | None) -> Trips:
     sums = [_walk(part, a["EDGES"], a["HAS_SEGMENTS"]) for part in tied.columns]
     partial, entries = (lead * sum(x) for x in zip(*sums, strict=True))
     outer = lead * a["num_ties"] * a["num_genes"]
-    return Trips(launch.ctas, [outer, partial, entries] if a["HAS_SEGMENTS"] else [outer, entries])
+    filled = lead * sum(int((part.degree > 0).sum()) for part in tied.columns)
+    jumps = {0: launch.ctas - filled, 1: outer - filled}  # a column without entries is passed over, and not added up
+    return Trips(launch.ctas, [outer, partial, entries] if a["HAS_SEGMENTS"] else [outer, entries], jumps)
 
 
 def _rows_backward(launch: Launch, tied: Tied | None) -> Trips:
