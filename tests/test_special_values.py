@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .registry import ENTRIES, GRAPHS, MODELS, Entry
 
-MOST = 24  # entries of a tensor that are tried
+MOST = 16  # entries of a tensor that are tried
 OTHER_NUMBERS = (0.37, -1.3, 2.9, -6.1)  # several, since one may leave a ReLU as it is
 RTOL = 1e-9  # what changes by less has not read the number: float64 rounds sums of it otherwise
 REFUSE = {*GRAPHS, "PerturbationDataset"}

@@ -164,6 +164,7 @@ def train_and_kill(out: Path) -> None:
         train_each(out)
 
 
+@pytest.mark.exhaustive  # test_train.py kills one process, and the next test a rank that hangs
 def test_kill(tmp_path: Path) -> None:
     """kill -9 of one rank: the other says so and ends; started again, both end as if nothing had happened."""
     killed, expected = tmp_path / "killed", tmp_path / "expected"

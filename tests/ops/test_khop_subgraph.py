@@ -15,6 +15,7 @@ from cellattn.ops import _sets
 from cellattn.ops.khop_mask import DIRECTIONS, TRAVERSALS
 from cellattn.ops.khop_subgraph import check_index_range
 
+from ..conftest import exhaustive
 from .sets import Problem, problem, problems, random_sets, settings_of
 
 OPS = torch.ops.cellattn
@@ -132,7 +133,7 @@ def test_is_the_pyg_pipeline(num_hops: int, drop_seeds: bool, isa: str) -> None:
 
 
 @pytest.mark.parametrize(("index_dtype", "layout"), FORMATS)
-@pytest.mark.parametrize("num_hops", [1, 2])
+@pytest.mark.parametrize("num_hops", [*exhaustive(1), 2])
 def test_synthetic_cell(num_hops: int, index_dtype: torch.dtype, layout: str, isa: str) -> None:
     graph = synthetic_cell(num_genes=1500)
     sets = random_sets(1500, 13)

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from cellattn import MultiGraph
 
+from ..conftest import exhaustive
 from .sets import problem
 
 OPS = torch.ops.cellattn
 GUARD = 1024  # entries left and right of a tensor that is written
 POISON = 77
-ROUNDS = 1500
+ROUNDS = 500
 HUGE = (-(2**63), -(2**40), -1, 0, 1, 63, 64, 65, 2**31 - 1, 2**31, 2**40, 2**63 - 1)
 
 Arguments = dict[str, Any]
@@ -295,10 +296,10 @@ def main(first: int, count: int) -> None:
 
 
 @pytest.mark.parametrize("isa", ["native", "portable"])
-@pytest.mark.parametrize("first", [0, pytest.param(ROUNDS, marks=pytest.mark.exhaustive)], ids=lambda first: f"seed{first}")
-def test_hostile_arguments(first: int, isa: str) -> None:
+@pytest.mark.parametrize(("first", "rounds"), [(0, ROUNDS), *exhaustive((ROUNDS, 5 * ROUNDS))], ids=["", "more"])
+def test_hostile_arguments(first: int, rounds: int, isa: str) -> None:
     environment = {**os.environ, "CELLATTN_ISA": isa if isa == "portable" else ""}
-    code = f"from tests.ops.test_raw_operators import main; main({first}, {ROUNDS})"
+    code = f"from tests.ops.test_raw_operators import main; main({first}, {rounds})"
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", "-c", code],
         capture_output=True, text=True, cwd=Path(__file__).parents[2], env=environment,
