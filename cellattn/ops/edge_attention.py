@@ -48,8 +48,8 @@ def edge_attention(
     """Softmax attention in which a gene sees its neighbours alone, in O(edges d) time and memory.
 
     Args:
-        q, k, v: [..., H, T, D] (v [..., H, T, Dv]) with T = num_prefix + N tokens, prefix tokens first; float64, float32,
-            bfloat16 or float16.
+        q, k, v: [..., H, T, D] (v [..., H, T, Dv]) with T = num_prefix + N tokens, prefix tokens first; float32, bfloat16,
+            float16, or float64 on the CPU.
         graph: N genes.
         heads: (relation, head) pairs, each of the H heads in one of them at least. Gene i of a head sees the prefix tokens,
             itself where `self_loops`, and each j with an edge (i, j) in a relation of the head. An edge in two of them is two
