@@ -36,6 +36,7 @@ from cellattn._check import require
 
 from .config import Tile, choose, on_device, options, parts_for
 from .dropout import entries_kept, read_draw, share_kept
+from .sums import sum_of_products
 from .tensors import aligned, check_devices, check_floats, grid_of, padded, precision
 
 LOG2E = 1 / log(2)
@@ -321,7 +322,7 @@ def attention_bwd_kernel_delta(
         p_do = do + (i_l // H * s_dob + i_l % H * s_doh) * ALIGN + o_m[:, None].to(tl.int64) * (s_dot * ALIGN) + o_v[None, :]
         b_do = _load(p_do, m_m, o_v, WV, BV, True).to(tl.float32)
         b_o = tl.load(o + (i_l * Tq + o_m[:, None]) * DV + o_v[None, :], mask=m_v, other=0.0).to(tl.float32)
-        b_delta = tl.sum(b_do * b_o, 1)
+        b_delta = sum_of_products(b_do, b_o, m_m[:, None], 1)
     if HAS_DLSE:
         b_delta -= tl.load(dlse + i_l * Tq + o_m, mask=m_m, other=0.0)
     b_lse = tl.load(lse + i_l * Tq + o_m, mask=m_m, other=0.0)

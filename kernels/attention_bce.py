@@ -17,6 +17,9 @@ so that no rounding of LSE comes into it. Which token is sharp is decided once, 
 pass over the entries); rest and pull are made once; forward and backward read them, and know the entry by its index. Scores
 that are made again, rounded in another order, thus never decide anything.
 
+The sigmoid link has no sharp entries: where the score s of an edge is large, the two passes leave the rounding of s in the
+place of a smaller loss, and the rounding of 1 in that of a smaller gradient.
+
 With drawn negatives nothing is dense: edges count in full, and a drawn pair adds its weight times L. Blocks of rows with a
 sharp entry, and they alone, then walk over all tokens for rest, and in the backward for its gradient.
 
@@ -153,10 +156,23 @@ def _targets(weight_ptr, o_e, m_e, inv_mass, degree, NORMALIZED: tl.constexpr):
 
 
 @triton.jit
-def _edge_weight(b_t, SIGMOID: tl.constexpr, DENSE: tl.constexpr):
-    """Of L in an edge's entry: 1 - t, or 1 for the sigmoid link; less the 1 that a dense pass has added."""
-    weight = 1.0 if SIGMOID else 1 - b_t
-    return weight - 1 if DENSE else weight
+def _edge_loss(x2, t, SIGMOID: tl.constexpr, DENSE: tl.constexpr):
+    """Of an edge's entry, less the L that a dense pass has added. The sigmoid link keeps every digit of a certain pair."""
+    loss = t * _softplus(-x2) + (1 - t) * _softplus(x2) if SIGMOID and not DENSE else -LN2 * t * x2
+    if not SIGMOID:
+        weight = -t if DENSE else 1 - t
+        loss += weight * _loss_term(x2, SIGMOID)
+    return loss
+
+
+@triton.jit
+def _edge_grad(x2, t, SIGMOID: tl.constexpr, DENSE: tl.constexpr):
+    """Its derivative in the score, with LSE fixed."""
+    grad = (1 - t) * _sigmoid(x2) - t * _sigmoid(-x2) if SIGMOID and not DENSE else -t
+    if not SIGMOID:
+        weight = -t if DENSE else 1 - t
+        grad += weight * _grad_term(x2, SIGMOID)
+    return grad
 
 
 # ------------------------------------------------------------------------------------------------------- forward
@@ -314,9 +330,7 @@ def bce_rows_fwd_kernel_edges(
         b_k = _gather(k_ptr, b_token, m_e, STRIDE_K, o_d, m_d)
         # [BE]
         b_x2 = scale * LOG2E * sum_of_products(b_q[None, :], b_k, m_e[:, None], 1) - total2
-        b_l = -LN2 * b_t * b_x2
-        if not (SIGMOID and DENSE):
-            b_l += _edge_weight(b_t, SIGMOID, DENSE) * _loss_term(b_x2, SIGMOID)
+        b_l = _edge_loss(b_x2, b_t, SIGMOID, DENSE)
         if not SIGMOID:
             if DENSE:
                 m_sharp = m_e & (b_token == sharp)
@@ -719,10 +733,7 @@ def bce_rows_bwd_kernel_edges_dq(
         b_t = _targets(weight_ptr, o_e, m_e, inv_mass, last - first, NORMALIZED)
         b_k = _gather(k_ptr, b_token, m_e, STRIDE_K, o_d, m_d)
         b_x2 = scale * LOG2E * sum_of_products(b_q[None, :], b_k, m_e[:, None], 1) - total2
-        b_g = -b_t
-        if not (SIGMOID and DENSE):
-            b_g += _edge_weight(b_t, SIGMOID, DENSE) * _grad_term(b_x2, SIGMOID)
-        b_g = tl.where(m_e & (b_token != sharp), b_g, 0.0)
+        b_g = tl.where(m_e & (b_token != sharp), _edge_grad(b_x2, b_t, SIGMOID, DENSE), 0.0)
         b_ds += b_g
         b_dq += b_g[:, None] * b_k
     if not DENSE:
@@ -923,11 +934,8 @@ def bce_rows_bwd_kernel_edges_dk(
                 if not SIGMOID:
                     b_x2 = b_s2 - tl.load(lse_ptr + o_r, mask=m_c, other=0.0) * LOG2E
                     m_c = m_c & (tl.load(sharp_ptr + o_r, mask=m_c, other=-1) != token)
-                b_c = -b_t
-                if not (SIGMOID and DENSE):
-                    b_c += _edge_weight(b_t, SIGMOID, DENSE) * _grad_term(b_x2, SIGMOID)
                 b_dloss = tl.load(dloss_ptr + o_r, mask=m_c, other=0.0)
-                b_g += tl.where(m_c, b_dloss * b_c, 0.0)
+                b_g += tl.where(m_c, b_dloss * _edge_grad(b_x2, b_t, SIGMOID, DENSE), 0.0)
             b_dk += b_g[:, None] * b_q
         if not DENSE:
             first, last = tl.load(drawnptr_ptr + gene), tl.load(drawnptr_ptr + gene + 1)

@@ -290,6 +290,28 @@ def test_sharp_maps(negatives: dict[str, Any], size: float) -> None:
     check(mixed(38, weighted=True), "a", size * q, k, num_prefix=2, floor=10 * size**2, **negatives)
 
 
+@pytest.mark.parametrize("size", [5, 20, 50, 10_000])
+def test_sigmoid_link_keeps_every_digit_of_certain_pairs(size: int) -> None:
+    """Scores of edges are `size`, of drawn negatives -size, exactly."""
+    n = 35
+    ring = torch.stack([torch.arange(n), (torch.arange(n) + 1) % n])
+    graph = MultiGraph.from_edge_index({"a": ring}, n)
+    q = torch.cat([torch.eye(n), torch.ones(n, 1)], 1)
+    k = torch.cat([2 * size * torch.eye(n).roll(1, 0), torch.full((n, 1), -size)], 1).float()
+    assert (q @ k.mT)[ring[0], ring[1]].unique().tolist() == [size]
+    q64, k64 = q.double().requires_grad_(), k.double().requires_grad_()
+    negatives = sample_negatives(graph, "a", None, 4, torch.Generator().manual_seed(0))
+    options: dict[str, Any] = {"num_prefix": 0, "scale": 1.0, "normalized": False}
+    want = dense(q64, k64, None, graph, "a", torch.arange(n), negatives, **options)
+    gradients = torch.autograd.grad(want.sum(), (q64, k64))
+    problem = problem_of(graph, "a", q, k, None, None, negatives, **options)
+    loss, *sharp = kernels.bce_rows(*problem)
+    dq, dk, _ = kernels.bce_rows_backward(torch.ones(n), *sharp, *problem)
+    for name, a, b in zip(("loss", "dq", "dk"), (loss, dq, dk), (want.detach(), *gradients), strict=True):
+        # relative, entry by entry: sums of 5 terms of one sign, or of two of dk's; float32's least number
+        assert ((a.double() - b).abs() <= 1e-5 * b.abs().amax(-1, keepdim=True) + 1e-37).all(), name
+
+
 @pytest.mark.parametrize("num_negatives", [None, 40], ids=["dense", "drawn"])
 @pytest.mark.parametrize("size", [1e4, 1e6, 1e8, 1e10])
 def test_scores_that_rounding_moves_past_one_leave_no_large_gradient(size: float, num_negatives: int | None) -> None:

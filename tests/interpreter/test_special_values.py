@@ -95,10 +95,11 @@ def test_bce(size: float | None, drawn: bool, rows: list[int] | None) -> None:
 
 @pytest.mark.parametrize("rows", [None, [5, 0, 2, 5]], ids=["all rows", "some rows"])
 def test_row_dot(rows: list[int] | None) -> None:
-    cases = [(argument, token) for argument in "qk" for token in TOKENS.values()]
+    cases = [(argument, token, torch.nan) for argument in "qk" for token in TOKENS.values()]
+    cases += [("k", TOKENS["gene"], torch.inf), ("q", TOKENS["gene"], -torch.inf), ("q", TOKENS["prefix"], torch.inf)]
     given = {"q": draw(len(cases), 1, PREFIX + N, 4), "k": draw(len(cases), 1, PREFIX + N, 4, seed=1)}
-    for i, (argument, token) in enumerate(cases):
-        given[argument][i, 0, token, 2] = torch.nan
+    for i, (argument, token, value) in enumerate(cases):
+        given[argument][i, 0, token, 2] = value
     index = None if rows is None else torch.tensor(rows)
     ties = [0, 0], [0, 0], None if index is None else torch.cat([index, index]), [N if rows is None else len(rows)] * 2, PREFIX
     assert_as_on_the_cpu(row_dot, "row_dot", given, (*cut(GRAPH, 100), *ties))
