@@ -35,10 +35,10 @@ _SUBJECTS = {
     "ties": "nine ties of a layer by KL, forward and backward",
     "BCE": "nine ties of a layer by BCE with every non-edge, forward and backward",
     "BCE, drawn": "nine ties of a layer by BCE with as many drawn negatives as edges, forward and backward",
-    "masked_spmm": f"means of masked_spmm by nine relations, {SETS} cells without three genes each, {FEATURES} features and weights of "
-    "edges, forward and backward",
-    "relational_spmm": f"sums of relational_spmm by nine relations from the genes next to {SETS} sets of three to those within two "
-    f"hops, {FEATURES} features, forward and backward",
+    "masked_spmm": f"means of masked_spmm by nine relations, {SETS} cells without three genes each, {FEATURES} features and "
+    "weights of edges, forward and backward",
+    "relational_spmm": f"sums of relational_spmm by nine relations from the genes next to {SETS} sets of three to those within "
+    f"two hops, {FEATURES} features, forward and backward",
     "perturbation_attention": f"the own genes of {PAIRS} pairs in perturbation_attention, {HEADS} heads of {DIM}, forward and "
     "backward",
     "FlexAttention": "FlexAttention at the shape of the first, without a gradient of LSE",
