@@ -28,6 +28,7 @@ from .. import ptx
 from ..bounds import as_list
 from ..compare import random_graph
 from ..compiled.test_relational_spmm import between, graph_of
+from ..conftest import exhaustive
 from ..kernels.aot import Launch
 from ..ptx.device import Counted
 from ..ptx.machine import Program
@@ -123,10 +124,11 @@ def test_rules_of_ties() -> None:
 
 
 # Whose shapes have hubs, empty rows, repeated rows, sharp entries, drawn negatives, and genes that some samples drop.
-FAMILIES = ("attention_bce", "masked_spmm", "relational_spmm", "perturbation_attention", "set_sum")
+SHORT = ("masked_spmm", "relational_spmm", "perturbation_attention", "set_sum")
+LONG = [x for x in SUBJECTS if x.family == "attention_bce" or x.name.startswith("few queries")]
 
 
-@pytest.mark.parametrize("subject", [x for x in SUBJECTS if x.family in FAMILIES or x.name.startswith("few queries")], ids=str)
+@pytest.mark.parametrize("subject", [*(x for x in SUBJECTS if x.family in SHORT), *exhaustive(*LONG)], ids=str)
 def test_rules_of_other_kernels(subject: Subject) -> None:
     """All shapes that faults are planted at."""
     for make in subject.shapes:
