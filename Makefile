@@ -100,7 +100,7 @@ sanitize: $(STAMP)
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
 	$(abspath $(BIN))/python -m pytest -p no:cacheprovider $(or $(TEST_ARGS),$(SANITIZE_TESTS))
 SANITIZE_TESTS := tests/ops/test_khop_mask.py tests/ops/test_khop_subgraph.py tests/ops/test_perturbation_mask.py \
-	tests/ops/test_masked_spmm.py tests/ops/test_relational_spmm.py tests/ops/test_raw_operators.py tests/test_subgraph.py
+	tests/ops/test_masked_spmm.py tests/ops/test_relational_spmm.py tests/ops/test_screening.py tests/ops/test_raw_operators.py tests/test_subgraph.py
 
 # The documentation as a site, build/site/index.html; a warning is an error.
 docs: $(STAMP)

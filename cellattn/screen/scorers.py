@@ -79,7 +79,7 @@ def make_scorer(
         device: where to score; that of the graph, or else of the model, by default.
         num_threads: of PyTorch, on the CPU, while scoring; unchanged by default.
         features, gene_ids: as the model's `forward` takes them.
-        force: products in bfloat16 on any CPU, which are slow there.
+        force: products in bfloat16 on any CPU: rounded alike, and slower than float32.
 
     Raises:
         ValueError: an argument out of range. TypeError: one of a wrong type.
