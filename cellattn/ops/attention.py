@@ -356,8 +356,13 @@ def _largest(x: Tensor) -> float:
 
 
 def _kernel_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype PyTorch's kernel runs in: 16 bits only where the processor multiplies them; elsewhere float32 is faster."""
-    return dtype if dtype.itemsize > 2 or torch.cpu._is_avx512_bf16_supported() else torch.float32
+    """The dtype PyTorch's kernel runs in: 16 bits only where the processor multiplies matrices of them (AMX).
+
+    With AVX512-BF16 alone float32 is 2.4 times faster at 64 tokens and 1.2 times slower at 4,096; without instructions for
+    float16 (an EPYC with AVX-512) it is 2.6 to 4.7 times faster.
+    """
+    native = {torch.bfloat16: torch.cpu._is_amx_tile_supported, torch.float16: torch.cpu._is_amx_fp16_supported}
+    return torch.float32 if dtype in native and not native[dtype]() else dtype
 
 
 def _without_masked(k: Tensor, key_mask: Tensor) -> tuple[Tensor, Tensor]:

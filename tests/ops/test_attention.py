@@ -253,7 +253,8 @@ def test_rows_sum_to_one_where_scores_are_large(size: float, scale: float | None
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 def test_low_precision_is_within_rounding(dtype: torch.dtype, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a processor that multiplies 16 bits, and on one that does not; with and without a gradient of lse."""
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    for name in ("_is_amx_tile_supported", "_is_amx_fp16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: native)
     assert_within_rounding(cellattn.attention, reference.attention, *leaves(*[(2, 300, 20)] * 3, dtype=dtype))
     assert_within_rounding(
         lambda q, k, v: cellattn.attention(q, k, v)[0],
