@@ -146,6 +146,7 @@ def _top(merged: Merged, figure: Any) -> None:
         axis.set_yticks(range(len(names)), names, fontsize=6)
         axis.invert_yaxis()
         axis.set(title=title.lower(), xlabel="mean ± sd over the models")
+        axis.locator_params(axis="x", nbins=4)  # numbers of many digits side by side
 
 
 def _genes(merged: Merged, figure: Any) -> None:
