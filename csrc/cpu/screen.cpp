@@ -12,40 +12,25 @@ namespace cellattn {
 namespace {
 
 struct ScreenLoops {
-  int64_t (*packed_size)(int64_t, int64_t) = &portable::packed_size;
-  void (*pack)(bool, const float*, int64_t, int64_t, int64_t, int64_t, float*) = &portable::pack;
-  void (*pack_strips)(bool, const float*, int64_t, int64_t, float*) = &portable::pack_strips;
-  void (*readout)(const Readout&, int64_t, int64_t, float*) = &portable::readout_block;
-  void (*cross)(const CrossAttention&, int64_t, int64_t, float*) = &portable::cross_block;
-  void (*mlp)(const Mlp&, int64_t, int64_t, float*) = &portable::mlp_block;
-
-  ScreenLoops() {
-#if defined(__x86_64__)
-    if (use_avx512_bf16()) {
-      packed_size = &avx512_bf16::packed_size;
-      pack = &avx512_bf16::pack;
-      pack_strips = &avx512_bf16::pack_strips;
-      readout = &avx512_bf16::readout_block;
-      cross = &avx512_bf16::cross_block;
-      mlp = &avx512_bf16::mlp_block;
-    } else if (use_avx512()) {
-      packed_size = &avx512::packed_size;
-      pack = &avx512::pack;
-      pack_strips = &avx512::pack_strips;
-      readout = &avx512::readout_block;
-      cross = &avx512::cross_block;
-      mlp = &avx512::mlp_block;
-    } else if (use_avx2()) {
-      packed_size = &avx2::packed_size;
-      pack = &avx2::pack;
-      pack_strips = &avx2::pack_strips;
-      readout = &avx2::readout_block;
-      cross = &avx2::cross_block;
-      mlp = &avx2::mlp_block;
-    }
-#endif
-  }
+  decltype(&portable::packed_size) packed_size;
+  decltype(&portable::pack) pack;
+  decltype(&portable::pack_strips) pack_strips;
+  decltype(&portable::readout_block) readout;
+  decltype(&portable::cross_block) cross;
+  decltype(&portable::mlp_block) mlp;
 };
+
+#define CELLATTN_SCREEN_LOOPS(isa) \
+  ScreenLoops { &isa::packed_size, &isa::pack, &isa::pack_strips, &isa::readout_block, &isa::cross_block, &isa::mlp_block }
+
+ScreenLoops screen_loops() {
+#if defined(__x86_64__)
+  if (use_avx512_bf16()) return CELLATTN_SCREEN_LOOPS(avx512_bf16);
+  if (use_avx512()) return CELLATTN_SCREEN_LOOPS(avx512);
+  if (use_avx2()) return CELLATTN_SCREEN_LOOPS(avx2);
+#endif
+  return CELLATTN_SCREEN_LOOPS(portable);
+}
 
 // Zeros that begin with a line of the cache.
 class Aligned {
@@ -190,7 +175,7 @@ Tensor screen_readout(
   task.up_bias = bias.data();
   Tensor out = empty_on(x, {task.num_sets, task.dim}, ScalarType::Float);
   if (task.num_sets == 0) return out;
-  const ScreenLoops loops;
+  const ScreenLoops loops = screen_loops();
   const PackedWeight first(loops, up), second(loops, down);
   task.up = first.packed;
   task.down = second.packed;
@@ -231,7 +216,7 @@ std::tuple<Tensor, Tensor> screen_cross_attention(
   Tensor out = empty_on(add, {task.num_sets, dim}, ScalarType::Float);
   Tensor total = empty_on(add, {task.num_sets, task.heads}, ScalarType::Float);
   if (out.numel() == 0) return {out, total};
-  const ScreenLoops loops;
+  const ScreenLoops loops = screen_loops();
   const Tensor values = widened(value, ScalarType::Float);
   const int64_t each = task.packed_size();
   Aligned packed(task.heads * each);
@@ -263,7 +248,7 @@ Tensor screen_mlp(const Tensor& x, const Tensor& up, const Tensor& up_bias, cons
   task.down = check_floats("down", down, {task.hidden});
   Tensor out = empty_on(x, {task.num_rows}, ScalarType::Float);
   if (task.num_rows == 0) return out;
-  const ScreenLoops loops;
+  const ScreenLoops loops = screen_loops();
   const PackedWeight packed(loops, up);
   task.up = packed.packed;
   task.out = static_cast<float*>(out.mutable_data_ptr());

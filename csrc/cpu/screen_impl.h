@@ -89,7 +89,7 @@ inline Floats nearest_bfloat16(Floats x) {
   return x == x ? rounded : x;
 }
 
-struct BFloat16 {
+struct BFloat16 : Float32 {
 #if defined(CELLATTN_BF16_PAIRS)
   static constexpr int kPer = 2;
   static Floats each(const float* x) {
@@ -100,10 +100,6 @@ struct BFloat16 {
   static Floats multiply_add(Floats sum, Floats a, Floats b) {
     return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
   }
-#else
-  static constexpr int kPer = 1;
-  static Floats each(const float* x) { return all(*x); }
-  static Floats multiply_add(Floats sum, Floats a, Floats b) { return sum + a * b; }
 #endif
   static Floats round(Floats x) { return nearest_bfloat16(x); }
 };
