@@ -16,7 +16,7 @@ from .agreement import Agreement
 from .keep import Keep, score_of
 from .measured import MeasuredSets
 from .members import Member
-from .scorers import Scorer
+from .scorers import Scorer, on_threads
 from .store import Unit
 
 CHUNK = 1 << 16  # ranks that are scored at a time, between which a run can be interrupted
@@ -103,6 +103,11 @@ class Job:
         Raises:
             FloatingPointError: a prediction that is not finite; it names the model and the set.
         """
+        # all of a unit, not its scores alone: threads that count tensors would spin on other processes' cores
+        with on_threads(self.options["num_threads"]):
+            return self._compute(unit, on_ranks)
+
+    def _compute(self, unit: Unit, on_ranks: Callable[[int], Any]) -> Result:
         tables, agreement, rows, sets = self.tables(), Agreement(len(self.members)), _Rows(self.keep), 0
         for begin in range(unit.begin, unit.end, CHUNK):
             end = min(begin + CHUNK, unit.end)

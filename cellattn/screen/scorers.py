@@ -107,7 +107,7 @@ def make_scorer(
     if shares:
         if given["features"] is not None:
             given["features"] = given["features"].double()
-        with torch.no_grad(), _threads(num_threads):
+        with torch.no_grad(), on_threads(num_threads):
             screening = model.screening(graph, phenotype=phenotype, dtype=products, **given)  # type: ignore[operator]
     else:
         screening = _Calls(model, graph, given, phenotype, products)
@@ -130,7 +130,7 @@ class _Scorer:
     def score(self, genes: Tensor, types: Tensor | None = None) -> Tensor:
         entries = self._entries(genes, types).to(self._device).contiguous()  # results do not depend on the layout
         dtype = values_dtype(self.dtype)
-        with torch.no_grad(), _threads(self._num_threads):
+        with torch.no_grad(), on_threads(self._num_threads):
             parts = [self._screening(part).to(dtype) for part in entries.split(self._screening.batch_size)]
         return torch.cat(parts)
 
@@ -189,8 +189,8 @@ class _Calls:
 
 
 @contextlib.contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    """PyTorch on this many threads."""
+def on_threads(number: int | None) -> Iterator[None]:
+    """PyTorch on this many threads; on as many as before for None."""
     before = torch.get_num_threads()
     if number is not None and number != before:
         torch.set_num_threads(number)

@@ -211,6 +211,23 @@ def test_two_workers_on_the_same_units(tmp_path: Path, expected: dict[str, Any])
     assert content(store.folder) == expected
 
 
+@pytest.mark.parametrize("asked", [1, 3])
+def test_a_unit_is_counted_on_the_threads_that_score_it(asked: int, tmp_path: Path) -> None:
+    """Threads of what is done beside the scores would spin on the cores of processes that share the screen."""
+    seen = set()
+
+    class Looks(Count):
+        def add(self, *columns: torch.Tensor) -> None:
+            seen.add(torch.get_num_threads())
+            super().add(*columns)
+
+    before, job = torch.get_num_threads(), job_of()
+    job.tables, job.options = Looks, {**job.options, "num_threads": asked}
+    work(Store.open(tmp_path / "s", plan_of(job)), job)
+    assert seen == {asked}
+    assert torch.get_num_threads() == before
+
+
 def test_threads_of_several_devices(tmp_path: Path, expected: dict[str, Any]) -> None:
     job = job_of()
     store = Store.open(tmp_path / "s", plan_of(job))
