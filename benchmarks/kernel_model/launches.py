@@ -9,7 +9,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from cellattn import MultiGraph, khop_mask, masked_spmm, relational_spmm
+from cellattn import MultiGraph, edge_attention, khop_mask, masked_spmm, relational_spmm
 from cellattn.kernels import attention as attention_kernels
 from cellattn.kernels import attention_bce as bce_kernels
 from cellattn.kernels import config
@@ -74,6 +74,17 @@ def ties(
         tied = list(range(count)), list(range(count)), None, [num_genes] * count, 1
         y, kbar = row_dot_kernels.row_dot(q, k, *entries, *entries, *by_row, *by_column, *tied)
         row_dot_kernels.row_dot_backward(y, q, kbar, *entries, *by_column, *tied)
+
+    return call
+
+
+def edges(graph: MultiGraph, dim: int, dtype: torch.dtype) -> Callable[[], None]:
+    """Forward and backward of hard masks, one relation a head, with a prefix token and self-loops."""
+
+    def call() -> None:
+        heads = [(name, i) for i, name in enumerate(graph.relations)]
+        q, k, v = (torch.empty(len(heads), 1 + graph.num_nodes, dim, dtype=dtype, requires_grad=True) for _ in range(3))
+        edge_attention(q, k, v, graph, heads)[0].sum().backward()
 
     return call
 

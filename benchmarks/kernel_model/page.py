@@ -35,6 +35,8 @@ _SUBJECTS = {
     "ties": "nine ties of a layer by KL, forward and backward",
     "BCE": "nine ties of a layer by BCE with every non-edge, forward and backward",
     "BCE, drawn": "nine ties of a layer by BCE with as many drawn negatives as edges, forward and backward",
+    "edge_attention": "attention along edges, a relation a head as its hard mask, a prefix token and self-loops, forward and "
+    "backward",
     "masked_spmm": f"means of masked_spmm by nine relations, {SETS} cells without three genes each, {FEATURES} features and "
     "weights of edges, forward and backward",
     "relational_spmm": f"sums of relational_spmm by nine relations from the genes next to {SETS} sets of three to those within "

@@ -14,7 +14,7 @@ from tests.kernels.aot import Launch
 from .chips import Chip
 from .cost import Cost, by_kernel, cost_of, counts_of
 from .flex import FlexKernel, flex_attention
-from .launches import attention, bce, masked, on, perturbation, relational, ties, with_values
+from .launches import attention, bce, edges, masked, on, perturbation, relational, ties, with_values
 from .trips import Tied, Trips
 
 HEADS, TOKENS, DIM = 9, 6608, 20  # of the published layer
@@ -86,6 +86,7 @@ def calls_on(graph: MultiGraph) -> dict[str, Callable[[], None]]:
     return {
         "BCE": bce(graph, DIM, torch.bfloat16, None),
         "BCE, drawn": bce(graph, DIM, torch.bfloat16, 1.0),
+        "edge_attention": edges(graph, DIM, torch.bfloat16),
         "masked_spmm": masked(graph, SETS, FEATURES, torch.bfloat16),
         "relational_spmm": relational(graph, SETS, FEATURES, torch.bfloat16),
         "perturbation_attention": perturbation(graph.num_nodes, PAIRS, HEADS, DIM, torch.bfloat16),

@@ -168,6 +168,54 @@ def _chosen(launch: Launch, tied: Tied | None) -> Trips:
     return Trips(launch.ctas, [lead * _fullest(np.diff(_values(launch, "ptr_ptr", tied)), a["BLOCK"])])
 
 
+# ------------------------------------------------------------------------------------------------------ edge_attention
+
+
+def _edge_segments(pointers: str, owner: str) -> Callable[[Launch, Tied | None], Trips]:
+    """The tables of ties and segments have values in every launch."""
+
+    def trips(launch: Launch, tied: Tied | None) -> Trips:
+        a = launch.args
+        lead = launch.ctas // (a["num_ties"] * a["max_segments"])
+        degree = np.diff(_values(launch, pointers, tied))
+        first, owners = _values(launch, "segptr_ptr", tied), _values(launch, owner, tied)
+        steps = count = 0
+        for _, begin, number, _ in _values(launch, "ties_ptr", tied).reshape(-1, 4):
+            mine = np.arange(begin, begin + number)
+            rows = owners[mine]
+            cut, rank = first[rows + 1] - first[rows], mine - first[rows]
+            steps += _walked(degree[rows] * (rank + 1) // cut - degree[rows] * rank // cut, a["EDGES"])
+            count += int(number)
+        return Trips(lead * count, [lead * steps])
+
+    return trips
+
+
+def _edge_rows(pointers: str, *, near: bool, sums: int) -> Callable[[Launch, Tied | None], Trips]:
+    """Of every head: the tokens that all rows see, and by ties the partial sums of hubs and the entries of other rows.
+
+    Args:
+        near: there is a loop over the tokens that all rows see.
+        sums: loops over partial sums; 2 are of keys and values, or where there is a bias of that.
+    """
+
+    def trips(launch: Launch, tied: Tied | None) -> Trips:
+        a = launch.args
+        genes = a["num_genes"]
+        lead = launch.ctas // (a["num_heads"] * genes)
+        degree = np.diff(_values(launch, pointers, tied)).reshape(-1, genes)
+        cut = np.diff(_values(launch, "segptr_ptr", tied)).reshape(-1, genes) if a["HAS_SEGMENTS"] else np.zeros_like(degree)
+        outer = partial = entries = 0
+        for _, relation, _ in _values(launch, "ties_ptr", tied).reshape(-1, 3):
+            some, all_ = _walk(Side(degree[relation], cut[relation]), a["EDGES"], a["HAS_SEGMENTS"])
+            outer, partial, entries = outer + lead * genes, partial + lead * some, entries + lead * all_
+        loops = [launch.ctas * _steps(a["num_prefix"] + a["SELF_LOOPS"], a["EDGES"])] if near else []
+        number = (sums if a.get("dbias_ptr", True) is not None else 1) if a["HAS_SEGMENTS"] else 0
+        return Trips(launch.ctas, [*loops, outer, *[partial] * number, entries])
+
+    return trips
+
+
 # ------------------------------------------------------------------------------------------------------- attention_bce
 
 
@@ -393,6 +441,12 @@ RULES: dict[str, Callable[[Launch, Tied | None], Trips]] = {
     "row_dot_bwd_kernel_dk_segments": _segments("columns"),
     "row_dot_bwd_kernel_dk": _columns,
     "row_dot_bwd_kernel_g": _chosen,
+    "edge_fwd_kernel_segments": _edge_segments("rowptr_ptr", "segrow_ptr"),
+    "edge_fwd_kernel": _edge_rows("rowptr_ptr", near=True, sums=1),
+    "edge_bwd_kernel_dq_segments": _edge_segments("rowptr_ptr", "segrow_ptr"),
+    "edge_bwd_kernel_dq": _edge_rows("rowptr_ptr", near=True, sums=2),
+    "edge_bwd_kernel_dkv_segments": _edge_segments("colptr_ptr", "segcol_ptr"),
+    "edge_bwd_kernel_dkv": _edge_rows("colptr_ptr", near=False, sums=2),
     "bce_rows_fwd_kernel_dense": _bce_dense_forward,
     "bce_rows_fwd_kernel_edges": _bce_edges,
     "bce_rows_fwd_kernel_rest": _bce_rest,

@@ -17,7 +17,7 @@ from benchmarks.kernel_model.machine_code import reached
 from benchmarks.kernel_model.trips import RULES, Tied, Trips, trips_of
 from cellattn import MultiGraph
 from cellattn.kernels import attention as attention_kernels
-from cellattn.kernels import attention_bce, masked_spmm, perturbation_attention, set_sum
+from cellattn.kernels import attention_bce, edge_attention, masked_spmm, perturbation_attention, set_sum
 from cellattn.kernels import relational_spmm as relational_kernels
 from cellattn.kernels import row_dot as row_dot_kernels
 from cellattn.ops.attention import attention
@@ -124,7 +124,7 @@ def test_rules_of_ties() -> None:
 
 
 # Whose shapes have hubs, empty rows, repeated rows, sharp entries, drawn negatives, and genes that some samples drop.
-SHORT = ("masked_spmm", "relational_spmm", "perturbation_attention", "set_sum")
+SHORT = ("edge_attention", "masked_spmm", "relational_spmm", "perturbation_attention", "set_sum")
 LONG = [x for x in SUBJECTS if x.family == "attention_bce" or x.name.startswith("few queries")]
 
 
@@ -176,6 +176,7 @@ def test_every_kernel_has_a_rule() -> None:
         for module in (
             attention_kernels,
             attention_bce,
+            edge_attention,
             masked_spmm,
             perturbation_attention,
             relational_kernels,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import cellattn
 from cellattn import MultiGraph, reference
+from cellattn.graph import cut_rows
 
 from ..compare import leaves, random_graph
 
@@ -54,6 +55,7 @@ class Subject:
 
 _BEGINNINGS = {
     "attention_bce": ("bce_rows", "nonedges"),
+    "edge_attention": ("edge_",),
     "masked_spmm": ("masked",),
     "relational_spmm": ("relational", "place_table"),
 }
@@ -126,6 +128,35 @@ def _drawn_bce(dtype: torch.dtype, n: int, d: int, count: int, link: str, size: 
     q, k = drawn(dtype, (n + 2, d), (n + 2, d))
     op, definition = with_drawn_negatives(graph, "a", None, count, link=link, num_prefix=1)
     return Shape(op, definition, [size * q, k], parts=True)
+
+
+def _two_relations(n: int) -> MultiGraph:
+    return random_graph(n, {"a": 8 * n, "b": n}, weighted=True)
+
+
+def _cut(graph: MultiGraph, longest: int) -> MultiGraph:
+    """Its rows and columns in segments of so many entries, far fewer than a GPU gets."""
+    by_row, by_column = (
+        cut_rows(ptr.diff(), graph.num_nodes, longest) for ptr in (graph.stacked[0], graph.stacked_by_column()[0])
+    )
+    graph._segments = by_row, by_column
+    return graph
+
+
+def _edge_attention(
+    dtype: torch.dtype, lead: tuple[int, ...], graph: MultiGraph, d: int, dv: int, size: float = 1, *, biased: bool = True,
+    **options: Any,
+) -> Shape:  # fmt: skip
+    """Two heads, the second of which two ties share; the first tie is of the graph's first relation."""
+    first, second = graph.relations
+    heads, tokens = [(first, 0), (second, 1), (first, 1)], options["num_prefix"] + graph.num_nodes
+    q, k, v = drawn(dtype, (*lead, 2, tokens, d), (*lead, 2, tokens, d), (*lead, 2, tokens, dv))
+    inputs = [size * q, k, v, *(drawn(FP32, (3,), seed=1) if biased else ())]
+
+    def of(module: Any) -> Callable[..., Any]:
+        return lambda q, k, v, bias=None: module.edge_attention(q, k, v, graph, heads, edge_bias=bias, **options)
+
+    return both(of, inputs, parts=True)
 
 
 # --------------------------------------------------------------------------------------------------------- whole graphs
@@ -251,6 +282,19 @@ SUBJECTS = [
     ]),
     Subject("attention_bce", "drawn negatives, bf16, D 20", 80, [
         lambda: _drawn_bce(BF16, 151, 20, 9, "softmax", 3), lambda: _drawn_bce(BF16, 133, 20, 37, "softmax", 20),
+    ]),
+    Subject("edge_attention", "bf16, D 20, DV 36", 80, [
+        lambda: _edge_attention(BF16, (), _two_relations(25), 20, 36, 3, num_prefix=1, weighted=True),
+        lambda: _edge_attention(BF16, (2,), _two_relations(40), 20, 36, num_prefix=19, weighted=True),
+        lambda: _edge_attention(BF16, (), _two_relations(33), 20, 36, 3, num_prefix=0, weighted=True),
+    ]),
+    Subject("edge_attention", "alone, fp32, D 7", 80, [
+        lambda: _edge_attention(FP32, (), _two_relations(25), 7, 7, 3, biased=False, num_prefix=1, self_loops=False),
+        lambda: _edge_attention(FP32, (2,), _two_relations(40), 7, 7, biased=False, num_prefix=19, self_loops=False),
+    ]),
+    Subject("edge_attention", "hubs, bf16, D 20", 80, [
+        lambda: _edge_attention(BF16, (), _cut(_weighted(100, 9, 100), 40), 20, 20, 3, num_prefix=1, weighted=True),
+        lambda: _edge_attention(BF16, (2,), _cut(_weighted(90, 9, 90), 5), 20, 20, num_prefix=2, weighted=True),
     ]),
     Subject("masked_spmm", "bf16, F 20", 80, [
         lambda: _masked_spmm(BF16, 20, 20, 28, False, 0.8), lambda: _masked_spmm(BF16, 75, 20, 33, False, 0.3),
