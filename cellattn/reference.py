@@ -214,6 +214,7 @@ def graph_attention(
     reduction: str = "mean",
     target: str = "normalized",
     link: str = "softmax",
+    diagonal: bool = False,
     dropout_p: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -225,6 +226,11 @@ def graph_attention(
         if loss == "kl":
             value = attention_kl(
                 *pair, graph, relation, rows=chosen, num_prefix=num_prefix, scale=scale, over=over, reduction=reduction
+            )
+        elif loss == "kl_comembership":
+            shared = graph.comembership(relation, diagonal=diagonal)
+            value = attention_kl_comembership(
+                *pair, shared, rows=chosen, num_prefix=num_prefix, scale=scale, over=over, reduction=reduction
             )
         else:
             value = attention_bce(

@@ -294,6 +294,10 @@ MODELS: dict[str, Entry] = {
         ["nn.CellEncoder"], lambda module, **x: module(graph=GRAPH, **x), {"x": draw(N, 8)}, indices={"rows": ROWS},
         module=lambda: models.CellEncoder(8, 2, 2, ties=[(1, 0, "b", 0.5)], norm="post"),
     ),
+    "CellEncoder comembership": Entry(
+        ["nn.CellEncoder"], lambda module, **x: module(graph=GRAPH, **x), {"x": draw(N, 8)}, indices={"rows": ROWS},
+        module=lambda: models.CellEncoder(8, 1, 2, ties=[(0, 0, "a", 0.5), (0, 1, "b", 0.1, {"loss": "kl_comembership"})]),
+    ),
     "CellEncoder rezero": Entry(
         ["nn.CellEncoder"], lambda module, **x: module(graph=GRAPH, **x), {"x": draw(N, 8)}, indices={"rows": ROWS},
         module=lambda: models.CellEncoder(8, 1, 2, ties=[(0, 0, "a", 0.5, {"loss": "bce"})], norm="rezero"),

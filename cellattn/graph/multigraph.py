@@ -63,6 +63,7 @@ from .rows import (
     Transpose,
     bits_of,
     cut_rows,
+    of_any_mode,
     row_targets,
     spread,
     transpose_of,
@@ -97,6 +98,7 @@ class MultiGraph:
 
     names: GeneList | None = None  # of a graph that was pickled before there were any, too
 
+    @of_any_mode
     def __init__(
         self,
         relations: tuple[str, ...],
@@ -136,7 +138,9 @@ class MultiGraph:
         self._transpose: Transpose | None = None
         self._bits = tuple(self._pack(name) for name in relations)
         self._selected: dict[tuple[str, ...], MultiGraph] = {}
+        self._shared: dict[tuple[str, bool], tuple[Tensor, ...]] = {}
         self._weight_by_column: Tensor | None = None
+        self._passing: dict[str, Any] = {}
 
     def _pack(self, relation: str) -> Bits | None:
         """The bits of a relation, where they are what its sums are faster with: a CPU's, dense, and no weight but 1."""
@@ -236,6 +240,7 @@ class MultiGraph:
         return cls._stack(relations, parts, num_nodes, device, dtype, names, types)
 
     @classmethod
+    @of_any_mode
     def _stack(
         cls,
         relations: tuple[str, ...],
@@ -569,16 +574,25 @@ class MultiGraph:
 
     def transpose(self) -> Transpose:
         """All relations by columns. Built when first needed, then kept."""
-        if self._transpose is None:
-            self._transpose = transpose_of(self._rowptr, self._col, self.num_nodes)
-        return self._transpose
+        return self._kept("_transpose", lambda: transpose_of(self._rowptr, self._col, self.num_nodes))
 
     def stacked_by_column(self) -> tuple[Tensor, Tensor, Tensor]:
         """`stacked` by columns: (colptr int64 [K * N + 1], row int32 [E], weight float [E]). Built when needed, then kept."""
         colptr, row, edge = self.transpose()
-        if self._weight_by_column is None:
-            self._weight_by_column = self._weight.index_select(0, edge)
-        return colptr, row, self._weight_by_column
+        return colptr, row, self._kept("_weight_by_column", lambda: self._weight.index_select(0, edge))
+
+    def _kept(self, name: str, make: Callable[[], Any]) -> Any:
+        """What is made when first needed. A function compiled for inference keeps it apart: no training may find it."""
+        kept = getattr(self, name)
+        if kept is not None:
+            return kept
+        if torch.compiler.is_compiling() and not torch.is_grad_enabled():
+            if name not in self._passing:
+                self._passing[name] = make()
+            return self._passing[name]
+        kept = of_any_mode(make)()
+        setattr(self, name, kept)
+        return kept
 
     def bits(self, relation: str) -> Bits | None:
         """The relation as one bit a pair, where it is dense and without weights; None where it is used as CSR alone."""
@@ -659,6 +673,7 @@ class MultiGraph:
         types = self.types._replace(sizes=(total,))
         return MultiGraph._stack(self.relations, parts, total, self.device, dtype, everyone, types)
 
+    @of_any_mode
     def subgraph(self, nodes: Tensor) -> MultiGraph:
         """The graph induced on `nodes` (int64 [M], distinct), relabelled: nodes[m] becomes m.
 
@@ -751,8 +766,9 @@ class MultiGraph:
         """Whom each token of the relation's rows shares columns with: genes of one complex, reaction or term.
 
         T = D⁻¹ C with C_ij = sum_e b_ie w_e b_je over the tokens e of the columns' type, b the relation's weights, and D the
-        row sums: a target for `attention_kl_comembership`, of which no matrix is made. Its constants take
-        (entries of the relation) x (tokens of its rows' type) operations, once.
+        row sums: a target for `attention_kl_comembership`, and for ties with loss="kl_comembership", of which no matrix is
+        made. Its constants take (entries of the relation) x (tokens of its rows' type) operations, once: those without `weight`
+        are kept. A function compiled with fullgraph=True finds them where this was called before.
 
         Args:
             relation: B, from genes to terms.
@@ -766,7 +782,18 @@ class MultiGraph:
         self.relation_id(relation)
         if not isinstance(diagonal, bool):
             raise TypeError(f"diagonal: expected a bool, got {describe(diagonal)}")
-        return Comembership.of(self, relation, weight, diagonal)
+        if weight is not None:
+            return Comembership.of(self, relation, weight, diagonal)
+        key = relation, diagonal
+        if key not in self._shared:
+            self._share(relation, diagonal)
+        return Comembership(self, relation, self._shared[key][0], diagonal, *self._shared[key][1:])
+
+    @torch.compiler.disable(reason="call graph.comembership(relation) once before: its constants are made from values")
+    def _share(self, relation: str, diagonal: bool) -> None:
+        """Make the constants of `comembership`; they are kept without their graph, which would hold itself."""
+        made = of_any_mode(Comembership.of)(self, relation, None, diagonal)
+        self._shared[relation, diagonal] = made.weight, made.inv_mass, made.entropy, made.loops, made.shared_weight
 
     def rewired(self, relation: str | Sequence[str] | None, seed: int = 0) -> MultiGraph:
         """A random graph with the degrees of this one, to compare a prior with: edges swap ends (Maslov and Sneppen 2002).
@@ -806,6 +833,7 @@ class MultiGraph:
         parts = [make(name) if name in chosen else derive.rows_of(self, name) for name in self.relations]
         return self._stack(self.relations, parts, self.num_nodes, self.device, self._weight.dtype, self.names, self.types)
 
+    @of_any_mode
     def to(self, device: torch.device | str) -> MultiGraph:
         """The same graph on another device; `self` if it is there already. Raises ValueError for what is no device."""
         try:
@@ -821,6 +849,7 @@ class MultiGraph:
             graph._transpose = Transpose(*(x.to(device) for x in self._transpose))
         if self._weight_by_column is not None:
             graph._weight_by_column = self._weight_by_column.to(device)
+        graph._shared = {key: tuple(x.to(device) for x in constants) for key, constants in self._shared.items()}
         return graph
 
     def to_hetero_data(self) -> Any:
@@ -926,10 +955,10 @@ class MultiGraph:
         return True
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_selected": {}}
+        return {**self.__dict__, "_selected": {}, "_passing": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        since: dict[str, Any] = {"_selected": {}, "_bits": (None,) * len(state["relations"])}
+        since: dict[str, Any] = {"_selected": {}, "_passing": {}, "_shared": {}, "_bits": (None,) * len(state["relations"])}
         if "types" not in state:
             since["types"] = NodeTypes.of_genes(state["num_nodes"], len(state["relations"]))
             since["_known_rows"] = since["_known_columns"] = state["_known"]

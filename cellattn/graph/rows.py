@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from typing_extensions import ParamSpec
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 _PACKED = 1 << 22  # entries that are turned into bits together, at most
 SEGMENT = 1024  # entries of a row or column that one GPU program walks at most; why so many stands in kernels/row_dot.py
+
+
+def of_any_mode(make: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Make what a graph keeps outside of inference mode: what is first asked for in a validation serves training too."""
+
+    @functools.wraps(make)
+    def outside(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):
+                return make(*args, **kwargs)
+        return make(*args, **kwargs)
+
+    return outside
 
 
 class Transpose(NamedTuple):

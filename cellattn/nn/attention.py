@@ -11,11 +11,11 @@ from typing_extensions import Unpack
 
 from .._check import describe, require, require_choice, require_count
 from ..graph import MultiGraph
-from ..ops import attention, attention_bce, attention_kl, edge_attention, graph_attention
+from ..ops import attention, attention_bce, attention_kl, attention_kl_comembership, edge_attention, graph_attention
 from ..ops._rows import OVER, REDUCTIONS
 from ..ops.attention import refuse_habits
 from ..ops.attention_bce import LINKS, TARGETS, check_negatives
-from ..ops.graph_attention import LOSSES
+from ..ops.graph_attention import LOSSES, check_diagonal
 from ._check import require_features, require_probability
 
 Rows = Tensor | Mapping[str, Tensor]
@@ -24,13 +24,14 @@ Rows = Tensor | Mapping[str, Tensor]
 class GraphLossOptions(TypedDict, total=False):
     """How a tied head is compared with its graph: the options of `cellattn.graph_attention` of the same names."""
 
-    loss: str  # "kl" (default) or "bce"
+    loss: str  # "kl" (default), "bce", or "kl_comembership": whom a gene shares the columns of the relation with
     over: str  # "tokens" (default) or "valid"
     reduction: str  # "mean" (default), "sum" or "none"
     num_negatives: int | None  # bce: sampled non-edges a row; None: every one
     neg_sample_ratio: float | None  # bce: sampled non-edges of a graph over its edges
     target: str  # bce: "normalized" (default) or "binary"
     link: str  # bce: "softmax" (default) or "sigmoid"
+    diagonal: bool  # kl_comembership: whether a gene shares its terms with itself (default: no)
 
 
 _CHOICES = {"loss": LOSSES, "over": OVER, "reduction": REDUCTIONS, "target": TARGETS, "link": LINKS}
@@ -41,6 +42,8 @@ def check_loss_options(options: Mapping[str, Any]) -> None:
     for name, value in options.items():
         if name in _CHOICES:
             require_choice(name, value, _CHOICES[name])
+        elif name == "diagonal":
+            check_diagonal(value)
         elif name not in ("num_negatives", "neg_sample_ratio"):
             raise TypeError(f"{name}: no such option, expected one of {', '.join(GraphLossOptions.__annotations__)}")
     check_negatives(options.get("num_negatives"), options.get("neg_sample_ratio"), None)
@@ -217,8 +220,12 @@ def _loss_of_tie(
 ) -> Tensor:
     """The loss of one head, q, k [..., T, D] and lse [..., T], with options of its own."""
     chosen = rows.get(relation) if isinstance(rows, Mapping) else rows
-    if options.get("loss", "kl") == "kl":
-        of_kl = {name: options[name] for name in ("over", "reduction") if name in options}
+    loss = options.get("loss", "kl")
+    of_kl = {name: options[name] for name in ("over", "reduction") if name in options}
+    if loss == "kl":
         return attention_kl(q, k, graph, relation, lse=lse, rows=chosen, num_prefix=num_prefix, **of_kl)
-    of_bce = {name: value for name, value in options.items() if name not in ("loss", "over")}
+    if loss == "kl_comembership":
+        shared = graph.comembership(relation, diagonal=options.get("diagonal", False))
+        return attention_kl_comembership(q, k, shared, lse=lse, rows=chosen, num_prefix=num_prefix, **of_kl)
+    of_bce = {name: value for name, value in options.items() if name not in ("loss", "over", "diagonal")}
     return attention_bce(q, k, graph, relation, lse=lse, rows=chosen, num_prefix=num_prefix, generator=generator, **of_bce)

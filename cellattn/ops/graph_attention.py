@@ -15,9 +15,10 @@ from ._rows import OVER, REDUCTIONS, check_graph, rows_of_ties
 from .attention import attention, check_qk, of_one_dtype, refuse_habits, resolve_scale
 from .attention_bce import LINKS, TARGETS, attention_bce, check_negatives
 from .attention_kl import kl_of_ties
+from .attention_kl_comembership import attention_kl_comembership
 from .sample_rows import check_generator
 
-LOSSES = ("kl", "bce")
+LOSSES = ("kl", "bce", "kl_comembership")
 
 
 def graph_attention(
@@ -37,6 +38,7 @@ def graph_attention(
     neg_sample_ratio: float | None = None,
     target: str = "normalized",
     link: str = "softmax",
+    diagonal: bool = False,
     dropout_p: float = 0,  # no 0.0: compiled with dynamic shapes, a float of a default is traced as an input
     generator: torch.Generator | None = None,
     attn_mask: None = None,
@@ -49,14 +51,16 @@ def graph_attention(
         q, k, v: [..., H, T, D] (v [..., H, T, Dv]) with T = num_prefix + N tokens, prefix tokens first.
         graph: N genes.
         ties: (relation, head) pairs; a head may be tied to several relations, a relation to several heads.
-        loss: "kl" (see `attention_kl`) or "bce" (see `attention_bce`).
+        loss: "kl" (see `attention_kl`), "bce" (see `attention_bce`) or "kl_comembership" (see `attention_kl_comembership`):
+            the target of a tie is then whom a gene shares columns of the relation with, `graph.comembership(relation)`.
         rows: int64 [R], the genes whose rows are compared, for all ties; or a dict by relation (all rows of a relation that
             is not named); default: all.
         num_prefix: tokens before the genes, such as CLS.
         scale: factor of the scores, 1 / sqrt(D) if None.
-        over: of the "kl" loss.
+        over: of the "kl" losses.
         reduction: "mean", "sum" or "none", within each tie.
         num_negatives, neg_sample_ratio, target, link: of the "bce" loss.
+        diagonal: of the "kl_comembership" loss: whether a gene shares its terms with itself.
         dropout_p: see `attention`: `out` is of the dropped map, every loss of the map before that.
         generator: of the draws, first that of dropout and then the negatives of tie after tie.
         attn_mask, is_causal, enable_gqa: see `attention`.
@@ -75,6 +79,7 @@ def graph_attention(
     require_choice("target", target, TARGETS)
     require_choice("link", link, LINKS)
     check_negatives(num_negatives, neg_sample_ratio, rows)
+    check_diagonal(diagonal)
     check_generator(generator)
     q, k, v = of_one_dtype(q, k, v)
     check_qk(q, k)
@@ -96,6 +101,14 @@ def graph_attention(
             num_prefix=num_prefix, scale=scale, over=over, reduction=reduction,
         )  # fmt: skip
         return out, losses
+    if loss == "kl_comembership":
+        return out, tuple(
+            attention_kl_comembership(
+                q[..., head, :, :], k[..., head, :, :], graph.comembership(relation, diagonal=diagonal), lse=lse[..., head, :],
+                rows=index, num_prefix=num_prefix, scale=scale, over=over, reduction=reduction,
+            )
+            for (relation, head), index in zip(ties, chosen, strict=True)
+        )  # fmt: skip
     return out, tuple(
         attention_bce(
             q[..., head, :, :], k[..., head, :, :], graph, relation, lse=lse[..., head, :], rows=index,
@@ -104,6 +117,12 @@ def graph_attention(
         )
         for (relation, head), index in zip(ties, chosen, strict=True)
     )  # fmt: skip
+
+
+def check_diagonal(value: Any) -> None:
+    """Check that an argument is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"diagonal: expected a bool, got {describe(value)}")
 
 
 def check_ties(ties: Any, graph: MultiGraph, num_heads: int, name: str = "ties") -> list[tuple[str, int]]:

@@ -42,6 +42,15 @@ def kl(alpha: Tensor, graph: MultiGraph, relation: str) -> Tensor:
     return F.kl_div(alpha[rows].log(), t, reduction="batchmean")
 
 
+def comembership(graph: MultiGraph, relation: str, diagonal: bool) -> MultiGraph:
+    """Who shares columns with whom as a relation of its own: C = B Bᵀ."""
+    b = adjacency(graph, relation)
+    c = b @ b.T
+    c = c if diagonal else c.fill_diagonal_(0)
+    index = c.nonzero().T
+    return MultiGraph.from_edge_index({relation: index}, graph.num_nodes, edge_weight={relation: c[tuple(index)]})
+
+
 def encode(encoder: CellEncoder, x: Tensor, graph: MultiGraph) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """`CellEncoder` in evaluation on x [N, dim] by `nn.TransformerEncoderLayer` on the same parameters."""
     x = torch.cat([encoder.cls[None], x])
@@ -78,9 +87,13 @@ def encode(encoder: CellEncoder, x: Tensor, graph: MultiGraph) -> tuple[Tensor, 
         _, alpha = torch.func.functional_call(
             dense.self_attn, attention, (attended, attended, attended), {"average_attn_weights": False}
         )
-        for tie in encoder.ties:
+        for tie, own in zip(encoder.ties, encoder.tie_options, strict=True):
             if tie.layer == index:
-                losses[f"kl/layer{index}/head{tie.head}/{tie.relation}"] = kl(alpha[tie.head, 1:, 1:], graph, tie.relation)
+                options = {**layer.attention.loss_options, **own}
+                loss = options.get("loss", "kl")
+                shared = loss == "kl_comembership"
+                target = comembership(graph, tie.relation, options.get("diagonal", False)) if shared else graph
+                losses[f"{loss}/layer{index}/head{tie.head}/{tie.relation}"] = kl(alpha[tie.head, 1:, 1:], target, tie.relation)
         x = torch.func.functional_call(dense, mine, (x,))
     h = encoder.norm(x)
     return h[0], h[1:], losses

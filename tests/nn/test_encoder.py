@@ -55,6 +55,33 @@ def test_tokens_of_several_types() -> None:
     torch.testing.assert_close((other_h, other_losses), (h[order], losses))
 
 
+SHARED = {"loss": "kl_comembership"}
+MIXED = [  # genes by their terms, terms by their genes, and edges
+    (0, 0, "annotated", 0.1, SHARED),
+    (0, 1, "physical", 0.3),
+    (1, 0, "members", 2.0, {**SHARED, "diagonal": True}),
+    (1, 1, "annotated", 0.2, SHARED),
+    (0, 1, "annotated", 0.4, {"loss": "kl"}),
+]
+
+
+@pytest.mark.parametrize(
+    "options", [{"ties": MIXED}, {"ties": [tie[:4] for tie in MIXED[2:4]], **SHARED}], ids=["own options", "of all ties"]
+)
+def test_comembership_as_a_tie(options: dict[str, Any]) -> None:
+    """By name beside other ties, against dense maps and a dense target: values and all gradients."""
+    graph = cell_with_terms(9, 5)
+    model = encoder(**options).eval()
+    x = tokens().requires_grad_()
+    results = []
+    for h_cls, h, losses in (model(x, graph), dense.encode(model, x, graph)):
+        total = h_cls.square().sum() + h.pow(3).sum() + model.regularization(losses)
+        results.append((h_cls, h, losses, torch.autograd.grad(total, [x, *model.parameters()])))
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-11)
+    assert next(iter(results[0][2])) == next(iter(model.weights))
+    assert "kl_comembership/layer1/head1/annotated" in model.weights
+
+
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_gradients_reach_every_parameter(norm: str) -> None:
     model = encoder(norm=norm)
@@ -156,6 +183,7 @@ def test_bce() -> None:
         ({"ffn_dim": 0}, ValueError, "ffn_dim: expected at least 1, got 0"),
         ({"num_prefix": 2}, TypeError, "num_prefix: no such option"),
         ({"reduction": "none"}, ValueError, "reduction: unknown value 'none'"),
+        ({"diagonal": 1}, TypeError, "diagonal: expected a bool, got int 1"),
         ({"ties": [(2, 0, "physical", 1.0)]}, ValueError, "ties: entry 0: expected a layer below 2, got 2"),
         ({"ties": [(0, 2, "physical", 1.0)]}, ValueError, "ties: entry 0: expected a head below 2, got 2"),
         ({"ties": [(0, 0, "physical", -1.0)]}, ValueError, "ties: entry 0: weight: expected a finite number.*got -1.0"),

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
 import torch
 
 import cellattn
-from cellattn import MultiGraph, reference
+from cellattn import Comembership, MultiGraph, reference
 
-from ..compare import assert_same, leaves, random_graph, values_and_grads
+from ..compare import assert_same, cell_with_terms, leaves, random_graph, values_and_grads
 
 TIES = [("a", 0), ("b", 2), ("a", 2), ("empty", 1)]
 
@@ -23,7 +25,7 @@ def flat(module, graph, ties=TIES, **options):
 
 @pytest.mark.parametrize("rows", [None, [3, 0, 17], {"a": [1, 4]}, {"a": [], "b": None}], ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("loss", ["kl", "bce"])
+@pytest.mark.parametrize("loss", ["kl", "bce", "kl_comembership"])
 @pytest.mark.parametrize("over", ["tokens", "valid"])
 @pytest.mark.parametrize(("lead", "num_prefix"), [((), 1), ((2,), 0), ((1, 2), 3)], ids=str)
 def test_every_combination(lead, num_prefix, over, loss, reduction, rows) -> None:
@@ -36,6 +38,34 @@ def test_every_combination(lead, num_prefix, over, loss, reduction, rows) -> Non
     q, k, v = leaves((*lead, 3, t, 8), (*lead, 3, t, 8), (*lead, 3, t, 5))
     options: dict[str, Any] = {"loss": loss, "rows": rows, "num_prefix": num_prefix, "over": over, "reduction": reduction}
     assert_same(flat(cellattn, graph, **options), flat(reference, graph, **options), q, k, v)
+
+
+@pytest.mark.parametrize("diagonal", [False, True], ids=["off", "diagonal"])
+def test_comembership_of_relations_that_join_two_types(diagonal: bool) -> None:
+    graph = cell_with_terms()
+    ties = [("annotated", 1), ("members", 0), ("is_a", 1)]
+    t = 1 + graph.num_nodes
+    q, k, v = leaves((2, t, 8), (2, t, 8), (2, t, 5))
+    options: dict[str, Any] = {"loss": "kl_comembership", "diagonal": diagonal}
+    assert_same(flat(cellattn, graph, ties, **options), flat(reference, graph, ties, **options), q, k, v)
+    with pytest.raises(TypeError, match="diagonal: expected a bool, got str 'in'"):
+        cellattn.graph_attention(q, k, v, graph, ties, loss="kl_comembership", diagonal="in")  # type: ignore[arg-type]
+
+
+def test_constants_of_comembership_are_kept_once_and_free_of_modes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is first asked for without gradients serves training; copies and files have it; another device's is moved."""
+    graph = cell_with_terms()
+    q, k, v = leaves((2, 1 + graph.num_nodes, 8), (2, 1 + graph.num_nodes, 8), (2, 1 + graph.num_nodes, 5))
+    with torch.inference_mode():
+        cellattn.graph_attention(q, k, v, graph, [("annotated", 0)], loss="kl_comembership")
+    other = copy.deepcopy(graph)
+    assert other == graph
+    monkeypatch.setattr(Comembership, "of", None)
+    for one in (graph, other, pickle.loads(pickle.dumps(graph))):
+        _, (loss,) = cellattn.graph_attention(q, k, v, one, [("annotated", 0)], loss="kl_comembership")
+        torch.autograd.grad(loss, (q, k))
+    with pytest.raises(TypeError):
+        graph.comembership("annotated", diagonal=True)
 
 
 def test_without_ties_it_is_attention() -> None:
