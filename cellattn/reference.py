@@ -179,8 +179,9 @@ def attention_bce(
         log_a, log_1ma = F.logsigmoid(genes), F.logsigmoid(-genes)
     else:
         log_a, log_1ma = (x[..., num_prefix:, num_prefix:] for x in log_softmax_and_complement(scores, lse))
-    # a = 1 only where a row has one token: there the weight (1 - t) of the log is 0.
-    bce = -torch.where(valid, t * log_a + torch.where(t < 1, (1 - t) * log_1ma, 0), 0).sum(-1)
+    # A log may be -inf where its weight is 0: of 1 - a where a row has one token, of a where a score is -inf.
+    entries = torch.where(t > 0, t * log_a, 0) + torch.where(t < 1, (1 - t) * log_1ma, 0)
+    bce = -torch.where(valid, entries, 0).sum(-1)
     counted = edges.any(-1)
     return _reduce(torch.where(counted, bce, 0), counted, rows, reduction)
 

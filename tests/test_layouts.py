@@ -1,19 +1,24 @@
 """Any layout in memory: strided, permuted, shifted, expanded and negated views give what contiguous copies of them give.
 
 For every entry of the registry, values and gradients, as it is and compiled. A tensor that is read as if it were contiguous
-comes out as wrong numbers, not as an error.
+comes out as wrong numbers, not as an error. Likewise indices of 32 bits, which are taken or refused by name, and sizes of 0.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import pytest
 import torch
 from torch import Tensor
 
-from .registry import ENTRIES, OPS, Entry
+import cellattn
+from cellattn import MultiGraph, reference
+
+from . import registry
+from .registry import ENTRIES, GRAPHS, OPS, Entry, N
 
 # In float64 what is left is another order of addition, of sums of a few hundred terms of about 1; in float32 the same.
 RTOL = {torch.float64: 1e-12, torch.float32: 1e-4}
@@ -77,6 +82,8 @@ def values_and_grads(entry: Entry, tensors: Mapping[str, Tensor], run: Callable[
     if not entry.floats:
         return out
     parts = [(x * torch.linspace(0.5, 1.5, x.numel(), dtype=x.dtype).view(x.shape)).sum() for x in out if x.requires_grad]
+    if not parts:  # a result of nothing
+        return [*out, *(torch.zeros_like(tensors[name]) for name in entry.floats)]
     total = torch.stack([part.double() for part in parts]).sum()
     grads = torch.autograd.grad(total, [tensors[name] for name in entry.floats], materialize_grads=True)
     return [x.detach() for x in out] + list(grads)
@@ -110,6 +117,103 @@ def test_layouts(name: str, dtype: torch.dtype) -> None:
             assert_equal(values_and_grads(entry, tensors, run), want)
         except Exception as error:
             raise AssertionError(f"{name}, {layout}: {error}") from error
+
+
+@pytest.mark.parametrize("name", [name for name, entry in ENTRIES.items() if entry.indices])
+def test_indices_of_32_bits(name: str) -> None:
+    """One at a time and all at once: the same result, or an error that names the argument and both dtypes."""
+    entry = ENTRIES[name]
+    run = functools.partial(entry.run, module=entry.make_module())
+    want = run(entry.tensors)
+    indices = [key for key, x in entry.indices.items() if x.dtype == torch.int64]
+    for chosen in (*([key] for key in indices), indices):
+        try:
+            got = run({key: x.int() if key in chosen else x for key, x in entry.tensors.items()})
+        except ValueError as error:
+            said = str(error)
+            assert said.split(":")[0] in chosen, said
+            assert "int64, got a int32 tensor" in said, said
+        else:
+            assert_equal(got, want)
+
+
+def of_sets(num_sets: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Sets of no genes, any number of them, none included."""
+    given = dict(tensors)
+    for key, x in tensors.items():
+        if key in ("ptr", "source_ptr", "target_ptr"):
+            given[key] = x.new_zeros(num_sets + 1)
+        elif key in ("seeds", "types", "index", "source", "target", "scale", "selection"):
+            given[key] = x[:0]
+        elif key == "override":
+            given[key] = x[..., :0, :]
+        elif key == "query":
+            given[key] = x[..., :1, :].repeat(1, num_sets, 1)
+        elif key == "y":
+            given[key] = x.new_zeros(num_sets, 2)
+        elif key == "x" and x.shape[0] != N:  # one a gene of a set
+            given[key] = x[:0]
+    return given
+
+
+SETS = {"ptr", "source_ptr"}
+SIZES: dict[str, tuple[Callable[[Entry], bool], Callable[[Mapping[str, Tensor]], dict[str, Tensor]]]] = {
+    "no sets": (lambda entry: bool(SETS & set(entry.indices)), functools.partial(of_sets, 0)),
+    "empty sets": (lambda entry: bool(SETS & set(entry.indices)), functools.partial(of_sets, 3)),
+    "no rows": (lambda entry: "rows" in entry.indices, lambda tensors: {**tensors, "rows": tensors["rows"][:0]}),
+    "no samples": (
+        lambda entry: "keep" in entry.indices and entry.floats["x"].ndim == 3,
+        lambda tensors: {**tensors, "x": tensors["x"][:0], "keep": tensors["keep"][:0]},
+    ),
+    "no leading": (
+        lambda entry: "q" in entry.floats and "edge_bias" not in entry.floats,
+        lambda tensors: {key: x if key == "rows" else x[:0] for key, x in tensors.items()},
+    ),
+    "no edges": (
+        lambda entry: True,
+        lambda tensors: {key: x[:0] if key == "edge_weight" else x for key, x in tensors.items()},
+    ),
+}
+# None of its own: sizes that stand in the entry, not in its tensors; draws; a result of another form.
+SHARES = ("edge_recovery", "record_layers")  # of edges
+NO_REFERENCE = ("drawn", "dropout", "packed", "khop_subgraph")
+
+
+@contextmanager
+def by_the_reference() -> Iterator[dict[Callable[..., object], Callable[..., object]]]:
+    """The public functions are their definitions meanwhile."""
+    names = [name for name in cellattn.__all__ if callable(getattr(reference, name, None)) and not name[0].isupper()]
+    ours = {name: getattr(cellattn, name) for name in names}
+    for name in names:
+        setattr(cellattn, name, getattr(reference, name))
+    try:
+        yield {function: getattr(reference, name) for name, function in ours.items()}
+    finally:
+        for name, function in ours.items():
+            setattr(cellattn, name, function)
+
+
+@pytest.mark.parametrize("name", [name for name in ENTRIES if name not in {*GRAPHS, "split"}])
+def test_sizes_of_zero(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the reference says, values and gradients, which are finite; of models and others, that they are."""
+    entry = ENTRIES[name]
+    for size, (has, shrunk) in SIZES.items():
+        if not has(entry):
+            continue
+        tensors = shrunk(entry.tensors)
+        if size == "no edges":
+            none = {relation: torch.zeros(2, 0, dtype=torch.int64) for relation in registry.RELATIONS}
+            monkeypatch.setattr(registry, "GRAPH", MultiGraph.from_edge_index(none, N))
+        try:
+            got = values_and_grads(entry, tensors, functools.partial(entry.run, module=entry.make_module()))
+            assert (size == "no edges" and name in SHARES) or all(x.isfinite().all() for x in got)
+            if name in OPS and not any(part in name for part in NO_REFERENCE):
+                with by_the_reference() as definition:
+                    call = definition.get(entry.call, entry.call)
+                    exact = Entry([], call, entry.floats, entry.constants, entry.indices)
+                    assert_equal(got, values_and_grads(exact, tensors, exact.run))
+        except Exception as error:
+            raise AssertionError(f"{name}, {size}: {error}") from error
 
 
 IN_SHORT = ("attention_kl", "attention_bce", "masked_spmm", "khop_subgraph")  # of each kind one; to compile takes a while

@@ -24,9 +24,10 @@ every op made of this one:
 "of the row": in dq_i, and in dk_j and dv_j of all keys j of the row, dv only where there is a gradient of out. A row that is
 NaN stays so in the gradient where its upstream gradient is 0, since 0 * NaN is NaN: leave rows out of q, not out of the sum.
 Other rows are as if the row were not there: no NaN of a row reaches lse, out, dq or a loss of another. So a row's losses
-(`attention_kl`, `attention_bce`) are NaN where its lse is NaN or infinite, unless it has no edge: then they are 0. Dropout
-multiplies P_ij by 0 or 1 / (1 - p), and 0 * NaN is NaN: the table is the same, but that out has NaN where a dropped P_ij meets
-an infinite v_jc.
+(`attention_kl`, `attention_bce`) are NaN where its lse is NaN, and NaN or infinite where that is infinite; they are 0 where it
+has no edge. A score of -inf beside finite ones is a pair with P_ij = 0: it costs nothing where there is no edge, and +inf where
+there is one; with the sigmoid link of `attention_bce`, on the CPU, +inf does the opposite. Dropout multiplies P_ij by 0 or
+1 / (1 - p), and 0 * NaN is NaN: the table is the same, but that out has NaN where a dropped P_ij meets an infinite v_jc.
 
 On the CPU PyTorch's flash attention does the work. It computes D inside, as rowsum(dOut * Out), so there the replacement is
 folded into the inputs: q, k, v get one column of zeros, Out a column of ones and dOut the column -dLSE. Then

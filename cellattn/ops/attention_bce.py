@@ -33,7 +33,7 @@ from torch import Tensor
 
 from .._check import require, require_choice, require_count, require_number
 from ..graph import MultiGraph
-from ._bernoulli import SHARP, cross_entropy, cross_entropy_slope
+from ._bernoulli import SHARP, cross_entropy, cross_entropy_slope, weighted
 from ._csr import sddmm, spmm, take_rows
 from ._dense import dense_bce, dense_loss, is_small
 from ._operator import keep_missing_grads, operator, refuse_double_backward
@@ -259,7 +259,8 @@ def _bce_rows(q: Tensor, k: Tensor, lse: Tensor | None, *problem: Any) -> tuple[
                 gene = block.sharp(log_a)
                 at = block.at(gene)
                 log_a.view(-1)[at] = SHARP  # a number of no meaning
-                entries = (block.positive * log_a).addcmul_(block.negative, torch.log1p(-log_a.exp())).neg_()
+                others = torch.log1p(-log_a.exp())
+                entries = weighted(block.positive, log_a).addcmul_(block.negative, others).neg_()
                 entries.view(-1)[at] = 0
                 sharp[lead, block.rows] = torch.where(gene >= 0, num_prefix + gene, -1)
                 positive[lead, block.rows] = block.sum_at(at, block.positive)
@@ -302,7 +303,8 @@ def _bce_rows_backward(
     dtype, dloss = dloss.dtype, dloss.reshape(num_leading, num_rows).to(keys.dtype)
     dqueries, dkeys = torch.zeros_like(queries), torch.zeros_like(keys)
     dlse = torch.zeros_like(dloss) if totals is not None else dloss.new_zeros(0)
-    sharp, pull = (x.reshape(num_leading, -1) for x in (sharp, pull))
+    shape = (num_leading, num_rows if totals is not None else 0)
+    sharp, pull = (x.reshape(shape) for x in (sharp, pull))
     nothing = lse is not None and keys.shape[1] == 1
     genes = _known_keys(keys, problem[7], num_prefix)
     for block in [] if nothing else _blocks(*problem, dtype=keys.dtype):
@@ -321,8 +323,10 @@ def _bce_rows_backward(
             dqueries[lead, block.rows] = block.times_keys(ds, genes[lead])
             dkeys[lead, num_prefix:] += block.times_queries(ds, queries[lead]).masked_fill_(~problem[7][:, None], 0)
     for lead, here, token, s in _sharp_rows(sharp, queries, keys, scale):
-        # exp(s - rest), and -1 in the place of the sharp entry, which gets pull where others get their share of -pull
-        share = s.scatter_(1, token, -torch.inf).softmax(1).scatter_(1, token, -1)
+        # exp(s - rest), and -1 in the place of the sharp entry, which gets pull where others get their share of -pull; none has
+        # one where rest is -inf
+        s.scatter_(1, token, -torch.inf)
+        share = s.sub_(s.logsumexp(1, keepdim=True).clamp_min_(torch.finfo(s.dtype).min)).exp_().scatter_(1, token, -1)
         ds = share.mul_(-(dloss * pull)[lead, here, None])
         dqueries[lead, here] += ds @ keys[lead]
         dkeys[lead] += ds.mT @ queries[lead, here]
@@ -396,7 +400,7 @@ def _flat(
     num_leading = q.shape[:-2].numel()
     queries, keys = (x.reshape(num_leading, *x.shape[-2:]) for x in (take(q, -2, rows, num_prefix), k))
     if lse is not None:
-        return unrounded(queries, keys, lse.reshape(num_leading, -1), scale)
+        return unrounded(queries, keys, lse.reshape(queries.shape[:-1]), scale)
     dtype = accumulation_dtype(q.dtype)
     return queries.to(dtype), keys.to(dtype), None
 

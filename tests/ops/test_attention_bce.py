@@ -253,6 +253,37 @@ def test_given_lse_is_the_one_made_here() -> None:
     assert_same(made, lambda q, k: reference.attention_bce(q, k, graph, "a", num_prefix=1, reduction="none"), 3 * q, k)
 
 
+@pytest.mark.parametrize("num_negatives", [None, 40], ids=["all", "drawn"])
+@pytest.mark.parametrize("target", ["normalized", "binary"])
+@pytest.mark.parametrize(
+    ("link", "keys"),
+    [
+        ("softmax", [0.3, -0.2, 1.0, -torch.inf, 0.7, -torch.inf]),
+        ("softmax", [-torch.inf, -torch.inf, 1.0, -torch.inf, -torch.inf, -torch.inf]),  # one score is left: a = 1
+        ("sigmoid", [0.3, torch.inf, 1.0, -torch.inf, 0.7, torch.inf]),
+    ],
+    ids=["softmax", "softmax, one score", "sigmoid"],
+)
+def test_infinite_scores(link: str, keys: list[float], target: str, num_negatives: int | None) -> None:
+    """A pair that is certain loses 0 where the graph says so too, and inf where it says the opposite; never 0 * inf."""
+    graph = MultiGraph.from_edge_index({"a": torch.tensor([[0, 0, 1, 2, 2, 4], [1, 2, 3, 2, 3, 1]])}, 5)
+    q = torch.linspace(0.5, 1.5, 6, dtype=torch.float64)[:, None]
+    k = torch.tensor(keys, dtype=torch.float64)[:, None]
+    options: dict[str, Any] = {"num_prefix": 1, "target": target, "link": link, "reduction": "none"}
+    drawn: dict[str, Any] = {"num_negatives": num_negatives, "generator": torch.Generator().manual_seed(0)}
+    (got,), (dq, dk) = values_and_grads(lambda q, k: cellattn.attention_bce(q, k, graph, "a", **options, **drawn), q, k)
+    (want,), (dq_want, dk_want) = values_and_grads(lambda q, k: reference.attention_bce(q, k, graph, "a", **options), q, k)
+    assert not got.isnan().any()
+    assert torch.equal(got.isinf(), want.isinf())
+    if num_negatives is None:
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+        if dk_want.isfinite().all():  # autograd has no gradient of a log-sum-exp of -inf alone
+            torch.testing.assert_close(dk, dk_want, rtol=1e-12, atol=1e-12)
+        assert dk.isfinite().all()
+        with_edges = torch.tensor([1, 2, 3, 5])
+        torch.testing.assert_close(dq[with_edges], dq_want[with_edges], rtol=1e-12, atol=1e-12, equal_nan=True)  # 0 * inf
+
+
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @pytest.mark.parametrize("layers", [1, 3])
 def test_checkpointing_repeats_the_draw(layers: int, use_reentrant: bool) -> None:
