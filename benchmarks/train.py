@@ -18,6 +18,7 @@ interrupted goes on from its checkpoint to the same bits, one that has finished 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from cellattn._file import write_atomic
@@ -32,20 +33,55 @@ from .training.tables import table
 from .training.variants import VARIANTS
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _variants() -> str:
+    """A line a variant."""
+    lines = []
+    for name, variant in VARIANTS.items():
+        told = f"{variant.title}; "
+        if variant.model == "ridge":
+            told += "one effect a gene, in closed form"
+        else:
+            how = variant.optimization
+            told += f"{how.epochs} epochs of batches of {how.batch_size}"
+            told += f", graph term weighted {variant.weight:g}" if variant.weight else ""
+        lines.append(f"  {name:<14} {told}")
+    lines.append("A graph term holds eight heads to as many graphs, one a head; of DANGO it is what it makes of its networks.")
+    return "\n".join(["variants:", *lines])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=_variants(), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, help="folder of the yeast tables (default: CELLATTN_DATA, ../shared/data/yeast)")
     parser.add_argument("--out", type=Path, default=Path("runs/training"), help="folder of runs and results (%(default)s)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0, 1, 2],
+        metavar="SEED",
+        help="a run of each variant and split for each: initial weights, order of the data, the pairs that validate, and splits "
+        "that are drawn anew; tables have the mean and standard deviation over them (0 1 2)",
+    )
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        choices=VARIANTS,
+        default=list(VARIANTS),
+        metavar="VARIANT",
+        help="models to train, by the names below (all)",
+    )
     parser.add_argument("--epochs", type=int, help="of every run (default: each variant's own)")
     parser.add_argument("--tokens", help="labelled (default), neighbours:N or full")
     parser.add_argument(
         "--split",
         nargs="+",
         choices=(SOURCE, *KINDS),
+        metavar="SPLIT",
         default=[SOURCE, "gene-disjoint"],
-        help="of the pairs, side by side: as they come, or anew for each seed (%(default)s)",
+        help=f"of the pairs, side by side: {SOURCE}, as they come; or anew for each seed: {', '.join(KINDS)} "
+        f"({SOURCE} gene-disjoint)",
     )
     parser.add_argument("--full", action="store_true", help="every gene a token, twice the epochs")
     parser.add_argument("--checkpoint-steps", type=int, default=100, help="steps between two checkpoints (%(default)s)")
@@ -55,7 +91,7 @@ def main() -> None:
     parser.add_argument("--compile", nargs="?", const="inductor", metavar="BACKEND", help="with torch.compile")
     parser.add_argument("--cuda-graph", action="store_true", help="forward and backward as one CUDA graph")
     parser.add_argument("--timeout", type=float, default=300, help="seconds that a rank waits for the others (%(default)s)")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     with distributed(given.device, timeout=given.timeout) as device:
         cell = load_cell(given.data or data_dir(), given.tokens or ("full" if given.full else "labelled"))
         result = run(

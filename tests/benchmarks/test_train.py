@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import train
 from benchmarks.training import cell as cell_data
 from benchmarks.training import runs, tables, variants
 from benchmarks.training.baselines import PairMLP, fit_ridge
@@ -24,6 +25,7 @@ from benchmarks.training.checkpoint import load_checkpoint, rng_state, seed_ever
 from benchmarks.training.engine import PLAIN
 from cellattn import MultiGraph, checkpoint
 from cellattn.data import PerturbationDataset, synthetic_cell, synthetic_phenotypes
+from cellattn.data.split import KINDS
 
 from .process_tree import alive, children, soon
 
@@ -51,6 +53,21 @@ def tiny_cell() -> cell_data.Cell:
 @pytest.fixture(scope="module")
 def cell() -> cell_data.Cell:
     return tiny_cell()
+
+
+def test_help_explains_seeds_variants_and_splits(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    told = capsys.readouterr().out
+    words = " ".join(told.split())
+    assert "a run of each variant and split for each" in words
+    for name, variant in variants.VARIANTS.items():
+        assert f"{name} {variant.title};" in words
+    for kind in ("source", *KINDS):
+        assert kind in words.replace("gene- disjoint", "gene-disjoint")
+    with pytest.raises(SystemExit):
+        train.main(["--variants", "k"])
+    assert "error: argument --variants: invalid choice: 'k' (choose from" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("kind", ["random", "gene-disjoint"])
