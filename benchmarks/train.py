@@ -61,8 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         nargs="+",
         default=[0, 1, 2],
         metavar="SEED",
-        help="a run of each variant and split for each: initial weights, order of the data, the pairs that validate, and splits "
-        "that are drawn anew; tables have the mean and standard deviation over them (0 1 2)",
+        help="a run of each variant and split for each: initial weights, order of the data, the pairs that validate, and "
+        "splits that are drawn anew; tables have the mean and standard deviation over them (0 1 2)",
     )
     parser.add_argument(
         "--variants",

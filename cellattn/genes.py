@@ -118,9 +118,10 @@ class GeneList:
         new._index |= {alias: new._index[name] for alias, name in new._aliases.items()}
         return new
 
-    def extend(self, names: Iterable[str]) -> GeneList:
-        """The list with more genes behind its own."""
-        return GeneList([*self.names, *names], aliases=self.aliases)
+    def extend(self, names: Iterable[str], *, at: int | None = None) -> GeneList:
+        """The list with more genes behind its own, or before the one at position `at`."""
+        at = len(self.names) if at is None else at
+        return GeneList([*self.names[:at], *names, *self.names[at:]], aliases=self.aliases)
 
     def fresh(self, num_new: int) -> list[str]:
         """Names for genes that have none, "new1", "new2", ..., as far as they are not taken."""

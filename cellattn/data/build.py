@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .._check import describe, require, unknown
+from .._check import describe, require, require_choice, unknown
 from .._file import write_atomic
 from .._version import __version__
 from ..genes import GeneList
@@ -46,9 +46,20 @@ _RELATIONS: dict[str, Callable[..., EdgeTable | dict[str, EdgeTable]]] = {
     "table": read_edge_table,
     "edge-list": read_edge_list,
 }
-_MEMBERSHIPS: dict[str, Callable[..., MembershipTable]] = {
-    "go": read_go_annotations,
-    "metabolic-model": lambda path, genes: read_metabolic_model(path, genes).gene_reaction,
+_PARTS = ("gene-reaction", "reaction-metabolite")  # of a metabolic model
+
+
+def _part_of_model(path: Path, genes: GeneList, *, part: str = "gene-reaction") -> MembershipTable:
+    """One of the two relations of `read_metabolic_model`."""
+    require_choice("part", part, _PARTS)
+    model = read_metabolic_model(path, genes)
+    return model.gene_reaction if part == "gene-reaction" else model.stoichiometry()
+
+
+_MEMBERSHIPS: dict[str, Callable[..., MembershipTable]] = {"go": read_go_annotations, "metabolic-model": _part_of_model}
+_OF_MEMBERSHIP: dict[str, dict[str, Any]] = {
+    "go": {"reversed": False},
+    "metabolic-model": {"reversed": False, "rows": "reaction", "weighted": True},
 }
 _FILES = ("ontology",)  # options that name a file, relative to the configuration
 _OF_RELATION = {"directed": False, "weighted": True, "duplicates": "max"}  # what a relation is made of its table by
@@ -107,7 +118,7 @@ def build_cell(config: str | PathLike[str]) -> Cell:
     | `[genes]` | `path`; `reader`: "table" (with the arguments of `GeneList.from_table`) or "sgd" (of `read_sgd_features`) |
     | `[[aliases]]`, any number | `path`; `reader`: "string" (of `read_string_aliases`) |
     | `[relations.NAME]` | `path`; `reader`: "string", "biogrid", "table" or "edge-list", with the arguments of `read_string_links`, `read_biogrid`, `read_edge_table` or `read_edge_list`; and the keys below |
-    | `[relations.NAME]` | `path`; `reader`: "go" or "metabolic-model", with the arguments of `read_go_annotations`; and `tokens` |
+    | `[relations.NAME]` | `path`; `reader`: "go", with the arguments of `read_go_annotations`, or "metabolic-model", with `part`; and `tokens`, `reversed`, and of a model `rows`, `weighted` |
 
     Paths are relative to the TOML file. A relation is undirected unless `directed = true`, keeps its weights unless
     `weighted = false` (of signed ones the magnitude), and of a pair that several lines name it takes by `duplicates` the weight
@@ -116,6 +127,9 @@ def build_cell(config: str | PathLike[str]) -> Cell:
 
     The readers "go" and "metabolic-model" make a relation from genes to terms, or to the reactions whose rule names them: tokens
     of the type `tokens` (by default NAME), behind the genes and named as the file names them, in the order of the relations.
+    With `part = "reaction-metabolite"` the relation is from the model's reactions, tokens of the type `rows` ("reaction"), to
+    their metabolites, `tokens`; its weights are the magnitudes of the coefficients unless `weighted = false`. Relations share a
+    type where they name it alike and the file names its tokens alike. With `reversed = true` rows and columns change places.
 
     Raises:
         FileNotFoundError, ValueError, TypeError: with the file, table and key at fault; what the readers raise, likewise.
@@ -140,10 +154,15 @@ def build_cell(config: str | PathLike[str]) -> Cell:
         if not isinstance(relations, dict) or not relations:
             raise ValueError(f"{config}: relations: expected at least one table [relations.NAME], got {describe(relations)}")
         for name, entry in relations.items():
-            is_membership = isinstance(entry, dict) and entry.get("reader") in _MEMBERSHIPS
-            made = {"tokens": name} if is_membership else _OF_RELATION
+            reader = entry.get("reader") if isinstance(entry, dict) else None
+            of_kind = _OF_MEMBERSHIP.get(reader) if isinstance(reader, str) else None
+            made = _OF_RELATION if of_kind is None else {"tokens": name, **of_kind}
             source = _Source.of(config, f"relations.{name}", entry, {**_RELATIONS, **_MEMBERSHIPS}, made)
             found = source.read(genes)
+            of_genes = "rows" in entry and isinstance(found, MembershipTable) and found.rows is None
+            require(
+                not of_genes, f"{config}: {source.table}.rows: expected none, the rows are genes, got {entry.get('rows')!r}"
+            )
             parts = (
                 {f"{name}_{channel}": table for channel, table in found.items()} if isinstance(found, dict) else {name: found}
             )
@@ -304,24 +323,42 @@ def _graph(
     config: Path, genes: GeneList, tables: Mapping[str, EdgeTable | MembershipTable], options: Mapping[str, Mapping[str, Any]]
 ) -> MultiGraph:
     """Genes, and behind them the tokens of every membership."""
-    names, sizes, joins, edges = list(genes), {GENE: len(genes)}, {}, {}
+    tokens: dict[str, Sequence[str]] = {GENE: list(genes)}
+    first = {GENE: 0}
+    owner: dict[str, str] = {}  # of the name of each token behind the genes, its type
+    joins, edges = {}, {}
     for name, table in tables.items():
         edges[name] = table.edge_index
         if isinstance(table, MembershipTable):
-            where, kind = f"{config}: relations.{name}", options[name]["tokens"]
-            require(kind not in sizes, f"{where}.tokens: there are tokens {kind!r} already; give others a name of their own")
-            for other in table.names:
-                require(other not in genes, f"{where}: {other!r} is the name of a gene and one of {kind!r}")
-            edges[name] = table.edge_index + table.edge_index.new_tensor([[0], [len(names)]])
-            sizes[kind], joins[name] = len(table.names), (GENE, kind)
-            names += table.names
+            ends = []
+            for key, names in (("rows", table.rows), ("tokens", table.names)):
+                if names is None:  # genes
+                    ends.append(GENE)
+                    continue
+                where, kind = f"{config}: relations.{name}", options[name][key]
+                ends.append(kind)
+                if kind in tokens:
+                    same = tuple(tokens[kind]) == names
+                    require(same, f"{where}.{key}: there are tokens {kind!r} already; give others a name of their own")
+                    continue
+                for other in names:
+                    require(other not in genes, f"{where}: {other!r} is the name of a gene and one of {kind!r}")
+                    require(other not in owner, f"{where}: {other!r} is one of {owner.get(other)!r} and one of {kind!r}")
+                first[kind] = sum(map(len, tokens.values()))
+                tokens[kind] = names
+                owner |= dict.fromkeys(names, kind)
+            index = table.edge_index + table.edge_index.new_tensor([[first[kind]] for kind in ends])
+            is_reversed = options[name]["reversed"]
+            edges[name] = index.flip(0) if is_reversed else index
+            joins[name] = (ends[1], ends[0]) if is_reversed else (ends[0], ends[1])
+    everyone = [name for names in tokens.values() for name in names]
     return MultiGraph.from_edge_index(
         edges,
-        len(names),
-        edge_weight={n: t.weight for n, t in tables.items() if isinstance(t, EdgeTable) and t.weight is not None},
+        len(everyone),
+        edge_weight={n: t.weight for n, t in tables.items() if t.weight is not None},
         undirected=[name for name in tables if name not in joins and not options[name]["directed"]],
-        names=genes.extend(names[len(genes) :]),
-        node_types=sizes,
+        names=genes.extend(everyone[len(genes) :]),
+        node_types={kind: len(names) for kind, names in tokens.items()},
         joins=joins,
     )
 
@@ -331,8 +368,10 @@ def _made(
 ) -> tuple[EdgeTable | MembershipTable, dict[str, int]]:  # fmt: skip
     """Each pair once, with its weight, and counts of what was merged."""
     if isinstance(table, MembershipTable):  # has each pair once
-        num_pairs, num_genes = table.edge_index.shape[1], table.edge_index[0].unique().numel()
-        counts = {"repeated": 0, "pairs": num_pairs, "genes": num_genes, "self_loops": 0, "weight_0": 0}
+        table = replace(table, weight=table.weight if made.get("weighted") else None)
+        num_pairs, num_rows = table.edge_index.shape[1], table.edge_index[0].unique().numel()
+        counts = {"repeated": 0, "pairs": num_pairs, "genes": num_rows if table.rows is None else 0, "self_loops": 0}
+        counts |= {"weight_0": 0 if table.weight is None else int((table.weight == 0).sum())}
         return table, {"lines": table.num_lines, **counts, "tokens": len(table.names)}
     weight = table.weight.abs() if table.weight is not None and made["weighted"] else None
     table = replace(table, weight=weight)
@@ -387,9 +426,11 @@ def _report(graph: MultiGraph, sources: Mapping[str, Any]) -> str:
         counts = source["counts"]
         left_out = ", ".join(f"{reason.replace('_', ' ')} {count:,}" for reason, count in counts["left_out"].items())
         degree, entries = graph.degree(name), graph.num_edges(name)
-        kind = graph.joins(name)[1]
-        able = num_genes * len(graph.node_types[kind])
-        joined = f" (to {counts['tokens']:,} {kind})" if "tokens" in counts else ""
+        rows, columns = (len(graph.node_types[kind]) for kind in graph.joins(name))
+        able, joined = rows * columns, ""
+        if "tokens" in counts:
+            one, other = graph.joins(name)
+            joined = f" (to {columns:,} {other})" if one == GENE else f" (from {rows:,} {one} to {columns:,} {other})"
         cells = [
             name + (" (directed)" if source["options"].get("directed") else joined),
             f"{entries:,}",

@@ -54,6 +54,17 @@ class MetabolicModel:
         """R ids."""
         return self.gene_reaction.names
 
+    def stoichiometry(self) -> MembershipTable:
+        """Reactions (`rows`) and their metabolites (`names`), weighted by the magnitudes of the coefficients."""
+        return MembershipTable(
+            path=self.gene_reaction.path,
+            num_lines=len(self.coefficient),
+            edge_index=self.reaction_metabolite,
+            names=self.metabolites,
+            rows=self.reactions,
+            weight=self.coefficient.abs(),
+        )
+
     def report(self) -> str:
         """Counts of reactions, metabolites and genes, and of those left out, on one line."""
         parts = f"{len(self.reactions)} reactions of {len(self.metabolites)} metabolites, {len(self.coefficient)} coefficients"

@@ -140,12 +140,14 @@ class EdgeTable(Lines):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class MembershipTable(Lines):
-    """Pairs of a gene and something that genes belong to: a term, a complex, a reaction.
+    """Pairs of a gene and something that genes belong to: a term, a complex, a reaction; or of a reaction and its metabolite.
 
     Attributes:
         path: the file.
-        edge_index: int64 [2, E], genes and positions in `names`; each pair once, ascending.
-        names: M names, of terms or reactions.
+        edge_index: int64 [2, E], genes (or positions in `rows`) and positions in `names`; each pair once, ascending.
+        names: M names, of terms, reactions or metabolites.
+        rows: the names of what has them, where that is no gene; or None.
+        weight: float32 [E], not negative, or None.
         titles: M titles to show, where the file has them, or None.
         num_lines: lines of the file, without comments; of a metabolic model, the genes of its rules.
         left_out: reason -> int64, the lines that were left out for it, as in `EdgeTable`; the reader names the reasons.
@@ -156,10 +158,12 @@ class MembershipTable(Lines):
     edge_index: Tensor
     names: tuple[str, ...]
     titles: tuple[str, ...] | None = None
+    rows: tuple[str, ...] | None = None
+    weight: Tensor | None = None
 
     def _found(self) -> str:
-        num_genes = self.edge_index[0].unique().numel()
-        return f"{self.edge_index.shape[1]} pairs of {num_genes} genes and {len(self.names)} others"
+        num_rows, kind = self.edge_index[0].unique().numel(), "genes" if self.rows is None else "rows"
+        return f"{self.edge_index.shape[1]} pairs of {num_rows} {kind} and {len(self.names)} others"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -614,27 +614,24 @@ class MultiGraph:
         undirected: bool | Collection[str] = False,
         undirected_reduce: str = "max",
         names: Sequence[str] | None = None,
+        node_type: str | None = None,
     ) -> MultiGraph:
         """Append genes N .. N + num_new - 1, unknown in every relation but those in which they are given an edge.
 
+        In a graph of several node types new tokens stand behind the last of their type, and those of the types behind it move
+        up by num_new: of 6,607 genes and 2,000 reactions one new gene is token 6607, and the first reaction token 6608.
+
         Args:
             num_new: number of new genes, >= 0.
-            edge_index: relation -> integer tensor [2, E] over N + num_new genes; each edge has a new gene at an end, and
+            edge_index: relation -> integer tensor [2, E] of tokens of the new graph; each edge has a new gene at an end, and
                 makes both its ends known in that relation.
             edge_weight, undirected, undirected_reduce: as in `from_edge_index`.
             names: the new genes' names, where the graph has names; "new1", "new2", ... by default.
-
-        Raises:
-            ValueError: of a graph of several node types, where behind the last gene stand others.
+            node_type: the type of the new tokens, the first of the graph (genes) by default.
         """
         require_count("num_new", num_new)
-        require(
-            len(self.types.names) == 1,
-            lambda: (
-                f"num_new: a graph of several node types ({', '.join(self.types.names)}) has no place at its end for genes; "
-                "make it of the extended graph of genes"
-            ),
-        )
+        kind = self.types.names[0] if node_type is None else node_type
+        require_choice("node_type", kind, self.types.names)
         require(names is None or self.names is not None, "names: the graph has none for the genes that are there")
         new_names = as_names(names, num_new)
         added = {} if edge_index is None else edge_index
@@ -642,13 +639,19 @@ class MultiGraph:
         added = {name: tensor_of(index) for name, index in added.items()}
         for name in added:
             self.relation_id(name)
-        total = self.num_nodes + num_new
+        total, first = self.num_nodes + num_new, self.node_types[kind].stop
+        here = torch.arange(self.num_nodes, device=self.device)
+        here = here + num_new * (here >= first)  # where each old token stands in the new graph
+        sizes = [size + num_new * (name == kind) for name, size in zip(self.types.names, self.types.sizes, strict=True)]
+        types = self.types._replace(sizes=tuple(sizes))
         new = MultiGraph.from_edge_index(
             {name: added.get(name, self._col.new_empty(2, 0, dtype=torch.int64)) for name in self.relations},
             total,
             edge_weight=edge_weight,
             undirected=undirected,
             undirected_reduce=undirected_reduce,
+            node_types=dict(zip(types.names, types.sizes, strict=True)),
+            joins=dict(zip(self.relations, types.joins, strict=True)),
         )
         require(
             new.device == self.device or not added,
@@ -658,19 +661,19 @@ class MultiGraph:
         parts = []
         for name in self.relations:
             fresh = new.edge_index(name)
-            old_pair = (fresh < self.num_nodes).all(0)
+            old_pair = ((fresh < first) | (fresh >= first + num_new)).all(0)
             if old_pair.any():
                 pair = fresh[:, old_pair][:, 0].tolist()
-                raise ValueError(f"edge_index[{name!r}]: edge {pair} joins two genes that are not new (N = {self.num_nodes})")
+                told = f"N = {self.num_nodes}" if self.types.are_genes else f"new are {kind!r} {first} to {first + num_new - 1}"
+                raise ValueError(f"edge_index[{name!r}]: edge {pair} joins two genes that are not new ({told})")
             known = torch.zeros(total, dtype=torch.bool, device=self.device)
-            known[: self.num_nodes] = self.known(name)
+            known[here] = self.known(name)
             known[fresh.reshape(-1)] = True
-            row, col = torch.cat([self.edge_index(name), fresh], 1).unbind(0)
+            row, col = torch.cat([here[self.edge_index(name)], fresh], 1).unbind(0)
             weight = torch.cat([self.weight(name).to(dtype), new.weight(name).to(dtype)])
             row, col, weight = coalesce(row, col, weight, total, None, dtype)
             parts.append(Rows(row.bincount(minlength=total), col, weight, known))
-        everyone = None if self.names is None else self.names.extend(new_names or self.names.fresh(num_new))
-        types = self.types._replace(sizes=(total,))
+        everyone = None if self.names is None else self.names.extend(new_names or self.names.fresh(num_new), at=first)
         return MultiGraph._stack(self.relations, parts, total, self.device, dtype, everyone, types)
 
     @of_any_mode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import sys
 from pathlib import Path
@@ -141,7 +142,7 @@ def test_terms_and_reactions_are_tokens(cell_of_types: Path) -> None:
     term = cell.sources["relations"]["term"]
     content = (cell_of_types.parent / "go.obo").read_bytes()
     assert term["ontology"] == {"path": "go.obo", "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    assert term["options"] == {"ontology": "go.obo", "evidence": ["IDA"], "tokens": "term"}
+    assert term["options"] == {"ontology": "go.obo", "evidence": ["IDA"], "tokens": "term", "reversed": False}
     assert term["counts"]["left_out"] == {"unknown": 1}
     for text in (
         "4 genes of tables/SGD_features.tab, with 5 aliases; 1 in no relation: YCR001W.",
@@ -149,6 +150,67 @@ def test_terms_and_reactions_are_tokens(cell_of_types: Path) -> None:
         "| catalyses (to 2 reaction) | 2 | 2 | 2 | 1 | 25.00% | 2 | none | 0 | 1 | model.json |",
     ):
         assert text in cell.report()
+
+
+STOICHIOMETRY = """
+[relations.converts]
+reader = "metabolic-model"
+path = "model.json"
+part = "reaction-metabolite"
+tokens = "metabolite"
+
+[relations.catalysed_by]
+reader = "metabolic-model"
+path = "model.json"
+tokens = "reaction"
+reversed = true
+"""
+
+
+def test_metabolites_are_tokens_and_relations_share_types(cell_of_types: Path) -> None:
+    """Reactions are those that genes catalyse, whichever relation comes first; both ways, weighted or not."""
+    model = {
+        "metabolites": [{"id": "atp"}, {"id": "adp"}],
+        "reactions": [
+            {"id": "R2", "metabolites": {"atp": -2.5, "adp": 1}, "gene_reaction_rule": "YBL007C and TSV115"},
+            {"id": "R1", "metabolites": {"adp": 0}},
+        ],
+    }
+    (cell_of_types.parent / "model.json").write_text(json.dumps(model))
+    cell_of_types.write_text(CONFIG + MEMBER_CONFIG + STOICHIOMETRY)
+    cell = build_cell(cell_of_types)
+    graph = cell.graph
+    assert graph.node_types == {"gene": range(4), "term": range(4, 6), "reaction": range(6, 8), "metabolite": range(8, 10)}
+    assert (graph.joins("converts"), graph.joins("catalysed_by")) == (("reaction", "metabolite"), ("reaction", "gene"))
+    assert edges(graph, "converts") == [(6, 8, 2.5), (6, 9, 1)]
+    assert edges(graph, "catalysed_by") == [(6, 0, 1), (6, 2, 1)]
+    assert "| converts (from 2 reaction to 2 metabolite) | 2 | 3 | 0 | 2 | 50.00% | 3 | none |" in cell.report()
+    assert "converts: 1 edges of weight 0, which are none." in cell.report()
+    assert MultiGraph.load(cell.save(cell_of_types.with_suffix(".safetensors"))[0]) == graph
+    cell_of_types.write_text(
+        CONFIG
+        + STOICHIOMETRY.replace('tokens = "metabolite"', 'rows = "step"\nweighted = false').replace('"reaction"', '"step"')
+    )
+    graph = build_cell(cell_of_types).graph
+    assert edges(graph, "converts") == [(4, 6, 1), (4, 7, 1), (5, 7, 1)]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('part = "reaction-metabolite"', 'part = "metabolites"', "relations.converts.part: unknown value 'metabolites'"),
+        ('part = "reaction-metabolite"', 'rows = "x"', "relations.converts.rows: expected none, the rows are genes, got 'x'"),
+        ('tokens = "metabolite"', 'tokens = "term"', "relations.converts.tokens: there are tokens 'term' already"),
+        ('tokens = "metabolite"', 'rows = "term"', "relations.converts.rows: there are tokens 'term' already"),
+        ('tokens = "metabolite"', 'rows = "step"', "relations.converts: 'R2' is one of 'reaction' and one of 'step'"),
+        ("reversed = true", "reversed = 1", "relations.catalysed_by.reversed: expected a bool, got int 1"),
+    ],
+)
+def test_errors_of_parts_of_a_model(cell_of_types: Path, old: str, new: str, message: str) -> None:
+    assert old in STOICHIOMETRY
+    cell_of_types.write_text(CONFIG + MEMBER_CONFIG + STOICHIOMETRY.replace(old, new))
+    with pytest.raises((ValueError, TypeError), match=message):
+        build_cell(cell_of_types)
 
 
 def _without_members(config: Path) -> Path:

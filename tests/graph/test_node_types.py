@@ -132,15 +132,63 @@ def test_a_relation_of_one_type_may_be_undirected() -> None:
         (lambda g: g.hops(None, 3), "relation: 'catalyses' joins"),
         (lambda g: g.symmetrized("regulates"), "relation: 'regulates' joins 'metabolite' to 'gene'; give its reverse as"),
         (lambda g: g.with_self_loops("catalyses"), "relation: 'catalyses' joins 'gene' to 'reaction'; `edge_attention` lets"),
-        (lambda g: g.extend(1), r"num_new: a graph of several node types \(gene, reaction, metabolite\) has no place at its"),
         (lambda g: g.subgraph(torch.tensor([0, 6, 3])), "nodes: expected tokens of one type after another, in the order gene, "
          "reaction, metabolite, got 'gene' 3 after 'reaction' 6"),
     ],
-    ids=["hops", "hops-all", "symmetrized", "loops", "extend", "subgraph"],
+    ids=["hops", "hops-all", "symmetrized", "loops", "subgraph"],
 )  # fmt: skip
 def test_what_has_no_meaning_for_two_types(make: Callable[[MultiGraph], MultiGraph], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make(cell())
+
+
+@pytest.mark.parametrize("node_type", ["gene", "reaction", "metabolite"])
+def test_new_tokens_stand_behind_those_of_their_type(node_type: str) -> None:
+    """As if they had been there from the start: the tokens behind move up, in edges, names and what is known."""
+    graph = cell(names=NAMES)
+    first = graph.node_types[node_type].stop
+    sizes = {name: len(at) + 2 * (name == node_type) for name, at in graph.node_types.items()}
+    moved = {name: index + 2 * (index >= first) for name, index in ((r, graph.edge_index(r)) for r in graph.relations)}
+    ends = {name: range(sum([*sizes.values()][:i]), sum([*sizes.values()][: i + 1])) for i, name in enumerate(sizes)}
+    fresh = {}
+    for name in graph.relations:
+        source, target = graph.joins(name)
+        if node_type in (source, target):
+            fresh[name] = torch.tensor(
+                [[first if source == node_type else ends[source][0]], [first if target == node_type else ends[target][0]]]
+            )
+    known = {}
+    for name in graph.relations:
+        known[name] = torch.zeros(14, dtype=torch.bool)
+        known[name][[i + 2 * (i >= first) for i in graph.known(name).nonzero()[:, 0].tolist()]] = True
+        known[name][fresh.get(name, torch.empty(0, dtype=torch.int64)).flatten()] = True
+    want = MultiGraph.from_edge_index(
+        {name: torch.cat([moved[name], fresh.get(name, moved[name][:, :0])], 1) for name in graph.relations},
+        14,
+        edge_weight={
+            name: torch.cat([graph.weight(name), torch.ones(fresh.get(name, moved[name][:, :0]).shape[1])])
+            for name in graph.relations
+        },
+        known=known,
+        names=[*NAMES[:first], "x", "y", *NAMES[first:]],
+        node_types=sizes,
+        joins={name: graph.joins(name) for name in graph.relations},
+    )
+    assert graph.extend(2, fresh, names=["x", "y"], node_type=node_type) == want
+    assert graph.extend(0) == graph
+    if node_type == "gene":
+        assert graph.extend(2, fresh, names=["x", "y"]) == want
+
+
+def test_new_tokens_that_are_none() -> None:
+    with pytest.raises(ValueError, match=r"edge \[0, 6\] joins two genes that are not new \(new are 'gene' 5 to 5\)"):
+        cell().extend(1, {"catalyses": torch.tensor([[0], [6]])})
+    with pytest.raises(ValueError, match="expected one from a 'gene' in \\[0, 6\\) to a 'reaction' in \\[6, 9\\)"):
+        cell().extend(1, {"catalyses": torch.tensor([[5], [5]])})
+    with pytest.raises(ValueError, match=r"node_type: unknown value 'genes'.*did you mean 'gene'"):
+        cell().extend(1, node_type="genes")
+    with pytest.raises(ValueError, match="undirected: 'catalyses' joins 'gene' to 'reaction'"):
+        cell().extend(1, {"catalyses": torch.tensor([[5], [6]])}, undirected=["catalyses"])
 
 
 def test_new_from_old_keeps_types() -> None:
