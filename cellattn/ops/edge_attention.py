@@ -41,6 +41,7 @@ def edge_attention(
     weighted: bool = False,
     edge_bias: Tensor | None = None,
     scale: float | None = None,
+    dropout_p: float = 0,
     attn_mask: None = None,
     is_causal: bool = False,
     enable_gqa: bool = False,
@@ -59,6 +60,7 @@ def edge_attention(
         weighted: whether the score of an edge gains log w_ij: its exponential is multiplied by the weight.
         edge_bias: [len(heads)], in the dtype of q or float32, differentiable: what the scores of each pair's edges gain.
         scale: factor of the scores, 1 / sqrt(D) if None.
+        dropout_p: 0: these maps have no dropout.
         attn_mask, is_causal, enable_gqa: see `attention`.
 
     Returns:
@@ -71,6 +73,7 @@ def edge_attention(
         RuntimeError: on double backward. ImportError: on a CPU without the compiled extension.
     """
     refuse_habits(attn_mask, is_causal, enable_gqa)
+    require(dropout_p == 0, "dropout_p: expected 0, there is none of hard masks; nn.Dropout on out, or drop edges of the graph")
     q, k, v = of_one_dtype(q, k, v)
     check_qk(q, k)
     require(q.ndim >= 3, lambda: f"q: expected shape [..., heads, tokens, head_dim], got {list(q.shape)}")
