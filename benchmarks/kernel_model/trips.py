@@ -88,6 +88,22 @@ def _straight(launch: Launch, tied: Tied | None) -> Trips:
     return Trips(launch.ctas, [])
 
 
+def _of_hubs(launch: Launch, cut: np.ndarray, degree: np.ndarray, *, read: bool) -> dict[str, float]:
+    """The share of arguments that is read by a launch for hubs, or by the one for the other rows (columns).
+
+    Args:
+        cut, degree: segments and entries of each row.
+        read: hubs.
+    """
+    total = max(int(degree.sum()), 1)
+    hubs = int(degree[cut > 0].sum()) / total
+    lists = ("col_ptr", "row_ptr", "weight_ptr", "log_weight_ptr")
+    share = {name: hubs if read else 1 - hubs for name in lists if isinstance(launch.args.get(name), Tensor)}
+    if read:
+        share |= {name: float((cut > 0).mean()) for name in ("rowptr_ptr", "colptr_ptr", "segptr_ptr") if name in launch.args}
+    return share
+
+
 def _segments(side: str) -> Callable[[Launch, Tied | None], Trips]:
     def trips(launch: Launch, tied: Tied | None) -> Trips:
         assert tied is not None
@@ -99,9 +115,14 @@ def _segments(side: str) -> Callable[[Launch, Tied | None], Trips]:
                 ends = degree * np.arange(cut + 1) // cut
                 steps += int(_steps(np.diff(ends), a["EDGES"]).sum())
                 count += int(cut)
-        return Trips(lead * count, [lead * steps])
+        return Trips(lead * count, [lead * steps], share=_of_hubs(launch, *_joined(getattr(tied, side)), read=True))
 
     return trips
+
+
+def _joined(sides: list[Side]) -> tuple[np.ndarray, np.ndarray]:
+    """(segments, degree) of all relations."""
+    return np.concatenate([x.segments for x in sides]), np.concatenate([x.degree for x in sides])
 
 
 def _walk(part: Side, edges: int, has_segments: bool) -> tuple[int, int]:
@@ -117,7 +138,8 @@ def _rows(launch: Launch, tied: Tied | None) -> Trips:
     sums = [_walk(part, a["EDGES"], a["HAS_SEGMENTS"]) for part in tied.rows]
     partial, entries = (lead * sum(x) for x in zip(*sums, strict=True))
     filled = lead * sum(int((part.degree > 0).sum()) for part in tied.rows)  # a row without entries returns
-    return Trips(filled, [partial, entries] if a["HAS_SEGMENTS"] else [entries])
+    share = _of_hubs(launch, *_joined(tied.rows), read=False) if a["HAS_SEGMENTS"] else {}
+    return Trips(filled, [partial, entries] if a["HAS_SEGMENTS"] else [entries], share=share)
 
 
 def _columns(launch: Launch, tied: Tied | None) -> Trips:
@@ -129,7 +151,8 @@ def _columns(launch: Launch, tied: Tied | None) -> Trips:
     outer = lead * a["num_ties"] * a["num_genes"]
     filled = lead * sum(int((part.degree > 0).sum()) for part in tied.columns)
     jumps = {0: launch.ctas - filled, 1: outer - filled}  # a column without entries is passed over, and not added up
-    return Trips(launch.ctas, [outer, partial, entries] if a["HAS_SEGMENTS"] else [outer, entries], jumps)
+    share = _of_hubs(launch, *_joined(tied.columns), read=False) if a["HAS_SEGMENTS"] else {}
+    return Trips(launch.ctas, [outer, partial, entries] if a["HAS_SEGMENTS"] else [outer, entries], jumps, share)
 
 
 def _rows_backward(launch: Launch, tied: Tied | None) -> Trips:
@@ -186,7 +209,7 @@ def _edge_segments(pointers: str, owner: str) -> Callable[[Launch, Tied | None],
             cut, rank = first[rows + 1] - first[rows], mine - first[rows]
             steps += _walked(degree[rows] * (rank + 1) // cut - degree[rows] * rank // cut, a["EDGES"])
             count += int(number)
-        return Trips(lead * count, [lead * steps])
+        return Trips(lead * count, [lead * steps], share=_of_hubs(launch, np.diff(first), degree, read=True))
 
     return trips
 
@@ -211,7 +234,8 @@ def _edge_rows(pointers: str, *, near: bool, sums: int) -> Callable[[Launch, Tie
             outer, partial, entries = outer + lead * genes, partial + lead * some, entries + lead * all_
         loops = [launch.ctas * _steps(a["num_prefix"] + a["SELF_LOOPS"], a["EDGES"])] if near else []
         number = (sums if a.get("dbias_ptr", True) is not None else 1) if a["HAS_SEGMENTS"] else 0
-        return Trips(launch.ctas, [*loops, outer, *[partial] * number, entries])
+        share = _of_hubs(launch, cut, degree, read=False) if a["HAS_SEGMENTS"] else {}
+        return Trips(launch.ctas, [*loops, outer, *[partial] * number, entries], share=share)
 
     return trips
 

@@ -40,6 +40,7 @@ from .machine import Fault, Machine, Mask, Program
 from .parser import PtxError
 from .subjects import SUBJECTS, Shape, Subject
 
+ROOT = Path(__file__).parents[2]
 PER_KIND = 3  # mutants of one kind in one kernel
 KINDS = ("barrier", "wait", "fence", "mask", "stride", "offset", "swap", "trans")
 
@@ -284,6 +285,18 @@ def reason(subject: Subject, mutant: Mutant, reached: list[Run], mutate: Callabl
     return "gives the same values" if same else "nothing that is stored depends on what it gives"
 
 
+@functools.cache
+def kernels_commit() -> str:
+    """The last one that changed a kernel, and whether that is what is here."""
+    paths = ["kernels/*.py", "csrc/cuda"]
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments, "--", *paths], capture_output=True, text=True, check=True, cwd=ROOT)
+        return done.stdout.strip()
+
+    return git("log", "-1", "--format=%h") + (", changed" if git("status", "--porcelain") else "")
+
+
 def judge(number: int, mutant: Mutant, *, reasons: bool = True) -> dict[str, Any]:
     """Its verdict, and why; `reasons`: of the equivalent too, which takes as long again."""
     subject, began = SUBJECTS[number], time.process_time()
@@ -317,6 +330,7 @@ def judge(number: int, mutant: Mutant, *, reasons: bool = True) -> dict[str, Any
         why = reason(subject, mutant, reached, mutate)
     return {
         **asdict(mutant),
+        "commit": kernels_commit(),
         "verdict": verdict,
         "why": why,
         "shapes": len(reached),
@@ -361,7 +375,7 @@ def sample(count: int, subjects: tuple[str, ...]) -> list[tuple[int, Mutant]]:
 
 # ------------------------------------------------------------------------------------------------------------- the page
 
-PAGE = Path(__file__).parents[2] / "docs" / "compiled.md"
+PAGE = ROOT / "docs" / "compiled.md"
 
 INTRODUCTION = """# Compiled kernels, executed without a GPU
 
@@ -419,7 +433,7 @@ def _collected(*options: str) -> int:
     """Cases of tests/compiled."""
     command = [sys.executable, "-m", "pytest", "tests/compiled", "--collect-only", "-q", "-p", "no:cacheprovider", *options]
     environment = {**os.environ, "CELLATTN_COMPILED": "all"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=PAGE.parents[1])
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=ROOT)
     return sum("::" in line for line in done.stdout.splitlines())
 
 
@@ -469,7 +483,11 @@ def page(results: list[dict[str, Any]]) -> str:
         re.sub(r"(argument|bytes of|values to|input) (?!(?:its|shared)\b)\w+", r"\1 ...", re.sub(r"\d+ ", "n ", x["why"]))
         for x in results if x["verdict"] == "reported"
     )  # fmt: skip
-    families = "; ".join(f"{x}: {', '.join(f'`{kernel}`' for kernel in sorted(kernels[x]))}" for x in sorted(kernels))
+    commits = {name: sorted({x["commit"] for x in results if _family(x) == name}) for name in kernels}
+    families = [
+        f"| {x} | {', '.join(f'`{kernel}`' for kernel in sorted(kernels[x]))} | {', '.join(commits[x])} |"
+        for x in sorted(kernels)
+    ]
     columns = [(x, _plain(x["before"]), _plain(x["after"])) for x in results if x["verdict"] == "surviving"]
     survivors = [
         f"| `{x['kernel']}` ({x['subject']}), {x['source']} | `{before}` | `{after}` | {_explanation(x)} |"
@@ -477,7 +495,8 @@ def page(results: list[dict[str, Any]]) -> str:
     ]
     lines = [
         INTRODUCTION.format(commit=_collected("-m", "not tile"), everything=_collected()), FAULTS, PLANTED,
-        *_table("kind", lambda x: x["kind"], results), "", *_table("family", _family, results), "", f"Kernels: {families}.", "",
+        *_table("kind", lambda x: x["kind"], results), "", *_table("family", _family, results), "",
+        "| family | kernels | as of |", "| --- | --- | --- |", *families, "",
         "### What was reported", "", "| fault | mutants |", "| --- | ---: |",
         *(f"| {what} | {n} |" for what, n in detectors.most_common()), "",
         "### Why mutants are equivalent", "", "| kind | reason | mutants |", "| --- | --- | ---: |",
