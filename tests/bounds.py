@@ -51,11 +51,11 @@ class Arithmetic(NamedTuple):
 FAST_EXP = 2.0**-13
 
 
-def arithmetic_of(dtype: torch.dtype) -> Arithmetic:
+def arithmetic_of(dtype: torch.dtype, *, fast_exp: bool = True) -> Arithmetic:
     """Sums in float32 (float64 for float64); what is computed on the way may be rounded to the dtype to be multiplied."""
     unit = torch.finfo(torch.promote_types(dtype, torch.float32)).eps / 2
-    half = dtype in (torch.float16, torch.bfloat16)
-    return Arithmetic(unit, torch.finfo(dtype).eps / 2, least(dtype), FAST_EXP if half else 2 * unit)
+    fast = fast_exp and dtype in (torch.float16, torch.bfloat16)
+    return Arithmetic(unit, torch.finfo(dtype).eps / 2, least(dtype), FAST_EXP if fast else 2 * unit)
 
 
 def least(dtype: torch.dtype) -> float:
@@ -90,13 +90,15 @@ def with_bounds(
     inputs: Sequence[Tensor],
     upstream: Sequence[Tensor | None] = (),
     dtype: torch.dtype | None = None,
+    fast_exp: bool = True,
 ) -> list[Bounded]:
     """Outputs of the reference and, with an upstream gradient (or None) for each, the gradients of the inputs.
 
     Args:
         dtype: of the arithmetic's operands, that of the first input if None.
+        fast_exp: whether exponentials of half precision may be FAST_EXP off, which a GPU's are not.
     """
-    arithmetic = arithmetic_of(inputs[0].dtype if dtype is None else dtype)
+    arithmetic = arithmetic_of(inputs[0].dtype if dtype is None else dtype, fast_exp=fast_exp)
     exact = [Bounded.exact(x.detach().double(), arithmetic).requires_grad_() for x in inputs]
     results = as_list(reference(*exact))
     if upstream:

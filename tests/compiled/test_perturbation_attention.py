@@ -44,7 +44,7 @@ def test_values_and_gradients(arch: int, dtype: str, d: int, v: int, batch: str)
     for order in (None, 1):
         with ptx.device(arch, order=order):
             runs.append([kernels.perturbation_correction(*problem), *kernels.perturbation_correction_backward(dz, *problem)])
-    wanted = with_bounds(functools.partial(correction, index=index, ptr=ptr), tensors, [dz])
+    wanted = with_bounds(functools.partial(correction, index=index, ptr=ptr), tensors, [dz], fast_exp=False)
     for name, a, again, b in zip(("z", "dquery", "dkey", "dvalue", "dlse", "doverride"), *runs, wanted, strict=True):
         assert torch.equal(a, again), f"{name} depends on the order of the CTAs"
         assert_within(a, b, name)

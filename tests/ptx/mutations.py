@@ -204,7 +204,10 @@ def runs_of(number: int) -> list[Run]:
 
         results, upstream, made = results_of(subject, shape, None, mutate=note, count=True)
         warps = dict[str, np.ndarray]()
-        wanted = as_list(shape.definition()) if shape.exact else with_bounds(shape.definition, shape.inputs, upstream)
+        if shape.exact:
+            wanted = as_list(shape.definition())
+        else:
+            wanted = list(with_bounds(shape.definition, shape.inputs, upstream, fast_exp=False))
         for (text, _), counts in zip(launched, made.counts, strict=True):
             warps[text] = warps.get(text, 0) + counts.warps
         runs.append(Run(shape, upstream, results, wanted, warps, dict(launched)))

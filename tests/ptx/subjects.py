@@ -17,6 +17,7 @@ from torch import Tensor
 import cellattn
 from cellattn import MultiGraph, reference
 from cellattn.graph import cut_rows
+from cellattn.ops.row_dot import row_dot_csr
 
 from ..compare import leaves, random_graph
 
@@ -101,6 +102,37 @@ def _weighted(n: int, degree: int, hub: int) -> MultiGraph:
     return MultiGraph.from_edge_index({"a": index, "none": none}, n, edge_weight={"a": weight, "none": torch.empty(0)})
 
 
+def _three(n: int, degree: int = 5) -> MultiGraph:
+    """`_weighted`, and a relation of as many entries as genes."""
+    first, g = _weighted(n, degree, n), torch.Generator().manual_seed(n)
+    index = {name: first.edge_index(name) for name in first.relations} | {"b": torch.randint(n, (2, n), generator=g)}
+    weight = {name: first.weight(name) for name in first.relations} | {"b": torch.rand(n, generator=g) + 0.1}
+    return MultiGraph.from_edge_index(index, n, edge_weight=weight)
+
+
+def _cut(graph: MultiGraph, longest: int) -> MultiGraph:
+    """Its rows and columns in segments of so many entries, far fewer than a GPU gets."""
+    by_row, by_column = (
+        cut_rows(ptr.diff(), graph.num_nodes, longest) for ptr in (graph.stacked[0], graph.stacked_by_column()[0])
+    )
+    graph._segments = by_row, by_column
+    return graph
+
+
+def _ties(dtype: torch.dtype, lead: tuple[int, ...], graph: MultiGraph, d: int, rows: list[list[int] | None] | None) -> Shape:
+    """Three ties of two heads, the middle one of all rows."""
+    from ..interpreter.test_row_dot import reference as definition
+
+    ties, chosen = [("a", 1), ("b", 0), ("a", 0)], [None if x is None else torch.tensor(x) for x in rows or [None] * 3]
+    inputs = drawn(dtype, *((*lead, 2, graph.num_nodes + 1, d) for _ in range(2)))
+    return Shape(
+        lambda q, k: row_dot_csr(q, k, graph, ties, chosen, num_prefix=1),
+        lambda q, k: definition(q, k, graph, ties, chosen, 1),
+        inputs,
+        parts=True,
+    )
+
+
 def _kl(dtype: torch.dtype, lead: tuple[int, ...], n: int, d: int, rows: list[int] | None, hub: int) -> Shape:
     graph = _weighted(n, 3, hub)
     options: dict[str, Any] = {"num_prefix": 1, "reduction": "none", "rows": None if rows is None else torch.tensor(rows)}
@@ -134,15 +166,6 @@ def _two_relations(n: int) -> MultiGraph:
     return random_graph(n, {"a": 8 * n, "b": n}, weighted=True)
 
 
-def _cut(graph: MultiGraph, longest: int) -> MultiGraph:
-    """Its rows and columns in segments of so many entries, far fewer than a GPU gets."""
-    by_row, by_column = (
-        cut_rows(ptr.diff(), graph.num_nodes, longest) for ptr in (graph.stacked[0], graph.stacked_by_column()[0])
-    )
-    graph._segments = by_row, by_column
-    return graph
-
-
 def _edge_attention(
     dtype: torch.dtype, lead: tuple[int, ...], graph: MultiGraph, d: int, dv: int, size: float = 1, *, biased: bool = True,
     **options: Any,
@@ -170,18 +193,18 @@ def _masked_spmm(dtype: torch.dtype, n: int, f: int, num_sets: int, shared: bool
 
 
 def _relational_spmm(dtype: torch.dtype, n: int, f: int, num_sets: int, each: bool, total: bool) -> Shape:
-    from ..compiled.test_relational_spmm import between, graph_of
+    from ..compiled.test_relational_spmm import between
 
-    graph, ragged = graph_of(n, 3), [x.clone() for x in between(num_sets, n)]
+    graph, ragged = _three(n, 3), [x.clone() for x in between(num_sets, n)]
     (x,) = drawn(dtype, (ragged[0].numel(), 3, f) if each else (ragged[0].numel(), f))
     scale = torch.rand(ragged[2].numel(), 3, generator=torch.Generator().manual_seed(0))
     return both(lambda m: lambda x: m.relational_spmm(graph, x, *ragged, scale=scale, sum_relations=total, shared=False), [x])
 
 
 def _relational_degree(n: int, num_sets: int) -> Shape:
-    from ..compiled.test_relational_spmm import between, graph_of
+    from ..compiled.test_relational_spmm import between
 
-    graph, ragged = graph_of(n, 3), [x.clone() for x in between(num_sets, n)]
+    graph, ragged = _three(n, 3), [x.clone() for x in between(num_sets, n)]
     (x,) = drawn(FP32, (1,))
     return both(lambda module: lambda x: module.relational_degree(graph, *ragged).to(x.dtype) + x, [x])
 
@@ -264,12 +287,14 @@ SUBJECTS = [
     ]),
     Subject("row_dot", "bf16, D 20", 80, [
         lambda: _kl(BF16, (2,), 63, 20, None, 63), lambda: _kl(BF16, (), 150, 20, None, 7),
-        lambda: _kl(BF16, (), 1100, 20, None, 1100),
-        lambda: _kl(BF16, (), 1350, 20, None, 1300),
+        lambda: _ties(BF16, (2,), _three(70, 20), 20, None), lambda: _ties(BF16, (2,), _cut(_three(90), 5), 20, None),
+        lambda: _ties(BF16, (), _cut(_three(280), 150), 20, None),
     ]),
     Subject("row_dot", "chosen rows, bf16, D 20", 80, [
-        lambda: _kl(BF16, (2,), 63, 20, [4, 4, 0, 4, 60, 2], 63), lambda: _kl(BF16, (), 1100, 20, [0, 5, 0], 1100),
-        lambda: _kl(BF16, (), 1350, 20, [5, 0, 9, 9], 1300),
+        lambda: _kl(BF16, (2,), 63, 20, [4, 4, 0, 4, 60, 2], 63),
+        lambda: _ties(BF16, (2,), _three(70, 20), 20, [[9, 9, 0], None, [69, 2, 0, 9]]),
+        lambda: _ties(BF16, (2,), _cut(_three(90), 5), 20, [[0, 5, 0], None, [9, 0, 3]]),
+        lambda: _ties(BF16, (), _cut(_three(280), 150), 20, [[5, 0, 9, 9], None, [0]]),
     ]),
     Subject("attention_bce", "bf16, D 20, softmax", 80, [
         lambda: _bce(BF16, (), 70, 20, None, "softmax", 3), lambda: _bce(BF16, (2,), 150, 20, None, "softmax"),
@@ -286,29 +311,29 @@ SUBJECTS = [
     Subject("edge_attention", "bf16, D 20, DV 36", 80, [
         lambda: _edge_attention(BF16, (), _two_relations(25), 20, 36, 3, num_prefix=1, weighted=True),
         lambda: _edge_attention(BF16, (2,), _two_relations(40), 20, 36, num_prefix=19, weighted=True),
-        lambda: _edge_attention(BF16, (), _two_relations(33), 20, 36, 3, num_prefix=0, weighted=True),
+        lambda: _edge_attention(BF16, (), _weighted(50, 3, 50), 20, 36, 3, num_prefix=0, weighted=True),
     ]),
     Subject("edge_attention", "alone, fp32, D 7", 80, [
-        lambda: _edge_attention(FP32, (), _two_relations(25), 7, 7, 3, biased=False, num_prefix=1, self_loops=False),
-        lambda: _edge_attention(FP32, (2,), _two_relations(40), 7, 7, biased=False, num_prefix=19, self_loops=False),
+        lambda: _edge_attention(FP32, (), _weighted(75, 3, 75), 7, 7, 3, biased=False, num_prefix=1, self_loops=False),
+        lambda: _edge_attention(FP32, (2,), _two_relations(40), 7, 7, biased=False, num_prefix=35, self_loops=False),
     ]),
     Subject("edge_attention", "hubs, bf16, D 20", 80, [
-        lambda: _edge_attention(BF16, (), _cut(_weighted(100, 9, 100), 40), 20, 20, 3, num_prefix=1, weighted=True),
+        lambda: _edge_attention(BF16, (), _cut(_weighted(100, 30, 100), 40), 20, 20, 3, num_prefix=1, weighted=True),
         lambda: _edge_attention(BF16, (2,), _cut(_weighted(90, 9, 90), 5), 20, 20, num_prefix=2, weighted=True),
     ]),
     Subject("masked_spmm", "bf16, F 20", 80, [
-        lambda: _masked_spmm(BF16, 20, 20, 28, False, 0.8), lambda: _masked_spmm(BF16, 75, 20, 33, False, 0.3),
+        lambda: _masked_spmm(BF16, 20, 20, 28, False, 0.8), lambda: _masked_spmm(BF16, 150, 20, 33, False, 0.3),
     ]),
     Subject("masked_spmm", "shared x, bf16, F 20", 80, [
-        lambda: _masked_spmm(BF16, 20, 20, 28, True, 0.8), lambda: _masked_spmm(BF16, 75, 20, 65, True, 0.3),
+        lambda: _masked_spmm(BF16, 20, 20, 28, True, 0.8), lambda: _masked_spmm(BF16, 150, 20, 65, True, 0.3),
     ]),
     Subject("relational_spmm", "bf16, F 20", 80, [
-        lambda: _relational_spmm(BF16, 101, 20, 4, True, True), lambda: _relational_spmm(BF16, 75, 20, 5, True, True),
+        lambda: _relational_spmm(BF16, 150, 20, 4, True, True), lambda: _relational_spmm(BF16, 75, 20, 5, True, True),
     ]),
     Subject("relational_spmm", "one x, each relation, bf16, F 64", 80, [
         lambda: _relational_spmm(BF16, 101, 64, 4, False, False), lambda: _relational_spmm(BF16, 75, 64, 5, False, False),
     ]),
-    Subject("relational_spmm", "degree", 80, [lambda: _relational_degree(101, 4), lambda: _relational_degree(75, 5)]),
+    Subject("relational_spmm", "degree", 80, [lambda: _relational_degree(150, 4), lambda: _relational_degree(75, 5)]),
     Subject("perturbation_attention", "bf16, D 20", 80, [
         *(functools.partial(_perturbation, BF16, (2,), sets, 30, 20, 20) for sets in _SETS),
     ]),
