@@ -26,10 +26,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(cellattn, m) {
       "Tensor target_ptr, Tensor? source_scale, Tensor? target_scale, int[] relations, SymInt num_nodes, bool shared, "
       "bool sum_relations, bool sum_samples) -> Tensor");
   m.def(
-      "attention_dropout(Tensor q, Tensor k, Tensor v, Tensor draw, float scale, int threshold) -> (Tensor, Tensor)");
+      "attention_rows(Tensor q, Tensor k, Tensor v, Tensor? key_mask, Tensor? draw, float scale, int threshold) "
+      "-> (Tensor, Tensor)");
   m.def(
-      "attention_dropout_backward(Tensor dout, Tensor delta, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor draw, "
-      "float scale, int threshold) -> (Tensor, Tensor, Tensor)");
+      "attention_rows_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor? key_mask, Tensor out, "
+      "Tensor lse, Tensor? draw, float scale, int threshold) -> (Tensor, Tensor, Tensor)");
+  m.def("largest_values(Tensor q, Tensor k, Tensor v) -> Tensor");
   m.def(
       "edge_rows(Tensor q, Tensor k, Tensor v, Tensor? edge_bias, Tensor rowptr, Tensor col, Tensor? log_weight, "
       "int[] relations, int[] heads, int num_prefix, bool self_loops, float scale) -> (Tensor, Tensor)");

@@ -29,18 +29,19 @@ has no edge. A score of -inf beside finite ones is a pair with P_ij = 0: it cost
 there is one; with the sigmoid link of `attention_bce`, on the CPU, +inf does the opposite. Dropout multiplies P_ij by 0 or
 1 / (1 - p), and 0 * NaN is NaN: the table is the same, but that out has NaN where a dropped P_ij meets an infinite v_jc.
 
-On the CPU PyTorch's flash attention does the work. It computes D inside, as rowsum(dOut * Out), so there the replacement is
-folded into the inputs: q, k, v get one column of zeros, Out a column of ones and dOut the column -dLSE. Then
-rowsum(dOut * Out) = D - dLSE, and dP = dOut Vᵀ is unchanged because V's new column is zero. It hides some of the table's NaN,
-and its backward rounds scores otherwise than its forward, so that P <= 1 is lost where scores are large. Inputs that could
-show either are found beforehand, and go to the dense formula, in float64 and in blocks of rows, instead.
+On the CPU the extension's loops do the work (`csrc/cpu/attention_rows_impl.h`). Without them, and where the processor
+multiplies matrices of 16 bits, PyTorch's flash attention does. It computes D inside, as rowsum(dOut * Out), so there the
+replacement is folded into the inputs: q, k, v get one column of zeros, Out a column of ones and dOut the column -dLSE. Then
+rowsum(dOut * Out) = D - dLSE, and dP = dOut Vᵀ is unchanged because V's new column is zero. Either hides some of the table's
+NaN, and PyTorch's backward rounds scores otherwise than its forward, so that P <= 1 is lost where scores are large. Inputs
+that could show it are found beforehand, and go to the dense formula, in float64 and in blocks of rows, instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import sqrt
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +55,14 @@ from ._operator import keep_missing_grads, operator, refuse_double_backward
 
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+if AVAILABLE:
+    _attention_rows = torch.ops.cellattn.attention_rows.default
+    _attention_rows_backward = torch.ops.cellattn.attention_rows_backward.default
+    _largest_values = torch.ops.cellattn.largest_values.default
+_HAS_LOOPS = AVAILABLE and torch.cpu._is_avx2_supported()
+_EXTENSION_DTYPES = torch.float32, torch.float64
+
+_T = TypeVar("_T")
 
 
 def attention(
@@ -211,16 +220,15 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: float, draw: Tensor | None = None, threshold: int = 0
 ) -> tuple[Tensor, Tensor]:
+    require(draw is None or key_mask is None, "key_mask: expected None beside dropout")
     if 0 in q.shape[:-1]:  # PyTorch's kernel divides by the number of queries
         return q.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(q.shape[:-1], dtype=accumulation_dtype(q.dtype))
-    if draw is not None:
-        require(key_mask is None, "key_mask: expected None beside dropout")
-        return (_dropout if AVAILABLE and is_ordinary(q, k, v, scale) else _dense)(q, k, v, None, scale, draw, threshold)
-    if key_mask is None:
-        return (_flash if is_ordinary(q, k, v, scale) else _dense)(q, k, v, None, scale)
-    k, keep = _without_masked(k, key_mask)
-    out, lse = (_flash if is_ordinary(q, k, v, scale) else _dense)(q, k, v, keep, scale)
-    return out, lse.masked_fill_(~keep.any(-1, keepdim=True), -torch.inf)
+    keep = None
+    if key_mask is not None:
+        k, keep = _without_masked(k, key_mask)
+    run, heads = _chosen((_rows, _flash, _dense), q, k, v, scale, draw)
+    out, lse = run(*heads, keep, scale, draw, threshold)
+    return _as(out, q.dtype), lse
 
 
 @_attention.register_fake
@@ -247,19 +255,18 @@ def _attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if 0 in lse.shape or (dout is None and dlse is None):
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    if draw is not None and dout is not None:
-        dropped = _dropout_backward if AVAILABLE and is_ordinary(q, k, v, scale) else _dense_backward
-        return dropped(dout, dlse, q, k, v, None, out, lse, scale, draw, threshold)
+    if dout is None:  # the log-sum-exp is of the whole map
+        draw, threshold = None, 0
     keep = None
     if key_mask is not None:
         k, keep = _without_masked(k, key_mask)
         if dlse is not None:
             dlse = dlse.masked_fill(~keep.any(-1, keepdim=True), 0)
-    backward = _flash_backward if is_ordinary(q, k, v, scale) else _dense_backward
-    dq, dk, dv = backward(dout, dlse, q, k, v, keep, out, lse, scale)
+    run, heads = _chosen((_rows_backward, _flash_backward, _dense_backward), q, k, v, scale, draw)
+    dq, dk, dv = run(dout, dlse, *heads, keep, out, lse, scale, draw, threshold)
     if keep is not None:
         dk = dk.masked_fill_(~keep.unsqueeze(-1), 0)
-    return dq, dk, dv
+    return _as(dq, q.dtype), _as(dk, k.dtype), _as(dv, v.dtype)
 
 
 @_attention_backward.register_fake
@@ -318,19 +325,29 @@ def _(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 # D + 2 spacings of D |q| |k|, and in practice by far less.
 _LARGEST_ERROR = 1 / 32
 
+# A rounding of the arithmetic.
+_EPS = {dtype: torch.finfo(accumulation_dtype(dtype)).eps for dtype in FLOAT_DTYPES}
+
 # Scores held at once by the dense formula.
 _BLOCK = 2**20
 
 
 def is_ordinary(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
-    """Whether PyTorch's kernel is right: no value is NaN or infinite, and no score can be larger than rounding allows."""
-    return _largest_rounding(q, k, scale) <= _LARGEST_ERROR and _largest(v) < torch.inf
+    """Whether the kernels are right: no value is NaN or infinite, and no score can be larger than rounding allows."""
+    of_q, of_k, of_v = _largest(q, k, v)
+    return _rounding(q, scale, of_q * of_k) <= _LARGEST_ERROR and of_v < torch.inf
 
 
 def _largest_rounding(q: Tensor, k: Tensor, scale: float) -> float:
     """By how much two sums of one score may differ at most; NaN if an entry is."""
+    of_q, of_k = _largest(q, k)
+    return _rounding(q, scale, of_q * of_k)
+
+
+def _rounding(q: Tensor, scale: float, product: float) -> float:
+    """`_largest_rounding` for the largest |q| |k|."""
     d = q.shape[-1]
-    return 2 * (d + 2) * torch.finfo(accumulation_dtype(q.dtype)).eps * d * abs(scale) * _largest(q) * _largest(k)
+    return 2 * (d + 2) * _EPS[q.dtype] * d * abs(scale) * product
 
 
 def unrounded(q: Tensor, k: Tensor, lse: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -348,12 +365,34 @@ def unrounded(q: Tensor, k: Tensor, lse: Tensor, scale: float) -> tuple[Tensor, 
     return q, k, torch.where((total - lse).abs() <= rounding, total, lse)
 
 
-def _largest(x: Tensor) -> float:
-    """The largest absolute value; NaN if there is one."""
-    if x.numel() == 0:
-        return 0.0
-    low, high = x.aminmax()
-    return max(-float(low), float(high))
+def _largest(*tensors: Tensor) -> tuple[float, ...]:
+    """The largest absolute value of each; NaN if there is one, 0 of none."""
+    if AVAILABLE and len(tensors) == 3 and all(x.dtype in _EXTENSION_DTYPES and x.is_contiguous() for x in tensors):
+        return tuple(_largest_values(*tensors).tolist())
+    pairs = (x.aminmax() if x.numel() else (0.0, 0.0) for x in tensors)
+    return tuple(max(-float(low), float(high)) for low, high in pairs)
+
+
+def _chosen(
+    kernels: tuple[Callable[..., _T], Callable[..., _T], Callable[..., _T]],
+    q: Tensor, k: Tensor, v: Tensor, scale: float, draw: Tensor | None,
+) -> tuple[Callable[..., _T], tuple[Tensor, ...]]:  # fmt: skip
+    """(the extension's kernel, PyTorch's or the dense formula; q, k, v as it takes them)
+
+    Where the processor has vectors that the extension knows and no matrices of 16 bits, the extension's is the faster one.
+    """
+    rows, flash, dense = kernels
+    has_rows = AVAILABLE if draw is not None else _HAS_LOOPS and _kernel_dtype(q.dtype).itemsize > 2
+    if has_rows:
+        dtype = accumulation_dtype(q.dtype)
+        q, k, v = (_as(x, dtype).contiguous() for x in (q, k, v))
+    if not is_ordinary(q, k, v, scale):
+        return dense, (q, k, v)
+    return rows if has_rows else dense if draw is not None else flash, (q, k, v)
+
+
+def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def _kernel_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -372,18 +411,23 @@ def _without_masked(k: Tensor, key_mask: Tensor) -> tuple[Tensor, Tensor]:
     return k.masked_fill(~keep.unsqueeze(-1), 0), keep
 
 
-def _flash(q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+def _flash(
+    q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, scale: float, draw: None, threshold: int
+) -> tuple[Tensor, Tensor]:
     dim_v = v.shape[-1]
     width = max(q.shape[-1], dim_v)
     mask = None if keep is None else _additive_mask(keep, q, accumulation_dtype(q.dtype))
     heads = (_heads(x, width, _kernel_dtype(q.dtype)) for x in (q, k, v))
     out, lse = _FLASH(*heads, attn_mask=mask, scale=scale)
-    return _unpad(out, dim_v, (*q.shape[:-1], dim_v), q.dtype), lse.contiguous().view(q.shape[:-1])
+    lse = lse.contiguous().view(q.shape[:-1])
+    if keep is not None:
+        lse = lse.masked_fill_(~keep.any(-1, keepdim=True), -torch.inf)
+    return _unpad(out, dim_v, (*q.shape[:-1], dim_v), q.dtype), lse
 
 
 def _flash_backward(
     dout: Tensor | None, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, out: Tensor, lse: Tensor,
-    scale: float,
+    scale: float, draw: None, threshold: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     # A gradient of lse keeps the range and precision of float32.
     dtype = _kernel_dtype(q.dtype) if dlse is None else lse.dtype
@@ -415,45 +459,48 @@ def _flash_backward(
     return _unpad(dq, dim, q.shape, q.dtype), _unpad(dk, dim, k.shape, k.dtype), _unpad(dv, dim_v, v.shape, v.dtype)
 
 
-@fake("attention_dropout")
-def _(q: Tensor, k: Tensor, v: Tensor, draw: Tensor, scale: float, threshold: int) -> tuple[Tensor, Tensor]:
-    return q.new_empty(*q.shape[:2], v.shape[2]), q.new_empty(q.shape[:2])
-
-
-@fake("attention_dropout_backward")
+@fake("attention_rows")
 def _(
-    dout: Tensor, delta: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, draw: Tensor, scale: float, threshold: int
-) -> tuple[Tensor, Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, draw: Tensor | None, scale: float, threshold: int
+) -> tuple[Tensor, Tensor]:
+    return q.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(q.shape[:-1])
+
+
+@fake("attention_rows_backward")
+def _(dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
-def _dropout(q: Tensor, k: Tensor, v: Tensor, keep: None, scale: float, draw: Tensor, threshold: int) -> tuple[Tensor, Tensor]:
-    heads = (_one_after_another(x, accumulation_dtype(q.dtype)) for x in (q, k, v))
-    out, lse = torch.ops.cellattn.attention_dropout(*heads, draw, scale, threshold)
-    return out.to(q.dtype).view(*q.shape[:-1], v.shape[-1]), lse.view(q.shape[:-1])
+@fake("largest_values")
+def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return q.new_empty(3, dtype=torch.float64)
 
 
-def _dropout_backward(
-    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, keep: None, out: Tensor, lse: Tensor, scale: float,
-    draw: Tensor, threshold: int,
+def _rows(
+    q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, scale: float, draw: Tensor | None, threshold: int
+) -> tuple[Tensor, Tensor]:
+    return _attention_rows(q, k, v, None if keep is None else keep.contiguous(), draw, scale, threshold)
+
+
+def _rows_backward(
+    dout: Tensor | None, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, out: Tensor, lse: Tensor,
+    scale: float, draw: Tensor | None, threshold: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    dout, out, *qkv = (_one_after_another(x, lse.dtype) for x in (dout, out, q, k, v))
-    delta = (dout * out).sum(-1)
+    dtype = lse.dtype
+    mask = None if keep is None else keep.contiguous()
     if dlse is not None:
-        delta -= dlse.reshape(delta.shape)
-    lse = lse.reshape(delta.shape).contiguous()
-    grads = torch.ops.cellattn.attention_dropout_backward(dout, delta, lse, *qkv, draw, scale, threshold)
-    dq, dk, dv = (dx.to(x.dtype).view(x.shape) for dx, x in zip(grads, (q, k, v), strict=True))
-    return dq, dk, dv
-
-
-def _one_after_another(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """[..., T, D] -> [L, T, D], contiguous."""
-    return x.to(dtype).reshape(-1, *x.shape[-2:]).contiguous()
+        dlse = dlse.contiguous()
+    if dout is not None:
+        dout, out = _as(dout, dtype).contiguous(), _as(out, dtype).contiguous()
+        return _attention_rows_backward(dout, dlse, q, k, v, mask, out, lse.contiguous(), draw, scale, threshold)
+    nothing = q.new_empty(*q.shape[:-1], 0)
+    without = v.new_empty(*v.shape[:-1], 0)
+    dq, dk, _ = _attention_rows_backward(nothing, dlse, q, k, without, mask, nothing, lse.contiguous(), None, scale, 0)
+    return dq, dk, torch.zeros_like(v)
 
 
 def _dense(
-    q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, scale: float, draw: Tensor | None = None, threshold: int = 0
+    q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, scale: float, draw: Tensor | None, threshold: int
 ) -> tuple[Tensor, Tensor]:
     out, lse = [], []
     dtype = accumulation_dtype(q.dtype)
@@ -472,7 +519,7 @@ def _dense(
 
 def _dense_backward(
     dout: Tensor | None, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, out: Tensor, lse: Tensor,
-    scale: float, draw: Tensor | None = None, threshold: int = 0,
+    scale: float, draw: Tensor | None, threshold: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     keys, values = k.double(), v.double()
     dq, dk, dv = [], torch.zeros_like(keys), torch.zeros_like(values)

@@ -76,8 +76,13 @@ def right_arguments(draw: Draw) -> dict[str, Arguments]:
     scale = torch.rand(between["target"].numel(), len(relations))
     heads, num_queries, dim_v = draw.of([0, 1, 3]), draw.of([0, 1, 33, 200]), draw.of([0, 1, 20])
     qkv = {"q": torch.randn(heads, num_queries, 5), "k": torch.randn(heads, n, 5), "v": torch.randn(heads, n, dim_v)}
-    dropout = {**qkv, "draw": torch.tensor([-1, 3]), "scale": 0.5, "threshold": draw.of([1, 20_000, 65_535])}
+    threshold = draw.of([0, 1, 20_000, 65_535])
+    attention = {
+        "key_mask": draw.of([None, torch.rand(heads, n) < 0.5]), "draw": torch.tensor([-1, 3]) if threshold else None,
+        "scale": 0.5, "threshold": threshold,
+    }  # fmt: skip
     rows = torch.randn(2, heads, num_queries)
+    values = torch.randn(2, heads, num_queries, dim_v)
     ties, num_prefix = draw.int(0, 4) if graph.relations else 0, draw.of([0, 1, 3])
     log_weight = draw.of([None, torch.randn(col.numel())])
     edge_tensors = {
@@ -90,15 +95,17 @@ def right_arguments(draw: Draw) -> dict[str, Arguments]:
         "num_prefix": num_prefix, "self_loops": draw.of([False, True]), "scale": 0.5,
     }  # fmt: skip
     return {
-        "attention_dropout": dropout,
+        "attention_rows": {**qkv, **attention},
+        "attention_rows_backward": {
+            "dout": values[0], "dlse": draw.of([None, rows[0]]), **qkv, "key_mask": attention["key_mask"], "out": values[1],
+            "lse": rows[1], **attention,
+        },
+        "largest_values": qkv,
         "edge_rows": {**edge_tensors, **by_row, **edge_options},
         "edge_rows_backward": {
             "dout": torch.randn(2, 3, n, dim_v), "delta": torch.randn(2, 3, n), "lse": torch.randn(2, 3, n), **edge_tensors,
             **by_row, "colptr": colptr.clone(), "row": row.clone(),
             "log_weight_by_column": None if log_weight is None else log_weight.clone(), **edge_options,
-        },
-        "attention_dropout_backward": {
-            "dout": torch.randn(heads, num_queries, dim_v), "delta": rows[0], "lse": rows[1], **dropout,
         },
         "set_words": {**sets, "num_nodes": n, "complement": False},
         "khop_words": {

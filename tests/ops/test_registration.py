@@ -100,11 +100,15 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "attention_backward": (OPS.attention_backward, (dout, dlse, *detached, None, dout, lse, 0.3)),
         "attention dropout": (OPS.attention, (q, k, v, None, 0.3, draw, 20_000)),
         "attention_backward dropout": (OPS.attention_backward, (dout, dlse, *detached, None, dout, lse, 0.3, draw, 20_000)),
-        "attention_dropout": (OPS.attention_dropout, (*flat, draw, 0.3, 20_000)),
-        "attention_dropout_backward": (
-            OPS.attention_dropout_backward,
-            (dout.flatten(0, 1), dlse.flatten(0, 1), lse.flatten(0, 1), *flat, draw, 0.3, 20_000),
+        "attention_rows": (OPS.attention_rows, (*detached, None, None, 0.3, 0)),
+        "attention_rows masked": (OPS.attention_rows, (*flat, flat[1][..., 0] > 0, draw, 0.3, 20_000)),
+        "attention_rows_backward": (
+            OPS.attention_rows_backward, (dout, dlse, *detached, None, dout, lse, draw, 0.3, 20_000)
         ),
+        "attention_rows_backward plain": (
+            OPS.attention_rows_backward, (dout, None, *detached, detached[1][..., 0] > 0, dout, lse, None, 0.3, 0)
+        ),
+        "largest_values": (OPS.largest_values, tuple(detached)),
         "edge_attention": (OPS.edge_attention, (q[..., 1:, :], k, v, bias, *edges_cut)),
         "edge_attention plain": (
             OPS.edge_attention, (q[..., 1:, :], k, v, None, rowptr, col, None, colptr, row, None, *edges_cut[6:])

@@ -1,4 +1,4 @@
-// The body of attention_dropout_{portable,avx2,avx512}.cpp: the same text, compiled for each instruction set.
+// The body of attention_rows_{portable,avx2,avx512}.cpp: the same text, compiled for each instruction set.
 // CELLATTN_VECTOR_BYTES is the widest vector of the instruction set.
 
 #include "exp_impl.h"
@@ -93,7 +93,23 @@ inline void copy_columns(const T* x, int64_t count, int64_t n, T* to, int64_t wi
 // -------------------------------------------------------------------------------------------------------------- passes
 
 template <class T>
-void pack(const DropoutAttention<T>& task, int64_t head) {
+T largest(const T* x, int64_t n) {
+  typedef std::conditional_t<sizeof(T) == 4, int32_t, int64_t> I;
+  const I without_sign = static_cast<I>(~(I{1} << (8 * sizeof(T) - 1)));
+  I most = 0;  // as numbers are, so are their bits in order, and NaN's lie above infinity's
+  for (int64_t i = 0; i < n; ++i) {
+    I bits;
+    __builtin_memcpy(&bits, x + i, sizeof(T));
+    bits &= without_sign;
+    most = bits > most ? bits : most;
+  }
+  T result;
+  __builtin_memcpy(&result, &most, sizeof(T));
+  return result;
+}
+
+template <class T>
+void pack(const AttentionRows<T>& task, int64_t head) {
   const int64_t n = task.num_keys;
   const T* k = task.k + head * n * task.dim;
   const T* v = task.v + head * n * task.dim_v;
@@ -103,33 +119,46 @@ void pack(const DropoutAttention<T>& task, int64_t head) {
   if (task.v_columns) copy_columns(v, n, task.dim_v, task.v_columns + head * task.dim_v * task.padded_keys, task.padded_keys);
 }
 
+// -inf for the keys of a block that are none or left out, 0 for the others; whether there is such a key.
 template <class T>
-void forward(const DropoutAttention<T>& task, int64_t head, int64_t begin, int64_t end, T* room) {
+inline bool fill_bias(const AttentionRows<T>& task, int64_t head, int64_t j, int64_t keys, T* bias) {
+  const T nothing = -static_cast<T>(__builtin_inf());
+  if (!task.key_mask && j + keys <= task.num_keys) return false;
+  const bool* mask = task.key_mask ? task.key_mask + head * task.num_keys + j : nullptr;
+  for (int64_t c = 0; c < keys; ++c) bias[c] = j + c < task.num_keys && (!mask || mask[c]) ? T{0} : nothing;
+  return true;
+}
+
+template <bool Dropped, class T>
+void forward(const AttentionRows<T>& task, int64_t head, int64_t begin, int64_t end, T* room) {
   using V = typename Lanes<T>::Value;
-  constexpr int64_t kLanes = Lanes<T>::kCount, kKeys = kDropoutKeys, kRows = kDropoutRows;
+  constexpr int64_t kLanes = Lanes<T>::kCount, kKeys = kMapKeys, kRows = kMapRows;
   const T nothing = -static_cast<T>(__builtin_inf());
   const int64_t d = task.dim, w = task.width, dv = task.dim_v, wv = task.width_v, padded = task.padded_keys;
   T* s = room;
   T* q = s + kRows * kKeys;
   T* o = q + kRows * w;
   alignas(64) int32_t keep[kKeys];
+  alignas(64) T bias[kKeys];
   const T* k = task.k_columns + head * d * padded;
   const T* v = task.v_rows + head * padded * wv;
   for (int64_t first = begin; first < end; first += kRows) {
-    const int64_t rows = end - first < kRows ? end - first : kRows;
+    const int64_t rows = end - first < kRows ? end - first : kRows, whole = (rows + 3) / 4 * 4;
     T largest[kRows], total[kRows];
     for (int64_t r = 0; r < rows; ++r) largest[r] = nothing, total[r] = 0;
-    zero(q, kRows * w);
-    zero(o, kRows * wv);
+    zero(o, whole * wv);
     copy_rows(task.q + (head * task.num_queries + first) * d, rows, d, task.scale, q, w);
     for (int64_t j = 0; j < padded; j += kKeys) {
-      multiply<false>(kRows, kKeys, d, q, w, 1, k + j, padded, s, kKeys);
+      const int64_t keys = padded - j < kKeys ? padded - j : kKeys;
+      const bool partial = fill_bias(task, head, j, keys, bias);
+      multiply<false>(whole, keys, d, q, w, 1, k + j, padded, s, kKeys);
       for (int64_t r = 0; r < rows; ++r) {
-        T* row = s + r * kKeys;
-        for (int64_t c = task.num_keys - j; c < kKeys; ++c) row[c] = nothing;
-        V* entry = reinterpret_cast<V*>(row);
+        V* entry = reinterpret_cast<V*>(s + r * kKeys);
+        if (partial) {
+          for (int64_t c = 0; c < keys / kLanes; ++c) entry[c] += reinterpret_cast<V*>(bias)[c];
+        }
         V top = entry[0];
-        for (int64_t c = 1; c < kKeys / kLanes; ++c) top = top > entry[c] ? top : entry[c];
+        for (int64_t c = 1; c < keys / kLanes; ++c) top = top > entry[c] ? top : entry[c];
         T most = largest[r];
         for (int64_t c = 0; c < kLanes; ++c) most = top[c] > most ? top[c] : most;
         if (most > largest[r]) {
@@ -138,16 +167,17 @@ void forward(const DropoutAttention<T>& task, int64_t head, int64_t begin, int64
           for (int64_t c = 0; c < wv; ++c) o[r * wv + c] *= factor;
           largest[r] = most;
         }
-        fill_keep(task.bits, head, first + r, j / kKeys, keep);
+        if (Dropped) fill_keep(task.bits, head, first + r, j / kKeys, keep);
+        const T pivot = most == nothing ? T{0} : most;  // no key so far
         V sum = {};
-        for (int64_t c = 0; c < kKeys / kLanes; ++c) {
-          const V p = exp_of(entry[c] - most);
+        for (int64_t c = 0; c < keys / kLanes; ++c) {
+          const V p = exp_of(entry[c] - pivot);
           sum += p;
-          entry[c] = kept(p, keep + c * kLanes);
+          entry[c] = Dropped ? kept(p, keep + c * kLanes) : p;
         }
         for (int64_t c = 0; c < kLanes; ++c) total[r] += sum[c];
       }
-      multiply<true>(kRows, wv, kKeys, s, kKeys, 1, v + j * wv, wv, o, wv);
+      multiply<true>(whole, wv, keys, s, kKeys, 1, v + j * wv, wv, o, wv);
     }
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t i = head * task.num_queries + first + r;
@@ -157,11 +187,13 @@ void forward(const DropoutAttention<T>& task, int64_t head, int64_t begin, int64
   }
 }
 
-// With Z = keep / (1 - p):  dV = (P Z)' dOut,  dS = P (Z dOut V' - delta),  dQ = scale dS K,  dK = scale dS' Q.
-template <class T>
-void backward(const DropoutAttention<T>& task, int64_t head, int64_t begin, int64_t end, T* dk, T* dv, T* room) {
+// With Z = keep / (1 - p) and D = rowsum(dOut Out) - dLSE:  dV = (P Z)' dOut,  dS = P (Z dOut V' - D),  dQ = scale dS K,
+// dK = scale dS' Q.
+template <bool Dropped, class T>
+void backward(const AttentionRows<T>& task, int64_t head, int64_t begin, int64_t end, T* dk, T* dv, T* room) {
   using V = typename Lanes<T>::Value;
-  constexpr int64_t kLanes = Lanes<T>::kCount, kKeys = kDropoutKeys, kRows = kDropoutRows;
+  constexpr int64_t kLanes = Lanes<T>::kCount, kKeys = kMapKeys, kRows = kMapRows;
+  const T infinity = static_cast<T>(__builtin_inf());
   const int64_t d = task.dim, w = task.width, e = task.dim_v, wv = task.width_v, padded = task.padded_keys;
   T* s = room;
   T* ds = s + kRows * kKeys;
@@ -169,37 +201,44 @@ void backward(const DropoutAttention<T>& task, int64_t head, int64_t begin, int6
   T* dq = q + kRows * w;
   T* g = dq + kRows * w;
   alignas(64) int32_t keep[kKeys];
+  alignas(64) T bias[kKeys];
   const T* k_columns = task.k_columns + head * d * padded;
   const T* v_columns = task.v_columns + head * e * padded;
   const T* k_rows = task.k_rows + head * padded * w;
   for (int64_t first = begin; first < end; first += kRows) {
-    const int64_t rows = end - first < kRows ? end - first : kRows, at = head * task.num_queries + first;
-    zero(q, 2 * kRows * w);  // and dq; rows past the end add nothing
-    zero(g, kRows * wv);
+    const int64_t rows = end - first < kRows ? end - first : kRows, whole = (rows + 3) / 4 * 4;
+    const int64_t at = head * task.num_queries + first;
+    T delta[kRows], total[kRows];
+    for (int64_t r = 0; r < rows; ++r) {
+      T sum = task.dlse ? -task.dlse[at + r] : T{0};
+      for (int64_t c = 0; c < e; ++c) sum += task.dout[(at + r) * e + c] * task.out[(at + r) * e + c];
+      delta[r] = sum;
+      total[r] = task.lse[at + r] == -infinity ? infinity : task.lse[at + r];  // P is 0 in a row without keys
+    }
+    zero(dq, whole * w);
     copy_rows(task.q + at * d, rows, d, task.scale, q, w);
     copy_rows(task.dout + at * e, rows, e, task.rescale, g, wv);
     for (int64_t j = 0; j < padded; j += kKeys) {
-      multiply<false>(kRows, kKeys, d, q, w, 1, k_columns + j, padded, s, kKeys);
-      multiply<false>(kRows, kKeys, e, g, wv, 1, v_columns + j, padded, ds, kKeys);
-      for (int64_t r = 0; r < kRows; ++r) {
+      const int64_t keys = padded - j < kKeys ? padded - j : kKeys;
+      const bool partial = fill_bias(task, head, j, keys, bias);
+      multiply<false>(whole, keys, d, q, w, 1, k_columns + j, padded, s, kKeys);
+      multiply<false>(whole, keys, e, g, wv, 1, v_columns + j, padded, ds, kKeys);
+      for (int64_t r = 0; r < rows; ++r) {
         V* entry = reinterpret_cast<V*>(s + r * kKeys);
         V* slope = reinterpret_cast<V*>(ds + r * kKeys);
-        if (r >= rows) {
-          for (int64_t c = 0; c < kKeys / kLanes; ++c) entry[c] = slope[c] = V{};
-          continue;
+        if (partial) {
+          for (int64_t c = 0; c < keys / kLanes; ++c) entry[c] += reinterpret_cast<V*>(bias)[c];
         }
-        for (int64_t c = task.num_keys - j; c < kKeys; ++c) s[r * kKeys + c] = -static_cast<T>(__builtin_inf());
-        const T lse = task.lse[at + r], delta = task.delta[at + r];
-        fill_keep(task.bits, head, first + r, j / kKeys, keep);
-        for (int64_t c = 0; c < kKeys / kLanes; ++c) {
-          const V p = exp_of(entry[c] - lse);
-          slope[c] = p * (kept(slope[c], keep + c * kLanes) - delta);
-          entry[c] = kept(p, keep + c * kLanes);
+        if (Dropped) fill_keep(task.bits, head, first + r, j / kKeys, keep);
+        for (int64_t c = 0; c < keys / kLanes; ++c) {
+          const V p = exp_of(entry[c] - total[r]);
+          slope[c] = p * ((Dropped ? kept(slope[c], keep + c * kLanes) : slope[c]) - delta[r]);
+          entry[c] = Dropped ? kept(p, keep + c * kLanes) : p;
         }
       }
-      multiply<true>(kRows, w, kKeys, ds, kKeys, 1, k_rows + j * w, w, dq, w);
-      multiply<true>(kKeys, w, kRows, ds, 1, kKeys, q, w, dk + j * w, w);
-      multiply<true>(kKeys, wv, kRows, s, 1, kKeys, g, wv, dv + j * wv, wv);
+      multiply<true>(whole, w, keys, ds, kKeys, 1, k_rows + j * w, w, dq, w);
+      multiply<true>(keys, w, rows, ds, 1, kKeys, q, w, dk + j * w, w);
+      multiply<true>(keys, wv, rows, s, 1, kKeys, g, wv, dv + j * wv, wv);
     }
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t c = 0; c < d; ++c) task.dq[(at + r) * d + c] = task.scale * dq[r * w + c];
@@ -207,12 +246,13 @@ void backward(const DropoutAttention<T>& task, int64_t head, int64_t begin, int6
   }
 }
 
-#define CELLATTN_DEFINE_DROPOUT(T)                                                                                    \
-  void dropout_pack(const DropoutAttention<T>& task, int64_t head) { pack(task, head); }                              \
-  void dropout_forward(const DropoutAttention<T>& task, int64_t head, int64_t begin, int64_t end, T* room) {          \
-    forward(task, head, begin, end, room);                                                                            \
-  }                                                                                                                   \
-  void dropout_backward(                                                                                              \
-      const DropoutAttention<T>& task, int64_t head, int64_t begin, int64_t end, T* dk, T* dv, T* room) {             \
-    backward(task, head, begin, end, dk, dv, room);                                                                   \
+#define CELLATTN_DEFINE_ATTENTION(T)                                                                             \
+  T attention_largest(const T* x, int64_t n) { return largest(x, n); }                                           \
+  void attention_pack(const AttentionRows<T>& task, int64_t head) { pack(task, head); }                          \
+  void attention_forward(const AttentionRows<T>& task, int64_t head, int64_t begin, int64_t end, T* room) {      \
+    (task.bits.threshold ? forward<true, T> : forward<false, T>)(task, head, begin, end, room);                  \
+  }                                                                                                              \
+  void attention_backward(                                                                                       \
+      const AttentionRows<T>& task, int64_t head, int64_t begin, int64_t end, T* dk, T* dv, T* room) {           \
+    (task.bits.threshold ? backward<true, T> : backward<false, T>)(task, head, begin, end, dk, dv, room);        \
   }

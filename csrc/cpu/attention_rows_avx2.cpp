@@ -1,6 +1,8 @@
-// Attention with dropout on processors with AVX2.
+// Attention on processors with AVX2.
 
-#include "attention_dropout.h"
+#include "attention_rows.h"
+
+#include <type_traits>
 
 #if defined(__x86_64__)
 
@@ -13,10 +15,10 @@
 namespace cellattn::avx2 {
 namespace {
 #define CELLATTN_VECTOR_BYTES 32
-#include "attention_dropout_impl.h"
+#include "attention_rows_impl.h"
 }  // namespace
-CELLATTN_DEFINE_DROPOUT(float)
-CELLATTN_DEFINE_DROPOUT(double)
+CELLATTN_DEFINE_ATTENTION(float)
+CELLATTN_DEFINE_ATTENTION(double)
 }  // namespace cellattn::avx2
 
 #pragma GCC pop_options
