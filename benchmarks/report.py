@@ -1,68 +1,47 @@
 """The report: every method as a model, the ops under them beside plain PyTorch and other libraries, and what is learnt here.
 
-    python -m benchmarks.report [--full] [--only khop | methods]
+    python -m benchmarks.report [--full] [--only khop | methods] [--redraw [FOLDER]]
 
 Writes `benchmarks/results/<device>/report.md` with its figures; `--only khop` the whole k-hop benchmark instead, `khop.md`, of
 which the report holds a short version, and `--only methods` the table of methods alone. `--full` is the published setting, made
 for a GPU: 10,000 samples, 100 steps, batches of 64 and 28. Uses the real yeast tables where they are (CELLATTN_DATA, or
 `../shared/data/yeast` beside the repository) and a synthetic cell of the published size everywhere else; the report says which.
+`--redraw` measures nothing: it makes pages and figures anew from the results in a folder.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 from .attention import bench as attention
+from .attention import tables as ops_tables
+from .figures import factor, span
 from .khop import bench as khop_bench
 from .khop import plan as khop_plan
 from .khop import tables as khop_tables
-from .measure import environment, results_dir
+from .measure import results_dir
 from .methods import bench as method_steps
+from .methods import tables as method_tables
 from .screen import full as screen
 from .screen import speed as screen_speed
 from .training import runs, tables
 from .training.cell import SOURCE
 
+Result = dict[str, Any]
+
 TRAINED_MODELS = Path("runs/bench")  # stay, to screen with
 # Methods of the table, and the variants of `train` that tell what they learn.
 TRAINED = {"dango": "dango", "lazy": "wildtype", "delta": "wildtype", "pairwise": "pairwise", "cell-transformer": "kl"}
-_COLOURS = {"ours": "#1b6ca8", "dense eager": "#b0b0b0", "dense compiled": "#6f6f6f"}
-_LABELS = {"ours": "cellattn", "dense eager": "dense eager", "dense compiled": "dense, torch.compile"}
 
 
-def draw_ops(rows: list[dict[str, Any]], path: Path) -> None:
-    """Time and peak memory of every row, ours beside dense PyTorch, on logarithmic axes."""
-    checked = [row for row in rows if row["suite"] == "ops" and attention.figure(row, "ours", "both") is not None]
-    figure, axes = plt.subplots(1, 2, figsize=(11, 0.9 + 0.75 * len(checked)), sharey=True, layout="constrained")
-    for axis, (key, unit, title) in zip(
-        axes, (("both", 1e3, "forward + backward, ms"), ("bytes", 1e-6, "peak memory above the inputs, MB")), strict=True
-    ):
-        for offset, name in enumerate(_COLOURS):
-            found = [(i, attention.figure(row, name, key)) for i, row in enumerate(checked)]
-            values = {i + 0.26 * (offset - 1): value * unit for i, value in found if value is not None}
-            bars = axis.barh(list(values), list(values.values()), height=0.24, color=_COLOURS[name], label=_LABELS[name])
-            axis.bar_label(bars, fmt=lambda x: f"{x:,.0f}", padding=2, fontsize=7)
-        axis.set(xscale="log", xlabel=title)
-        axis.margins(x=0.12)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_yticks(range(len(checked)), [row["name"].replace(", ", "\n", 1) for row in checked], fontsize=8)
-    axes[0].invert_yaxis()
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def scores(training: dict[str, Any]) -> dict[str, tuple[str, str]]:
+def scores(training: Result) -> dict[str, tuple[str, str]]:
     """(test Pearson, oversmoothing by layer) of the methods that were trained, means over seeds, as the table shows them."""
     found = {}
     for method, variant in TRAINED.items():
@@ -76,83 +55,159 @@ def scores(training: dict[str, Any]) -> dict[str, tuple[str, str]]:
     return found
 
 
+def findings(methods: Result, ops: Result, khop: Result, training: Result, screening: Result | None) -> Iterator[str]:
+    """What the results say, a paragraph each, with its picture; what is missed is said beside what is met."""
+    rows = methods["rows"]
+    ratios = {row["method"]: method_tables.over_peer(rows, row["method"]) for row in rows if "samples_per_second" in row}
+    times = [float(part) for text in ratios.values() for part in text.split(", ") if part]
+    largest = method_tables.find(rows, "cell-transformer").get("largest")
+    if times:
+        text = (
+            f"**Methods.** A training step does {span(times)} times as many samples a second as the same method written with "
+        )
+        text += "PyG and dense PyTorch."
+        if isinstance(largest, dict) and largest["samples_per_second"]:
+            text += f" The transformer encodes the cell once a batch: in batches of {largest['batch_size']:,} it trains "
+            text += f"{largest['samples_per_second']:,.0f} samples a second."
+        yield f"{text}\n\n![Methods: samples a second, memory, and what was published](methods.png)"
+    measured = [row for row in ops["rows"] if row["suite"] == "ops"]
+    eager, dense = (ops_tables.over_dense(measured, "both", names) for names in (("dense eager",), ops_tables.DENSE))
+    memory = ops_tables.over_dense(measured, "bytes")
+    if dense:
+        slower = [row["name"] for row in measured if any(ratio < 1 for ratio in ops_tables.over_dense([row], "both"))]
+        text = f"**Ops.** {measured[0]['tokens']:,} tokens, forward and backward: {span(eager)} times as fast as dense PyTorch"
+        text += f", {span(dense)} times as the faster of it and `torch.compile`"
+        text += f" (slower: {', '.join(slower)})" if slower else ""
+        text += f", with {span(memory)} times less memory than the smaller of them." if memory else "."
+        yield f"{text}\n\n![Ops: time and memory](ops.png)"
+    longest = [row for row in ops["rows"] if row["suite"] == "length" and ops_tables.over_dense([row], "both")]
+    if longest:
+        (ratio,) = ops_tables.over_dense([longest[-1]], "both")
+        text = (
+            f"**Length.** No map is made, so memory grows with T and not with its square: at {longest[-1]['tokens']:,} tokens "
+        )
+        text += f"attention with its losses takes 1/{factor(ratio)} of the time of dense PyTorch."
+        yield f"{text}\n\n![Time and memory over T](length.png)"
+    met = [entry["met"] for entry in khop["targets"] if entry["met"] is not None]
+    text = (
+        f"**k-hop.** Neighbourhoods of a whole batch in all relations at once; {sum(met)} of {len(met)} targets are met here."
+    )
+    yield f"{text}\n\n![k-hop: time by hops, and over batches]({khop['name']}.png)"
+    by_variant = {name: values for name, values in tables.by_variant(training, SOURCE).items() if values}
+    learnt = {name: tables.mean_and_sd([run["test"]["pearson"] for run in values]) for name, values in by_variant.items()}
+    if learnt:
+        said = ", ".join(
+            f"{training['variants'][name]['title']} {learnt[name]}" for name in ("none", "kl", "bce") if name in learnt
+        )
+        text = f"**Training** on measured double mutants, test Pearson: {said}." if said else "**Training.**"
+        yield f"{text}\n\n![Training: test scores, and curves where they were kept](training.png)"
+    if screening is not None:
+        best = max(statistics.median(clock for clock, _ in row["rounds"]) for row in screening["rows"].values())
+        yield f"**Screens.** Trained models score up to {best:,.0f} sets a second."
+
+
+def folded(title: str, text: str) -> str:
+    """A part that opens when it is asked for."""
+    return f"<details>\n<summary>{title}</summary>\n\n{text.strip()}\n\n</details>"
+
+
 def write(
-    methods: dict[str, Any], ops: dict[str, Any], khop: dict[str, Any], training: dict[str, Any], screening: dict[str, Any]
+    methods: Result, ops: Result, khop: Result, training: Result, screening: Result | None, folder: Path | None = None
 ) -> Path:
-    """Put all results into one page."""
-    folder = results_dir()
-    draw_ops(ops["rows"], folder / "ops.png")
-    about = ", ".join(f"{key} {value}" for key, value in environment().items())
+    """Put all results into one page: what was found, then every table, folded by topic, then what could not run."""
+    folder = results_dir() if folder is None else folder
+    ops_tables.draw_ops(ops["rows"], folder / "ops.png")
+    about = ", ".join(f"{key} {value}" for key, value in ops["environment"].items())
     tokens = next(row["tokens"] for row in ops["rows"] if row["suite"] == "ops")
     batch = min(khop["plan"]["set_counts"])
+    sections = method_tables.sections(methods, scores(training))
+    topics = {f"Methods: {title[0].lower()}{title[1:]}": text for title, text in sections.items()}
+    first = next(iter(topics))
+    topics[first] = f"""{method_tables.setting(methods)} {topics[first]}
+
+Test Pearson and oversmoothing (by layer, how far genes are from being all alike: 0 where they are equal, at most 1) are of the
+training below, where cells and models are smaller; one run of "wildtype difference" stands for its two exact modes."""
+    topics["The ops, and time over T"] = f"""T = {tokens:,} tokens, {ops["graph"]}, {ops["dtype"]}, forward and backward in one
+process; medians after a warm-up. Every figure was first held to a dense float64 computation: `error` is the largest error of an
+output or gradient, as a share of its largest entry. Where negatives are drawn, "drawn": how far the mean of eight draws is from
+what they estimate, and the bound from their own spread, which is large since each gradient of a row rests on a few draws. Plain
+SDPA computes no loss: it is the floor. Memory is the peak above the inputs. The suite "length" is on the synthetic cell.
+
+{ops_tables.table(ops["rows"])}"""
+    topics["The ops: targets"] = ops_tables.target_table(ops)
+    topics["k-hop"] = f"""{khop["graph"]}, B = {batch}: medians of ms a batch, of implementations that each ran in a process
+of its own and returned equal genes and edges. The whole page is [{khop["name"]}.md]({khop["name"]}.md); `--only khop` measures
+larger batches and both heaps.
+
+{khop_tables.extract_table(khop["rows"], batch)}"""
+    topics["k-hop: targets"] = khop_tables.target_table(khop)
+    topics["Training"] = tables.table(training)
+    if screening is not None:
+        topics["Sets that a trained model scores"] = screen_speed.section(screening)
+    if whole := screen.section(folder):
+        topics["Whole screens"] = whole
+    absent = (
+        method_tables.missing(methods["rows"]),
+        ops_tables.missing(ops["rows"]),
+        khop_tables.missing(khop["rows"]),
+    )
+    found = "\n\n".join(findings(methods, ops, khop, training, screening))
     page = f"""# Report
 
 {about}
 
-## Methods
-
-{method_steps.sections(methods, scores(training))}
-
-![methods](methods.png)
-
-Test Pearson and oversmoothing (by layer, how far genes are from being all alike: 0 where they are equal, at most 1) are of the
-training below, where cells and models are smaller; one run of "wildtype difference" stands for its two exact modes.
-
-## The ops
-
-T = {tokens:,} tokens, {ops["graph"]}, {ops["dtype"]}, forward and backward in one process; medians after a warm-up. Every
-figure was first held to a dense float64 computation: `error` is the largest relative error of outputs and gradients, of those
-beside its bound. Plain SDPA computes no loss: it is the floor. Memory is the peak above the inputs. The suite "length" is on
-the synthetic cell.
-
-{attention.table(ops["rows"])}
-
-![time and memory](ops.png)
-
-![time and memory over T](length.png)
-
-## k-hop
-
-{khop["graph"]}, B = {batch}: medians of ms a batch, of implementations that each ran in a process of its own and returned equal
-genes and edges. The whole page is [{khop["name"]}.md]({khop["name"]}.md); `--only khop` measures larger batches and both heaps.
-
-{khop_tables.extract_table(khop["rows"], batch)}
-
-{khop_tables.target_table(khop)}
-
-![k-hop]({khop["name"]}.png)
-
-## Training
-
-{tables.table(training)}
-
-![curves](training.png)
-
-## Sets that a trained model scores
-
-{screen_speed.section(screening)}
-{screen.section(folder)}
-## Not confirmed here
+{found}
 
 Nothing on this page was measured on a GPU unless the line at the top names one.
+
+## The tables
+
+{chr(10).join(folded(title, text) + chr(10) for title, text in topics.items())}
+## What has no figure here
+
+{"; ".join(filter(None, absent)) or "Nothing: all could run"}.
 """
     path = folder / "report.md"
     path.write_text(page)
     return path
 
 
+def redraw(folder: Path) -> Path:
+    """Pages and figures of the results in a folder, made anew; the path of the report."""
+
+    def read(name: str) -> Result:
+        result: Result = json.loads((folder / name).read_text())
+        return result
+
+    methods, ops, training = read("methods.json"), read("attention.json"), tables.read(folder)
+    method_tables.save(methods, folder)
+    ops_tables.draw_lengths(ops["rows"], folder / "length.png")
+    tables.plot(training, folder / "training.png")
+    for path in folder.glob("khop*.json"):
+        khop = read(path.name)
+        khop_tables.draw(khop["rows"], path.with_suffix(".png"))
+        path.with_suffix(".md").write_text(khop_tables.page(khop))
+    short = read("khop_short.json" if (folder / "khop_short.json").is_file() else "khop.json")
+    screening = read("screen_speed.json") if (folder / "screen_speed.json").is_file() else None
+    return write(methods, ops, short, training, screening, folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="the published setting, more repeats, every gene a token")
     parser.add_argument("--only", choices=("khop", "methods"), help="one benchmark, whole")
+    parser.add_argument("--redraw", nargs="?", const="", metavar="FOLDER", help="of results (default: that of this device)")
     given = parser.parse_args()
     full = given.full
+    if given.redraw is not None:
+        print(f"written to {redraw(Path(given.redraw) if given.redraw else results_dir())}")
+        return
     if given.only == "khop":
         print(khop_tables.page(khop_bench.run()))
         return
     methods = method_steps.run(method_steps.Plan(budget=method_steps.budget()) if full else None)
     if given.only == "methods":
-        print(method_steps.page(methods))
+        print(method_tables.page(methods))
         return
     ops = attention.run(attention.plan_for(attention.DEVICE, repeats=10 if full else 3))
     khop = khop_bench.run() if full else khop_bench.run(khop_plan.short_plan(), name="khop_short")

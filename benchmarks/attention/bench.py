@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import functools
 import gc
-import itertools
 import json
 import math
 import time
@@ -21,10 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import nvtx
 import torch
 from torch import Tensor
@@ -37,9 +32,6 @@ from cellattn.data import synthetic_cell
 from ..cells import benchmark_graph
 from ..measure import cache_bytes, environment, first_line, memory_limit, peak_memory, phase_times, results_dir
 from .peers import (
-    CONV,
-    FLOORS,
-    SDPA_MASK,
     DroppedAttention,
     EdgeAttention,
     Function,
@@ -50,6 +42,7 @@ from .peers import (
     SharedTerms,
     TiedAttention,
 )  # fmt: skip
+from .tables import CELL_SHAPES, PHASES, draw_lengths, table, target_table, targets
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -62,8 +55,6 @@ MAX_RATIO, SMALL = 2.0, {torch.float32: 2e-5, torch.bfloat16: 8e-3, torch.float1
 # largest of a million normal deviates, with room for the spread being an estimate.
 MAX_DEVIATION = 8.0
 
-CELL_SHAPES = ((9, 20), (8, 64))  # heads, head dimension
-PHASES = ("forward", "backward")
 NO_TIME = "the time for the run was over"
 
 # Each of our kernels by the start of its name, as `ncu -k` takes it, with the case that runs it.
@@ -489,168 +480,6 @@ def plan_for(device: str, **given: Any) -> Plan:
     on_gpu = device.startswith("cuda")
     usual: dict[str, Any] = {"dtype": torch.bfloat16} if on_gpu else {"dtype": torch.float32, "seconds": 600.0, "repeats": 10}
     return Plan(torch.device(device), **{**usual, **{key: value for key, value in given.items() if value is not None}})
-
-
-# ---------------------------------------------------------------------------------------------------------------- results
-
-
-def figure(row: dict[str, Any] | None, name: str, key: str) -> float | None:
-    """Median seconds of a phase, or bytes, of an implementation in a row; None where it was not measured.
-
-    A CPU's process may take pages so few, or so few new ones, that its memory does not show.
-    """
-    outcome = row["implementations"].get(name, {}) if row else {}
-    if outcome.get("status") != "measured":
-        return None
-    value = float(outcome["bytes"] if key == "bytes" else outcome[key]["median"])
-    return value if value > 0 else None
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as Markdown, a line an implementation; times are medians."""
-    lines = [
-        "| row | implementation | forward | backward | both (20% to 80%) | of ours | memory | error |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        ours = figure(row, "ours", "both")
-        for i, (name, outcome) in enumerate(row["implementations"].items()):
-            title = f"{row['suite']}: {row['name']}" if i == 0 else ""
-            if outcome["status"] != "measured":
-                verdict = outcome["status"].upper() if outcome["status"] == "wrong" else outcome["status"]
-                reason = outcome["reason"].replace("|", "/")
-                lines.append(f"| {title} | {name} | {verdict}: {reason} | | | | | |")
-                continue
-            both = outcome["both"]
-            ratio = f"{both['median'] / ours:.2f} x" if ours else ""
-            cells = [
-                *(_time(outcome[phase]["median"]) for phase in PHASES),
-                f"{_time(both['median'])} ({_time(both['q20'])} to {_time(both['q80'])})",
-                ratio,
-                f"{outcome['bytes'] / 1e6:,.0f} MB",
-                f"{outcome['error']:.1e}",
-            ]
-            lines.append(f"| {title} | {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds * 1e3:,.0f} ms" if seconds >= 0.1 else f"{seconds * 1e3:.3g} ms"
-
-
-def targets(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the library is held to: a ratio a line, whether it is within its bound, or why it was not measured."""
-    found: list[dict[str, Any]] = []
-
-    def row_of(suite: str, **facts: Any) -> dict[str, Any] | None:
-        return next((r for r in rows if r["suite"] == suite and all(r.get(k) == v for k, v in facts.items())), None)
-
-    def add(
-        name: str,
-        over: tuple[dict[str, Any] | None, Sequence[str]],
-        under: tuple[dict[str, Any] | None, Sequence[str]],
-        *,
-        most: float | None = None,
-        least: float | None = None,
-        key: str = "both",
-    ) -> None:
-        """The fastest of some implementations in a row over the fastest of some in another."""
-        values, missing = [], []
-        for row, names in (over, under):
-            known = {n: value for n in names if (value := figure(row, n, key)) is not None}
-            values.append(min(known.values(), default=None))
-            if not known:
-                missing.append(_why_missing(row, names))
-        top, bottom = values
-        ratio = None if top is None or bottom is None else top / bottom
-        entry: dict[str, Any] = {"target": name, "value": ratio, **({"most": most} if least is None else {"least": least})}
-        if ratio is None:
-            entry |= {"met": None, "reason": f"not measured: {'; '.join(dict.fromkeys(missing))}"}
-        else:
-            entry["met"] = ratio <= most if most is not None else ratio >= (least or 0.0)
-        found.append(entry)
-
-    ours = ("ours",)
-    for heads, dim in CELL_SHAPES:
-        shape = {"heads": heads, "head_dim": dim, "rows": 1.0}
-        tied, bare = row_of("cell", ties=9, **shape), row_of("cell", ties=0, **shape)
-        of = f"{heads} heads of {dim}, 9 ties"
-        add(f"graph_attention over the fastest plain attention, {of}", (tied, ours), (tied, FLOORS), most=1.15)
-        for peer, least in (("FlexAttention + gather", 1.5), ("FlashAttention 4 + gather", 1.0), ("dense eager", 10.0)):
-            add(f"{peer} over graph_attention, {of}", (tied, (peer,)), (tied, ours), least=least)
-        add(f"memory of graph_attention over dense eager, {of}", (tied, ours), (tied, ("dense eager",)), most=0.05, key="bytes")
-        add(f"graph_attention over our attention without ties, {of}", (tied, ours), (bare, ours), most=1.10)
-    pair = (row_of("ops", name="attention_logsumexp"), ours), (row_of("ops", name="attention with lse"), ours)
-    add("attention_logsumexp over attention, forward", *pair, most=0.7, key="forward")
-    dropped = row_of("ops", name="attention with lse, dropout 0.1")
-    add("attention with dropout over attention", (dropped, ours), (pair[1][0], ours), most=1.25)
-    edges = row_of("ops", name="edge_attention")
-    for peer, least in ((SDPA_MASK, 10.0), (CONV, 3.0)):
-        add(f"{peer} over edge_attention", (edges, (peer,)), (edges, ours), least=least)
-        add(f"memory of edge_attention over {peer}", (edges, ours), (edges, (peer,)), most=0.05, key="bytes")
-    return found
-
-
-def _why_missing(row: dict[str, Any] | None, names: Sequence[str]) -> str:
-    if row is None:
-        return "its row was not run"
-    outcomes = ((name, row["implementations"].get(name)) for name in names)
-    return "; ".join(
-        f"{name}: {outcome.get('reason', 'too little to be seen') if outcome else 'not in this run'}"
-        for name, outcome in outcomes
-    )
-
-
-def target_table(result: dict[str, Any]) -> str:
-    """The targets as Markdown."""
-    lines = ["| target | bound | measured | |", "|---|---|---|---|"]
-    for entry in result["targets"]:
-        bound = f"<= {entry['most']:g}" if "most" in entry else f">= {entry['least']:g}"
-        if entry["met"] is None:
-            lines.append(f"| {entry['target']} | {bound} | {entry['reason'].replace('|', '/')} | |")
-        else:
-            lines.append(f"| {entry['target']} | {bound} | {entry['value']:.3g} | {'met' if entry['met'] else 'MISSED'} |")
-    return "\n".join(lines)
-
-
-def draw_lengths(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Time and peak memory over T, a line an implementation with its name at the end, on logarithmic axes."""
-    rows = [row for row in rows if row["suite"] == "length"]
-    names = list(dict.fromkeys(name for row in rows for name in row["implementations"]))
-    panels = (("both", 1e3, "forward + backward, ms"), ("bytes", 1e-6, "peak memory above the inputs, MB"))
-    drawn, axes = plt.subplots(1, 2, figsize=(13, 5.2), layout="constrained")
-    for axis, (key, unit, title) in zip(axes, panels, strict=True):
-        ends = []
-        for colour, name in enumerate(names):
-            points = [(row["tokens"], value * unit) for row in rows if (value := figure(row, name, key)) is not None]
-            if not points:
-                continue
-            style: dict[str, Any] = {"color": f"C{colour}", "linewidth": 2.6 if name == "ours" else 1.3}
-            axis.plot(*zip(*points, strict=True), marker="o", markersize=3, **style)
-            ends.append((points[-1], name, f"C{colour}"))
-        axis.set(xscale="log", yscale="log", xlabel="tokens", title=title)
-        axis.set_xticks([row["tokens"] for row in rows], [f"{row['tokens']:,}" for row in rows], fontsize=8)
-        axis.minorticks_off()
-        axis.spines[["top", "right"]].set_visible(False)
-        _label_ends(axis, ends)
-    drawn.savefig(path, dpi=150)
-    plt.close(drawn)
-
-
-def _label_ends(axis: Any, ends: list[tuple[tuple[float, float], str, str]]) -> None:
-    """Names beside the ends ((x, y), name, colour) of lines; those at one x are moved apart where they would overlap."""
-    low, high = axis.get_ylim()
-    gap = (high / low) ** 0.05
-    for x in {point[0] for point, _, _ in ends}:
-        here = sorted((end for end in ends if end[0][0] == x), key=lambda end: end[0][1])
-        places = list(itertools.accumulate((y for (_, y), _, _ in here), lambda below, y: max(y, below * gap)))
-        # all are moved back by the mean of what they were moved up, in logarithms
-        back = math.exp(sum(math.log(place / y) for place, ((_, y), _, _) in zip(places, here, strict=True)) / len(here))
-        for place, ((_, y), name, colour) in zip(places, here, strict=True):
-            axis.annotate(
-                name, (x, y), (1.2 * x, place / back), color=colour, fontsize=8, va="center", annotation_clip=False,
-                arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "relpos": (0, 0.5)},
-            )  # fmt: skip
 
 
 def epilog() -> str:

@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
+from ..figures import OURS, factor, finding, look, plain_numbers, save, span
 from ..measure import table
 from .peers import PEERS, PRODUCTS
 from .plan import HEAPS, SET_SIZE, Row, hops_label
@@ -48,8 +47,7 @@ def extract_table(rows: Sequence[Row], num_sets: int) -> str:
     lines = []
     for name in names:
         cells = [_cell(find(mine, "extract", name, heap=heap, hops=h)) for heap, h in columns]
-        if len(set(cells)) == 1 and not cells[0][:1].isdigit():  # one reason for all of them
-            lines.append([name, cells[0], *[""] * (len(columns) + 2)])
+        if not any(cell[:1].isdigit() for cell in cells):  # no figure: see `missing`
             continue
         sizes = [
             row for heap in HEAPS for row in mine
@@ -61,6 +59,16 @@ def extract_table(rows: Sequence[Row], num_sets: int) -> str:
         cells.append(f"{sizes[-1]['rate'] / 1e9:.1f}" if sizes and "rate" in sizes[-1] else "")
         lines.append([name, *cells])
     return table(head, lines)
+
+
+def missing(rows: Sequence[Row]) -> str:
+    """What has no figure, and why, in one paragraph."""
+    stopped: dict[str, list[str]] = {}
+    for row in rows:
+        if row["status"] != "measured":
+            verdict = "" if row["status"] == "cannot run" else f"{row['status']}: "
+            stopped.setdefault(verdict + row["reason"].rstrip("."), []).append(row["implementation"])
+    return "; ".join(f"{', '.join(dict.fromkeys(names))}: {reason}" for reason, names in stopped.items())
 
 
 def _cell(row: Row | None) -> str:
@@ -192,6 +200,10 @@ genes of all samples.
 
 ![cost]({result["name"]}.png)
 
+## What has no figure
+
+{missing(rows) or "Nothing: all could run."}
+
 ## Nodes and edges a sample
 
 Means over {samples:,} sets, beside the group's report of its cell.
@@ -205,49 +217,78 @@ symmetrised, every such edge is counted twice.
 """
 
 
+SHOWN = ("ours, int64 COO, fresh", "ours, int64 COO, reused", "ours, int32 COO, reused", "ours, int32 CSR, reused")
+_HATCHES = dict(zip(SHOWN, ("", "//", "xx", "++"), strict=True))
+
+
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Extraction by implementation, and the cost of traversal a sample over B and over N."""
-    drawn, axes = plt.subplots(1, 3, figsize=(16, 5.6), layout="constrained", width_ratios=(1.5, 1, 1))
+    """Extraction by hops, a bar an implementation; and the cost of traversal a sample over B and, where it was run, over N."""
     batch = min((row["sets"] for row in rows if row["kind"] == "extract"), default=0)
     extracted = [row for row in rows if row["kind"] == "extract" and row["status"] == "measured" and row["sets"] == batch]
     heap = "kept" if any(row["heap"] == "kept" for row in extracted) else "default"
     extracted = [row for row in extracted if row["heap"] == heap]
-    names = list(dict.fromkeys(row["implementation"] for row in extracted))
-    names.sort(key=lambda name: name.startswith("ours"))
-    hops = sorted({row["hops"] for row in extracted})
-    for k, h in enumerate(hops):
-        mine = [row for row in extracted if row["hops"] == h]
-        places = [names.index(row["implementation"]) + 0.27 * (k - 1) for row in mine]
-        values = [row["seconds"]["median"] * 1e3 for row in mine]
-        bars = axes[0].barh(places, values, height=0.25, color=f"C{k}", label=hops_label(h))
-        axes[0].bar_label(bars, fmt=lambda x: _ms(x / 1e3), padding=2, fontsize=6)
-    axes[0].set_yticks(range(len(names)), names, fontsize=8)
-    axes[0].invert_yaxis()
-    axes[0].set(xscale="log", xlabel=f"ms a batch, B = {batch}, {heap} heap", title="extraction")
-    axes[0].margins(x=0.15)
-    if hops:
-        axes[0].legend(frameon=False, fontsize=8, loc="lower right")
     curve = [row for row in rows if row["kind"] == "curve" and row["status"] == "measured"]
-    panels = (
-        (axes[1], "sets", "genes", "samples a batch (B)", "{:,} genes"),
-        (axes[2], "genes", "sets", "genes (N)", "B = {:,}"),
-    )
-    for axis, over, by, label, title in panels:
+    panels = [
+        panel for panel in (("sets", "genes", "samples a batch (B)", "{:,} genes"), ("genes", "sets", "genes (N)", "B = {:,}"))
+        if len({row[panel[0]] for row in curve}) > 1
+    ]  # fmt: skip
+    drawn, axes = plt.subplots(
+        1, 1 + len(panels), figsize=(7.5 + 4.2 * len(panels), 5.6), layout="constrained", squeeze=False,
+        width_ratios=(1.7, *[1.0] * len(panels)),
+    )  # fmt: skip
+    _draw_extraction(axes[0, 0], extracted, batch, heap)
+    for axis, (over, by, xlabel, title) in zip(axes[0, 1:], panels, strict=True):
         ticks: set[int] = set()
+        costs: list[float] = []
         for k, fixed in enumerate(sorted({row[by] for row in curve})):
             line = sorted((row for row in curve if row[by] == fixed), key=lambda row: row[over])
             if len(line) < 2:
                 continue
             ticks |= {row[over] for row in line}
             x, y = [row[over] for row in line], [row["seconds_a_sample"] * 1e6 for row in line]
-            axis.plot(x, y, marker="o", markersize=4, color=f"C{k}", label=title.format(fixed))
-        axis.set(xscale="log", yscale="log", xlabel=label, title="traversal, us a sample")
-        axis.set_visible(bool(ticks))
-        if ticks:
-            axis.set_xticks(sorted(ticks), [f"{tick:,}" for tick in sorted(ticks)], fontsize=7, rotation=30)
-            axis.legend(frameon=False, fontsize=8)
-            axis.set_xticks([], minor=True)
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-    drawn.savefig(path, dpi=150)
-    plt.close(drawn)
+            costs = costs or y
+            style = {**look("ours").line(), "marker": "osD"[k % 3], "linestyle": ("-", "--", ":")[k % 3]}
+            axis.plot(x, y, **style)
+            end, side = (0, (4, 6, "left")) if y[0] > y[-1] else (-1, (-8, 1, "right"))
+            axis.annotate(
+                title.format(fixed), (x[end], y[end]), side[:2], textcoords="offset points", ha=side[2], fontsize=8, color=OURS
+            )
+        size = max(ticks) / min(ticks)
+        text = (
+            f"A sample is {factor(costs[0] / min(costs))} times cheaper\nin larger batches" if over == "sets"
+            else f"{factor(size)} times the genes:\n{factor(max(costs) / min(costs))} times the cost a sample"
+        )  # fmt: skip
+        finding(axis, text, xscale="log", yscale="log", xlabel=xlabel, ylabel="traversal, microseconds a sample")
+        axis.set_xticks(sorted(ticks), [f"{tick:,}" for tick in sorted(ticks)], fontsize=7, rotation=30)
+        axis.set_xticks([], minor=True)
+        plain_numbers(axis.yaxis)
+    save(drawn, path)
+
+
+def _draw_extraction(axis: Axes, rows: Sequence[Row], batch: int, heap: str) -> None:
+    """Time a batch of peers and of the main ways to call ours, in groups of hops."""
+    names = [name for name in dict.fromkeys(row["implementation"] for row in rows) if not name.startswith("ours")]
+    peers = tuple(names)
+    names += [name for name in SHOWN if any(row["implementation"] == name for row in rows)]
+    hops = sorted({row["hops"] for row in rows})
+    ratios = []
+    for k, name in enumerate(names):
+        mine = {row["hops"]: row["seconds"]["median"] for row in rows if row["implementation"] == name}
+        places = [hops.index(h) + 0.11 * (k - (len(names) - 1) / 2) for h in mine]
+        style = {**look(name).bar(), **({"hatch": _HATCHES[name]} if name in _HATCHES else {})}
+        said = name.replace("ours, ", "khop_subgraph, ").replace("fresh", "new arrays").replace("reused", "out=")
+        bars = axis.barh(places, [seconds * 1e3 for seconds in mine.values()], height=0.1, label=said, **style)
+        axis.bar_label(bars, fmt=lambda x: _ms(x / 1e3), padding=2, fontsize=7, fontweight="bold" if name in SHOWN else None)
+    for h in hops:
+        at = [row for row in rows if row["hops"] == h]
+        theirs = min((row["seconds"]["median"] for row in at if row["implementation"] in peers), default=None)
+        ours = [row["seconds"]["median"] for row in at if row["implementation"] in SHOWN]
+        ratios += [theirs / seconds for seconds in (max(ours), min(ours))] if theirs and ours else []
+    text = f"{span(ratios)} times as fast as the fastest peer" if ratios else "extraction"
+    finding(axis, text, xscale="log", xlabel=f"ms a batch of {batch}, {heap} heap")
+    axis.set_yticks(range(len(hops)), [hops_label(h) for h in hops])
+    axis.invert_yaxis()
+    axis.margins(x=0.12)
+    plain_numbers(axis.xaxis)
+    if hops:
+        axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.45, -0.11), ncols=3)

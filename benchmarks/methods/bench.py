@@ -11,8 +11,6 @@ few and batches of peers that copy the graph small, and the page says so. Writes
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import multiprocessing
 import signal
@@ -26,10 +24,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
 from tqdm import tqdm
 
@@ -38,44 +32,21 @@ from cellattn._file import write_atomic
 from cellattn._profiling import span
 from cellattn.data import PerturbationBatch, PerturbationDataset, synthetic_cell
 
-from ..measure import environment, first_line, results_dir, table
+from ..measure import environment, first_line, results_dir
 from ..processes import end_with_parent
 from ..training.distributed import Share
 from ..training.engine import Execution, Trainer
 from .largest import largest_batch
 from .peers import PEERS, Peer
 from .registry import METHODS, nodes_and_edges
-from .workload import Workload, time_steps
+from .tables import Row, find, page, save
+from .workload import SET_SIZE, Workload, time_steps
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SET_SIZE = 3
 # Of predictions, as a share of the largest: float32 sums in another order through a model of several layers, and where a
 # prediction is a small difference of large sums; products of bfloat16 are rounded to 8 bits.
 MAX_ERROR, MAX_ERROR_AUTOCAST = 1e-3, 5e-2
-TITLES = {name: METHODS[name].name for name in METHODS}
 NOT_TIMED = ("pair-mlp",)  # takes sets of two alone: a baseline of what is learnt
-
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Published:
-    """What the authors of the methods measured on one GPU, on 10,000 samples in 100 steps."""
-
-    steps_per_second: float
-    samples_per_second: float
-    megabytes: float  # a batch, on the GPU
-    nodes: str  # a sample
-    edges: float
-
-
-PUBLISHED = {
-    "dango": Published(545.120, 34_887.7, 4.0, "(103.2)", 0),  # 6,607 over the batch of 64; a set has 1 to 3 genes
-    "lazy": Published(1.433, 40.1, 1_155.4, "6,607", 2_527_683),
-    "khop-1": Published(6.798, 190.3, 88.7, "697.0", 196_445.6),
-    "khop-2": Published(2.499, 70.0, 808.7, "3,758.9", 1_878_158.4),
-    "khop-3": Published(2.136, 59.8, 932.2, "4,508.1", 2_166_602.5),
-}
 
 
 @dataclass(frozen=True)
@@ -259,6 +230,8 @@ def run(plan: Plan | None = None, *, out: Path | None = None) -> dict[str, Any]:
         for method, peer in jobs:
             bar.set_postfix_str(f"{method}, {peer or 'ours'}")
             rows.append(measure_elsewhere(plan, method, peer, file, max(left(), 30.0)))
+            if peer is not None:
+                in_equal_batches(plan, rows, file, max(left(), 30.0))
             keep()
             bar.update()
         bar.set_postfix_str("largest batches")
@@ -278,6 +251,18 @@ def run(plan: Plan | None = None, *, out: Path | None = None) -> dict[str, Any]:
     result = keep()
     save(result, results)
     return result
+
+
+def in_equal_batches(plan: Plan, rows: Sequence[Row], file: str, seconds: float) -> None:
+    """Measure the memory of ours in batches of the last peer's size too, where that is smaller."""
+    peer = rows[-1]
+    ours = find(rows, peer["method"])
+    if "reason" in peer or "reason" in ours or peer["batch_size"] == ours["batch_size"]:
+        return
+    short = replace(plan, steps=1, least_steps=1)
+    row = measure_elsewhere(short, peer["method"], None, file, seconds, peer["batch_size"])
+    if "reason" not in row:
+        ours["alike"] = {name: row[name] for name in ("batch_size", "peak_bytes")}
 
 
 def search(plan: Plan, method: str, file: str, left: Callable[[], float]) -> dict[str, Any] | str:
@@ -302,185 +287,6 @@ def rate_at(plan: Plan, method: str, file: str, batch_size: int, seconds: float)
     few = replace(plan, steps=min(plan.steps, 10))
     rate: float | None = measure_elsewhere(few, method, None, file, seconds, batch_size).get("samples_per_second")
     return rate
-
-
-def find(rows: Sequence[Row], method: str, implementation: str = "ours") -> Row:
-    """The row of an implementation; {} if there is none."""
-    return next((row for row in rows if (row["method"], row["implementation"]) == (method, implementation)), {})
-
-
-# ------------------------------------------------------------------------------------------------------- results
-
-
-COLUMNS = (
-    "method", "implementation", "batch_size", "steps_per_second", "samples_per_second", "batch_bytes", "peak_bytes", "nodes",
-    "edges", "parameters", "error", "reason",
-)  # fmt: skip
-
-
-def save(result: dict[str, Any], folder: Path) -> None:
-    """Write the result as CSV (one line a row), Markdown and a picture."""
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow([*COLUMNS, "loading_ms", "model_ms", "optimizer_ms", "largest_batch", "samples_per_second_there"])
-    for row in result["rows"]:
-        phases = [1e3 * row[name]["median"] if name in row else "" for name in ("loading", "model", "optimizer")]
-        largest = row.get("largest")
-        found = [largest["batch_size"], largest["samples_per_second"]] if isinstance(largest, dict) else ["", ""]
-        lines.writerow([*(row.get(name, "") for name in COLUMNS), *phases, *found])
-    write_atomic(folder / "methods.csv", text.getvalue().encode())
-    write_atomic(folder / "methods.md", page(result).encode())
-    draw(result["rows"], folder / "methods.png")
-
-
-def times_table(rows: Sequence[Row]) -> str:
-    """What a step of each implementation costs."""
-    head = [
-        "method", "implementation", "batch", "loading, ms", "forward + backward, ms", "optimizer, ms", "it/s", "samples/s",
-        "ours over it", "peak MB of a step", "error",
-    ]  # fmt: skip
-    lines = []
-    for row in rows:
-        ours = row["implementation"] == "ours"
-        start = [f"**{TITLES[row['method']]}**" if ours else "", row["implementation"]]
-        if "reason" in row:
-            lines.append([*start, f"no figure: {row['reason']}", *[""] * (len(head) - 3)])
-            continue
-        base = find(rows, row["method"])
-        ratio = "" if ours or "reason" in base else f"{base['samples_per_second'] / row['samples_per_second']:.3g} x"
-        phases = [f"{1e3 * row[name]['median']:,.3g}" for name in ("loading", "model", "optimizer")]
-        rates = [f"{row['steps_per_second']:.3g}", f"{row['samples_per_second']:,.3g}", ratio]
-        error = f"{row['error']:.0e}" if "error" in row else ""
-        lines.append([*start, str(row["batch_size"]), *phases, *rates, f"{row['peak_bytes'] / 1e6:,.0f}", error])
-    return table(head, lines)
-
-
-def methods_table(rows: Sequence[Row], scores: dict[str, tuple[str, str]] | None = None) -> str:
-    """Each method of ours beside what was published of it, and what it learns.
-
-    Args:
-        scores: (test Pearson, oversmoothing) of a method by its name, as the table shows them.
-    """
-    head = [
-        "method", "it/s", "published", "samples/s", "published", "times its peer", "MB a batch over the bus", "published",
-        "genes a sample", "published", "edges a sample", "published", "largest batch", "samples/s there", "parameters",
-        "test Pearson", "oversmoothing",
-    ]  # fmt: skip
-    lines = []
-    for method in dict.fromkeys(row["method"] for row in rows):
-        row, theirs = find(rows, method), PUBLISHED.get(method)
-        if not row or "reason" in row:
-            continue
-
-        def beside(ours: str, published: str, theirs: Published | None = theirs) -> list[str]:
-            return [ours, published if theirs else ""]
-
-        lines.append(
-            [
-                TITLES[method],
-                *beside(f"{row['steps_per_second']:.3g}", f"{theirs.steps_per_second:g}" if theirs else ""),
-                *beside(f"{row['samples_per_second']:,.3g}", f"{theirs.samples_per_second:,.1f}" if theirs else ""),
-                over_peer(rows, method),
-                *beside(f"{row['batch_bytes'] / 1e6:.3g}", f"{theirs.megabytes:,.1f}" if theirs else ""),
-                *beside(f"{row['nodes']:,.1f}", theirs.nodes if theirs else ""),
-                *beside(f"{row['edges']:,.0f}", f"{theirs.edges:,.0f}" if theirs else ""),
-                *largest_text(row.get("largest")),
-                f"{row['parameters'] / 1e6:.2f} M",
-                *(scores or {}).get(method, ("", "")),
-            ]
-        )
-    return table(head, lines)
-
-
-def over_peer(rows: Sequence[Row], method: str) -> str:
-    """Samples a second over those of the method's peer; "delta" is exact, so that the peers of "lazy" are its own."""
-    peers = {
-        name: find(rows, of, name) for of in (method, "lazy" if method == "delta" else method) for name in PEERS.get(of, ())
-    }
-    ours = find(rows, method)["samples_per_second"]
-    return ", ".join(f"{ours / row['samples_per_second']:.3g}" for row in peers.values() if "samples_per_second" in row)
-
-
-def largest_text(largest: dict[str, Any] | str | None) -> tuple[str, str]:
-    """The largest batch that was found to fit, with its peak and whether the search stopped there; samples a second there."""
-    if not isinstance(largest, dict):
-        return largest or "", ""
-    peak = f", {largest['peak_bytes'] / 1e9:.1f} GB" if largest["peak_bytes"] else ""
-    end = " (the cap)" if largest["limit"] is None else f" ({largest['limit']:,} does not fit)"
-    rate = largest["samples_per_second"]
-    return f"{largest['batch_size']:,}{peak}{end}", f"{rate:,.3g}" if rate else ""
-
-
-def page(result: dict[str, Any], scores: dict[str, tuple[str, str]] | None = None) -> str:
-    """The whole page of results."""
-    about = ", ".join(f"{key} {value}" for key, value in result["environment"].items())
-    return f"""# Methods
-
-{about}
-
-{sections(result, scores)}
-
-![methods](methods.png)
-"""
-
-
-def sections(result: dict[str, Any], scores: dict[str, tuple[str, str]] | None = None) -> str:
-    """Both tables, with how they were made."""
-    plan = result["plan"]
-    setting = f"{plan['samples']:,} random sets of {SET_SIZE} genes, {plan['least_steps']} to {plan['steps']} steps a row"
-    scaled = (
-        " **A scaled setting, for a CPU**: fewer steps than the published 100. The published figures are from a GPU, so that "
-        "beside ours they compare sizes, not speeds."
-    )
-    scaled = scaled if plan["steps"] < 100 else ""
-    precision = plan["autocast"] or "float32"
-    if plan["device"] == "cuda":
-        precision += ", the transformer of the published size in bfloat16"
-    rate = "steps in a row" if plan["device"] == "cuda" else "the median step"
-    budget = f"{plan['budget'] / 1e9:.1f} GB of the process" if plan["budget"] else "the GPU's memory"
-    return f"""{result["graph"]}; {setting}, {plan["device"]}, {precision}.{scaled}
-
-Published: what the authors of these methods reported, on one GPU; their nodes a sample of DANGO are an artefact of dividing
-all genes by the batch. Genes and edges a sample are those that a sample has to itself: DANGO, the pairwise model and the
-transformer encode one cell for the whole batch. The largest batch was measured: two training steps in a process of its own
-within {budget}, doubling and then bisection to {plan["resolution"]:.0%}, up to {plan["cap"]:,}. Only indices, types and
-phenotypes cross the bus.
-
-{methods_table(result["rows"], scores)}
-
-What a step costs, in medians, phase by phase; it/s are of {rate}.
-A peer is the same method on the same parameters, as it is written with PyG and dense PyTorch, its graph processing and
-collation counted as loading; `error` is the largest difference of its predictions from ours, as a share of the largest. Where
-each of its samples holds a copy of the graph, its batch is smaller, and the ratio is of samples a second.
-
-{times_table(result["rows"])}"""
-
-
-def draw(rows: Sequence[Row], path: Path) -> None:
-    """Samples a second of every implementation, and the peak memory of a step, on logarithmic axes."""
-    timed = [row for row in rows if "reason" not in row]
-    figure, axes = plt.subplots(1, 2, figsize=(12, 1.0 + 0.36 * max(len(timed), 1)), sharey=True, layout="constrained")
-    names = []
-    for row in timed:
-        who = "" if row["implementation"] == "ours" else f": {row['implementation']}"
-        names.append(f"{TITLES[row['method']]}{who}, batch of {row['batch_size']}")
-    colours = ["#1b6ca8" if row["implementation"] == "ours" else "#b0b0b0" for row in timed]
-    columns = (
-        ("samples_per_second", 1.0, "samples a second"),
-        ("peak_bytes", 1e-6, "peak memory of a step, MB"),
-    )
-    for axis, (key, unit, title) in zip(axes, columns, strict=True):
-        bars = axis.barh(range(len(timed)), [row[key] * unit for row in timed], height=0.7, color=colours)
-        axis.bar_label(bars, fmt=lambda x: f"{x:,.3g}" if x < 1000 else f"{x:,.0f}", padding=2, fontsize=7)
-        axis.set(xscale="log", xlabel=title)
-        axis.margins(x=0.14)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_yticks(range(len(timed)), names, fontsize=8)
-    axes[0].invert_yaxis()
-    image = io.BytesIO()
-    figure.savefig(image, dpi=150, format="png")
-    plt.close(figure)
-    write_atomic(path, image.getvalue())
 
 
 def main() -> None:

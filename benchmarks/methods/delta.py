@@ -24,9 +24,8 @@ from cellattn.nn.wildtype import CONVS
 
 from ..measure import environment, results_dir, table
 from ..training.engine import Execution, Trainer
-from .bench import SET_SIZE
 from .registry import DIM, on_cell
-from .workload import random_mutants, time_steps
+from .workload import SET_SIZE, random_mutants, time_steps
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 COMPARED = 2  # samples whose predictions and gradients are compared

@@ -19,6 +19,8 @@ from ..training.distributed import shares
 from ..training.engine import AUTOCAST, PLAIN, Execution, Trainer
 from .registry import method_of
 
+SET_SIZE = 3  # genes of a set in the tables, the most that were published
+
 
 @dataclass(frozen=True)
 class Workload:

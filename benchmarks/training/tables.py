@@ -10,65 +10,141 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
 from cellattn._file import write_atomic
 
+from ..figures import INK, finding, name_lines, plain_numbers, span
+from ..figures import save as save_picture
 from .cell import SOURCE, VALIDATION_SHARE
 
 _TITLES = {SOURCE: "source's split, of pairs"}
 
 
+CURVES = ("epoch", "validation_pearson", "train_loss", "validation_loss", "regularization")
+# Variants of a model are near in colour, and all are of their own lightness or dashes.
+_STYLES: dict[str, tuple[str, Any]] = {
+    "ridge": ("#b4b4b4", "-"),
+    "mlp": ("#b4b4b4", "--"),
+    "mlp-tuned": ("#6f6f6f", "-"),
+    "pairwise": ("#4f9d69", "-"),
+    "dango": ("#e07b39", "-"),
+    "wildtype": ("#c44e52", "-"),
+    "none": ("#8ec1e8", "--"),
+    "kl": ("#1b6ca8", "-"),
+    "bce": ("#123a5c", "-."),
+    "kl-rows": ("#4a98d0", ":"),
+    "features-none": ("#b79ad6", "--"),
+    "features-kl": ("#5b3f8c", "-"),
+}
+
+
 def save(result: dict[str, Any], folder: Path) -> None:
-    """Write the result as JSON (without the epochs), CSV (one line a run) and curves."""
+    """Write the result as JSON, scores (one line a run) and epochs (one line each) as CSV, and a picture."""
     folder.mkdir(parents=True, exist_ok=True)
     runs = [{key: value for key, value in one.items() if key != "history"} for one in result["runs"]]
     write_atomic(folder / "training.json", (json.dumps({**result, "runs": runs}, indent=1) + "\n").encode())
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
+    scores, curves = io.StringIO(), io.StringIO()
+    lines = csv.writer(scores, lineterminator="\n")
     lines.writerow(["split", "variant", "seed", "validation_pearson", "test_pearson", "test_spearman", "selected", "seconds"])
-    for one in runs:
-        test = one["test"]
-        scores = [one["validation_pearson"], test["pearson"], test["spearman"]]
-        lines.writerow([one["split"], one["variant"], one["seed"], *scores, one["selected"], one["seconds"]])
-    write_atomic(folder / "training.csv", text.getvalue().encode())
+    points = csv.writer(curves, lineterminator="\n")
+    points.writerow(["split", "variant", "seed", *CURVES])
+    for one in result["runs"]:
+        test, which = one["test"], [one["split"], one["variant"], one["seed"]]
+        lines.writerow([*which, one["validation_pearson"], test["pearson"], test["spearman"], one["selected"], one["seconds"]])
+        for record in one.get("history", ()):
+            points.writerow([*which, *(f"{record[key]:.6g}" for key in CURVES)])
+    write_atomic(folder / "training.csv", scores.getvalue().encode())
+    write_atomic(folder / "training_curves.csv", curves.getvalue().encode())
     plot(result, folder / "training.png")
 
 
-def plot(result: dict[str, Any], path: Path) -> None:
-    """Validation Pearson, MSE and graph term by epoch, of the first split: the mean over seeds, and each seed's Pearson."""
-    runs = by_variant(result, next(iter(result["splits"])))
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
-    for colour, name in enumerate(result["variants"]):
-        histories = [one["history"] for one in runs[name] if "history" in one]
-        if not histories:
-            continue
-        epochs = [record["epoch"] + 1 for record in histories[0]]
-        style: dict[str, Any] = {"color": f"C{colour}", "linewidth": 1.6}
+def read(folder: Path) -> dict[str, Any]:
+    """What `save` wrote; runs have a history where the curves were kept."""
+    result: dict[str, Any] = json.loads((folder / "training.json").read_text())
+    kept = folder / "training_curves.csv"
+    histories: dict[tuple[str, str, str], list[dict[str, float]]] = {}
+    if kept.is_file():
+        for line in csv.DictReader(io.StringIO(kept.read_text())):
+            record = {key: int(line[key]) if key == "epoch" else float(line[key]) for key in CURVES}
+            histories.setdefault((line["split"], line["variant"], line["seed"]), []).append(record)
+    for one in result["runs"]:
+        history = histories.get((one["split"], one["variant"], str(one["seed"])))
+        if history:
+            one["history"] = history
+    return result
 
-        def mean(key: str) -> list[float]:
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Test Pearson of every model, and by epoch validation Pearson and the graph term, means over seeds; of the first split."""
+    runs = {name: mine for name, mine in by_variant(result, next(iter(result["splits"]))).items() if mine}
+    curves = {name: [one["history"] for one in mine if one.get("history")] for name, mine in runs.items()}
+    curves = {name: histories for name, histories in curves.items() if histories}
+    panels = 3 if curves else 1
+    figure, axes = plt.subplots(
+        1, panels, figsize=(18, 5.2) if curves else (11, 4.4), layout="constrained", squeeze=False,
+        width_ratios=(1.0, 1.15, 0.75)[:panels],
+    )  # fmt: skip
+    _draw_scores(axes[0, 0], runs, result["variants"])
+    if curves:
+        _draw_curves(axes[0, 1], axes[0, 2], curves, result["variants"])
+    save_picture(figure, path)
+
+
+def _style(name: str) -> tuple[str, Any]:
+    return _STYLES.get(name, ("#404040", (0, (1, 2))))
+
+
+def _draw_scores(axis: Axes, runs: dict[str, list[dict[str, Any]]], variants: dict[str, Any]) -> None:
+    """A bar a model, the mean over seeds, and a point a seed."""
+    known = {name: [one["test"]["pearson"] for one in mine] for name, mine in runs.items()}
+    known = {name: values for name, values in known.items() if None not in values}
+    known = dict(sorted(known.items(), key=lambda one: -statistics.fmean(one[1])))
+    for place, (name, values) in enumerate(known.items()):
+        colour, _ = _style(name)
+        mean = statistics.fmean(values)
+        axis.barh(place, mean, height=0.7, color=colour)
+        axis.plot(values, [place] * len(values), "o", color="white", markeredgecolor=INK, markersize=4, linestyle="none")
+        axis.annotate(
+            f"{mean:.3f}", (max(mean, *values, 0.0), place), (6, 0), textcoords="offset points", fontsize=8, va="center"
+        )
+    axis.set_yticks(range(len(known)), [variants[name]["title"] for name in known], fontsize=8)
+    axis.invert_yaxis()
+    axis.margins(x=0.12)
+    best = next(iter(known), None)
+    title = f"Best on test pairs: {variants[best]['title']}" if best and len(known) > 1 else "Test pairs"
+    finding(axis, title, xlabel="test Pearson correlation; points are seeds")
+
+
+def _draw_curves(axis: Axes, graph_axis: Axes, curves: dict[str, list[list[dict[str, Any]]]], variants: dict[str, Any]) -> None:
+    """Validation Pearson by epoch, and the graph term as a share of what it was after the first."""
+    ends, graph_ends, fallen = [], [], []
+    for name, histories in curves.items():
+        colour, dashes = _style(name)
+        style: dict[str, Any] = {"color": colour, "linestyle": dashes, "linewidth": 1.8}
+        epochs = [record["epoch"] + 1 for record in histories[0]]
+
+        def mean(key: str, histories: list[list[dict[str, Any]]] = histories) -> list[float]:
             return [statistics.fmean(record[key] for record in records) for records in zip(*histories, strict=True)]
 
-        for history in histories:
-            axes[0].plot(epochs, [record["validation_pearson"] for record in history], color=f"C{colour}", alpha=0.2)
-        axes[0].plot(epochs, mean("validation_pearson"), label=result["variants"][name]["title"], **style)
-        axes[1].plot(epochs, mean("train_loss"), **style)
-        axes[1].plot(epochs, mean("validation_loss"), linestyle="--", **style)
-        if any(mean("regularization")):
-            axes[2].plot(epochs, mean("regularization"), **style)
-    axes[0].set(xlabel="epoch", ylabel="validation Pearson")
-    axes[1].set(xlabel="epoch", ylabel="MSE (training solid, validation dashed)")
-    axes[2].set(xlabel="epoch", ylabel="graph term, weighted", yscale="log")
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    image = io.BytesIO()
-    figure.savefig(image, dpi=150, format="png")
-    plt.close(figure)
-    write_atomic(path, image.getvalue())
+        scores, graph = mean("validation_pearson"), mean("regularization")
+        axis.plot(epochs, scores, **style)
+        ends.append(((epochs[-1], scores[-1]), variants[name]["title"], colour))
+        if graph[0] > 0:
+            shares = [value / graph[0] for value in graph]
+            graph_axis.plot(epochs, shares, **style)
+            graph_ends.append(((epochs[-1], shares[-1]), variants[name]["title"], colour))
+            fallen.append(1 / shares[-1])
+    (_, best, _) = max(ends, key=lambda end: end[0][1])
+    finding(axis, f"Highest at its end: {best}", xlabel="epoch", ylabel="validation Pearson correlation")
+    title = f"The graph term falls {span(fallen)} times" if fallen else "No model has a graph term"
+    finding(graph_axis, title, xlabel="epoch", ylabel="graph term, share of the first epoch's")
+    if fallen:
+        graph_axis.set_yscale("log")
+        plain_numbers(graph_axis.yaxis)
+    name_lines(axis, ends)
+    name_lines(graph_axis, graph_ends)
 
 
 def by_variant(result: dict[str, Any], split: str) -> dict[str, list[dict[str, Any]]]:

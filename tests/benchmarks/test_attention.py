@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from benchmarks.attention import bench, peers
+from benchmarks.attention import bench, peers, tables
 from benchmarks.attention.peers import (
     CONV,
     SDPA_MASK,
@@ -297,8 +297,27 @@ def test_every_row_has_ours_and_a_verdict_on_each_peer(whole: tuple[dict[str, An
             assert outcome["status"] == "measured" or outcome["reason"]
         if "dense eager" in outcomes:
             assert outcomes["dense eager"]["status"] == "measured", (row["name"], outcomes["dense eager"])
-    text = bench.table(whole[0]["rows"])
-    assert len(text.splitlines()) == 2 + sum(len(row["implementations"]) for row in whole[0]["rows"])
+    outcomes = [outcome for row in whole[0]["rows"] for outcome in row["implementations"].values()]
+    text = tables.table(whole[0]["rows"])
+    assert len(text.splitlines()) == 2 + sum(outcome["status"] == "measured" for outcome in outcomes)
+    absent = tables.missing(whole[0]["rows"])
+    assert all(outcome["reason"].rstrip(".") in absent for outcome in outcomes if outcome["status"] != "measured")
+
+
+def test_an_error_of_draws_stands_beside_its_bound() -> None:
+    phase = {"median": 1.0, "q20": 1.0, "q80": 1.0}
+    outcome = {"status": "measured", "forward": phase, "backward": phase, "both": phase, "bytes": 1}
+    drawn, exact = {**outcome, "error": 0.4, "bound": 3.26}, {**outcome, "error": 4e-7, "bound": 2e-5}
+    rows = [{"suite": "ops", "name": "an op", "implementations": {"ours": drawn, "dense eager": exact}}]
+    lines = tables.table(rows).splitlines()
+    assert lines[-2].endswith("| 4e-01 of 3.3, drawn |")
+    assert lines[-1].endswith("| 4e-07 |")
+
+
+def test_what_is_wrong_is_named_first() -> None:
+    failed = {"a": {"status": "cannot run", "reason": "no"}, "b": {"status": "wrong", "reason": "error 1"}}
+    rows = [{"suite": "ops", "name": name, "implementations": failed} for name in ("one", "two")]
+    assert tables.missing(rows) == "b: WRONG in one: error 1; b: WRONG in two: error 1; a: no"
 
 
 def test_the_budget_stops_between_rows(tmp_path: Path) -> None:
@@ -373,7 +392,7 @@ def test_targets_of_a_synthetic_result() -> None:
         },
         {"suite": "ops", "name": "attention_logsumexp", "implementations": {"ours": timed(2.0, forward=0.6)}},
     ]
-    found = {entry["target"]: entry for entry in bench.targets(rows)}
+    found = {entry["target"]: entry for entry in tables.targets(rows)}
     of = "9 heads of 20, 9 ties"
     values = {
         f"graph_attention over the fastest plain attention, {of}": (2 / 1.9, True),
@@ -397,7 +416,7 @@ def test_targets_of_a_synthetic_result() -> None:
     other = [entry for name, entry in found.items() if "8 heads of 64" in name]
     assert len(other) == 6
     assert all(entry["met"] is None and "was not run" in entry["reason"] for entry in other)
-    text = bench.target_table({"targets": list(found.values())})
+    text = tables.target_table({"targets": list(found.values())})
     assert text.count("MISSED") == 4
     assert text.count("not measured") == 7
 

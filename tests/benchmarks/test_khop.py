@@ -552,21 +552,35 @@ def test_the_report_holds_the_short_version(
     whole: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     phase = dict.fromkeys(("median", "q20", "q80"), 1.0)
-    measured = {"status": "measured", "forward": phase, "backward": phase, "both": phase, "bytes": 1, "error": 0.0}
-    op = {"suite": "ops", "name": "an op, of a kind", "tokens": 5, "implementations": {"ours": measured}}
+    measured = {
+        "status": "measured",
+        "forward": phase,
+        "backward": phase,
+        "both": phase,
+        "bytes": 1,
+        "error": 0.0,
+        "bound": 2e-5,
+    }
+    stopped = {"status": "cannot run", "reason": "not installed"}
+    op = {"suite": "ops", "name": "an op, of a kind", "tokens": 5, "implementations": {"ours": measured, "theirs": stopped}}
     monkeypatch.setattr(report, "results_dir", lambda: tmp_path)
     monkeypatch.setattr(training_tables, "table", lambda training: "| trained |")
     monkeypatch.setattr(screen_speed, "section", lambda screening: "| scored |")
     methods = {"rows": [], "graph": "a cell", "plan": asdict(method_steps.short_plan())}
-    ops = {"rows": [op], "graph": "a graph", "dtype": "float32"}
-    path = report.write(methods, ops, {**whole[0], "name": "khop_short"}, {"runs": []}, {})
+    ops = {"rows": [op], "targets": [], "graph": "a graph", "dtype": "float32", "environment": {"device": "a machine"}}
+    training = {"runs": [], "splits": {"source": {}}, "variants": {}}
+    scored = {"rows": {"a": {"rounds": [[7.0, 3.0]]}}}
+    path = report.write(methods, ops, {**whole[0], "name": "khop_short"}, training, scored)
     text = path.read_text()
     for part in (
         "[khop_short.md](khop_short.md)",
-        "![k-hop](khop_short.png)",
+        "](khop_short.png)",
         tables.target_table(whole[0]),
         "| trained |",
         "| scored |",
     ):
         assert part in text
     assert tables.extract_table(whole[0]["rows"], min(PLAN.set_counts)) in text
+    findings, tail = text.index("](khop_short.png)"), text.index("## What has no figure here")
+    assert findings < text.index("<details>") < text.index("| trained |") < tail < text.index("theirs: not installed")
+    assert text.count("<details>") == text.count("</details>") > 4

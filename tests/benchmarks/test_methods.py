@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.methods import bench
+from benchmarks.methods import bench, tables
 from benchmarks.methods.peers import PEERS
 from benchmarks.methods.peers.transformer import DenseCellTransformer
 from benchmarks.methods.registry import METHODS, nodes_and_edges
@@ -63,6 +63,21 @@ def test_run(tmp_path: Path) -> None:
     assert (tmp_path / "methods.png").stat().st_size > 1000
 
 
+def test_memory_is_compared_in_equal_batches(tmp_path: Path, graph: MultiGraph) -> None:
+    file = str(tmp_path / "cell.safetensors")
+    graph.save(file)
+    small = plan(methods=("khop-1",))
+    rows: list[dict[str, Any]] = [
+        {"method": "khop-1", "implementation": "ours", "batch_size": 28, "peak_bytes": 9},
+        {"method": "khop-1", "implementation": "PyG", "batch_size": 2, "peak_bytes": 7},
+    ]
+    assert tables.peak_beside(rows, "khop-1", rows[1]) is None
+    bench.in_equal_batches(small, rows, file, 120.0)
+    assert rows[0]["alike"]["batch_size"] == 2
+    assert tables.peak_beside(rows, "khop-1", rows[1]) == rows[0]["alike"]["peak_bytes"]
+    assert tables.peak_beside(rows, "khop-1", {"batch_size": 28}) == 9
+
+
 def measure_peer(peer: type[DenseCellTransformer], tmp_path: Path, graph: MultiGraph, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setitem(PEERS["cell-transformer"], "other", peer)
     graph.save(tmp_path / "cell.safetensors")
@@ -87,7 +102,7 @@ def _die(sender: Any, *arguments: Any) -> None:
 def test_a_failure_is_a_row_with_the_reason(tmp_path: Path) -> None:
     row = bench.measure_elsewhere(plan(), "pairwise", None, str(tmp_path / "absent"), 60.0)
     assert "absent" in row["reason"]
-    text = bench.times_table([row])
+    text = tables.times_table([row])
     assert "no figure" in text
 
 

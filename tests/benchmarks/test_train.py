@@ -273,6 +273,12 @@ def test_every_variant(cell: cell_data.Cell, tmp_path: Path) -> None:
     assert page.startswith("synthetic, 80 gene tokens")
     assert "nan" not in page
     assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
+    again = {(one["variant"], one["seed"], one["split"]): one.get("history") for one in tables.read(tmp_path)["runs"]}
+    for one in result["runs"]:
+        kept = again[one["variant"], one["seed"], one["split"]]
+        assert (kept is None) == ("history" not in one)
+        for record, written in zip(one.get("history", ()), kept or (), strict=True):
+            assert written == {key: pytest.approx(record[key], rel=1e-5) for key in tables.CURVES}
     stored = json.loads((tmp_path / "training.json").read_text())
     assert tables.table(stored) == page
     rows = list(csv.DictReader((tmp_path / "training.csv").open()))
