@@ -24,13 +24,15 @@ from cellattn.screen import merge, screen
 
 from .attention import bench as attention
 from .attention.peers import CONV, SDPA_MASK
+from .attention.tables import figure
 from .measure import environment, table
 from .methods import bench as method_steps
+from .methods.tables import TITLES
 from .training import runs, tables
 
 METHODS = ("dango", "delta", "pairwise", "cell-transformer")
 VARIANT = "kl"
-DONE = "done.json"
+PAGE = "bench.md"
 
 
 @contextmanager
@@ -94,7 +96,7 @@ def _methods_table(result: dict[str, Any]) -> str:
         if row["implementation"] == "ours":
             ours = row.get("samples_per_second", 0.0)
         rate = row.get("samples_per_second")
-        title = method_steps.TITLES[row["method"]]
+        title = TITLES[row["method"]]
         shown = ["", row.get("reason", "")] if rate is None else [f"{rate:,.3g}", f"{rate / ours:.3f}" if ours else ""]
         rows.append([title, row["implementation"], *shown])
     return table(rows[0], rows[1:])
@@ -104,7 +106,7 @@ def _ops_table(result: dict[str, Any]) -> str:
     rows = []
     for row in result["rows"]:
         for name in ("ours", "dense eager", "dense compiled", SDPA_MASK, CONV):
-            seconds, size = (attention.figure(row, name, key) for key in ("both", "bytes"))
+            seconds, size = (figure(row, name, key) for key in ("both", "bytes"))
             if seconds is not None:
                 rows.append([row["name"], name, f"{seconds * 1e3:,.0f}", "" if size is None else f"{size / 1e6:,.0f}"])
     return table(["op, forward and backward", "whose", "ms", "MB"], rows)
@@ -138,29 +140,32 @@ All {screened["sets"]:,} pairs were scored at {screened["rate"]:,.0f} a second; 
 
 
 def run(out: Path) -> Path:
-    """Every part that has not been done since the last whole run; the path of the page."""
-    marks = out / DONE
-    done: dict[str, float] = json.loads(marks.read_text()) if marks.is_file() else {}
-    if not done:
-        shutil.rmtree(out, ignore_errors=True)
+    """Every part that has no file yet; the path of the page, with which a run ends. After one that ended all is made anew."""
+    path = out / PAGE
+    if path.is_file():
+        shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
     found: dict[str, dict[str, Any]] = {}
+    seconds = 0.0
     for position, (name, part) in enumerate(PARTS.items(), 1):
-        kept = out / f"part-{name}.json"
-        if name in done:
+        file = part_file(out, name)
+        if file.is_file():
             print(f"[{position}/{len(PARTS)}] {name}: done before", file=sys.stderr, flush=True)
-            found[name] = json.loads(kept.read_text())
-            continue
-        start = time.monotonic()
-        with said(name, position, len(PARTS)):
-            found[name] = part(out)
-        write_atomic(kept, json.dumps(found[name]).encode())
-        done[name] = time.monotonic() - start
-        write_atomic(marks, json.dumps(done).encode())
-    path = out / "bench.md"
-    write_atomic(path, page(found, sum(done.values())).encode())
-    marks.unlink()  # the next run is a new one
+        else:
+            start = time.monotonic()
+            with said(name, position, len(PARTS)):
+                result = part(out)
+            write_atomic(file, json.dumps({"seconds": time.monotonic() - start, "result": result}).encode())
+        kept = json.loads(file.read_text())
+        found[name] = kept["result"]
+        seconds += kept["seconds"]
+    write_atomic(path, page(found, seconds).encode())
     return path
+
+
+def part_file(out: Path, name: str) -> Path:
+    """Where a part that is done keeps its result and the seconds that it took."""
+    return out / f"part-{name}.json"
 
 
 def main() -> None:
