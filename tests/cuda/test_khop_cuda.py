@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from cellattn import MultiGraph, SubgraphBatch, _extension
 from cellattn.data import synthetic_cell
 from cellattn.ops.khop_mask import DIRECTIONS, TRAVERSALS
 
-from ..ops.sets import Problem, problem, random_sets
+from ..ops.sets import Problem, assert_kept_past_the_ends, problem, random_sets
 from ..ops.test_khop_subgraph import FORMATS, arrays, assert_equal
 
 if not (torch.cuda.is_available() and "cuda" in _extension._DEVICES):
@@ -194,27 +195,7 @@ def test_capacities(num_sets: int, nodes: Callable[[int], int], edges: Room, ind
 
 @pytest.mark.parametrize(("index_dtype", "layout"), FORMATS)
 def test_nothing_is_written_past_the_ends(index_dtype: torch.dtype, layout: str) -> None:
-    """Operators on parts of larger arrays, with too little room: what surrounds the parts keeps its poison."""
-    p = on_gpu(problem(7, 64, [500, 0, 2000], 70))
-    rowptr, col, _ = p.graph.stacked
-    words = torch.ops.cellattn.set_words(p.seeds, p.ptr, 64, True)
-    node_ptr, edge_ptr, offsets = torch.ops.cellattn.induced_sizes(rowptr, col, words, 70)
-    places, room = int(node_ptr[-1]) // 2, [int(size) // 2 for size in edge_ptr[:, -1]]
-    total, around, poison = sum(room), 64, -77
-    csr = layout == "csr"
-    lengths = [places, places, total if csr else 2 * total, total, 3 * (places + 1)]
-    whole = [torch.full((length + 2 * around,), poison, dtype=index_dtype, device="cuda") for length in lengths]
-    whole[1] = torch.ones(places + 2 * around, dtype=torch.bool, device="cuda")
-    node, seed_mask, edge_index, edge_id, csr_rowptr = (x[around:-around] for x in whole)
-    torch.ops.cellattn.induced_write(
-        rowptr, col, words, ~words, node_ptr, edge_ptr, offsets, node, seed_mask, edge_index, edge_id,
-        csr_rowptr if csr else None, room,
-    )  # fmt: skip
-    assert (node != poison).all()
-    assert (edge_id != poison).all()
-    for x in whole:
-        kept = True if x.dtype == torch.bool else poison
-        assert (torch.cat([x[:around], x[-around:]]) == kept).all()
+    assert_kept_past_the_ends(on_gpu(problem(7, 64, [500, 0, 2000], 70)), index_dtype, layout, nullcontext())
 
 
 def test_values_that_are_no_genes_are_skipped() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -59,3 +60,31 @@ def random_sets(num_nodes: int, num_sets: int, size: int = 3, seed: int = 0) -> 
 
 def settings_of(max_examples: int) -> settings:
     return settings(max_examples=max_examples, **EXAMPLES)
+
+
+def assert_kept_past_the_ends(p: Problem, index_dtype: torch.dtype, layout: str, within: AbstractContextManager[Any]) -> None:
+    """Write a batch into parts of larger arrays, with too little room: what surrounds the parts keeps its poison.
+
+    Args:
+        within: where the operators run, such as the machine for PTX.
+    """
+    rowptr, col, _ = p.graph.stacked
+    device, csr = p.seeds.device, layout == "csr"
+    with within:
+        words = torch.ops.cellattn.set_words(p.seeds, p.ptr, 64, True)
+        node_ptr, edge_ptr, offsets = torch.ops.cellattn.induced_sizes(rowptr, col, words, len(p.ptr) - 1)
+        places, room = int(node_ptr[-1]) // 2, [int(size) // 2 for size in edge_ptr[:, -1]]
+        total, around, poison = sum(room), 64, -77
+        lengths = [places, places, total if csr else 2 * total, total, 3 * (places + 1)]
+        whole = [torch.full((length + 2 * around,), poison, dtype=index_dtype, device=device) for length in lengths]
+        whole[1] = torch.ones(places + 2 * around, dtype=torch.bool, device=device)
+        node, seed_mask, edge_index, edge_id, csr_rowptr = (x[around:-around] for x in whole)
+        torch.ops.cellattn.induced_write(
+            rowptr, col, words, ~words, node_ptr, edge_ptr, offsets, node, seed_mask, edge_index, edge_id,
+            csr_rowptr if csr else None, room,
+        )  # fmt: skip
+    assert (node != poison).all()
+    assert (edge_id != poison).all()
+    for x in whole:
+        kept = True if x.dtype == torch.bool else poison
+        assert (torch.cat([x[:around], x[-around:]]) == kept).all()

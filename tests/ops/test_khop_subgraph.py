@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from cellattn.ops.khop_mask import DIRECTIONS, TRAVERSALS
 from cellattn.ops.khop_subgraph import check_index_range
 
 from ..conftest import exhaustive
-from .sets import Problem, problem, problems, random_sets, settings_of
+from .sets import Problem, assert_kept_past_the_ends, problem, problems, random_sets, settings_of
 
 OPS = torch.ops.cellattn
 FORMATS = [
@@ -385,3 +386,8 @@ def test_index_range() -> None:
 def test_equal_from_run_to_run() -> None:
     p = problem(7, 40, [90, 0, 1600], 130)
     assert_equal(cellattn.khop_subgraph(*p, 2), cellattn.khop_subgraph(*p, 2))
+
+
+@pytest.mark.parametrize(("index_dtype", "layout"), FORMATS)
+def test_nothing_is_written_past_the_ends(index_dtype: torch.dtype, layout: str) -> None:
+    assert_kept_past_the_ends(problem(7, 64, [500, 0, 2000], 70), index_dtype, layout, nullcontext())
