@@ -78,6 +78,41 @@ def sets() -> None:
     plt.close(figure)
 
 
+def neighbourhoods() -> None:
+    """A bit a gene and sample, over one graph."""
+    figure, axis = plain(9, 2.9)
+    rng = np.random.default_rng(3)
+    places = np.stack([0.5 + 2.4 * rng.random(14), 0.55 + 1.9 * rng.random(14)], axis=1)
+    far = np.linalg.norm(places[:, None] - places[None], axis=2)
+    near = np.argsort(far, axis=1)[:, 1:3]
+    edges = {tuple(sorted((i, int(j)))) for i in range(14) for j in near[i]}
+    for i, j in sorted(edges):
+        axis.plot(*places[[i, j]].T, color=GREY, lw=1.2, zorder=1)
+    colours = (OURS, WARM, "#4f9d69")
+    reached = []
+    for sample, seed in enumerate((0, 5, 9)):
+        hops = {seed}
+        for _ in range(2):
+            hops |= {j for pair in edges for i, j in (pair, pair[::-1]) if i in hops}
+        reached.append(hops)
+        axis.plot(*places[seed], "o", color=colours[sample], markersize=11, zorder=2)
+    axis.plot(*places.T, "o", color="white", markeredgecolor="#404040", markersize=6, zorder=3)
+    axis.text(1.7, 0.1, "one graph, and three sets", ha="center", fontsize=9)
+    axis.add_patch(FancyArrowPatch((3.2, 1.5), (4.0, 1.5), arrowstyle="->", mutation_scale=14, color="#606060"))
+    for sample, hops in enumerate(reached):
+        for gene in range(14):
+            face = colours[sample] if gene in hops else "none"
+            axis.add_patch(
+                Rectangle((4.3 + 0.22 * gene, 2.0 - 0.5 * sample), 0.2, 0.36, facecolor=face, edgecolor=GREY, lw=0.6)
+            )
+        axis.text(7.5, 2.1 - 0.5 * sample, f"set {sample}: {len(hops)} genes", fontsize=9)
+    axis.text(5.8, 2.55, "within two hops: a bit a gene and set", ha="center", fontsize=9)
+    axis.text(5.8, 0.45, "all sets at once, 64 bits a word; the graph is read, not copied", ha="center", fontsize=9)
+    figure.savefig(HERE / "neighbourhoods.svg", metadata={"Date": None})
+    plt.close(figure)
+
+
 if __name__ == "__main__":
     kl()
     sets()
+    neighbourhoods()
