@@ -221,6 +221,7 @@ COLUMNS: dict[str, Callable[[Case], None]] = {
     "pickle": lambda case: _copied(case, lambda module: pickle.loads(pickle.dumps(module))),
     "state_dict": _state_dict,
 }
+EXCEPT = ("jvp", "double backward")  # the columns of the table; under all others everything works, as the page says
 OF_MODULES = ("functional_call", "deepcopy", "pickle", "state_dict")
 
 
@@ -250,18 +251,26 @@ def line(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def row_of(name: str) -> str:
+    """A row of the table, of one for which all else works."""
+    words = dict(zip(COLUMNS, found(name), strict=True))
+    refused = [column for column, word in words.items() if word == REFUSED and column not in EXCEPT]
+    assert not refused, f"{name}: {', '.join(refused)} became an error, which the page says works"
+    return line([name, *(words[column] for column in EXCEPT)])
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_row_of_the_table(name: str) -> None:
-    assert line([name, *found(name)]) in DOC.read_text().splitlines()
+    assert row_of(name) in DOC.read_text().splitlines()
 
 
 def test_the_table_has_no_other_rows() -> None:
     table = [row for row in DOC.read_text().splitlines() if row.startswith("| ")]
-    assert table[0] == line(["", *COLUMNS])
+    assert table[0] == line(["", *EXCEPT])
     assert [row.split(" | ")[0].removeprefix("| ") for row in table[1:]] == list(ROWS)
 
 
 if __name__ == "__main__":
     head = DOC.read_text().split("\n| ")[0]
-    table = [line(["", *COLUMNS]), "|---" * (len(COLUMNS) + 1) + "|", *(line([name, *found(name)]) for name in ROWS)]
+    table = [line(["", *EXCEPT]), "|---" * (len(EXCEPT) + 1) + "|", *(row_of(name) for name in ROWS)]
     DOC.write_text(head + "\n" + "\n".join(table) + "\n")

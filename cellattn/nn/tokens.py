@@ -12,11 +12,17 @@ from ._check import require_features
 
 
 class CellOutput(NamedTuple):
-    """What every model of a cell returns for a batch of mutants."""
+    """What every model of a cell returns for a batch of mutants.
 
-    prediction: Tensor  # [B, out_dim]
-    losses: dict[str, Tensor]  # scalars beside the phenotype's loss, such as one a tie, by name, without their weights
-    regularization: Tensor  # scalar: the sum of weight * loss, to be added to the loss of the phenotype as it is
+    Attributes:
+        prediction: [B, out_dim].
+        losses: scalars beside the phenotype's loss, such as one a tie, by name, without their weights.
+        regularization: scalar: the sum of weight * loss, to be added to the loss of the phenotype as it is.
+    """
+
+    prediction: Tensor
+    losses: dict[str, Tensor]
+    regularization: Tensor
 
 
 class GeneTokens(nn.Module):

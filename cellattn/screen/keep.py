@@ -81,7 +81,15 @@ def _is_number(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Bins:
-    """Bins of equal width from low to high; what lies outside is counted in two more."""
+    """Bins of equal width from low to high; what lies outside is counted in two more.
+
+    Attributes:
+        low, high: ends of the histogram, in the units of the predictions.
+        number: of bins between them.
+
+    Raises:
+        TypeError, ValueError: low is not below high, or number not a whole number of at least 1.
+    """
 
     low: float = -8.0
     high: float = 8.0

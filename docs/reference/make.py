@@ -18,6 +18,10 @@ import cellattn.reference
 import cellattn.screen
 
 GRAPHS = ("MultiGraph", "Comembership", "SubgraphBatch")
+INTRODUCED = {
+    "Ops": "Functions of tensors and graphs, on a CPU or a GPU, with gradients where inputs have them.",
+    "Definitions": "Every op again, dense and plain: what tests hold its paths to. The source, folded, is the meaning.",
+}
 
 
 def public(module: ModuleType) -> list[str]:
@@ -33,10 +37,12 @@ def public(module: ModuleType) -> list[str]:
 
 def page(title: str, *parts: tuple[ModuleType, list[str]]) -> str:
     """Markdown for mkdocstrings; names by where they are defined, since an op and its module share one."""
-    lines = [f"# {title}"]
+    lines = [f"# {title}", *(("", INTRODUCED[title]) if title in INTRODUCED else ())]
     for module, names in parts:
         for name in names:
             lines += ["", f"::: {getattr(module, name).__module__}.{name}"]
+            if module is cellattn.reference:
+                lines += ["    options:", "      show_source: true"]
     return "\n".join(lines) + "\n"
 
 
