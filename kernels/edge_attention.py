@@ -720,6 +720,7 @@ def edge_attention_backward(
     above = torch.zeros_like(out) if dout is None else dout
     q, k, v, do = (aligned(x, 2) for x in (q, k, v, above))
     rows = attention.deltas(do, dlse, out, lse)
+    of_rows = do, rows.lse2, rows.delta
     shape, lead = _shape(q, k, v, do)
     tile_dim = max(shape["D_PAD"], shape["DV_PAD"])
     part_dq, part_dk, part_dv = by_row.partial_sums(q), by_column.partial_sums(k), by_column.partial_sums(v)
@@ -731,20 +732,20 @@ def edge_attention_backward(
 
     def launch_dq_segments(tile: Gather) -> None:
         edge_bwd_kernel_dq_segments[grid_of(q.shape[0] * num_ties * by_row.most, q=q)](
-            q, k, v, bias, *graph_by_row, segment_row, by_row.table(heads, q.device), do, *rows, part_dq, part_dbias,
+            q, k, v, bias, *graph_by_row, segment_row, by_row.table(heads, q.device), *of_rows, part_dq, part_dbias,
             *numbers[1:], num_ties, by_row.most, by_row.total, num_prefix, *lead, **shape, EDGES=tile.rows, **tile.options,
         )  # fmt: skip
 
     def launch_dq(tile: Gather) -> None:
         edge_bwd_kernel_dq[grid_of(q.shape[0] * num_heads * num_genes, q=q)](
             q, k, v, bias, *graph_by_row, part_dq, part_dbias, *_by_head(relations, heads, num_heads, by_row, q.device),
-            do, *rows, dq, None if bias is None else dbias, *numbers, num_ties, by_row.total, num_prefix, *lead,
+            *of_rows, dq, None if bias is None else dbias, *numbers, num_ties, by_row.total, num_prefix, *lead,
             SELF_LOOPS=self_loops, HAS_SEGMENTS=by_row.total > 0, **shape, EDGES=tile.rows, **tile.options,
         )  # fmt: skip
 
     def launch_dkv_segments(tile: Gather) -> None:
         edge_bwd_kernel_dkv_segments[grid_of(q.shape[0] * num_ties * by_column.most, q=q)](
-            q, k, v, bias, *graph_by_column, segment_col, by_column.table(heads, q.device), do, *rows, part_dk, part_dv,
+            q, k, v, bias, *graph_by_column, segment_col, by_column.table(heads, q.device), *of_rows, part_dk, part_dv,
             *numbers[1:], num_ties, by_column.most, by_column.total, num_prefix, *lead, **shape, EDGES=tile.rows,
             **tile.options,
         )  # fmt: skip
@@ -752,7 +753,7 @@ def edge_attention_backward(
     def launch_dkv(tile: Gather) -> None:
         edge_bwd_kernel_dkv[grid_of(q.shape[0] * num_heads * num_genes, q=q)](
             q, k, v, bias, *graph_by_column, part_dk, part_dv, *_by_head(relations, heads, num_heads, by_column, q.device),
-            do, *rows, dk, dv, *numbers, by_column.total, num_prefix, *lead,
+            *of_rows, dk, dv, *numbers, by_column.total, num_prefix, *lead,
             SELF_LOOPS=self_loops, HAS_SEGMENTS=by_column.total > 0, **shape, EDGES=tile.rows, **tile.options,
         )  # fmt: skip
 

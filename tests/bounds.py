@@ -19,6 +19,7 @@ the same however the terms are arranged. Nothing here is measured, so nothing de
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -125,6 +126,39 @@ def ratio_to_bound(got: Tensor, want: Bounded, *, parts: bool = False) -> float:
     got = got.detach().double()
     ratio = torch.where(got == want.value, 0, (got - want.value).abs() / bound).nan_to_num(nan=torch.inf)
     return float(ratio.max()) if ratio.numel() else 0.0
+
+
+def assert_attention_gradients(
+    got: Sequence[Tensor], q: Tensor, k: Tensor, v: Tensor, dout: Tensor, dlse: Tensor, scale: float,
+    mask: Tensor | None = None, multiplier: Tensor | float = 1.0,
+) -> None:  # fmt: skip
+    """dq, dk and dv of attention where rows whose |LSE| is 2^10 and more, in base 2, have their scores made in float64.
+
+    There every term of a sum is off by a few spacings of the dtype alone, and so are the sums of the other rows, to which these
+    are added; in the other rows P is also off by the roundings of two sums of d products in float32, and of LSE. What is below
+    the least number of the dtype may come out as 0.
+    """
+    kind, eps, eps32 = q.dtype, torch.finfo(q.dtype).eps, torch.finfo(torch.float32).eps
+    q, k, v, dout, dlse = (x.detach().double() for x in (q, k, v, dout, dlse))
+    scores, size = scale * q @ k.mT, abs(scale) * q.abs() @ k.mT.abs()
+    if mask is not None:
+        scores = scores.masked_fill(~mask.unsqueeze(-2), -torch.inf)
+    p, lse = scores.softmax(-1), scores.logsumexp(-1, keepdim=True).abs()
+    of_score = torch.where(lse >= 2**10 * math.log(2), 0, 2 * (q.shape[-1] + 2) * eps32 * (size + lse))
+    off = p * (8 * eps + of_score)
+    dp, dp_size = (dout @ v.mT) * multiplier, (dout.abs() @ v.mT.abs()) * multiplier
+    delta, delta_size = ((p * x).sum(-1, keepdim=True) for x in (dp, dp_size))
+    ds, ds_off = p * (dp - delta + dlse[..., None]), off * (dp_size + delta_size + dlse.abs()[..., None])
+    ds_off += p * (off * dp_size).sum(-1, keepdim=True)
+    sums = {
+        "dq": (scale * ds @ k, abs(scale) * ds_off @ k.abs(), k),
+        "dk": (scale * ds.mT @ q, abs(scale) * ds_off.mT @ q.abs(), q),
+        "dv": ((p * multiplier).mT @ dout, (off * multiplier).mT @ dout.abs(), dout),
+    }
+    for (name, (want, bound, others)), found in zip(sums.items(), got, strict=True):
+        floor = least(kind) * others.abs().sum(-2).amax() if kind.itemsize == 2 else torch.finfo(kind).smallest_normal
+        ratio = float(((found.double() - want).abs() / (bound + floor)).nan_to_num(nan=torch.inf).max())
+        assert ratio <= 1, f"{name}: {ratio:.2f} times as far from its definition as rounding explains"
 
 
 def as_list(outputs: Any) -> list[Tensor]:

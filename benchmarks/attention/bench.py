@@ -63,6 +63,7 @@ KERNELS = {
     "attention_bwd_kernel_delta": "attention with lse",
     "attention_bwd_kernel_dq": "attention with lse",
     "attention_bwd_kernel_dkv": "attention with lse",
+    "attention_bwd_kernel_large": "attention with lse",
     "edge_fwd_kernel": "edge_attention",
     "edge_bwd_kernel": "edge_attention",
     "row_dot_fwd_kernel": "attention_kl",

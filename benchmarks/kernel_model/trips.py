@@ -104,6 +104,14 @@ def _of_hubs(launch: Launch, cut: np.ndarray, degree: np.ndarray, *, read: bool)
     return share
 
 
+def _of_large_scores(launch: Launch, tied: Tied | None) -> Trips:
+    """No row has any: what marks those that have is read, and that is all."""
+    a = launch.args
+    marks = a["L"] * _steps(a["Tq"], a["BM"])
+    unread = {name: 0.0 for name, value in a.items() if isinstance(value, Tensor) and name != "has_large"}
+    return Trips(launch.ctas, [launch.ctas * _steps(marks, 4096), 0, 0, 0, 0], share=unread)
+
+
 def _segments(side: str) -> Callable[[Launch, Tied | None], Trips]:
     def trips(launch: Launch, tied: Tied | None) -> Trips:
         assert tied is not None
@@ -458,6 +466,8 @@ RULES: dict[str, Callable[[Launch, Tied | None], Trips]] = {
     "attention_bwd_kernel_delta": _straight,
     "attention_bwd_kernel_dq": _by_tiles("Tk", "BN"),
     "attention_bwd_kernel_dkv": _by_tiles("Tq", "BM"),
+    "attention_bwd_kernel_large_dq": _of_large_scores,
+    "attention_bwd_kernel_large_dkv": _of_large_scores,
     "attention_fwd_kernel_combine": _combined,
     "row_dot_fwd_kernel_segments": _segments("rows"),
     "row_dot_fwd_kernel": _rows,

@@ -12,6 +12,7 @@ import cellattn
 from cellattn import reference
 
 from .. import ptx
+from ..bounds import assert_attention_gradients
 from ..compare import leaves
 from .check import assert_on_chip
 
@@ -157,3 +158,22 @@ def test_heads_of_a_joint_projection(arch: int) -> None:
         return f
 
     assert_on_chip(arch, through(cellattn), through(reference), x, kernels=KERNELS, parts=True)
+
+
+@pytest.mark.parametrize(
+    ("arch", "dtype", "size"),
+    [(80, "fp32", 1e6), (90, "bf16", 1e7), pytest.param(80, "fp16", 1e4, marks=pytest.mark.tile(0))],
+    ids=str,
+)
+def test_large_scores(arch: int, dtype: str, size: float) -> None:
+    """Of two queries in three; those of the others are small. Gradients are those of scores in float64."""
+    q, k, v = heads(dtype, (2,), 45, 70, 8, 6)
+    q, k = ((x.double() * size**0.5).to(x.dtype) for x in (q, k))
+    q[:, ::3] = (q[:, ::3].double() / size).to(q.dtype)
+    with ptx.device(arch) as device:
+        given = [x.clone().requires_grad_() for x in (q, k, v)]
+        result = cellattn.attention(*given)
+        dout, dlse = (torch.linspace(-1, 1, y.numel()).view(y.shape).to(y.dtype) for y in result)
+        got = torch.autograd.grad(result, given, (dout, dlse))
+    assert {f"attention_bwd_kernel_large_{part}" for part in ("dq", "dkv")} <= set(device.launches)
+    assert_attention_gradients(got, q, k, v, dout, dlse, 8**-0.5)

@@ -12,7 +12,7 @@ from cellattn.kernels import config, tensors
 from cellattn.kernels.attention import attention, attention_backward
 from cellattn.ops._dropout import multiplier
 
-from ..bounds import Bounded, assert_within, with_bounds
+from ..bounds import Bounded, assert_attention_gradients, assert_within, with_bounds
 
 # bfloat16 is not here: Triton's interpreter computes it wrong without a word.
 DTYPES = [torch.float32, torch.float16]
@@ -398,3 +398,43 @@ def test_autotune_keeps_the_fastest_and_prints_it(monkeypatch, capsys) -> None:
     torch.testing.assert_close(
         out, reference.attention(q.double(), k.double(), v.double(), scale=0.3)[0].half(), rtol=0, atol=2e-3
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "size"),
+    [
+        *(("every key", torch.float32, size) for size in (1e3, 1e4, 1e5, 1e6, 1e8, 1e10)),
+        *(("every key", torch.float16, size) for size in (1e4, 1e7)),
+        *(("masked", torch.float32, size) for size in (1e3, 1e4)),
+        ("dropout", torch.float32, 1e6),
+        ("dropout", torch.float16, 1e5),
+    ],
+    ids=str,
+)
+def test_large_scores(kind: str, dtype: torch.dtype, size: float) -> None:
+    """Of two queries in three; those of the others are small. Gradients are those of scores in float64."""
+    (b, h, tq, tk, d, dv), scale = (1, 2, 37, 70, 8, 6), 0.3
+    q, k, v, dout, dlse = problem((b, h), tq, tk, d, dv, dtype)
+    q, k = ((x.double() * size**0.5).to(dtype) for x in (q, k))
+    q[..., ::3, :] = (q[..., ::3, :].double() / size).to(dtype)
+    mask, drawn, multiplied = None, (), 1.0
+    if kind == "masked":
+        mask = torch.arange(tk) % torch.tensor([3, 2])[:, None] > 0
+        mask[1] &= torch.arange(tk) > 60
+        k[..., 0, :] = torch.nan  # left out by both
+    elif kind == "dropout":
+        drawn = torch.tensor([5, 9]), 6554
+        multiplied = multiplier(*drawn, torch.empty(b, h, tq, tk, dtype=torch.float64))
+    out, lse = attention(q, k, v, mask, scale, *drawn)
+    got = attention_backward(dout, dlse, q, k, v, mask, out, lse, scale, *drawn)
+    assert (lse.abs() > 1e3 * size / 1e4).any(), "no row has a large score"
+    assert_attention_gradients(got, q, k.nan_to_num(), v, dout, dlse, scale, mask, multiplied)
+
+
+def test_large_scores_without_values() -> None:
+    q, k, v, dout, dlse = problem((), 45, 70, 8, 6, torch.float32)
+    q, k = 1e3 * q, 1e3 * k
+    _, lse = attention(q, k, v[:, :0], None, 0.3)
+    dq, dk, _ = attention_backward(None, dlse, q, k, v[:, :0], None, v.new_empty(45, 0), lse, 0.3)
+    dv = torch.zeros_like(v)
+    assert_attention_gradients((dq, dk, dv), q, k, v, torch.zeros_like(dout), dlse, 0.3)

@@ -20,7 +20,7 @@ TYPES: dict[str, Any] = {
     "b8": np.uint8, "b16": np.uint16, "b32": np.uint32, "b64": np.uint64,
     "u8": np.uint8, "u16": np.uint16, "u32": np.uint32, "u64": np.uint64,
     "s8": np.int8, "s16": np.int16, "s32": np.int32, "s64": np.int64,
-    "f32": np.float32,
+    "f32": np.float32, "f64": np.float64,
 }  # fmt: skip
 
 

@@ -39,8 +39,10 @@ def _apply(i: Decoding, f: Callable[..., Array], dtype: Any, count: int, result:
 
 
 def _float(i: Decoding, f: Callable[..., Array], count: int, *, rounds: bool = True) -> Run:
-    """float32, to nearest even (the only rounding known), with .ftz and .sat ("Floating point instructions")."""
-    i.type("f32")
+    """float32, to nearest even (the only rounding known), with .ftz and .sat ("Floating point instructions"); or float64."""
+    if i.type("f32", "f64") == "f64":
+        i.flag("rn")
+        return _apply(i, f, np.float64, count)
     if rounds:
         i.flag("rn")
     ftz, sat = i.flag("ftz"), i.flag("sat")
@@ -55,7 +57,7 @@ def _float(i: Decoding, f: Callable[..., Array], count: int, *, rounds: bool = T
 
 
 def _is_float(i: Decoding) -> bool:
-    return i.left[-1:] == ["f32"]
+    return i.left[-1:] in (["f32"], ["f64"])
 
 
 # ---------------------------------------------------------------------------------------------------------- arithmetic
@@ -111,6 +113,8 @@ def fma(i: Decoding) -> Run:
     """Floating point: rounded once."""
     if "rn" not in i.left:
         raise i.error(".rn is the only rounding known")
+    if "f64" in i.left:
+        raise i.error("a float64 product that is not rounded is not known")
     return _float(i, numbers.fma, 3)
 
 
@@ -396,8 +400,7 @@ def _compare_floats(name: str) -> Callable[[Array, Array], Array]:
 def setp(i: Decoding) -> Run:
     """Comparison and selection: p = (a cmp b) op c, and q = !(a cmp b) op c."""
     if _is_float(i):
-        i.type("f32")
-        dtype: Any = np.float32
+        dtype: Any = TYPES[i.type("f32", "f64")]
         ftz = i.flag("ftz")
         plain = _compare_floats(i.choice(*_COMPARE, *(name + "u" for name in _COMPARE), "num", "nan"))
         compare = (lambda a, b: plain(numbers.flushed(a), numbers.flushed(b))) if ftz else plain
@@ -430,7 +433,7 @@ def setp(i: Decoding) -> Run:
 @opcode("selp")
 def selp(i: Decoding) -> Run:
     """Comparison and selection: p ? a : b."""
-    dtype = TYPES[i.type(*BITS, *SIGNED, *UNSIGNED, "f32")]
+    dtype = TYPES[i.type(*BITS, *SIGNED, *UNSIGNED, "f32", "f64")]
     put, a, b, p = i.target(0, _width(dtype)), i.source(1, dtype), i.source(2, dtype), i.source(3, np.bool_)
     i.finish(4)
     return lambda m, mask: put(m, np.where(p(m), a(m), b(m)), mask)
@@ -442,7 +445,7 @@ def selp(i: Decoding) -> Run:
 @opcode("mov")
 def mov(i: Decoding) -> Run:
     """Data movement and conversion: also packs a vector into a scalar and unpacks it, the first part lowest."""
-    dtype = TYPES[i.type("pred", *BITS, *SIGNED, *UNSIGNED, "f32")]
+    dtype = TYPES[i.type("pred", *BITS, *SIGNED, *UNSIGNED, "f32", "f64")]
     bits = _width(dtype)
     target, source = i.operand(0), i.operand(1)
     i.finish(2)
@@ -488,12 +491,12 @@ _FROM_BITS = {"bf16": numbers.from_bfloat16, "f16": numbers.from_float16}
 
 @opcode("cvt")
 def cvt(i: Decoding) -> Run:
-    """Data movement and conversion: between integers, float32, bfloat16 and float16.
+    """Data movement and conversion: between integers, float32, bfloat16 and float16; float64 and float32.
 
     In cvt.rn.bf16x2.f32 d, a, b the high half is a.
     """
-    source = i.type(*_INTEGERS, "f32", "f16", "bf16")
-    target = i.type(*_INTEGERS, "f32", "f16", "bf16", "f16x2", "bf16x2")
+    source = i.type(*_INTEGERS, "f32", "f64", "f16", "bf16")
+    target = i.type(*_INTEGERS, "f32", "f64", "f16", "bf16", "f16x2", "bf16x2")
     if target in ("f16x2", "bf16x2") and source == "f32":
         i.require("rn")
         f = _TO_BITS[target[:-2]]
@@ -503,8 +506,14 @@ def cvt(i: Decoding) -> Run:
     if target in _TO_BITS and source == "f32":
         i.require("rn")
         return _apply(i, _TO_BITS[target], np.float32, 1, np.uint16)
-    if target == "f32" and source in _FROM_BITS:
-        return _apply(i, _FROM_BITS[source], np.uint16, 1, np.float32)
+    if target in ("f32", "f64") and source in _FROM_BITS:
+        wide, from_bits = TYPES[target], _FROM_BITS[source]
+        return _apply(i, lambda a: from_bits(a).astype(wide), np.uint16, 1, wide)
+    if target == "f64" and source == "f32":
+        return _apply(i, lambda a: a.astype(np.float64), np.float32, 1, np.float64)
+    if target == "f32" and source == "f64":
+        i.require("rn")
+        return _apply(i, lambda a: a.astype(np.float32), np.float64, 1, np.float32)
     if target == "f32" and source in _INTEGERS:
         i.require("rn")
         put, get = i.target(0, 32), i.source(1, TYPES[source], wider=True)

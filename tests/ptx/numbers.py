@@ -10,6 +10,7 @@ Array = Any  # a NumPy array, or a NumPy scalar where a value is one for all thr
 
 SMALLEST_NORMAL = np.float32(2.0**-126)
 CANONICAL_NAN = np.uint32(0x7FFFFFFF)
+CANONICAL_NAN_64 = np.uint64(0x7FFFFFFFFFFFFFFF)
 
 
 def bfloat16_bits(x: Array) -> Array:
@@ -77,7 +78,10 @@ def _extreme(drop: Any, keep: Any, zeros: Any, a: Array, b: Array, nan: bool) ->
     zero = y == 0
     if zero.any():
         both = zero & (np.asarray(a) == 0) & (np.asarray(b) == 0)
-        sign = zeros(np.asarray(a).view(np.uint32), np.asarray(b).view(np.uint32)).view(np.float32)
+        bits, dtype = {4: (np.uint32, np.float32), 8: (np.uint64, np.float64)}[y.dtype.itemsize]
+        sign = zeros(np.asarray(a).view(bits), np.asarray(b).view(bits)).view(dtype)
         y = np.where(both, sign, y)
     lost = np.isnan(y)
-    return np.where(lost, CANONICAL_NAN.view(np.float32), y) if lost.any() else y
+    if not lost.any():
+        return y
+    return np.where(lost, CANONICAL_NAN.view(np.float32) if y.dtype == np.float32 else CANONICAL_NAN_64.view(np.float64), y)
