@@ -4,12 +4,12 @@ With L = -log(1 - a) for the softmax link and softplus(s) for the sigmoid link, 
 into a dense pass, the same for every valid pair and blind to the graph, and a pass over its edges:
 
     row_i = sum_{j valid} L_ij  +  sum_{j edge} (-t_ij log a_ij - t_ij L_ij)          (softmax)
-    row_i = sum_{j valid} L_ij  -  sum_{j edge} t_ij s_ij                             (sigmoid)
+    row_i = sum_{j valid, no edge} L_ij  +  sum_{j edge} (L_ij - t_ij s_ij)           (sigmoid)
 
-The edge pass takes back what the dense pass added. Their two roundings of a score differ, and dL / d log a = a / (1 - a)
-multiplies the difference; as long as a stays below SHARP, where that factor is 2, this is harmless. The *sharp* entry of a row,
-of which it has one at most, is left out by both, and counted by itself (see ops/attention_bce.py): with rest the log-sum-exp of
-all other tokens, and p and n its weights of -log a and -log(1 - a),
+The softmax link's edge pass takes back what the dense pass added. Their two roundings of a score differ, and dL / d log a =
+a / (1 - a) multiplies the difference; as long as a stays below SHARP, where that factor is 2, this is harmless. The *sharp*
+entry of a row, of which it has one at most, is left out by both, and counted by itself (see ops/attention_bce.py): with rest
+the log-sum-exp of all other tokens, and p and n its weights of -log a and -log(1 - a),
 
     p softplus(rest - s) + n softplus(s - rest) ,     pull = n sigmoid(s - rest) - p sigmoid(rest - s)
 
@@ -17,8 +17,8 @@ so that no rounding of LSE comes into it. Which token is sharp is decided once, 
 pass over the entries); rest and pull are made once; forward and backward read them, and know the entry by its index. Scores
 that are made again, rounded in another order, thus never decide anything.
 
-The sigmoid link has no sharp entries: where the score s of an edge is large, the two passes leave the rounding of s in the
-place of a smaller loss, and the rounding of 1 in that of a smaller gradient.
+The sigmoid link has no sharp entries. Of a certain pair it leaves e^-s, and nothing may be taken back: its dense pass knows the
+edges, a bit a pair, and passes over them. A tile reads a word or two for each of its rows.
 
 With drawn negatives nothing is dense: edges count in full, and a drawn pair adds its weight times L. Blocks of rows with a
 sharp entry, and they alone, then walk over all tokens for rest, and in the backward for its gradient.
@@ -157,8 +157,8 @@ def _targets(weight_ptr, o_e, m_e, inv_mass, degree, NORMALIZED: tl.constexpr):
 
 @triton.jit
 def _edge_loss(x2, t, SIGMOID: tl.constexpr, DENSE: tl.constexpr):
-    """Of an edge's entry, less the L that a dense pass has added. The sigmoid link keeps every digit of a certain pair."""
-    loss = t * _softplus(-x2) + (1 - t) * _softplus(x2) if SIGMOID and not DENSE else -LN2 * t * x2
+    """Of an edge's entry, less the L that the softmax link's dense pass has added. The sigmoid link's knows the edges."""
+    loss = t * _softplus(-x2) + (1 - t) * _softplus(x2) if SIGMOID else -LN2 * t * x2
     if not SIGMOID:
         weight = -t if DENSE else 1 - t
         loss += weight * _loss_term(x2, SIGMOID)
@@ -168,14 +168,80 @@ def _edge_loss(x2, t, SIGMOID: tl.constexpr, DENSE: tl.constexpr):
 @triton.jit
 def _edge_grad(x2, t, SIGMOID: tl.constexpr, DENSE: tl.constexpr):
     """Its derivative in the score, with LSE fixed."""
-    grad = (1 - t) * _sigmoid(x2) - t * _sigmoid(-x2) if SIGMOID and not DENSE else -t
+    grad = (1 - t) * _sigmoid(x2) - t * _sigmoid(-x2) if SIGMOID else -t
     if not SIGMOID:
         weight = -t if DENSE else 1 - t
         grad += weight * _grad_term(x2, SIGMOID)
     return grad
 
 
+@triton.jit
+def _is_edge(edges_ptr, o_r, m_r, first, num_words, COUNT: tl.constexpr, ACROSS: tl.constexpr):
+    """Whether the rows o_r [BM] have edges to the COUNT entries of the map from `first` on, a multiple of COUNT.
+
+    [BM, COUNT], or with ACROSS [COUNT, BM].
+    """
+    tl.static_assert(COUNT == 16 or COUNT == 32 or COUNT == 64)
+    # [COUNT], [BM]
+    o_bit = first % 32 + tl.arange(0, COUNT)
+    p_word = edges_ptr + o_r.to(tl.int64) * num_words + first // 32
+    b_word = tl.load(p_word, mask=m_r, other=0)
+    if COUNT == 64:
+        b_upper = tl.load(p_word + 1, mask=m_r, other=0)
+    if ACROSS:
+        b_words = b_word[None, :]
+        if COUNT == 64:
+            b_words = tl.where((o_bit < 32)[:, None], b_words, b_upper[None, :])
+        b_bits = b_words >> (o_bit % 32)[:, None]
+    else:
+        b_words = b_word[:, None]
+        if COUNT == 64:
+            b_words = tl.where((o_bit < 32)[None, :], b_words, b_upper[:, None])
+        b_bits = b_words >> (o_bit % 32)[None, :]
+    return b_bits & 1 != 0
+
+
 # ------------------------------------------------------------------------------------------------------- forward
+
+
+@triton.jit(do_not_specialize=["num_rows", "first_row", "shift", "num_words", "steps"])
+def bce_rows_fwd_kernel_bits(
+    rowptr_ptr,  # int64 [K * N + 1]
+    col_ptr,  # int32 [E]
+    rows_ptr,  # int64 [R], None for all genes
+    edges_ptr,  # out, int32 [R, num_words]: bit j is whether the row has an edge to gene j - shift
+    num_rows,
+    first_row,
+    shift,
+    num_words,
+    steps,  # of a bisection of a row
+    BLOCK: tl.constexpr,
+):
+    """A program a row and BLOCK words."""
+    i_r = (tl.program_id(0) % num_rows).to(tl.int64)
+    # [BLOCK]
+    o_w = tl.program_id(0) // num_rows * BLOCK + tl.arange(0, BLOCK)
+    m_w = o_w < num_words
+    gene = i_r
+    if rows_ptr is not None:
+        gene = tl.load(rows_ptr + i_r)
+    start, end = tl.load(rowptr_ptr + first_row + gene), tl.load(rowptr_ptr + first_row + gene + 1)
+    b_from = o_w * 32 - shift
+    # the first edge that is not before the word's
+    b_low = tl.where(m_w, start, end) + tl.zeros([BLOCK], tl.int64)
+    b_high = end + tl.zeros([BLOCK], tl.int64)
+    for _ in range(steps):
+        m_open = b_low < b_high
+        b_middle = (b_low + b_high) // 2
+        m_before = tl.load(col_ptr + b_middle, mask=m_open, other=0) < b_from
+        b_low = tl.where(m_open & m_before, b_middle + 1, b_low)
+        b_high = tl.where(m_open & ~m_before, b_middle, b_high)
+    b_word = tl.zeros([BLOCK], tl.int32)
+    for i in tl.static_range(32):
+        m_e = b_low + i < end
+        b_bit = tl.load(col_ptr + b_low + i, mask=m_e, other=0) - b_from
+        b_word |= tl.where(m_e & (b_bit < 32), 1 << (b_bit & 31), 0)
+    tl.store(edges_ptr + i_r * num_words + o_w, b_word, mask=m_w)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -186,6 +252,7 @@ def bce_rows_fwd_kernel_dense(
     inv_mass_ptr,  # fp32 [K * N]
     known_ptr,  # bool [N]
     rows_ptr,  # int64 [R], None for all genes
+    edges_ptr,  # of bce_rows_fwd_kernel_bits with a shift of 0, None for the softmax link
     loss_ptr,  # out, fp32 [parts, L, R]
     sharp_ptr,  # out, int32 [parts, L, R]: the sharp token among the part's, or -1; None for the sigmoid link
     stride_ql,
@@ -195,6 +262,7 @@ def bce_rows_fwd_kernel_dense(
     num_genes,  # N
     first_row,  # relation * N
     num_prefix,
+    num_words,
     part,  # keys a part
     scale,
     STRIDE_Q: tl.constexpr,
@@ -245,6 +313,8 @@ def bce_rows_fwd_kernel_dense(
             m_sharp = m_x & (b_x2 > SHARP)
             b_sharp = tl.where(m_sharp, (num_prefix + o_n)[None, :], b_sharp)
             m_x = m_x & ~m_sharp
+        else:
+            m_x = m_x & ~_is_edge(edges_ptr, o_m, m_m, n, num_words, BN, ACROSS=False)
         b_loss += tl.sum(tl.where(m_x, _loss_term(b_x2, SIGMOID), 0.0), 1)
     o_out = (i_p.to(tl.int64) * num_leading + i_l) * num_rows + o_m
     tl.store(loss_ptr + o_out, b_loss, mask=m_m)
@@ -569,6 +639,7 @@ def bce_rows_bwd_kernel_operands(
 def bce_rows_bwd_kernel_dense_dq(
     dloss_ptr,  # fp32 [L, R]
     queries_ptr, total2_ptr, keys_ptr, kind_ptr,  # of bce_rows_bwd_kernel_operands
+    edges_ptr,  # of bce_rows_fwd_kernel_bits with a shift of num_prefix, None for the softmax link
     sharp_ptr,  # int32 [L, R], None for the sigmoid link, as the next two
     rest_ptr,  # fp32 [L, R]
     pull_ptr,  # fp32 [L, R]
@@ -578,6 +649,7 @@ def bce_rows_bwd_kernel_dense_dq(
     num_rows,
     num_genes,
     num_prefix,
+    num_words,
     part,  # tokens a part
     scale,
     W: tl.constexpr,
@@ -634,6 +706,8 @@ def bce_rows_bwd_kernel_dense_dq(
         if DENSE:
             b_kind = tl.load(kind_ptr + i_l * num_tokens + o_n, mask=m_n, other=IGNORED)
             m_x = (b_kind == KNOWN)[None, :] & (o_n[None, :] != b_sharp[:, None])
+            if SIGMOID:
+                m_x = m_x & ~_is_edge(edges_ptr, o_m, m_m, n, num_words, BN, ACROSS=False)
             b_g = tl.where(m_x, _grad_term(b_s2 - b_total2[:, None], SIGMOID), 0.0)
             b_ds += tl.sum(b_g, 1)
         if not SIGMOID:  # noqa: SIM102 (known when compiled)
@@ -771,6 +845,7 @@ def bce_rows_bwd_kernel_dense_dk(
     dloss_ptr,  # fp32 [L, R]
     peak_ptr,  # fp32 [], the largest factor of a row; None but in float16
     queries_ptr, total2_ptr, keys_ptr, kind_ptr,  # of bce_rows_bwd_kernel_operands
+    edges_ptr,  # of bce_rows_fwd_kernel_bits with a shift of num_prefix, None for the softmax link
     sharp_ptr,  # int32 [L, R], None for the sigmoid link, as the next two
     rest_ptr,  # fp32 [L, R]
     pull_ptr,  # fp32 [L, R]
@@ -779,6 +854,7 @@ def bce_rows_bwd_kernel_dense_dk(
     num_rows,
     num_genes,
     num_prefix,
+    num_words,
     part,  # rows a part
     scale,
     W: tl.constexpr,
@@ -833,6 +909,8 @@ def bce_rows_bwd_kernel_dense_dk(
                 b_total2 = tl.load(total2_ptr + o_r, mask=m_m, other=float("inf"))
                 m_edge = b_total2 != float("inf")
                 m_x = m_edge[None, :] & (b_kind == KNOWN)[:, None] & (o_n[:, None] != b_sharp[None, :])
+                if SIGMOID:
+                    m_x = m_x & ~_is_edge(edges_ptr, o_m, m_m, tl.program_id(0) % blocks * BN, num_words, BN, ACROSS=True)
                 b_g = tl.where(m_x, _grad_term(b_s2 - b_total2[None, :], SIGMOID) * b_dloss[None, :], 0.0)
             if not SIGMOID:  # noqa: SIM102 (known when compiled)
                 if any_sharp:
@@ -1165,6 +1243,17 @@ class _Problem:
             )  # fmt: skip
         return queries, total2, keys, kind
 
+    def edges(self, shift: int) -> Tensor:
+        """int32 [R, words]: bit j of a row is whether it has an edge to gene j - shift."""
+        words, block = 2 * triton.cdiv(shift + self.num_genes, 64), 256  # a tile of 64 keys reads two
+        bits = torch.empty(self.num_rows, words, dtype=torch.int32, device=self.q.device)
+        with on_device(self.q):
+            bce_rows_fwd_kernel_bits[grid_of(self.num_rows * triton.cdiv(words, block), q=self.q)](
+                self.rowptr, self.col, self.rows, bits, self.num_rows, self.relation * self.num_genes, shift, words,
+                self.num_genes.bit_length(), BLOCK=block, **options(4),
+            )  # fmt: skip
+        return bits
+
 
 def bce_rows(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`cellattn::bce_rows` on a GPU: (loss, sharp, rest, pull), [..., R].
@@ -1193,6 +1282,8 @@ def bce_rows(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dense_loss = dense_sharp = partial = None
     num_parts = 0
 
+    edges = p.edges(0) if p.dense and not softmax else None
+
     def launch_dense(tile: Tile) -> None:
         nonlocal dense_loss, dense_sharp, num_parts
         constants, grid = p.by_tiles(tile, p.num_genes)
@@ -1200,8 +1291,8 @@ def bce_rows(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         dense_loss = empty(num_parts, lead, num_rows)
         dense_sharp = empty(num_parts, lead, num_rows, dtype=torch.int32) if softmax else None
         bce_rows_fwd_kernel_dense[grid](
-            q, k, p.lse, p.inv_mass, p.known, p.rows, dense_loss, dense_sharp, first_row=p.relation * p.num_genes,
-            SIGMOID=not softmax, **constants,
+            q, k, p.lse, p.inv_mass, p.known, p.rows, edges, dense_loss, dense_sharp, first_row=p.relation * p.num_genes,
+            num_words=0 if edges is None else edges.shape[1], SIGMOID=not softmax, **constants,
         )  # fmt: skip
 
     def launch_edges(tile: Gather) -> None:
@@ -1260,7 +1351,9 @@ def bce_rows_backward(
     # What each part of the passes over all tokens adds: the dense pass, and sharp entries.
     over_tokens = p.dense or softmax
     dense_dq = dense_dlse = dense_dk = peak = None
-    operands = p.operands() if over_tokens else ()
+    edges = p.edges(p.num_prefix) if p.dense and not softmax else None
+    num_words = 0 if edges is None else edges.shape[1]
+    operands = (*p.operands(), edges) if over_tokens else ()
 
     def launch_dense_dq(tile: Tile) -> None:
         nonlocal dense_dq, dense_dlse
@@ -1269,7 +1362,8 @@ def bce_rows_backward(
         if softmax and p.dense:
             dense_dlse = torch.empty(grid[1], lead, num_rows, dtype=torch.float32, device=q.device)
         bce_rows_bwd_kernel_dense_dq[grid](
-            g, *operands, *known_sharp, dense_dq, dense_dlse, D=d, SIGMOID=not softmax, DENSE=p.dense, **constants
+            g, *operands, *known_sharp, dense_dq, dense_dlse, D=d, SIGMOID=not softmax, DENSE=p.dense, num_words=num_words,
+            **constants,
         )  # fmt: skip
 
     def launch_edges_dq(tile: Gather) -> None:
@@ -1284,7 +1378,8 @@ def bce_rows_backward(
         constants, grid = p.by_operands(tile, by_keys=True)
         dense_dk = torch.empty(grid[1], lead, p.num_tokens, d, dtype=torch.float32, device=q.device)
         bce_rows_bwd_kernel_dense_dk[grid](
-            g, peak, *operands, *known_sharp, dense_dk, D=d, SIGMOID=not softmax, DENSE=p.dense, **constants
+            g, peak, *operands, *known_sharp, dense_dk, D=d, SIGMOID=not softmax, DENSE=p.dense, num_words=num_words,
+            **constants,
         )  # fmt: skip
 
     def launch_edges_dk(tile: Gather) -> None:
@@ -1301,7 +1396,7 @@ def bce_rows_backward(
         if over_tokens:
             if q.dtype == torch.float16:
                 peak = (g if p.dense else g * pull).abs().nan_to_num(0, 0).amax()
-            choose("bce_dense_bwd_dk", q, BD, launch_dense_dk)
+            choose("bce_dense_bwd_dk" if softmax else "bce_dense_bwd_dk_sigmoid", q, BD, launch_dense_dk)
         if p.negatives is not None:
             drawn = p.negrow, p.negative_weight, *_by_gene(p.negatives, p.num_genes)
         choose_gather("bce_edges_bwd_dk", q, BD, launch_edges_dk)

@@ -202,6 +202,7 @@ TILES: dict[tuple[str, int], dict[int, Tile]] = {
     ("bce_dense_bwd_dq", 80): _BCE_BY_ROWS,
     ("bce_dense_bwd_dk", 80): _BCE_DK | {32: Tile(32, 64, 4, 2, tail=None, registers=128)},
     ("bce_dense_bwd_dk", 90): _BCE_DK,
+    ("bce_dense_bwd_dk_sigmoid", 80): _BCE_DK,  # words of edges beside all else do not fit 128 registers under Triton 3.6
 }
 
 # With dropout, where the tile is another one than without: 64 keys, of which no random number is made twice, and no spills.
@@ -256,6 +257,7 @@ TILES_FLOAT32: dict[str, dict[int, Tile]] = {
     },
 }
 
+TILES_FLOAT32["bce_dense_bwd_dk_sigmoid"] = TILES_FLOAT32["bce_dense_bwd_dk"]
 TILES_FLOAT32 |= {f"{kernel}_dropout": tiles for kernel, tiles in TILES_FLOAT32.items() if kernel.startswith("attention")}
 
 # Kernels that gather rows, likewise; float32 takes the same, but where it would spill.

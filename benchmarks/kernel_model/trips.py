@@ -481,6 +481,7 @@ RULES: dict[str, Callable[[Launch, Tied | None], Trips]] = {
     "edge_bwd_kernel_dq": _edge_rows("rowptr_ptr", near=True, sums=2),
     "edge_bwd_kernel_dkv_segments": _edge_segments("colptr_ptr", "segcol_ptr"),
     "edge_bwd_kernel_dkv": _edge_rows("colptr_ptr", near=False, sums=2),
+    "bce_rows_fwd_kernel_bits": _bisected("steps"),
     "bce_rows_fwd_kernel_dense": _bce_dense_forward,
     "bce_rows_fwd_kernel_edges": _bce_edges,
     "bce_rows_fwd_kernel_rest": _bce_rest,

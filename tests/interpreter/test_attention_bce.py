@@ -290,25 +290,31 @@ def test_sharp_maps(negatives: dict[str, Any], size: float) -> None:
     check(mixed(38, weighted=True), "a", size * q, k, num_prefix=2, floor=10 * size**2, **negatives)
 
 
+@pytest.mark.parametrize("rows", [None, [5, 30, 5, 0]], ids=["all rows", "some rows"])
+@pytest.mark.parametrize("num_negatives", [None, 4], ids=["dense", "drawn"])
 @pytest.mark.parametrize("size", [5, 20, 50, 10_000])
-def test_sigmoid_link_keeps_every_digit_of_certain_pairs(size: int) -> None:
-    """Scores of edges are `size`, of drawn negatives -size, exactly."""
-    n = 35
+def test_sigmoid_link_keeps_every_digit_of_certain_pairs(size: int, num_negatives: int | None, rows: list[int] | None) -> None:
+    """Scores of edges are `size`, of all others -size, exactly; of 67 genes, so that rows of bits have more than a word."""
+    n, num_prefix = 67, 2
     ring = torch.stack([torch.arange(n), (torch.arange(n) + 1) % n])
-    graph = MultiGraph.from_edge_index({"a": ring}, n)
+    graph = MultiGraph.from_edge_index({"b": ring.flip(0)[:, :9], "a": ring}, n)
     q = torch.cat([torch.eye(n), torch.ones(n, 1)], 1)
     k = torch.cat([2 * size * torch.eye(n).roll(1, 0), torch.full((n, 1), -size)], 1).float()
     assert (q @ k.mT)[ring[0], ring[1]].unique().tolist() == [size]
+    q, k = (torch.cat([torch.ones(num_prefix, n + 1), x]) for x in (q, k))
     q64, k64 = q.double().requires_grad_(), k.double().requires_grad_()
-    negatives = sample_negatives(graph, "a", None, 4, torch.Generator().manual_seed(0))
-    options: dict[str, Any] = {"num_prefix": 0, "scale": 1.0, "normalized": False}
-    want = dense(q64, k64, None, graph, "a", torch.arange(n), negatives, **options)
+    index = None if rows is None else torch.tensor(rows)
+    negatives = None
+    if num_negatives is not None:
+        negatives = sample_negatives(graph, "a", index, num_negatives, torch.Generator().manual_seed(0))
+    options: dict[str, Any] = {"num_prefix": num_prefix, "scale": 1.0, "normalized": False}
+    want = dense(q64, k64, None, graph, "a", torch.arange(n) if index is None else index, negatives, **options)
     gradients = torch.autograd.grad(want.sum(), (q64, k64))
-    problem = problem_of(graph, "a", q, k, None, None, negatives, **options)
+    problem = problem_of(graph, "a", q, k, None, index, negatives, **options)
     loss, *sharp = kernels.bce_rows(*problem)
-    dq, dk, _ = kernels.bce_rows_backward(torch.ones(n), *sharp, *problem)
+    dq, dk, _ = kernels.bce_rows_backward(torch.ones(loss.shape), *sharp, *problem)
     for name, a, b in zip(("loss", "dq", "dk"), (loss, dq, dk), (want.detach(), *gradients), strict=True):
-        # relative, entry by entry: sums of 5 terms of one sign, or of two of dk's; float32's least number
+        # relative, entry by entry: sums of terms of one sign, or of two of dk's; float32's least number
         assert ((a.double() - b).abs() <= 1e-5 * b.abs().amax(-1, keepdim=True) + 1e-37).all(), name
 
 
