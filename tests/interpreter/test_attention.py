@@ -417,14 +417,15 @@ def test_large_scores(kind: str, dtype: torch.dtype, size: float) -> None:
     q, k, v, dout, dlse = problem((b, h), tq, tk, d, dv, dtype)
     q, k = ((x.double() * size**0.5).to(dtype) for x in (q, k))
     q[..., ::3, :] = (q[..., ::3, :].double() / size).to(dtype)
-    mask, drawn, multiplied = None, (), 1.0
+    mask, multiplied = None, torch.ones((), dtype=torch.float64)
+    drawn: tuple[Any, ...] = ()
     if kind == "masked":
         mask = torch.arange(tk) % torch.tensor([3, 2])[:, None] > 0
         mask[1] &= torch.arange(tk) > 60
         k[..., 0, :] = torch.nan  # left out by both
     elif kind == "dropout":
         drawn = torch.tensor([5, 9]), 6554
-        multiplied = multiplier(*drawn, torch.empty(b, h, tq, tk, dtype=torch.float64))
+        multiplied = multiplier(torch.tensor([5, 9]), 6554, torch.empty(b, h, tq, tk, dtype=torch.float64))
     out, lse = attention(q, k, v, mask, scale, *drawn)
     got = attention_backward(dout, dlse, q, k, v, mask, out, lse, scale, *drawn)
     assert (lse.abs() > 1e3 * size / 1e4).any(), "no row has a large score"
