@@ -5,9 +5,10 @@ from .keep import Bins
 from .measured import MeasuredSets, support
 from .merge import merge
 from .ranks import rank_of, set_of
+from .rosters import read_roster
 from .run import screen, status
 from .scorers import Scorer, make_scorer
-from .sets import SetSpace, read_roster
+from .sets import SetSpace
 from .store import ScreenError, Status
 
 __all__ = [

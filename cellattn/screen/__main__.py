@@ -24,9 +24,10 @@ from .filters import DistanceFilter, LabelFilter, PairFilter
 from .keep import BY, Bins
 from .members import Model, function_of, members_of, names_of
 from .merge import merge
+from .rosters import read_roster
 from .run import screen, status
 from .scorers import DTYPES
-from .sets import Filter, SetSpace, read_roster
+from .sets import Filter, SetSpace
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from .._check import describe, require, require_choice, require_indices, require_number, require_tensor
 from ..genes import GeneList
 from .measured import MeasuredSets
-from .sets import digest, gene_indices
+from .rosters import gene_indices
+from .sets import digest
 
 WHICH = ("none", "any", "all", "bound")
 _DENSE = 1 << 13  # genes named in pairs, up to which a table of all pairs of them is kept

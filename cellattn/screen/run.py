@@ -23,8 +23,9 @@ from .job import Job
 from .keep import Bins, Keep, Tables
 from .measured import MeasuredSets
 from .members import Model, Path_, compare, members_of, names_of
+from .rosters import Roster
 from .scorers import DTYPES, multiplies_bfloat16
-from .sets import Filter, Roster, SetSpace, Types
+from .sets import Filter, SetSpace, Types
 from .store import Status, Store, shard_of
 
 _SMALLEST, _LARGEST = 1 << 12, 1_000_000  # ranks of a unit, if not said otherwise

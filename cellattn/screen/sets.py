@@ -6,7 +6,6 @@ all of them; filters take sets out where they are made, and leave the ranks of t
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import itertools
 from collections import Counter
@@ -24,12 +23,11 @@ from ..data._table import Table
 from ..data.dataset import PERTURBATION_TYPES
 from ..genes import GeneList
 from .ranks import MAX_ORDER, MAX_RANKS, block_of, items_of, num_sets, rank_of_items, require_order, require_ranks
+from .rosters import Roster, few, genes_of, refuse_unknown
 
-Roster = GeneList | Sequence[str] | Tensor
 Types = str | Sequence[str] | Mapping[str, str]
 
 _TYPE_BITS = 3  # a gene and its type in one number
-_LISTED = 3  # names that a message lists
 
 
 class GeneSets(NamedTuple):
@@ -159,7 +157,7 @@ class SetSpace:
                 raise TypeError(f"rosters[{position}]: expected (roster, count), got {describe(pair)}")
             argument = f"rosters[{position}]" if several else "roster"
             require_count(f"{argument}: count", pair[1], minimum=1)
-            members.append(_roster(names, pair[0], argument))
+            members.append(genes_of(names, pair[0], argument))
             counts.append(pair[1])
         require(sum(counts) <= MAX_ORDER, f"rosters: expected at most {MAX_ORDER} genes a set, got {sum(counts)}")
         roster = torch.cat(members).unique()
@@ -216,7 +214,7 @@ class SetSpace:
         columns = {f"gene{place + 1}": place for place in range(len(table.header))}
         frame = table.read(columns)
         texts = [frame[column].to_list() for column in columns]
-        _refuse_unknown(names, {text for column in texts for text in column}, str(path))
+        refuse_unknown(names, {text for column in texts for text in column}, str(path))
         genes = torch.stack([names.index(column) for column in texts], 1)
         return cls.listed(names, genes, types=types, filters=filters)
 
@@ -294,15 +292,6 @@ class SetSpace:
         }
 
 
-def read_roster(path: str | PathLike[str]) -> GeneList:
-    """The names in a text file, one a line; lines from # on are comments. The file may be compressed.
-
-    Raises:
-        ValueError: a name that stands twice, an empty line, a file without names.
-    """
-    return GeneList.from_table(path, name=0, header=False, comment="#")
-
-
 def digest(*values: Tensor) -> str:
     """SHA-256, in hex, of whole numbers and their shapes."""
     digest = hashlib.sha256()
@@ -312,58 +301,9 @@ def digest(*values: Tensor) -> str:
     return digest.hexdigest()
 
 
-# --------------------------------------------------------------------------------------------------- rosters and types
+# ----------------------------------------------------------------------------------------------------------- types
 
 _DELETED = PERTURBATION_TYPES.index("deleted")
-
-
-def gene_indices(names: GeneList, given: Iterable[str], argument: str) -> Tensor:
-    """Indices of names or aliases, int64; refuses those that are not in the list, with the nearest that are."""
-    if not isinstance(names, GeneList):
-        raise TypeError(f"names: expected a GeneList, got {describe(names)}")
-    texts = list(given)
-    _refuse_unknown(names, texts, argument)
-    return names.index(texts)
-
-
-def _roster(names: GeneList, roster: Roster, argument: str) -> Tensor:
-    """Genes of a roster, int64 [R], ascending."""
-    if isinstance(roster, Tensor):
-        require_tensor(argument, roster, ndim=1, dtypes=(torch.int64,))
-        require_indices(argument, roster, len(names))
-        found = roster.cpu()
-        texts = [names[gene] for gene in found.tolist()]
-    else:
-        if isinstance(roster, str) or not isinstance(roster, Iterable):
-            raise TypeError(f"{argument}: expected several gene names or an int64 tensor, got {describe(roster)}")
-        texts = list(roster)
-        found = gene_indices(names, texts, argument)
-    if len(found.unique()) < len(found):
-        counts = Counter(found.tolist())
-        again = [names[gene] for gene, count in counts.items() if count > 1]
-        given = {text for text, gene in zip(texts, found.tolist(), strict=True) if counts[gene] > 1} - set(again)
-        also = f" (also as {_few(sorted(given))})" if given else ""
-        raise ValueError(f"{argument}: {_few(again)} {'stands' if len(again) == 1 else 'stand'} more than once{also}")
-    return found.sort().values
-
-
-def _refuse_unknown(names: GeneList, texts: Iterable[Any], argument: str) -> None:
-    """Refuse names that are not in the list, naming them with the nearest that are."""
-    for text in (unknown := sorted({text for text in texts if text not in names}, key=str)):
-        if not isinstance(text, str):
-            raise TypeError(f"{argument}: expected gene names, got {describe(text)}")
-    if unknown:
-        known = [*names, *names.aliases]
-        near = [(text, difflib.get_close_matches(text, known, n=1, cutoff=0.4)) for text in unknown[:_LISTED]]
-        shown = ", ".join(f"{text!r}" + (f" (nearest: {found[0]!r})" if found else "") for text, found in near)
-        more = f" and {len(unknown) - _LISTED} more" if len(unknown) > _LISTED else ""
-        raise ValueError(f"{argument}: {len(unknown)} of its names are not in the gene list: {shown}{more}")
-
-
-def _few(texts: Sequence[str]) -> str:
-    """The first of some names."""
-    more = f" and {len(texts) - _LISTED} more" if len(texts) > _LISTED else ""
-    return ", ".join(map(repr, texts[:_LISTED])) + more
 
 
 def _require_types(types: Any, genes: Tensor) -> None:
@@ -391,13 +331,13 @@ class _TypesOf(NamedTuple):
     @classmethod
     def parse(cls, names: GeneList, types: Types, roster: Tensor) -> _TypesOf:
         if isinstance(types, Mapping):
-            _refuse_unknown(names, types, "types")
+            refuse_unknown(names, types, "types")
             of_gene = torch.full((1, len(names)), -1)
             for name, kind in types.items():
                 require_choice(f"types: {name}", kind, PERTURBATION_TYPES[1:])
                 of_gene[0, names.index([name])] = PERTURBATION_TYPES.index(kind)
             without = roster[of_gene[0, roster] < 0].tolist()
-            require(not without, lambda: f"types: no type is given for {_few([names[gene] for gene in without])}")
+            require(not without, lambda: f"types: no type is given for {few([names[gene] for gene in without])}")
             kinds = of_gene[0, roster].tolist()
             if len(set(kinds)) == 1:  # said as one
                 return cls(of_gene, PERTURBATION_TYPES[kinds[0]])
