@@ -44,13 +44,6 @@ class Look:
     dashes: Any = "-"
     label: str = ""
 
-    @property
-    def ink(self) -> str:
-        """Its colour, dark enough for letters."""
-        red, green, blue = to_rgb(self.colour)
-        darker = min(1.0, 0.45 / (0.3 * red + 0.59 * green + 0.11 * blue))
-        return to_hex((darker * red, darker * green, darker * blue))
-
     def bar(self) -> dict[str, Any]:
         """Of `barh`."""
         return {"color": self.colour, "hatch": self.hatch, "edgecolor": "white", "linewidth": 0.5}
@@ -85,6 +78,13 @@ _OTHER = Look("#d8d8d8", "**", "d", (0, (1, 2)))
 def look(name: str) -> Look:
     """Of an implementation by the name it has in results; all ways to call ours are of one colour."""
     return _LOOKS.get(name, _LOOKS["ours"] if name.startswith("ours") else _OTHER)
+
+
+def ink(colour: str) -> str:
+    """A colour, made dark enough for letters."""
+    red, green, blue = to_rgb(colour)
+    darker = min(1.0, 0.45 / (0.3 * red + 0.59 * green + 0.11 * blue))
+    return to_hex((darker * red, darker * green, darker * blue))
 
 
 def label(name: str) -> str:
@@ -130,10 +130,11 @@ def span(values: Iterable[float]) -> str:
 def name_lines(axis: Axes, ends: Sequence[tuple[tuple[float, float], str, str]]) -> None:
     """Names beside the last points of lines, ((x, y), name, colour) each, moved apart where they would overlap.
 
-    The limits of the axes have to be what they will be.
+    The lines are on the axis already, in the scale that it keeps.
     """
     if not ends:
         return
+    axis.set(xlim=axis.get_xlim(), ylim=axis.get_ylim())  # which makes them what they will be
     to_axes = axis.transData + axis.transAxes.inverted()
     here = sorted(((to_axes.transform(point)[1], point, name, colour) for point, name, colour in ends), key=lambda end: end[0])
     gap = 0.045
@@ -141,7 +142,7 @@ def name_lines(axis: Axes, ends: Sequence[tuple[tuple[float, float], str, str]])
     back = sum(place - y for place, (y, *_) in zip(places, here, strict=True)) / len(here)  # the mean of what they moved up
     for place, (_, point, name, colour) in zip(places, here, strict=True):
         axis.annotate(
-            name, point, (1.04, place - back), textcoords="axes fraction", color=colour, fontsize=8, va="center",
+            name, point, (1.04, place - back), textcoords="axes fraction", color=ink(colour), fontsize=8, va="center",
             annotation_clip=False, arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "relpos": (0, 0.5)},
         )  # fmt: skip
 

@@ -201,7 +201,7 @@ def draw_lengths(rows: Sequence[dict[str, Any]], path: Path) -> None:
             if not points:
                 continue
             axis.plot(*zip(*points, strict=True), zorder=3 if name == "ours" else 2, **look(name).line())
-            ends.append((points[-1], label(name), look(name).ink))
+            ends.append((points[-1], label(name), look(name).colour))
         finding(axis, _over_length(rows, key, what), xscale="log", yscale="log", xlabel="tokens", ylabel=ylabel)
         axis.set_xticks([row["tokens"] for row in rows], [f"{row['tokens']:,}" for row in rows], fontsize=8)
         axis.minorticks_off()
