@@ -11,6 +11,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from tests.ptx.mutations import kernels_commit
+
 from .chips import CHIPS
 from .step import Step
 from .subjects import (
@@ -66,7 +68,7 @@ def records(rows: Sequence[Row]) -> Iterator[list[Any]]:
 def written(rows: Sequence[Row], steps: Mapping[tuple[str, str], Step], cell: str) -> str:
     """The page as Markdown."""
     parts = [_HEAD, *_anchors(rows), "## What was compiled\n"]
-    parts += [f"Ties: {cell}.\n"]
+    parts += [f"Kernels as of {kernels_commit()}. Ties: {cell}.\n"]
     for subject, title in _SUBJECTS.items():
         parts += [f"### {title[0].upper()}{title[1:]}\n", *_table(rows, subject)]
     parts += [*_ratios(rows), *_steps(steps)]
