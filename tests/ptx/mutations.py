@@ -443,7 +443,7 @@ segments, tiles of which three keys were left. The shapes have more since, and s
   a sharp entry of 2/3 to 3/4, and is 1e-7 otherwise.
 * `bce_rows_bwd_kernel_dense_dk`, drawn negatives: the sign of a score in the share that a sharp entry takes from the
   others, which is capped at 1 and multiplied by a pull below the bound of the sum that it enters.
-* `row_dot_bwd_kernel_dk_segments`: one edge of a hub taken for its neighbour, one term of 1,300. Hubs have 40 to 280
+* `row_dot_bwd_kernel_dk_segments`: one edge of a hub taken for its neighbour, one term of 1,300. Hubs have 90 and 280
   entries since.
 """
 
