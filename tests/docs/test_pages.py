@@ -63,4 +63,11 @@ def test_site_builds(tmp_path: Path) -> None:
     env = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "site" / "reference" / "ops.html").read_text().count("attention_kl") > 1
+    site = tmp_path / "site"
+    assert (site / "reference" / "ops.html").read_text().count("attention_kl") > 1
+    assert '<img alt="Samples a second' in (site / "measured.html").read_text()
+    for page in site.rglob("*.html"):  # it reads from disk: all that a page loads is there
+        loaded = re.findall(r'<(?:script|img|link rel="stylesheet")[^>]* (?:src|href)="([^"]+)"', page.read_text())
+        assert loaded
+        absent = [name for name in loaded if "404" not in page.name and not (page.parent / name).is_file()]
+        assert not absent, f"{page.name} loads {', '.join(absent)}, which the site does not have"
