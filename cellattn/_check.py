@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from torch import Tensor
+from torch._C import _functorch as functorch
 from torch._subclasses.fake_tensor import FakeTensor
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -39,7 +40,7 @@ def tensor_of(value: Any) -> Any:
     """A NumPy array as a tensor, of the same memory where it may be written; all else as it came."""
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
         return value
-    value = np.ascontiguousarray(value)
+    value = np.ascontiguousarray(value, value.dtype.newbyteorder("="))  # files may be of the other byte order
     return torch.from_numpy(value if value.flags.writeable else value.copy())
 
 
@@ -86,10 +87,23 @@ def values_visible(x: Tensor) -> bool:
     return x.device.type == "cpu" or os.environ.get("CELLATTN_CHECKS") == "1"
 
 
+def refuse_mapped(name: str, index: Tensor) -> None:
+    """Refuse an index over which `torch.func.vmap` maps, where values may be looked at: PyTorch's words would not help."""
+    wrapped = index
+    while functorch.is_functorch_wrapped_tensor(wrapped):
+        if functorch.is_batchedtensor(wrapped):
+            raise NotImplementedError(
+                f"cellattn.ops: {name}: torch.func.vmap over indices is not supported: sizes depend on their values; give all "
+                "sets or rows in one call (sets of any sizes are one batch by their ptr), or loop over calls"
+            )
+        wrapped = functorch.get_unwrapped(wrapped)
+
+
 def require_indices(name: str, index: Tensor, size: int, what: str = "genes") -> None:
     """Check that all entries lie in [0, size), where values may be looked at."""
     if index.numel() == 0 or not values_visible(index):
         return
+    refuse_mapped(name, index)
     low, high = torch.aminmax(index)
     if low >= 0 and high < size:
         return
@@ -112,6 +126,7 @@ def require_ragged(name: str, index: Tensor, ptr: Tensor, *, num_sets: int | Non
         )
     if not values_visible(ptr):
         return
+    refuse_mapped(ptr_name, ptr)
     require(int(ptr[0]) == 0, lambda: f"{ptr_name}: expected to start with 0, got {int(ptr[0])}")
     require(
         int(ptr[-1]) == index.numel(),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ._check import describe, require, unknown
+from ._modes import without_function_modes
 
 
 class GeneList:
@@ -127,6 +128,7 @@ class GeneList:
         """Names for genes that have none, "new1", "new2", ..., as far as they are not taken."""
         return list(islice((name for i in count(1) if (name := f"new{i}") not in self), num_new))
 
+    @without_function_modes
     def index(self, names: Iterable[str]) -> Tensor:
         """Indices of names or aliases, int64 [len(names)].
 

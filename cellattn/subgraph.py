@@ -301,3 +301,7 @@ class SubgraphBatch:
                 f"max_nodes={self.num_nodes} and max_edges={list(self._num_edges)}; extract again with more room"
             ),
         )
+
+
+# What `torch.save` wrote is read by `torch.load` with weights_only=True.
+torch.serialization.add_safe_globals([SubgraphBatch, Buffers])

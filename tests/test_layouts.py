@@ -83,7 +83,7 @@ def values_and_grads(entry: Entry, tensors: Mapping[str, Tensor], run: Callable[
         return out
     parts = [(x * torch.linspace(0.5, 1.5, x.numel(), dtype=x.dtype).view(x.shape)).sum() for x in out if x.requires_grad]
     if not parts:  # a result of nothing
-        return [*out, *(torch.zeros_like(tensors[name]) for name in entry.floats)]
+        return [*(x.detach() for x in out), *(torch.zeros_like(tensors[name]) for name in entry.floats)]
     total = torch.stack([part.double() for part in parts]).sum()
     grads = torch.autograd.grad(total, [tensors[name] for name in entry.floats], materialize_grads=True)
     return [x.detach() for x in out] + list(grads)

@@ -5,18 +5,24 @@ The table in docs/machinery.md is what these tests find: `python -m tests.test_m
 
 from __future__ import annotations
 
+import atexit
 import copy
+import functools
 import io
+import multiprocessing
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
+from . import registry
 from .registry import MODELS, OPS, Entry
 
 DOC = Path(__file__).parents[1] / "docs" / "machinery.md"
@@ -31,6 +37,10 @@ class Case:
 
     entry: Entry
     module: nn.Module | None
+
+    @property
+    def name(self) -> str:
+        return next(name for name, entry in ROWS.items() if entry is self.entry)
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -59,7 +69,7 @@ class Case:
 
 
 def _weights(x: Tensor) -> Tensor:
-    return torch.linspace(0.5, 1.5, x.numel(), dtype=torch.float64)
+    return torch.linspace(0.5, 1.5, x.numel(), dtype=torch.float64, device=x.device)
 
 
 def close(got: tuple[Tensor, ...] | list[Tensor], want: tuple[Tensor, ...] | list[Tensor], eps: float = 1e-12) -> None:
@@ -147,7 +157,7 @@ def _functional_call(case: Case) -> None:
 
 
 class _Call(nn.Module):
-    def __init__(self, entry: Entry, module: nn.Module) -> None:
+    def __init__(self, entry: Entry, module: nn.Module | None) -> None:
         super().__init__()
         self.entry, self.module = entry, module
 
@@ -200,6 +210,83 @@ def _state_dict(case: Case) -> None:
     _copied(case, reloaded)
 
 
+def _vmap_of_indices(case: Case) -> None:
+    """Over each index and mask: right, or refused. One that is refused is the entry's word."""
+    refused = []
+    for name, index in case.entry.indices.items():
+
+        def call(x: Tensor, name: str = name) -> tuple[Tensor, ...]:
+            return tuple(case.entry.run({**case.entry.tensors, name: x}, case.module))
+
+        try:
+            got = torch.func.vmap(call, randomness="same")(torch.stack([index, index]))
+        except NotImplementedError as error:
+            refused.append(error)
+        else:
+            for i in range(2):
+                close([x[i] for x in got], call(index))
+    if refused:
+        raise refused[0]
+
+
+def _export(case: Case) -> None:
+    """With a graph that was not used before, and is as good as new afterwards."""
+    before = registry.GRAPH
+    registry.GRAPH = registry._graph()
+    try:
+        holder = _Call(case.entry, case.module)
+        given = dict(case.entry.tensors)
+        exported = torch.export.export(holder, (given,), strict=False).module()(given)
+        close(exported, holder(given))
+        assert not any(isinstance(x, FakeTensor) for x in holder(given))
+    finally:
+        registry.GRAPH = before
+
+
+def _fake(case: Case) -> None:
+    """Shapes and dtypes, and then numbers from the same graph."""
+    before = registry.GRAPH
+    registry.GRAPH = registry._graph()
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            shapes = case.entry.run({name: mode.from_tensor(x) for name, x in case.entry.tensors.items()}, case.module)
+        got = case.entry.run(case.entry.tensors, case.module)
+    finally:
+        registry.GRAPH = before
+    assert [(x.shape, x.dtype) for x in shapes] == [(x.shape, x.dtype) for x in got]
+    close([x for x in got if x.is_floating_point()], case.outputs(*case.inputs), 0)
+
+
+def _default_device(case: Case) -> None:
+    """With a graph that was not used before. On meta, since what goes there by mistake is lost on any machine."""
+    before = registry.GRAPH
+    registry.GRAPH = registry._graph()
+    try:
+        with torch.device("meta"):
+            got, grads = case.outputs(*case.inputs), case.grads()
+    finally:
+        registry.GRAPH = before
+    close(got, case.outputs(*case.inputs))
+    close(grads, case.grads())
+
+
+@functools.cache
+def _worker() -> ProcessPoolExecutor:
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    atexit.register(pool.shutdown)
+    return pool
+
+
+def _outputs_of(name: str, module: nn.Module | None, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    return [x.detach() for x in Case(ROWS[name], module).outputs(*inputs)]
+
+
+def _spawn(case: Case) -> None:
+    """In a process that shares nothing, of this module and these tensors."""
+    got = _worker().submit(_outputs_of, case.name, case.module, case.inputs).result(timeout=300)
+    close(got, case.outputs(*case.inputs))
+
+
 COLUMNS: dict[str, Callable[[Case], None]] = {
     "checkpoint": lambda case: _checkpoint(case, False),
     "reentrant": lambda case: _checkpoint(case, True),
@@ -208,11 +295,16 @@ COLUMNS: dict[str, Callable[[Case], None]] = {
     "jacrev": _jacrev,
     "vmap": _vmap,
     "vmap of grad": _vmap_grad,
+    "vmap of indices": _vmap_of_indices,
     "jvp": _jvp,
     "double backward": _double_backward,
     "functional_call": _functional_call,
     "no_grad": lambda case: _without_grad(case, torch.no_grad),
     "inference_mode": lambda case: _without_grad(case, torch.inference_mode),
+    "export": _export,
+    "fake tensors": _fake,
+    "default device": _default_device,
+    "spawn": _spawn,
     "autocast": _autocast,
     "float32": lambda case: _in_dtype(case, torch.float32),
     "bfloat16": lambda case: _in_dtype(case, torch.bfloat16),
@@ -221,7 +313,8 @@ COLUMNS: dict[str, Callable[[Case], None]] = {
     "pickle": lambda case: _copied(case, lambda module: pickle.loads(pickle.dumps(module))),
     "state_dict": _state_dict,
 }
-EXCEPT = ("jvp", "double backward")  # the columns of the table; under all others everything works, as the page says
+# The columns of the table; under all others everything works, as the page says.
+EXCEPT = ("jvp", "double backward", "vmap of indices", "export", "fake tensors")
 OF_MODULES = ("functional_call", "deepcopy", "pickle", "state_dict")
 
 
@@ -231,7 +324,7 @@ def found(name: str) -> list[str]:
     case = Case(entry, entry.make_module())
     words = []
     for column, check in COLUMNS.items():
-        if case.module is None and column in OF_MODULES:
+        if (case.module is None and column in OF_MODULES) or (column == "vmap of indices" and not entry.indices):
             words.append(NONE)
             continue
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 from typing import Any
 
@@ -113,7 +114,10 @@ def test_arrays_of_the_other_layout(layout: str, names: tuple[str, ...]) -> None
 @pytest.mark.parametrize("options", FORMATS)
 def test_copies(options: dict[str, Any]) -> None:
     batch = khop_subgraph(*P, 1, **options)
-    for other in (pickle.loads(pickle.dumps(batch)), copy.deepcopy(batch)):
+    file = io.BytesIO()
+    torch.save(batch, file)
+    file.seek(0)
+    for other in (pickle.loads(pickle.dumps(batch)), copy.deepcopy(batch), torch.load(file, weights_only=True)):
         assert_equal(other, batch)
         assert not {x.data_ptr() for x in arrays(other) if x.numel()} & {x.data_ptr() for x in arrays(batch) if x.numel()}
     assert_equal(copy.copy(batch), batch)

@@ -178,7 +178,7 @@ def warn_of_header(table: Table, columns: Mapping[str, str | int], genes: GeneLi
         warnings.warn(
             f"{table.path}: the header names genes of the list ({', '.join(found)}); where a file has none, header=False "
             "reads its first line, and takes columns by their numbers",
-            stacklevel=3,
+            stacklevel=4,  # a reader is called by what takes other default devices away
         )
 
 
@@ -190,4 +190,4 @@ def warn_of_unknown(table: Lines, genes: GeneList) -> None:
             bare = {_TAXON.sub("", name) for name in genes}
             taxon = not bare.isdisjoint(_TAXON.sub("", name) for name in table.unknown)
             hint = "; names differ by the taxon in front, cut it off the list or by rename" if taxon else ""
-        warnings.warn(table.report() + hint, stacklevel=3)
+        warnings.warn(table.report() + hint, stacklevel=4)

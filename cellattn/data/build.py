@@ -22,6 +22,7 @@ import torch
 
 from .._check import describe, require, require_choice, unknown
 from .._file import write_atomic
+from .._modes import without_function_modes
 from .._version import __version__
 from ..genes import GeneList
 from ..graph import MultiGraph
@@ -110,6 +111,7 @@ class Cell:
 NO_FIGURE = "No figure of degrees: matplotlib is not installed (`pip install 'cellattn[bench]'`)."
 
 
+@without_function_modes
 def build_cell(config: str | PathLike[str]) -> Cell:
     """Make a graph of the tables that a TOML file names.
 

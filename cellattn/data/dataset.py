@@ -26,6 +26,7 @@ from .._check import (
     tensor_of,
     unknown,
 )
+from .._modes import without_function_modes
 from .._profiling import span
 from ..genes import GeneList, as_names
 from . import hetero
@@ -174,6 +175,7 @@ class PerturbationDataset(Dataset[PerturbationSample]):
     A `DataLoader` of it, or of parts of it, gives a `PerturbationBatch` at a time; inside samples of another dataset too.
     """
 
+    @without_function_modes
     def __init__(
         self,
         seeds: Tensor,
@@ -231,6 +233,7 @@ class PerturbationDataset(Dataset[PerturbationSample]):
             self._split = torch.tensor([code[name] for name in split], dtype=torch.int64)
 
     @classmethod
+    @without_function_modes
     def from_sets(
         cls,
         sets: Iterable[Sequence[int | str]],
@@ -292,6 +295,7 @@ class PerturbationDataset(Dataset[PerturbationSample]):
         return cls(table.seeds, table.ptr, types, table.score, num_genes=len(genes), split=table.split, names=genes)
 
     @classmethod
+    @without_function_modes
     def from_hetero_data(
         cls,
         samples: Iterable[Any],
@@ -331,6 +335,7 @@ class PerturbationDataset(Dataset[PerturbationSample]):
         """The name of each sample's split, or None."""
         return [self.split_names[code] for code in self._split.tolist()] if self.split_names else None
 
+    @without_function_modes
     def subset(self, selection: str | Tensor | np.ndarray | Sequence[int]) -> PerturbationDataset:
         """The samples of a split, under a mask or at given positions.
 
@@ -353,6 +358,7 @@ class PerturbationDataset(Dataset[PerturbationSample]):
         kept: dict[str, Any] = {"num_genes": self.num_genes, "split": split, "names": self.names}
         return PerturbationDataset(batch.seeds, batch.ptr, batch.types, batch.y, **kept)
 
+    @without_function_modes
     def split_mask(self, pattern: str) -> Tensor:
         """Whether each sample is in a split whose name is or matches `pattern` ("*_training"), bool [B].
 
@@ -364,6 +370,7 @@ class PerturbationDataset(Dataset[PerturbationSample]):
             unknown("split", pattern, self.split_names)
         return torch.isin(self._split, torch.tensor(codes))
 
+    @without_function_modes
     def overlaps(self, other: PerturbationDataset) -> Tensor:
         """Whether each sample's set (genes and types, in any order) also stands in `other`, bool [B]."""
         held_out = set(other._keys())
@@ -400,10 +407,12 @@ class PerturbationDataset(Dataset[PerturbationSample]):
     def __iter__(self) -> Iterator[PerturbationSample]:
         return (self[b] for b in range(len(self)))
 
+    @without_function_modes
     def __getitems__(self, indices: Sequence[int] | Tensor) -> PerturbationBatch:
         """A whole batch in one gather; a `DataLoader` calls it in place of `__getitem__`."""
         return self._gather(torch.as_tensor(indices, dtype=torch.int64))
 
+    @without_function_modes
     def _gather(self, indices: Tensor) -> PerturbationBatch:
         require_indices("indices", indices, len(self), "samples")
         begin = self.ptr[indices]
@@ -413,6 +422,7 @@ class PerturbationDataset(Dataset[PerturbationSample]):
         return PerturbationBatch(self.seeds[entry], ptr, self.types[entry], self.y[indices])
 
     @staticmethod
+    @without_function_modes
     def collate(samples: PerturbationBatch | Sequence[PerturbationSample]) -> PerturbationBatch:
         """Join samples into a batch; what `__getitems__` gathered passes through.
 
@@ -467,6 +477,9 @@ def _sample(of: PerturbationBatch | PerturbationDataset, index: Any) -> Perturba
 
 # A `DataLoader` without `collate_fn` looks here for what it was given: samples of a dataset, alone or inside others' samples.
 default_collate_fn_map[PerturbationSample] = lambda samples, *, collate_fn_map=None: PerturbationDataset.collate(samples)
+
+# What `torch.save` wrote is read by `torch.load` with weights_only=True.
+torch.serialization.add_safe_globals([PerturbationDataset, PerturbationBatch, PerturbationSample])
 
 
 def _as_tensor(name: str, value: Any, dtype: torch.dtype | None = None) -> Tensor:

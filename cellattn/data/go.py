@@ -13,6 +13,7 @@ import polars as pl
 import torch
 
 from .._check import describe, require, require_choice, require_count, require_several
+from .._modes import without_function_modes
 from ._lookup import each_from, find_genes, leave_out, require_genes, set_aside, warn_of_unknown
 from ._table import Table, read_string
 from .genes import GeneList
@@ -144,6 +145,7 @@ def read_obo(path: str | PathLike[str]) -> Ontology:
     return Ontology(path, terms, parents, replaced, frozenset(obsolete))
 
 
+@without_function_modes
 def read_go_annotations(
     path: str | PathLike[str],
     genes: GeneList,

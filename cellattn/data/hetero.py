@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._check import describe, require, unknown, values_visible
+from .._modes import without_function_modes
 
 INDICES, TYPES, VALUES = "perturbation_indices", "perturbation_types", "phenotype_values"
 VALUE_TYPES, VALUE_SAMPLES = "phenotype_type_indices", "phenotype_sample_indices"
@@ -22,6 +23,7 @@ class Fields(NamedTuple):
     y: Tensor  # float32 [B], or [B, P] of P phenotypes: [B, 0] where there are none
 
 
+@without_function_modes
 def write(
     seeds: Tensor, ptr: Tensor, types: Tensor, y: Tensor, num_genes: int, *, node_type: str, masks: bool, offset: bool
 ) -> Any:
@@ -64,6 +66,7 @@ def write(
     return data
 
 
+@without_function_modes
 def read(data: Any, node_type: str) -> Fields:
     """See `PerturbationBatch.from_hetero_data`."""
     from torch_geometric.data import Batch

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .._check import describe, require
+from .._modes import without_function_modes
 from ._lookup import most_first, require_genes, warn_of_unknown
 from ._table import read_string
 from .genes import GeneList
@@ -71,6 +72,7 @@ class MetabolicModel:
         return f"{self.gene_reaction.report()}; {parts}"
 
 
+@without_function_modes
 def read_metabolic_model(path: str | PathLike[str], genes: GeneList) -> MetabolicModel:
     """Read a genome-scale metabolic model: JSON of COBRApy's schema, or SBML or YAML through COBRApy.
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .._check import describe, require, require_choice, require_several
+from .._modes import without_function_modes
 from ._lookup import (
     FoundGenes,
     Rename,
@@ -46,6 +47,7 @@ _BIOGRID = {
 _ENDS = {"source": "source", "target": "target"}
 
 
+@without_function_modes
 def read_string_links(
     path: str | PathLike[str],
     genes: GeneList,
@@ -107,6 +109,7 @@ def read_string_links(
     return tables[wanted[0]] if isinstance(channels, str) and channels != "all" else tables
 
 
+@without_function_modes
 def read_edge_table(
     path: str | PathLike[str],
     genes: GeneList,
@@ -158,6 +161,7 @@ def read_edge_table(
     return edges
 
 
+@without_function_modes
 def read_edge_list(
     path: str | PathLike[str],
     genes: GeneList,
@@ -201,6 +205,7 @@ def read_edge_list(
     return edges
 
 
+@without_function_modes
 def read_interactions(
     path: str | PathLike[str],
     genes: GeneList,
@@ -257,6 +262,7 @@ def read_interactions(
     return interactions
 
 
+@without_function_modes
 def read_biogrid(
     path: str | PathLike[str],
     genes: GeneList,

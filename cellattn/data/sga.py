@@ -21,6 +21,7 @@ import polars as pl
 from torch import Tensor
 
 from .._check import require, require_choice, require_number, require_several
+from .._modes import without_function_modes
 from ._lookup import find_genes, require_genes, set_aside, warn_of_unknown
 from ._table import ANY_NUMBER, Number, Table
 from .dataset import PERTURBATION_TYPES
@@ -45,6 +46,7 @@ _ALLELES = {"": "deleted", "sn": "deleted", "dma": "deleted", "tm": "deleted", "
 _OTHER_ALLELE = PERTURBATION_TYPES.index("mutated")
 
 
+@without_function_modes
 def read_sga(
     path: str | PathLike[str],
     genes: GeneList,

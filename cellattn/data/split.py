@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from .._check import describe, require, require_choice, require_count, require_number, require_tensor
+from .._modes import without_function_modes
 from .dataset import PerturbationDataset
 
 KINDS = ("random", "query-pair-disjoint", "gene-disjoint", "new-combination")
 PARTS = ("train", "validation", "test")
 
 
+@without_function_modes
 def split(
     dataset: PerturbationDataset,
     kind: str,
@@ -137,6 +139,7 @@ def _dealt(places: _Places, num_units: int, test: float, validation: float) -> T
     return part
 
 
+@without_function_modes
 def leakage(dataset: PerturbationDataset, parts: Mapping[str, Tensor]) -> dict[str, dict[str, int]]:
     """What validation has seen in training, and test in training and validation, in numbers of samples.
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .._check import describe, require, require_count
+from .._modes import without_function_modes
 from ..graph import MultiGraph
 from .dataset import PERTURBATION_TYPES, PerturbationDataset
 
@@ -45,6 +46,7 @@ _RELATIONS = {
 }
 
 
+@without_function_modes
 def synthetic_cell(
     seed: int = 0,
     *,
@@ -143,6 +145,7 @@ def _draw(rng: np.random.Generator, weight: np.ndarray, count: int) -> np.ndarra
     return np.minimum(np.searchsorted(cumulative, rng.random(count) * cumulative[-1], side="right"), len(weight) - 1)
 
 
+@without_function_modes
 def synthetic_phenotypes(
     graph: MultiGraph,
     num_samples: int,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .._check import describe
+from .._modes import without_function_modes
 from ..graph import MultiGraph
 from .dataset import PerturbationDataset
 from .genes import GeneList
@@ -36,6 +37,7 @@ _TABLES = {
 }
 
 
+@without_function_modes
 def load_yeast(folder: str | PathLike[str], *, weighted: bool = True) -> tuple[GeneList, MultiGraph]:
     """Read the gene list and all nine relations of the folder; interaction tables, which are labels, are not read.
 
@@ -87,6 +89,7 @@ def load_yeast(folder: str | PathLike[str], *, weighted: bool = True) -> tuple[G
     return genes, graph
 
 
+@without_function_modes
 def load_dcell_subset(folder: str | PathLike[str], genes: GeneList) -> PerturbationDataset:
     """Read the signed digenic interaction scores of Costanzo et al. 2016 for two GO terms, with the source's split.
 
@@ -112,6 +115,6 @@ def load_dcell_subset(folder: str | PathLike[str], genes: GeneList) -> Perturbat
     if leaking.any():
         warnings.warn(
             f"{table.path}: {int(leaking.sum())} training pairs removed that also stand in a testing split",
-            stacklevel=2,
+            stacklevel=3,
         )
     return dataset.subset(~leaking)

@@ -295,6 +295,11 @@ class MultiGraph:
         """
         require(hasattr(data, "edge_types"), f"data: expected a HeteroData, got {type(data).__name__}")
         if node_type not in data.node_types:
+            ends = {end for source, _, target in data.edge_types for end in (source, target)}
+            require(
+                node_type not in ends,
+                f"data: node type {node_type!r} has edges, but no size; set data[{node_type!r}].num_nodes",
+            )
             unknown("node_type", node_type, data.node_types)
         chosen = hetero_relations(data, node_type, relations)
         sizes = hetero_types(data, node_type, chosen.values())
@@ -304,7 +309,8 @@ class MultiGraph:
         edge_index, edge_weight = {}, {}
         for r, (name, edge_type) in enumerate(chosen.items()):
             store = data[edge_type]
-            require("edge_index" in store, f"data: edge type {edge_type} has no edge_index")
+            instead = ", but adj_t, its transpose: undo ToSparseTensor, or set edge_index" if "adj_t" in store else ""
+            require("edge_index" in store, f"data: edge type {edge_type} has no edge_index{instead}")
             edge_index[name] = numbered(f"edge_index[{name!r}]", tensor_of(store.edge_index), types.ends(r))
             weight = hetero_weight(store, edge_type)
             if weight is not None:
@@ -1033,4 +1039,6 @@ def _by_relation(argument: str, given: Any, relations: tuple[str, ...]) -> dict[
 
 
 # A graph that `torch.save` wrote is read by `torch.load` with weights_only=True.
-torch.serialization.add_safe_globals([MultiGraph, Comembership, GeneList, NodeTypes, Transpose, Segments, Targets, Bits])
+torch.serialization.add_safe_globals(
+    [MultiGraph, Comembership, GeneList, NodeTypes, Relation, Transpose, Segments, Targets, Bits]
+)

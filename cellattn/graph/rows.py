@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 from typing_extensions import ParamSpec
+
+from .._modes import without_function_modes
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -19,14 +23,23 @@ SEGMENT = 1024  # entries of a row or column that one GPU program walks at most;
 
 
 def of_any_mode(make: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Make what a graph keeps outside of inference mode: what is first asked for in a validation serves training too."""
+    """Make what a graph keeps outside of the modes that are on.
 
+    What is first asked for in inference mode serves training too; what is first asked for under fake tensors or by torch.export
+    holds values; what is made under another default device is where the graph is.
+    """
+
+    @without_function_modes
     @functools.wraps(make)
     def outside(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
-            with torch.inference_mode(False):
-                return make(*args, **kwargs)
-        return make(*args, **kwargs)
+        if torch.compiler.is_dynamo_compiling():
+            return make(*args, **kwargs)
+        with ExitStack() as stack:
+            if torch.is_inference_mode_enabled():
+                stack.enter_context(torch.inference_mode(False))
+            if torch._C._len_torch_dispatch_stack():
+                stack.enter_context(_disable_current_modes())
+            return make(*args, **kwargs)
 
     return outside
 

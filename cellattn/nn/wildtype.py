@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
 from .._check import require, require_choice, require_count, require_several, unknown
@@ -359,8 +360,13 @@ class WildtypeDifference(nn.Module):
         Raises:
             ValueError: a shape, dtype, index or relation that does not fit (values are read on the CPU alone).
             TypeError: an argument of a wrong type.
-            ImportError, NotImplementedError: the extension was not built, or not for the graph's device.
+            ImportError, NotImplementedError: the extension was not built, or not for the graph's device; under torch.export.
         """
+        if torch.compiler.is_exporting() or isinstance(seeds, FakeTensor):
+            raise NotImplementedError(
+                "cellattn.nn.WildtypeDifference: torch.export and fake tensors are not supported, since the genes that a set "
+                "reaches are found by value; save its state_dict, or use torch.compile, which breaks the graph there"
+            )
         self._require_relations(graph)
         require_perturbations(seeds, ptr, types, graph.num_nodes, self.num_types, graph.device)
         x = self.tokens(graph.num_nodes, features, gene_ids)

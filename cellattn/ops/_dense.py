@@ -20,6 +20,7 @@ from torch._C import _are_functorch_transforms_active as transforms_active
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..graph import MultiGraph
+from ..graph.rows import of_any_mode
 from ._bernoulli import SHARP, cross_entropy, cross_entropy_slope
 from ._definition import is_plain
 from ._operator import Operator, keep_missing_grads, operator, refuse_double_backward
@@ -61,11 +62,12 @@ def dense_targets(graph: MultiGraph, relation: str, dtype: torch.dtype, normaliz
     kept = _kept.setdefault(graph, {})
     key = relation, dtype, normalized
     if key not in kept:
-        with torch.inference_mode(False), torch.no_grad():
-            kept[key] = _make_targets(graph, relation, dtype, normalized)
+        kept[key] = _make_targets(graph, relation, dtype, normalized)
     return kept[key]
 
 
+@of_any_mode
+@torch.no_grad()
 def _make_targets(graph: MultiGraph, relation: str, dtype: torch.dtype, normalized: bool) -> DenseTargets:
     rows = graph.targets(dtype)
     inv_mass, entropy = rows.inv_mass[graph.relation_id(relation)], rows.entropy[graph.relation_id(relation)]

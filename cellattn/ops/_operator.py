@@ -17,6 +17,7 @@ from torch import Tensor
 from torch._C import _are_functorch_transforms_active as transforms_active
 from torch.autograd import forward_ad
 
+from .._modes import without_function_modes
 from ._definition import Definition, is_plain
 
 
@@ -120,12 +121,13 @@ def operator(
     """Register a function as `cellattn::name`, see `Operator`; the schema is read off its annotations.
 
     Autocast reaches into operators, where it would turn the products into bfloat16; the implementations choose the dtype
-    of their arithmetic themselves.
+    of their arithmetic themselves. So does another default device, which is a mode on functions of torch.
     """
 
     def decorate(implementation: Callable[..., Any]) -> Operator:
+        @without_function_modes
         @functools.wraps(implementation)
-        def without_autocast(*args: Any) -> Any:
+        def plainly(*args: Any) -> Any:
             device_type = next(x.device.type for x in args if isinstance(x, Tensor))
             if not torch.is_autocast_enabled(device_type):
                 return implementation(*args)
@@ -133,7 +135,7 @@ def operator(
                 return implementation(*args)
 
         signature = schema or torch.library.infer_schema(implementation, mutates_args=())
-        return Operator(name, public or name, signature, without_autocast, device, leading, by_place, linear)
+        return Operator(name, public or name, signature, plainly, device, leading, by_place, linear)
 
     return decorate
 

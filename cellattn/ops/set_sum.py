@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .._check import require, require_count, require_ragged, values_visible
 from ._operator import operator
@@ -71,6 +72,11 @@ def set_size(ptr: Tensor, max_size: int | None) -> int:
     """The bound on the entries of a set that a caller gives, checked where values may be looked at; None: the longest set's."""
     if max_size is None:
         require(not ptr.is_meta, "max_size: expected a number for tensors on meta, whose sets have no sizes; got None")
+        if torch.compiler.is_exporting() or isinstance(ptr, FakeTensor):
+            raise NotImplementedError(
+                "cellattn.nn: max_size: expected a number under torch.export and with fake tensors, whose sets have no sizes; "
+                "got None"
+            )
         return int(ptr.diff().max()) if ptr.numel() > 1 else 0
     require_count("max_size", max_size)
     if ptr.numel() > 1 and values_visible(ptr):

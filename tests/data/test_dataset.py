@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,9 @@ from cellattn.data import (
     PerturbationDataset,
     PerturbationSample,
     batches_on,
+    read_interactions,
     require_same_genes,
+    split,
     synthetic_cell,
     synthetic_phenotypes,
 )
@@ -428,3 +432,39 @@ def test_numpy_arrays_go_in() -> None:
     arrays: Any = (x.numpy() for x in (data.seeds, data.ptr, data.types, data.y))
     again = PerturbationDataset(*arrays, num_genes=5)
     assert parts(again.__getitems__(range(5))) == parts(data.__getitems__(range(5)))
+
+
+def test_torch_save_is_read_with_weights_only() -> None:
+    data = PerturbationDataset.from_sets(
+        [["A", "B"], [], ["C"]], [1.0, 2.0, 3.0], genes=GeneList(["A", "B", "C"]), split=["x", "y", "x"]
+    )
+    file = io.BytesIO()
+    torch.save([data, data.__getitems__([0, 2]), data[0]], file)
+    file.seek(0)
+    read, batch, sample = torch.load(file, weights_only=True)
+    assert (read.split, read.names) == (data.split, data.names)
+    for ours, theirs in ((read, data), (batch, data[[0, 2]]), (sample, data[0])):
+        assert torch.equal(ours.seeds, theirs.seeds)
+        assert torch.equal(ours.types, theirs.types)
+        assert torch.equal(ours.y, theirs.y)
+
+
+def test_another_default_device(tmp_path: Path) -> None:
+    """Datasets stay on the CPU: what went to another device by mistake would be lost on meta."""
+    path = tmp_path / "table.csv"
+    path.write_text("first,second,score\nA,B,1\nC,A,2\nB,C,3\n")
+
+    def everything() -> list[Tensor]:
+        genes = GeneList(["A", "B", "C"])
+        table = read_interactions(path, genes, gene_columns=("first", "second"), sep=",")
+        data = PerturbationDataset.from_interactions(table)
+        named = PerturbationDataset.from_sets([["A", "B"], ["C"]], [1.0, 2.0], genes=genes, split=["x", "y"])
+        batch = named.__getitems__([1, 0])
+        parts: list[Any] = [data, data[1:], named.subset("y"), batch, PerturbationDataset.collate(list(named))]
+        found = [x for part in parts for x in (part.seeds, part.ptr, part.types, part.y)]
+        return [*found, data.overlaps(named), genes.index(["C"]), *split(data, "random", test=0.3, validation=0.3).values()]
+
+    want = everything()
+    with torch.device("meta"):
+        got = everything()
+    assert all(torch.equal(x, y) for x, y in zip(got, want, strict=True))

@@ -102,18 +102,36 @@ def test_some_edge_types_of_hetero_data() -> None:
         MultiGraph.from_hetero_data(data, relations="physical")
 
 
+def test_hetero_data_that_lacks_something_says_what() -> None:
+    data = pytest.importorskip("torch_geometric.data").HeteroData()
+    data["gene", "physical", "gene"].edge_index = INDEX["physical"]
+    with pytest.raises(ValueError, match=r"data: node type 'gene' has edges, but no size; set data\['gene'\]\.num_nodes"):
+        MultiGraph.from_hetero_data(data)
+    data["gene"].num_nodes = N
+    del data["gene", "physical", "gene"].edge_index
+    data["gene", "physical", "gene"].adj_t = torch.eye(N).to_sparse_csr()
+    with pytest.raises(ValueError, match="has no edge_index, but adj_t, its transpose: undo ToSparseTensor"):
+        MultiGraph.from_hetero_data(data)
+
+
+def test_arrays_of_the_other_byte_order() -> None:
+    index: Any = {name: x.numpy().astype(x.numpy().dtype.newbyteorder()) for name, x in INDEX.items()}
+    assert MultiGraph.from_edge_index(index, N) == MultiGraph.from_edge_index(INDEX, N)
+
+
 @pytest.mark.parametrize("used", [False, True], ids=["new", "used"])
 def test_torch_save_is_read_with_weights_only(used: bool) -> None:
     graph = named(known={"empty": torch.arange(N) < 5})
     if used:  # with all that is kept for later
         _ = graph.digest(), graph.stacked_by_column(), graph.select(["empty"]), graph._lightest
     file = io.BytesIO()
-    torch.save({"graph": graph, "genes": GeneList(NAMES)}, file)
+    torch.save({"graph": graph, "genes": GeneList(NAMES), "relation": graph["physical"]}, file)
     file.seek(0)
     read: dict[str, Any] = torch.load(file, weights_only=True)
     assert read["graph"] == graph
     assert read["graph"].names == graph.names
     assert read["genes"] == GeneList(NAMES)
+    assert torch.equal(read["relation"].col, graph.col("physical"))
     assert read["graph"].hops("physical", 2) == graph.hops("physical", 2)
     assert torch.equal(read["graph"].transpose().edge, graph.transpose().edge)
 
