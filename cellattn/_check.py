@@ -178,6 +178,12 @@ def require_count(name: str, value: Any, *, minimum: int = 0) -> None:
     require(value >= minimum, lambda: f"{name}: expected at least {minimum}, got {value}")
 
 
+def require_seed(name: str, value: Any) -> None:
+    """Check that an argument is an int that a `torch.Generator` takes."""
+    require_count(name, value)
+    require(value < 2**63, lambda: f"{name}: expected less than 2**63, got {value}")
+
+
 def require_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     """Check that a string argument is one of `choices`, and name the nearest if it is not."""
     choices = tuple(choices)

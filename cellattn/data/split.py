@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._check import describe, require, require_choice, require_count, require_number, require_tensor
+from .._check import describe, require, require_choice, require_count, require_number, require_seed, require_tensor
 from .._modes import without_function_modes
 from .dataset import PerturbationDataset
 
@@ -67,7 +67,7 @@ def split(
         require_number(name, share)
     require(0 < test < 1, f"test: expected a share above 0 and below 1, got {test}")
     require(0 <= validation < 1 - test, f"validation: expected a share of 0 or more, below 1 - test, got {validation}")
-    require_count("seed", seed)
+    require_seed("seed", seed)
     require_count("max_seen", max_seen)
     require(max_seen == 0 or kind == "gene-disjoint", f"max_seen: is for kind 'gene-disjoint', got {max_seen} for {kind!r}")
 

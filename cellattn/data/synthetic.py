@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._check import describe, require, require_count
+from .._check import describe, require, require_count, require_seed
 from .._modes import without_function_modes
 from ..graph import MultiGraph
 from .dataset import PERTURBATION_TYPES, PerturbationDataset
@@ -71,7 +71,7 @@ def synthetic_cell(
     Raises:
         TypeError, ValueError: a seed, size or scale that cannot be.
     """
-    require_count("seed", seed)
+    require_seed("seed", seed)
     require_count("num_genes", num_genes, minimum=_MIN_GENES)
     if edge_scale is not None and (isinstance(edge_scale, bool) or not isinstance(edge_scale, (int, float))):
         raise TypeError(f"edge_scale: expected a number or None, got {describe(edge_scale)}")
@@ -187,7 +187,7 @@ def synthetic_phenotypes(
         raise TypeError(f"graph: expected a MultiGraph, got {describe(graph)}")
     num_genes = graph.num_nodes
     require_count("num_samples", num_samples)
-    require_count("seed", seed)
+    require_seed("seed", seed)
     require_count("num_factors", num_factors, minimum=1)
     require_count("num_hubs", num_hubs, minimum=1)
     require(num_hubs <= num_genes, f"num_hubs: expected at most {num_genes}, the number of genes, got {num_hubs}")

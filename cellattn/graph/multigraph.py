@@ -23,6 +23,7 @@ from .._check import (
     require_choice,
     require_count,
     require_mapping,
+    require_seed,
     require_several,
     require_tensor,
     tensor_of,
@@ -816,7 +817,7 @@ class MultiGraph:
             relation: the relation, several, or None for all.
             seed: equal seeds give equal graphs, on any device; a relation's does not depend on which others are chosen.
         """
-        require_count("seed", seed)
+        require_seed("seed", seed)
         return self._replaced(relation, lambda name: derive.rewired(self, name, seed))
 
     def permuted(self, relation: str | Sequence[str] | None, seed: int = 0) -> MultiGraph:
@@ -829,7 +830,7 @@ class MultiGraph:
             relation: the relation, several, or None for all.
             seed: equal seeds give equal graphs, on any device.
         """
-        require_count("seed", seed)
+        require_seed("seed", seed)
         return self._replaced(relation, lambda name: derive.permuted(self, name, seed))
 
     def _replaced(self, relation: str | Sequence[str] | None, make: Callable[[str], Rows]) -> MultiGraph:
