@@ -191,12 +191,17 @@ _COLOURS = ("#1b6ca8", "#e07b39", "#4f9d69", "#b0b0b0", "#8a6fb0", "#c44e52", "#
 _HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo")
 
 
+def _draws(kernel: str) -> bool:
+    """Not of those that take a few us."""
+    return not any(part in kernel for part in ("delta", "large"))
+
+
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Each pipe's time of each kernel of a layer's attention, a chip a panel."""
     chips = _chips_of(rows)
     figure, axes = plt.subplots(1, len(chips), figsize=(3.2 * len(chips), 3.6), sharey=True, layout="constrained")
     for axis, chip in zip(axes, chips, strict=True):
-        costs = [r.cost for r in rows if r.subject == "attention" and r.cost.chip.name == chip and "delta" not in r.cost.kernel]
+        costs = [r.cost for r in rows if r.subject == "attention" and r.cost.chip.name == chip and _draws(r.cost.kernel)]
         for i, (pipe, colour, hatch) in enumerate(zip(PIPES, _COLOURS, _HATCHES, strict=True)):
             at = [n + 0.12 * (i - 3) for n in range(len(costs))]
             axis.bar(at, [1e6 * c.seconds[pipe] for c in costs], 0.11, color=colour, hatch=hatch, edgecolor="white", label=pipe)
