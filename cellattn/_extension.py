@@ -1,6 +1,7 @@
 """The compiled extension `cellattn._C`: operators in C++ and CUDA, to which the ops add their fakes.
 
-Without it, as in a checkout that was not built, everything but the k-hop ops works.
+Without it, as in a checkout that was not built, all works on a CPU but the k-hop ops, `edge_attention`, and `attention_bce`
+with every non-edge of more than some 500 genes.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def require_extension(device: torch.device) -> None:
     """
     if not AVAILABLE:
         raise ImportError(
-            "cellattn: the k-hop operators need the compiled extension cellattn._C: `pip install .`, or "
+            "cellattn: operators in C++ need the compiled extension cellattn._C: `pip install .`, or "
             f"`python setup.py build_ext --inplace` in a checkout, builds it ({_problem})"
         ) from _problem
     if device.type in _DEVICES:

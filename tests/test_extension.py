@@ -14,6 +14,8 @@ import cellattn._C
 from cellattn import _extension
 
 OPERATORS = (
+    "bce_map",
+    "bce_map_backward",
     "bit_spmm",
     "edge_words",
     "induced_sizes",

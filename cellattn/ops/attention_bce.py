@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._check import require, require_choice, require_count, require_number
+from .._extension import require_extension
 from ..graph import MultiGraph
 from ._bernoulli import SHARP, cross_entropy, cross_entropy_slope, weighted
 from ._csr import sddmm, spmm, take_rows
@@ -45,7 +46,7 @@ TARGETS = ("normalized", "binary")
 LINKS = ("softmax", "sigmoid")
 
 _MAX_ENTRIES = 2**31 - 1  # edges and drawn non-edges, which the sparse kernels count in int32
-_BLOCK = 2**18  # score entries of a row block: a few temporaries of this size stay in a core's cache
+_BLOCK = 2**18  # score entries of a row block: it stays in a core's cache, and is large enough for a product
 
 
 def attention_bce(
@@ -94,7 +95,7 @@ def attention_bce(
 
     Raises:
         ValueError, TypeError: naming the argument, what came and what was expected.
-        RuntimeError: on double backward.
+        RuntimeError: on double backward. ImportError: on a CPU, with every non-edge of many genes, without the extension.
     """
     q, k = of_one_dtype(q, k)
     check_head(q, k, graph, num_prefix, lse, reduction)
@@ -251,22 +252,14 @@ def _bce_rows(q: Tensor, k: Tensor, lse: Tensor | None, *problem: Any) -> tuple[
     genes = _known_keys(keys, problem[7], num_prefix)
     for block in [] if nothing else _blocks(*problem, dtype=keys.dtype):
         for lead in range(num_leading):
-            s = scale * block.scores(queries[lead], genes[lead])
+            s = block.scores(queries[lead], genes[lead])
             if totals is None:
-                entries = cross_entropy(s, block.positive, block.negative)
-            else:
-                log_a = s.sub_(block.spread(totals[lead]))
-                gene = block.sharp(log_a)
-                at = block.at(gene)
-                log_a.view(-1)[at] = SHARP  # a number of no meaning
-                others = torch.log1p(-log_a.exp())
-                entries = weighted(block.positive, log_a).addcmul_(block.negative, others).neg_()
-                entries.view(-1)[at] = 0
-                sharp[lead, block.rows] = torch.where(gene >= 0, num_prefix + gene, -1)
-                positive[lead, block.rows] = block.sum_at(at, block.positive)
-                negative[lead, block.rows] = block.sum_at(at, block.negative)
-            loss[lead, block.rows] = block.sum(entries)
-    for lead, here, token, s in _sharp_rows(sharp, queries, keys, scale):
+                loss[lead, block.rows] = block.sigmoid_losses(s)
+                continue
+            loss[lead, block.rows], gene, t, f = block.losses(s, totals[lead, block.rows])
+            sharp[lead, block.rows] = torch.where(gene >= 0, num_prefix + gene, -1)
+            positive[lead, block.rows], negative[lead, block.rows] = t, f
+    for lead, here, token, s in _sharp_rows(sharp, queries, keys):
         score = s.gather(1, token).squeeze(1)
         rest[lead, here] = s.scatter_(1, token, -torch.inf).logsumexp(1)
         gap = score - rest[lead, here]
@@ -309,20 +302,15 @@ def _bce_rows_backward(
     genes = _known_keys(keys, problem[7], num_prefix)
     for block in [] if nothing else _blocks(*problem, dtype=keys.dtype):
         for lead in range(num_leading):
-            s = scale * block.scores(queries[lead], genes[lead])
+            s, above = block.scores(queries[lead], genes[lead]), dloss[lead, block.rows]
             if totals is None:
-                ds = cross_entropy_slope(s, block.positive, block.negative)
+                ds = block.sigmoid_slopes(s, above)
             else:
-                at = block.at(sharp[lead, block.rows].long() - num_prefix)
-                a = s.sub_(block.spread(totals[lead])).exp_()
-                ds = (block.negative * a).div_(1 - a).sub_(block.positive)
-                ds.view(-1)[at] = 0
-            ds *= block.spread(dloss[lead])
-            if totals is not None:
-                dlse[lead, block.rows] = -block.sum(ds)
+                gene = (sharp[lead, block.rows] - num_prefix).clamp_min_(-1).long()
+                ds, dlse[lead, block.rows] = block.slopes(s, totals[lead, block.rows], gene, above)
             dqueries[lead, block.rows] = block.times_keys(ds, genes[lead])
             dkeys[lead, num_prefix:] += block.times_queries(ds, queries[lead]).masked_fill_(~problem[7][:, None], 0)
-    for lead, here, token, s in _sharp_rows(sharp, queries, keys, scale):
+    for lead, here, token, s in _sharp_rows(sharp, queries, keys):
         # exp(s - rest), and -1 in the place of the sharp entry, which gets pull where others get their share of -pull; none has
         # one where rest is -inf
         s.scatter_(1, token, -torch.inf)
@@ -337,7 +325,7 @@ def _bce_rows_backward(
         dq[:, num_prefix:].index_add_(1, rows, dqueries.mul_(scale))
     if totals is not None:
         dlse = dlse.to(dtype).reshape(*q.shape[:-2], num_rows)
-    return dq.reshape(q.shape).to(q.dtype), dkeys.mul_(scale).reshape(k.shape).to(k.dtype), dlse
+    return dq.reshape(q.shape).to(q.dtype), dkeys.reshape(k.shape).to(k.dtype), dlse
 
 
 @_bce_rows_backward.register_fake
@@ -396,13 +384,14 @@ def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _flat(
     q: Tensor, k: Tensor, lse: Tensor | None, rows: Tensor | None, num_prefix: int, scale: float
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(queries [L, R, D], keys [L, T, D], log-sum-exps [L, R]) in the dtype of the arithmetic."""
+    """(queries [L, R, D] times the scale, keys [L, T, D], log-sum-exps [L, R]) in the dtype of the arithmetic."""
     num_leading = q.shape[:-2].numel()
     queries, keys = (x.reshape(num_leading, *x.shape[-2:]) for x in (take(q, -2, rows, num_prefix), k))
     if lse is not None:
-        return unrounded(queries, keys, lse.reshape(queries.shape[:-1]), scale)
+        queries, keys, lse = unrounded(queries, keys, lse.reshape(queries.shape[:-1]), scale)
+        return scale * queries, keys, lse
     dtype = accumulation_dtype(q.dtype)
-    return queries.to(dtype), keys.to(dtype), None
+    return scale * queries.to(dtype), keys.to(dtype), None
 
 
 def _known_keys(keys: Tensor, known: Tensor, num_prefix: int) -> Tensor:
@@ -410,12 +399,12 @@ def _known_keys(keys: Tensor, known: Tensor, num_prefix: int) -> Tensor:
     return keys[:, num_prefix:].masked_fill(~known[:, None], 0)
 
 
-def _sharp_rows(sharp: Tensor, queries: Tensor, keys: Tensor, scale: float) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+def _sharp_rows(sharp: Tensor, queries: Tensor, keys: Tensor) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
     """Blocks of the rows with a sharp entry: (leading index, rows [b], the sharp token [b, 1], all scores [b, T])."""
     for lead, tokens in enumerate(sharp):
         rows = (tokens >= 0).nonzero()[:, 0]
         for here in rows.split(max(1, _BLOCK // keys.shape[1])) if rows.numel() else ():
-            yield lead, here, tokens[here, None].long(), scale * (queries[lead, here] @ keys[lead].mT)
+            yield lead, here, tokens[here, None].long(), queries[lead, here] @ keys[lead].mT
 
 
 def _blocks(
@@ -439,56 +428,53 @@ def _blocks(
     *,
     dtype: torch.dtype,
 ) -> Iterator[_DenseRows | _SparseRows]:
-    """The entries of the loss with their targets: row blocks against all genes, or edges and drawn non-edges at once."""
+    """What the loss compares: blocks of rows with all genes, or edges and drawn non-edges at once."""
     n = known.numel()
     rows = torch.arange(n) if rows is None else rows
-    inv_mass = inv_mass[relation * n + rows].to(dtype)
-    filled = (inv_mass > 0).nonzero()[:, 0]  # rows without an edge contribute nothing
-    for here in [filled] if negatives is not None else filled.split(max(1, _BLOCK // n)):
-        ptr, entry = take_rows(rowptr, relation * n + rows[here])
-        local = torch.arange(ptr.numel() - 1).repeat_interleave(ptr.diff())
-        t = torch.ones(entry.numel(), dtype=dtype)
-        if normalized:  # the only edge of a row has 1 to the last bit
-            t = torch.where(ptr.diff()[local] > 1, weight[entry].to(dtype) * inv_mass[here][local], t)
-        if negatives is None or negptr is None or negative_weight is None:
-            positive = torch.zeros(ptr.numel() - 1, n, dtype=dtype)
-            positive[local, col[entry].long()] = t
-            yield _DenseRows(here, positive, known.to(dtype) - positive)
-        else:
-            negptr, drawn = take_rows(negptr, here)
-            yield _sparse_rows(here, ptr, local, col[entry], t, negatives[drawn], negptr, negative_weight[here], known.numel())
+    inv_mass = inv_mass[relation * n : (relation + 1) * n].to(dtype)
+    filled = (inv_mass[rows] > 0).nonzero()[:, 0]  # rows without an edge contribute nothing
+    if negatives is None or negptr is None or negative_weight is None:
+        require_extension(known.device)
+        rowptr, unknown = rowptr[relation * n : (relation + 1) * n + 1], (~known).nonzero()[:, 0]
+        graph = rowptr, col, weight.to(dtype) if normalized else None, inv_mass, unknown
+        for here in filled.split(max(1, _BLOCK // n)):
+            yield _DenseRows(here, rows[here], graph)
+        return
+    ptr, entry = take_rows(rowptr, relation * n + rows[filled])
+    local = torch.arange(ptr.numel() - 1).repeat_interleave(ptr.diff())
+    t = torch.ones(entry.numel(), dtype=dtype)
+    if normalized:  # the only edge of a row has 1 to the last bit
+        t = torch.where(ptr.diff()[local] > 1, weight[entry].to(dtype) * inv_mass[rows[filled]][local], t)
+    negptr, drawn = take_rows(negptr, filled)
+    yield _sparse_rows(filled, ptr, local, col[entry], t, negatives[drawn], negptr, negative_weight[filled], n)
 
 
 class _DenseRows(NamedTuple):
-    """A block of rows against every gene: entries [b, N]."""
+    """A block of rows against every gene: scores [b, N], which the extension reads once and writes over."""
 
     rows: Tensor  # positions [b] among the chosen rows
-    positive: Tensor  # t, 0 for non-edges
-    negative: Tensor  # 1 - t for valid pairs, 0 for others
-
-    def sharp(self, log_a: Tensor) -> Tensor:
-        """The gene with a > 2/3 in each row [b], -1 where there is none among the entries."""
-        top, gene = log_a.max(1)
-        return torch.where(top > SHARP, gene, -1)
-
-    def at(self, gene: Tensor) -> Tensor:
-        """Where the entries of the rows' genes [b] (below 0: none) stand."""
-        row = (gene >= 0).nonzero()[:, 0]
-        return row * self.positive.shape[1] + gene[row]
-
-    def sum_at(self, at: Tensor, weight: Tensor) -> Tensor:
-        """Sum of the entries of each row that stand there [b]."""
-        row = at // self.positive.shape[1]
-        return weight.new_zeros(weight.shape[0]).index_put_((row,), weight.view(-1)[at])
+    genes: Tensor  # [b], whose rows they are
+    graph: tuple[Tensor | None, ...]  # the relation, its targets, and the genes that are in no pair
 
     def scores(self, queries: Tensor, keys: Tensor) -> Tensor:
         return queries[self.rows] @ keys.mT
 
-    def spread(self, x: Tensor) -> Tensor:
-        return x[self.rows, None]
+    def sigmoid_losses(self, s: Tensor) -> Tensor:
+        """[b]"""
+        return torch.ops.cellattn.bce_map(s, None, self.genes, *self.graph)[0]
 
-    def sum(self, entries: Tensor) -> Tensor:
-        return entries.sum(1)
+    def losses(self, s: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(loss without the sharp entry, its gene or -1, its t and 1 - t), each [b]"""
+        return torch.ops.cellattn.bce_map(s, total, self.genes, *self.graph)
+
+    def sigmoid_slopes(self, s: Tensor, dloss: Tensor) -> Tensor:
+        """d loss / d score [b, N]"""
+        torch.ops.cellattn.bce_map_backward(dloss, self.genes[:0], s, None, self.genes, *self.graph)
+        return s
+
+    def slopes(self, s: Tensor, total: Tensor, gene: Tensor, dloss: Tensor) -> tuple[Tensor, Tensor]:
+        """(d loss / d log a [b, N], 0 for the sharp entry; d loss / d log-sum-exp [b])"""
+        return s, torch.ops.cellattn.bce_map_backward(dloss, gene, s, total, self.genes, *self.graph)
 
     def times_keys(self, ds: Tensor, keys: Tensor) -> Tensor:
         return ds @ keys
@@ -501,8 +487,8 @@ class _SparseRows(NamedTuple):
     """The edges and the drawn non-edges of all rows: entries [E], a CSR matrix and its transpose."""
 
     rows: Tensor
-    positive: Tensor
-    negative: Tensor
+    positive: Tensor  # t, 0 for non-edges
+    negative: Tensor  # 1 - t for edges, the weight of what was drawn
     ptr: Tensor
     col: Tensor
     colptr: Tensor
@@ -510,31 +496,46 @@ class _SparseRows(NamedTuple):
     order: Tensor  # entries by column
     local: Tensor  # the row of each entry
 
-    def sharp(self, log_a: Tensor) -> Tensor:
-        at = (log_a > SHARP).nonzero()[:, 0]  # a gene that was drawn twice stands there twice
-        gene = torch.full_like(self.rows, -1)
-        return gene.scatter_reduce_(0, self.local[at], self.col[at].long(), "amax")
-
-    def at(self, gene: Tensor) -> Tensor:
-        return (self.col == gene[self.local]).nonzero()[:, 0]
-
-    def sum_at(self, at: Tensor, weight: Tensor) -> Tensor:
-        return weight.new_zeros(self.rows.numel()).index_add_(0, self.local[at], weight[at])
-
     def scores(self, queries: Tensor, keys: Tensor) -> Tensor:
         return sddmm(self.ptr, self.col, queries[self.rows], keys)
 
-    def spread(self, x: Tensor) -> Tensor:
-        return x[self.rows][self.local]
+    def sigmoid_losses(self, s: Tensor) -> Tensor:
+        return self._sum(cross_entropy(s, self.positive, self.negative))
 
-    def sum(self, entries: Tensor) -> Tensor:
-        return torch.segment_reduce(entries, "sum", offsets=self.ptr, initial=0)
+    def losses(self, s: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        log_a = s.sub_(total[self.local])
+        high = (log_a > SHARP).nonzero()[:, 0]  # a gene that was drawn twice stands there twice
+        gene = torch.full_like(self.rows, -1).scatter_reduce_(0, self.local[high], self.col[high].long(), "amax")
+        at = self._at(gene)
+        log_a[at] = SHARP  # a number of no meaning
+        others = torch.log1p(-log_a.exp())
+        entries = weighted(self.positive, log_a).addcmul_(self.negative, others).neg_()
+        entries[at] = 0
+        t, f = (x.new_zeros(gene.numel()).index_add_(0, self.local[at], x[at]) for x in (self.positive, self.negative))
+        return self._sum(entries), gene, t, f
+
+    def sigmoid_slopes(self, s: Tensor, dloss: Tensor) -> Tensor:
+        return cross_entropy_slope(s, self.positive, self.negative).mul_(dloss[self.local])
+
+    def slopes(self, s: Tensor, total: Tensor, gene: Tensor, dloss: Tensor) -> tuple[Tensor, Tensor]:
+        a = s.sub_(total[self.local]).exp_()
+        ds = (self.negative * a).div_(1 - a).sub_(self.positive)
+        ds[self._at(gene)] = 0
+        ds *= dloss[self.local]
+        return ds, -self._sum(ds)
 
     def times_keys(self, ds: Tensor, keys: Tensor) -> Tensor:
         return spmm(self.ptr, self.col, ds, keys.shape[0], keys)
 
     def times_queries(self, ds: Tensor, queries: Tensor) -> Tensor:
         return spmm(self.colptr, self.row, ds[self.order], self.rows.numel(), queries[self.rows])
+
+    def _at(self, gene: Tensor) -> Tensor:
+        """Where the entries of the rows' genes [b] (-1: none) stand."""
+        return (self.col == gene[self.local]).nonzero()[:, 0]
+
+    def _sum(self, entries: Tensor) -> Tensor:
+        return torch.segment_reduce(entries, "sum", offsets=self.ptr, initial=0)
 
 
 def _sparse_rows(

@@ -94,6 +94,15 @@ def right_arguments(draw: Draw) -> dict[str, Arguments]:
         "relations": [draw.int(0, len(graph.relations)) for _ in range(ties)], "heads": [draw.int(0, 3) for _ in range(ties)],
         "num_prefix": num_prefix, "self_loops": draw.of([False, True]), "scale": 0.5,
     }  # fmt: skip
+    rows_of_scores, dtype_of_scores = draw.int(0, 5), draw.of([torch.float32, torch.float64])
+    bce = {
+        "scores": guarded(rows_of_scores * n, dtype_of_scores).view(rows_of_scores, n).normal_(generator=draw.g),
+        "total": draw.of([None, torch.full((rows_of_scores,), 3.0, dtype=dtype_of_scores)]),
+        "rows": torch.randint(n, (rows_of_scores,), generator=draw.g), **one,
+        "weight": draw.of([None, torch.rand(one["col"].numel(), dtype=dtype_of_scores)]),
+        "inv_mass": torch.rand(n, dtype=dtype_of_scores),
+        "unknown": torch.randint(n, (draw.int(0, 3),), generator=draw.g),
+    }  # fmt: skip
     return {
         "attention_rows": {**qkv, **attention},
         "attention_rows_backward": {
@@ -101,6 +110,11 @@ def right_arguments(draw: Draw) -> dict[str, Arguments]:
             "lse": rows[1], **attention,
         },
         "largest_values": qkv,
+        "bce_map": bce,
+        "bce_map_backward": {
+            "dloss": torch.rand(rows_of_scores, dtype=dtype_of_scores),
+            "sharp": torch.randint(-1, n, (0 if bce["total"] is None else rows_of_scores,), generator=draw.g), **bce,
+        },
         "edge_rows": {**edge_tensors, **by_row, **edge_options},
         "edge_rows_backward": {
             "dout": torch.randn(2, 3, n, dim_v), "delta": torch.randn(2, 3, n), "lse": torch.randn(2, 3, n), **edge_tensors,
@@ -215,7 +229,7 @@ def shuffled(x: Tensor, draw: Draw) -> Tensor:
 CHANGES: list[Callable[[Tensor, Draw], Tensor]] = [
     other_dtype, strided, other_shape, shorter, longer, empty, elsewhere, wild_values, wild_values, wild_values, shuffled,
 ]  # fmt: skip
-WRITTEN = ("node", "seed_mask", "edge_index", "edge_id", "csr_rowptr")
+WRITTEN = ("scores", "node", "seed_mask", "edge_index", "edge_id", "csr_rowptr")
 
 
 def hostile(name: str, value: Any, draw: Draw) -> Any:
