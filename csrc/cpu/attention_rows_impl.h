@@ -70,6 +70,19 @@ inline typename Lanes<double>::Value kept(typename Lanes<double>::Value x, const
   return x;
 }
 
+// The largest of a vector's numbers, which is halved until one is left.
+template <class T>
+inline T largest_lane(typename Lanes<T>::Value x) {
+  alignas(64) T lane[Lanes<T>::kCount];
+  *reinterpret_cast<typename Lanes<T>::Load*>(lane) = x;
+#pragma GCC unroll 5
+  for (int64_t half = Lanes<T>::kCount / 2; half > 0; half /= 2) {
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < half; ++i) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
+  }
+  return lane[0];
+}
+
 template <class T>
 inline void zero(T* x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) x[i] = T{0};
@@ -144,8 +157,9 @@ void forward(const AttentionRows<T>& task, int64_t head, int64_t begin, int64_t 
   const T* v = task.v_rows + head * padded * wv;
   for (int64_t first = begin; first < end; first += kRows) {
     const int64_t rows = end - first < kRows ? end - first : kRows, whole = (rows + 3) / 4 * 4;
-    T largest[kRows], total[kRows];
-    for (int64_t r = 0; r < rows; ++r) largest[r] = nothing, total[r] = 0;
+    T largest[kRows];
+    V total[kRows];  // lane by lane
+    for (int64_t r = 0; r < rows; ++r) largest[r] = nothing, total[r] = V{};
     zero(o, whole * wv);
     copy_rows(task.q + (head * task.num_queries + first) * d, rows, d, task.scale, q, w);
     for (int64_t j = 0; j < padded; j += kKeys) {
@@ -159,8 +173,7 @@ void forward(const AttentionRows<T>& task, int64_t head, int64_t begin, int64_t 
         }
         V top = entry[0];
         for (int64_t c = 1; c < keys / kLanes; ++c) top = top > entry[c] ? top : entry[c];
-        T most = largest[r];
-        for (int64_t c = 0; c < kLanes; ++c) most = top[c] > most ? top[c] : most;
+        const T here = largest_lane<T>(top), most = here > largest[r] ? here : largest[r];
         if (most > largest[r]) {
           const T factor = exp_of(largest[r] - most);
           total[r] *= factor;
@@ -169,20 +182,22 @@ void forward(const AttentionRows<T>& task, int64_t head, int64_t begin, int64_t 
         }
         if (Dropped) fill_keep(task.bits, head, first + r, j / kKeys, keep);
         const T pivot = most == nothing ? T{0} : most;  // no key so far
-        V sum = {};
+        V sum = total[r];
         for (int64_t c = 0; c < keys / kLanes; ++c) {
           const V p = exp_of(entry[c] - pivot);
           sum += p;
           entry[c] = Dropped ? kept(p, keep + c * kLanes) : p;
         }
-        for (int64_t c = 0; c < kLanes; ++c) total[r] += sum[c];
+        total[r] = sum;
       }
       multiply<true>(whole, wv, keys, s, kKeys, 1, v + j * wv, wv, o, wv);
     }
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t i = head * task.num_queries + first + r;
-      task.lse[i] = largest[r] + log_of(total[r]);
-      for (int64_t c = 0; c < dv; ++c) task.out[i * dv + c] = o[r * wv + c] * (task.rescale / total[r]);
+      T sum = 0;
+      for (int64_t c = 0; c < kLanes; ++c) sum += total[r][c];
+      task.lse[i] = largest[r] + log_of(sum);
+      for (int64_t c = 0; c < dv; ++c) task.out[i * dv + c] = o[r * wv + c] * (task.rescale / sum);
     }
   }
 }
