@@ -105,7 +105,7 @@ def require_indices(name: str, index: Tensor, size: int, what: str = "genes") ->
         return
     refuse_mapped(name, index)
     low, high = torch.aminmax(index)
-    if low >= 0 and high < size:
+    if int(low) >= 0 and int(high) < size:
         return
     flat = index.reshape(-1)
     position = int(((flat < 0) | (flat >= size)).nonzero()[0])
@@ -127,10 +127,10 @@ def require_ragged(name: str, index: Tensor, ptr: Tensor, *, num_sets: int | Non
     if not values_visible(ptr):
         return
     refuse_mapped(ptr_name, ptr)
-    require(int(ptr[0]) == 0, lambda: f"{ptr_name}: expected to start with 0, got {int(ptr[0])}")
+    first, last = int(ptr[0]), int(ptr[-1])
+    require(first == 0, lambda: f"{ptr_name}: expected to start with 0, got {first}")
     require(
-        int(ptr[-1]) == index.numel(),
-        lambda: f"{ptr_name}: expected to end with {index.numel()}, the length of {name}, got {int(ptr[-1])}",
+        last == index.numel(), lambda: f"{ptr_name}: expected to end with {index.numel()}, the length of {name}, got {last}"
     )
     falls = (ptr.diff() < 0).nonzero()
     if falls.numel():
@@ -142,8 +142,9 @@ def require_ascending(name: str, index: Tensor, ptr: Tensor) -> None:
     """Check that each set of a ragged batch ascends, every entry once, where values may be looked at."""
     if index.numel() < 2 or not values_visible(index):
         return
-    begins = torch.zeros(index.numel() + 1, dtype=torch.bool, device=index.device).index_fill(0, ptr, True)[1:-1]
-    falls = ((index.diff() <= 0) & ~begins).nonzero()
+    falls = (index.diff() <= 0).nonzero()[:, 0]
+    if falls.numel():  # between sets they may
+        falls = falls[~torch.isin(falls + 1, ptr)]
     if falls.numel():
         at = int(falls[0])
         raise ValueError(

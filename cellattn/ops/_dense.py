@@ -40,7 +40,7 @@ def fits_dense(device: torch.device, num_entries: int) -> bool:
 def is_small(q: Tensor, k: Tensor, lse: Tensor | None, rows: Tensor | None, num_genes: int, scale: float) -> bool:
     """Whether the map of q, k [..., T, D] is to be made: on a CPU, not in a compiled function, with nothing special in it."""
     num_entries = q.shape[:-1].numel() * (num_genes if rows is None else rows.shape[0])
-    if not fits_dense(q.device, num_entries) or q.shape[-2] == 1 or not is_plain((q, k, lse)) or transforms_active():
+    if not fits_dense(q.device, num_entries) or not is_plain((q, k, lse)) or transforms_active():
         return False
     return is_ordinary(q.detach(), k.detach(), (q[:0] if lse is None else lse).detach(), scale)
 

@@ -106,7 +106,9 @@ def attention_bce(
     genes = check_rows("rows", rows, graph)
     check_negatives(num_negatives, neg_sample_ratio, rows)
     scale = resolve_scale(scale, q.shape[-1])
-    if num_negatives is None and neg_sample_ratio is None and is_small(q, k, lse, genes, graph.num_nodes, scale):
+    every = num_negatives is None and neg_sample_ratio is None
+    # a single token has a = 1, and nothing that says what 1 - a is
+    if every and (q.shape[-2] > 1 or link == "sigmoid") and is_small(q, k, lse, genes, graph.num_nodes, scale):
         return dense_loss(
             dense_bce, q, k, lse if link == "softmax" else None, graph, relation, genes, num_prefix=num_prefix, scale=scale,
             over="tokens" if link == "softmax" else "", reduction=reduction, normalized=target == "normalized",
