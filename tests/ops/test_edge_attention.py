@@ -208,3 +208,69 @@ def test_memory_is_of_tokens_not_of_pairs(two_threads: None) -> None:
 
     step()
     assert peak_memory(step) < 40e6
+
+
+def dense_graph(n: int = 600, share: float = 0.4) -> MultiGraph:
+    """d is made in blocks, s is not: one row of d is empty, one full with its loop, and no row of d sees gene 7."""
+    g = torch.Generator().manual_seed(0)
+    d, s = torch.rand(n, n, generator=g) < share, torch.rand(n, n, generator=g) < 0.01
+    d[5] = False
+    d[9] = True
+    d[:, 7] = False
+    return MultiGraph.from_edge_index({"d": d.nonzero().T, "s": s.nonzero().T}, n)
+
+
+DENSE = dense_graph()
+
+
+@pytest.mark.parametrize(("num_prefix", "self_loops"), [(0, False), (1, True), (3, False), (70, True)], ids=str)
+@pytest.mark.parametrize("d", [5, 16])
+def test_dense_relations(num_prefix: int, self_loops: bool, d: int) -> None:
+    """Beside a head that is not dense, and in one with a second relation, which goes along the entries."""
+    options: dict[str, Any] = {"num_prefix": num_prefix, "self_loops": self_loops}
+    heads = [("d", 0), ("s", 1), ("d", 2), ("s", 2)]
+    ours, theirs = (bound(m.edge_attention, DENSE, heads, **options) for m in (cellattn, reference))
+    if num_prefix == 0 and not self_loops:
+        ours, theirs = ((lambda *x, f=f: _finite(f(*x))) for f in (ours, theirs))
+    t = num_prefix + 600
+    assert_same(ours, theirs, *leaves((3, t, d), (3, t, d), (3, t, 3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_dense_relations_are_within_rounding(dtype: torch.dtype) -> None:
+    graph = dense_graph(520)
+    x = leaves((2, 1, 521, 8), (2, 1, 521, 8), (2, 1, 521, 4), dtype=dtype)
+    ours, theirs = (bound(m.edge_attention, graph, [("d", 0)], self_loops=False) for m in (cellattn, reference))
+    exact = [y.double() for y in everything(theirs, *(z.double() for z in x))]
+    got = everything(ours, *x)
+    eps = torch.finfo(dtype).eps
+    for ours_, want in zip(got, exact, strict=True):
+        # the longest path: a score of 8 products, an exponential of it, a sum of 521 of them and one of their products
+        assert float((ours_.double() - want).norm()) <= 8 * eps * float(want.norm())
+
+
+def test_dense_relations_are_made_in_blocks() -> None:
+    """In another order than along the entries, which those with weights, all of them 1, are summed in."""
+    x = leaves((2, 601, 16), (2, 601, 16), (2, 601, 16), dtype=torch.float32)
+    heads = [("d", 0), ("d", 1)]
+    blocks, entries = (
+        everything(bound(cellattn.edge_attention, DENSE, heads, weighted=weighted), *x) for weighted in (False, True)
+    )
+    assert not torch.equal(blocks[0], entries[0])
+    for a, b in zip(blocks, entries, strict=True):
+        assert float((a - b).norm()) <= 1e-5 * float(b.norm())
+    again = everything(bound(cellattn.edge_attention, DENSE, heads), *x)
+    assert all(torch.equal(a, b) for a, b in zip(blocks, again, strict=True))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e25], ids=str)
+def test_what_a_dense_relation_does_not_see_leaves_no_trace(value: float) -> None:
+    """Gene 7 is in no row: values that blocks of products would spread go along the entries instead."""
+    q, k, v = (x.detach() for x in leaves((1, 600, 4), (1, 600, 4), (1, 600, 4), dtype=torch.float32))
+    call = partial(cellattn.edge_attention, graph=DENSE, heads=[("d", 0)], num_prefix=0, self_loops=False)
+    want = everything(lambda q, k, v: _finite(call(q, k, v)), q, k, v)
+    odd = [x.index_fill(1, torch.tensor([7]), value) for x in (k, v)]
+    got = everything(lambda q, k, v: _finite(call(q, k, v)), q, *odd)
+    for a, b in zip(got, want, strict=True):
+        assert a.isfinite().all()
+        assert float((a - b).norm()) <= 1e-5 * float(b.norm())

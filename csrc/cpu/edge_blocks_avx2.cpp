@@ -1,0 +1,26 @@
+// Blocks of maps with a bit a pair on processors with AVX2.
+
+#include "edge_blocks.h"
+
+#include <type_traits>
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+// After every include: what a shared header defines must not be compiled for this instruction set.
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,popcnt,bmi,bmi2")
+
+namespace cellattn::avx2 {
+namespace {
+#define CELLATTN_VECTOR_BYTES 32
+#include "edge_blocks_impl.h"
+}  // namespace
+CELLATTN_DEFINE_BLOCKS(float)
+CELLATTN_DEFINE_BLOCKS(double)
+}  // namespace cellattn::avx2
+
+#pragma GCC pop_options
+
+#endif

@@ -1,0 +1,29 @@
+// Blocks of maps with a bit a pair on processors with AVX-512.
+
+#include "edge_blocks.h"
+
+#include <type_traits>
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+// GCC 12 takes the undefined vectors inside its own intrinsics for a fault of ours.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+
+// After every include: what a shared header defines must not be compiled for this instruction set.
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,fma,popcnt,bmi,bmi2,prefer-vector-width=512")
+
+namespace cellattn::avx512 {
+namespace {
+#define CELLATTN_VECTOR_BYTES 64
+#include "edge_blocks_impl.h"
+}  // namespace
+CELLATTN_DEFINE_BLOCKS(float)
+CELLATTN_DEFINE_BLOCKS(double)
+}  // namespace cellattn::avx512
+
+#pragma GCC pop_options
+
+#endif
