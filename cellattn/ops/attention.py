@@ -350,6 +350,12 @@ def _rounding(q: Tensor, scale: float, product: float) -> float:
     return 2 * (d + 2) * _EPS[q.dtype] * d * abs(scale) * product
 
 
+def score_dtype(q: Tensor, k: Tensor, scale: float) -> torch.dtype:
+    """dtype in which scores are to be made: float64 where they are so large that float32 leaves little of P."""
+    dtype = accumulation_dtype(q.dtype)
+    return dtype if dtype == torch.float64 or _largest_rounding(q, k, scale) <= _LARGEST_ERROR else torch.float64
+
+
 def unrounded(q: Tensor, k: Tensor, lse: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """(q, k, lse [..., Tq]) in the dtype of lse; in float64 where scores are so large that float32 leaves little of P.
 

@@ -28,7 +28,16 @@ from .._extension import fake, require_extension
 from ..graph import MultiGraph
 from ._operator import keep_missing_grads, operator, refuse_double_backward
 from ._rows import check_graph
-from .attention import accumulation_dtype, attention, check_qk, check_v, of_one_dtype, refuse_habits, resolve_scale
+from .attention import (
+    accumulation_dtype,
+    attention,
+    check_qk,
+    check_v,
+    of_one_dtype,
+    refuse_habits,
+    resolve_scale,
+    score_dtype,
+)  # fmt: skip
 from .graph_attention import check_ties
 
 
@@ -133,10 +142,8 @@ _TIES = "int[] relations, int[] heads, int num_prefix, bool self_loops, float sc
     schema=f"(Tensor q, Tensor k, Tensor v, Tensor? edge_bias, {_GRAPH}, {_TIES}) -> (Tensor, Tensor)",
 )
 def _edge_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
-    (rowptr, col, log_weight), ties = rest[:3], rest[12:]
-    dtype = accumulation_dtype(q.dtype)
-    out, lse = torch.ops.cellattn.edge_rows(*(_flat(x, dtype) for x in (q, k, v)), bias, rowptr, col, log_weight, *ties)
-    return out.to(q.dtype).view(*q.shape[:-1], v.shape[-1]), lse.view(q.shape[:-1])
+    out, lse = _edge_rows(*(_flat(x, score_dtype(q, k, rest[-1])) for x in (q, k, v)), bias, rest)
+    return out.to(q.dtype).view(*q.shape[:-1], v.shape[-1]), lse.to(accumulation_dtype(q.dtype)).view(q.shape[:-1])
 
 
 @_edge_attention.register_fake
@@ -156,19 +163,29 @@ def _edge_attention_backward(
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of q, k and v, and of the bias one a leading dimension and gene: [..., N, ties]."""
-    of_graph, ties = rest[:6], rest[12:]
-    dtype = lse.dtype
+    dtype = score_dtype(q, k, rest[-1])
     above = torch.zeros_like(out) if dout is None else dout
-    above, result, queries, keys, values = (_flat(x, dtype) for x in (above, out, q, k, v))
-    delta = (above * result).sum(-1)
+    above, out, queries, keys, values = (_flat(x, dtype) for x in (above, out, q, k, v))
+    if dtype == lse.dtype:
+        lse = lse.reshape(out.shape[:-1])
+    else:  # what float32 kept of them is not of these scores
+        out, lse = _edge_rows(queries, keys, values, bias, rest)
+    delta = (above * out).sum(-1)
     if dlse is not None:
         delta = delta - dlse.reshape(delta.shape)
-    lse = lse.masked_fill(lse.isinf(), torch.nan).reshape(delta.shape).contiguous()  # all of such a row is NaN
-    grads = torch.ops.cellattn.edge_rows_backward(above, delta, lse, queries, keys, values, bias, *of_graph, *ties)
+    lse = lse.masked_fill(lse.isinf(), torch.nan).contiguous()  # all of such a row is NaN
+    (rowptr, col, log_weight, colptr, row, log_weight_by_column), ties = rest[:6], rest[12:]
+    bias, log_weight, log_weight_by_column = (
+        None if x is None else x.to(dtype) for x in (bias, log_weight, log_weight_by_column)
+    )
+    grads = torch.ops.cellattn.edge_rows_backward(
+        above, delta, lse, queries, keys, values, bias, rowptr, col, log_weight, colptr, row, log_weight_by_column, *ties
+    )
     dq, dk, dv = (dx.to(x.dtype).view(x.shape) for dx, x in zip(grads[:3], (q, k, v), strict=True))
     if dout is None:
         dv = torch.zeros_like(dv)
-    return dq, dk, dv, grads[3].view(*q.shape[:-3], *grads[3].shape[1:])
+    dbias = grads[3].to(accumulation_dtype(q.dtype))
+    return dq, dk, dv, dbias.view(*q.shape[:-3], *dbias.shape[1:])
 
 
 @_edge_attention_backward.register_fake
@@ -235,6 +252,17 @@ def _(
     heads = rest[7]
     dbias = q.new_empty(q.shape[0], q.shape[2], 0 if edge_bias is None else len(heads))
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), dbias
+
+
+def _edge_rows(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rest: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """(out, lse) of q, k, v [B, H, n, d] in their dtype; `rest` as the operator has it."""
+    (rowptr, col, log_weight), ties = rest[:3], rest[12:]
+    bias, log_weight = _each_in(q.dtype, bias, log_weight)
+    return torch.ops.cellattn.edge_rows(q, k, v, bias, rowptr, col, log_weight, *ties)
+
+
+def _each_in(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if x is None else x.to(dtype) for x in tensors]
 
 
 def _flat(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -117,6 +117,30 @@ def test_attention(size: float, dtype: torch.dtype) -> None:
 
 
 @sizes
+def test_edge_attention(size: float, dtype: torch.dtype) -> None:
+    q, k, v = draw(size, dtype, (2, TOKENS, D), (2, TOKENS, D), (2, TOKENS, 6))
+    v = (v.double() / size**0.5).to(dtype)
+    bias = torch.randn(2, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(dtype)
+    heads = [("a", 0), ("a", 1)]
+
+    def of(module: Any) -> Callable[..., tuple[Tensor, Tensor]]:
+        return lambda q, k, v, bias: module.edge_attention(
+            q, k, v, GRAPH, heads, num_prefix=PREFIX, weighted=True, edge_bias=bias
+        )
+
+    (out, lse), grads = values_and_grads(of(cellattn), q, k, v, bias)
+    (out_want, lse_want), exact = values_and_grads(of(reference), *(x.double() for x in (q, k, v, bias)))
+    share, value = left(q, k), float(v.abs().max())
+    assert_near(out, out_want, value, share, "out")
+    assert_near(lse, lse_want, max(1.0, float(lse_want.abs().max())), 8 * torch.finfo(lse.dtype).eps, "lse")
+    above = UPSTREAM * D**-0.5 * (1 + 2 * v.shape[-1] * value)
+    assert_near(grads[0], exact[0], above * float(k.abs().max()), share, "dq")
+    assert_near(grads[1], exact[1], TOKENS * above * float(q.abs().max()), share, "dk")
+    assert_near(grads[2], exact[2], TOKENS * UPSTREAM, share, "dv")
+    assert_near(grads[3], exact[3], TOKENS * above * D**0.5, share, "edge_bias")
+
+
+@sizes
 def test_perturbation_attention(size: float, dtype: torch.dtype) -> None:
     """Queries that single out a gene of the set, one of none, and others."""
     query, key, value, override = draw(size, dtype, (4, D), (12, D), (12, 6), (5, 6))
