@@ -41,10 +41,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(cellattn, m) {
       "int[] relations, int[] heads, int num_prefix, bool self_loops, float scale) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "bce_map(Tensor(a!) scores, Tensor? total, Tensor rows, Tensor rowptr, Tensor col, Tensor? weight, Tensor inv_mass, "
-      "Tensor unknown) -> (Tensor, Tensor, Tensor, Tensor)");
+      "Tensor unknown, float least, float most) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "bce_map_backward(Tensor dloss, Tensor sharp, Tensor(a!) scores, Tensor? total, Tensor rows, Tensor rowptr, Tensor col, "
-      "Tensor? weight, Tensor inv_mass, Tensor unknown) -> Tensor");
+      "Tensor? weight, Tensor inv_mass, Tensor unknown, float most) -> Tensor");
   m.def(
       "relational_degree(Tensor rowptr, Tensor col, Tensor source, Tensor source_ptr, Tensor target, Tensor target_ptr, "
       "int[] relations, SymInt num_nodes) -> Tensor");

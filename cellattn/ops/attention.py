@@ -350,6 +350,12 @@ def _rounding(q: Tensor, scale: float, product: float) -> float:
     return 2 * (d + 2) * _EPS[q.dtype] * d * abs(scale) * product
 
 
+def rounding_of(q: Tensor, k: Tensor, scale: float) -> float:
+    """By how much two sums of a score may differ, where P <= 1 has no room for it; 0 elsewhere and where that is infinite."""
+    rounding = _largest_rounding(q, k, scale)
+    return rounding if _LARGEST_ERROR < rounding < torch.inf else 0.0
+
+
 def score_dtype(q: Tensor, k: Tensor, scale: float) -> torch.dtype:
     """dtype in which scores are to be made: float64 where they are so large that float32 leaves little of P."""
     dtype = accumulation_dtype(q.dtype)

@@ -25,6 +25,7 @@ row block, or for the edges and the drawn non-edges alone, and made again in the
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import log
 from typing import Any, NamedTuple
 
 import torch
@@ -39,7 +40,7 @@ from ._csr import sddmm, spmm, take_rows
 from ._dense import dense_bce, dense_loss, is_small
 from ._operator import keep_missing_grads, operator, refuse_double_backward
 from ._rows import check_head, check_rows, reduced, row_logsumexp, take
-from .attention import accumulation_dtype, of_one_dtype, resolve_scale, unrounded
+from .attention import accumulation_dtype, of_one_dtype, resolve_scale, rounding_of, unrounded
 from .sample_rows import check_generator, generator_of_draw
 
 TARGETS = ("normalized", "binary")
@@ -251,14 +252,14 @@ def _bce_rows(q: Tensor, k: Tensor, lse: Tensor | None, *problem: Any) -> tuple[
     sharp = torch.full((num_leading, num_rows), -1, dtype=torch.int64)
     # A single token has a = 1, the target of its only pair if that is an edge: nothing to lose.
     nothing = lse is not None and keys.shape[1] == 1
-    genes = _known_keys(keys, problem[7], num_prefix)
+    genes, bounds = _known_keys(keys, problem[7], num_prefix), _bounds(queries, keys)
     for block in [] if nothing else _blocks(*problem, dtype=keys.dtype):
         for lead in range(num_leading):
             s = block.scores(queries[lead], genes[lead])
             if totals is None:
                 loss[lead, block.rows] = block.sigmoid_losses(s)
                 continue
-            loss[lead, block.rows], gene, t, f = block.losses(s, totals[lead, block.rows])
+            loss[lead, block.rows], gene, t, f = block.losses(s, totals[lead, block.rows], *bounds)
             sharp[lead, block.rows] = torch.where(gene >= 0, num_prefix + gene, -1)
             positive[lead, block.rows], negative[lead, block.rows] = t, f
     for lead, here, token, s in _sharp_rows(sharp, queries, keys):
@@ -301,7 +302,7 @@ def _bce_rows_backward(
     shape = (num_leading, num_rows if totals is not None else 0)
     sharp, pull = (x.reshape(shape) for x in (sharp, pull))
     nothing = lse is not None and keys.shape[1] == 1
-    genes = _known_keys(keys, problem[7], num_prefix)
+    genes, bounds = _known_keys(keys, problem[7], num_prefix), _bounds(queries, keys)
     for block in [] if nothing else _blocks(*problem, dtype=keys.dtype):
         for lead in range(num_leading):
             s, above = block.scores(queries[lead], genes[lead]), dloss[lead, block.rows]
@@ -309,7 +310,7 @@ def _bce_rows_backward(
                 ds = block.sigmoid_slopes(s, above)
             else:
                 gene = (sharp[lead, block.rows] - num_prefix).clamp_min_(-1).long()
-                ds, dlse[lead, block.rows] = block.slopes(s, totals[lead, block.rows], gene, above)
+                ds, dlse[lead, block.rows] = block.slopes(s, totals[lead, block.rows], bounds[1], gene, above)
             dqueries[lead, block.rows] = block.times_keys(ds, genes[lead])
             dkeys[lead, num_prefix:] += block.times_queries(ds, queries[lead]).masked_fill_(~problem[7][:, None], 0)
     for lead, here, token, s in _sharp_rows(sharp, queries, keys):
@@ -396,6 +397,16 @@ def _flat(
     return scale * queries.to(dtype), keys.to(dtype), None
 
 
+def _bounds(queries: Tensor, keys: Tensor) -> tuple[float, float]:
+    """(log a above which a row's largest entry is sharp, the largest log a of all others)
+
+    What is said of the sharp entry holds for any one entry of a row. Where scores are so large that their roundings move log a,
+    each row's largest entry that may be above 2/3 is taken for it, and no other is above 1/2.
+    """
+    rounding = rounding_of(queries, keys, 1.0)
+    return (SHARP - 2 * rounding, log(1 / 2)) if rounding else (SHARP, torch.inf)
+
+
 def _known_keys(keys: Tensor, known: Tensor, num_prefix: int) -> Tensor:
     """[L, N, D], zeros for unknown genes: they are in no pair of the loss, and may hold anything."""
     return keys[:, num_prefix:].masked_fill(~known[:, None], 0)
@@ -463,20 +474,20 @@ class _DenseRows(NamedTuple):
 
     def sigmoid_losses(self, s: Tensor) -> Tensor:
         """[b]"""
-        return torch.ops.cellattn.bce_map(s, None, self.genes, *self.graph)[0]
+        return torch.ops.cellattn.bce_map(s, None, self.genes, *self.graph, SHARP, torch.inf)[0]
 
-    def losses(self, s: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def losses(self, s: Tensor, total: Tensor, least: float, most: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(loss without the sharp entry, its gene or -1, its t and 1 - t), each [b]"""
-        return torch.ops.cellattn.bce_map(s, total, self.genes, *self.graph)
+        return torch.ops.cellattn.bce_map(s, total, self.genes, *self.graph, least, most)
 
     def sigmoid_slopes(self, s: Tensor, dloss: Tensor) -> Tensor:
         """d loss / d score [b, N]"""
-        torch.ops.cellattn.bce_map_backward(dloss, self.genes[:0], s, None, self.genes, *self.graph)
+        torch.ops.cellattn.bce_map_backward(dloss, self.genes[:0], s, None, self.genes, *self.graph, torch.inf)
         return s
 
-    def slopes(self, s: Tensor, total: Tensor, gene: Tensor, dloss: Tensor) -> tuple[Tensor, Tensor]:
+    def slopes(self, s: Tensor, total: Tensor, most: float, gene: Tensor, dloss: Tensor) -> tuple[Tensor, Tensor]:
         """(d loss / d log a [b, N], 0 for the sharp entry; d loss / d log-sum-exp [b])"""
-        return s, torch.ops.cellattn.bce_map_backward(dloss, gene, s, total, self.genes, *self.graph)
+        return s, torch.ops.cellattn.bce_map_backward(dloss, gene, s, total, self.genes, *self.graph, most)
 
     def times_keys(self, ds: Tensor, keys: Tensor) -> Tensor:
         return ds @ keys
@@ -504,12 +515,15 @@ class _SparseRows(NamedTuple):
     def sigmoid_losses(self, s: Tensor) -> Tensor:
         return self._sum(cross_entropy(s, self.positive, self.negative))
 
-    def losses(self, s: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def losses(self, s: Tensor, total: Tensor, least: float, most: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         log_a = s.sub_(total[self.local])
-        high = (log_a > SHARP).nonzero()[:, 0]  # a gene that was drawn twice stands there twice
+        top = log_a.new_full(self.rows.shape, least).scatter_reduce_(0, self.local, log_a, "amax")
+        # a gene that was drawn twice stands there twice
+        high = ((log_a > least) & (log_a == top[self.local])).nonzero()[:, 0]
         gene = torch.full_like(self.rows, -1).scatter_reduce_(0, self.local[high], self.col[high].long(), "amax")
         at = self._at(gene)
         log_a[at] = SHARP  # a number of no meaning
+        log_a.clamp_max_(most)
         others = torch.log1p(-log_a.exp())
         entries = weighted(self.positive, log_a).addcmul_(self.negative, others).neg_()
         entries[at] = 0
@@ -519,8 +533,8 @@ class _SparseRows(NamedTuple):
     def sigmoid_slopes(self, s: Tensor, dloss: Tensor) -> Tensor:
         return cross_entropy_slope(s, self.positive, self.negative).mul_(dloss[self.local])
 
-    def slopes(self, s: Tensor, total: Tensor, gene: Tensor, dloss: Tensor) -> tuple[Tensor, Tensor]:
-        a = s.sub_(total[self.local]).exp_()
+    def slopes(self, s: Tensor, total: Tensor, most: float, gene: Tensor, dloss: Tensor) -> tuple[Tensor, Tensor]:
+        a = s.sub_(total[self.local]).clamp_max_(most).exp_()
         ds = (self.negative * a).div_(1 - a).sub_(self.positive)
         ds[self._at(gene)] = 0
         ds *= dloss[self.local]

@@ -50,6 +50,7 @@ struct Problem {
   const Tensor &rows, &rowptr, &col;
   const std::optional<Tensor>& weight;
   const Tensor &inv_mass, &unknown;
+  double least, most;
   int64_t longest = 0;  // of the rows
 
   int64_t num_rows() const { return scores.size(0); }
@@ -101,6 +102,8 @@ struct Problem {
     task.unknown = longs_of(unknown);
     task.num_genes = scores.size(1);
     task.num_unknown = unknown.numel();
+    task.least = static_cast<T>(least);
+    task.most = static_cast<T>(most);
     return task;
   }
 
@@ -135,8 +138,8 @@ void run_backward(const Problem& problem, const Tensor& dloss, const Tensor& sha
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> bce_map(
     const Tensor& scores, const std::optional<Tensor>& total, const Tensor& rows, const Tensor& rowptr, const Tensor& col,
-    const std::optional<Tensor>& weight, const Tensor& inv_mass, const Tensor& unknown) {
-  Problem problem{scores, total, rows, rowptr, col, weight, inv_mass, unknown};
+    const std::optional<Tensor>& weight, const Tensor& inv_mass, const Tensor& unknown, double least, double most) {
+  Problem problem{scores, total, rows, rowptr, col, weight, inv_mass, unknown, least, most};
   problem.check();
   const int64_t kept = total ? problem.num_rows() : 0;
   Tensor loss = empty_on(scores, {problem.num_rows()}, scores.scalar_type());
@@ -150,8 +153,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bce_map(
 Tensor bce_map_backward(
     const Tensor& dloss, const Tensor& sharp, const Tensor& scores, const std::optional<Tensor>& total, const Tensor& rows,
     const Tensor& rowptr, const Tensor& col, const std::optional<Tensor>& weight, const Tensor& inv_mass,
-    const Tensor& unknown) {
-  Problem problem{scores, total, rows, rowptr, col, weight, inv_mass, unknown};
+    const Tensor& unknown, double most) {
+  Problem problem{scores, total, rows, rowptr, col, weight, inv_mass, unknown, 0, most};
   problem.check();
   problem.check_rows("dloss", dloss, problem.num_rows());
   check_tensor("sharp", sharp, 1, {ScalarType::Long});

@@ -34,6 +34,12 @@ inline V size_of(V x) {
   return x < V{} ? -x : x;
 }
 
+// x, no more than most
+template <class X, class T>
+inline X held(X x, T most) {
+  return x > most ? X{} + most : x;
+}
+
 // softplus(x), to the last digits
 template <class V>
 inline V softplus(V x) {
@@ -75,7 +81,7 @@ void forward(const BceRows<T>& task, int64_t begin, int64_t end, T* edge) {
   using V = typename Lanes<T>::Value;
   using Load = typename Lanes<T>::Load;
   constexpr int64_t kLanes = Lanes<T>::kCount;
-  const T nothing = -static_cast<T>(__builtin_inf()), sharp = log_of(static_cast<T>(2) / 3);
+  const T nothing = -static_cast<T>(__builtin_inf());
   const int64_t n = task.num_genes;
   for (int64_t i = begin; i < end; ++i) {
     T* s = task.scores + i * n;
@@ -100,12 +106,12 @@ void forward(const BceRows<T>& task, int64_t begin, int64_t end, T* edge) {
       T positive = 0, negative = 0;
       if (rest > top) {
         sharp_edge = -1;
-        if (rest - total > sharp) {
+        if (rest - total > task.least) {
           for (sharp_gene = 0; s[sharp_gene] != rest;) ++sharp_gene;
           s[sharp_gene] = nothing;
           negative = 1;
         }
-      } else if (sharp_edge >= 0 && top - total > sharp) {
+      } else if (sharp_edge >= 0 && top - total > task.least) {
         sharp_gene = task.col[first + sharp_edge];
         positive = task.target(first + sharp_edge, degree, task.inv_mass[row]);
         negative = 1 - positive;
@@ -119,17 +125,17 @@ void forward(const BceRows<T>& task, int64_t begin, int64_t end, T* edge) {
     V sum = {}, other = {};
     int64_t j = 0;
     for (; j + 2 * kLanes <= n; j += 2 * kLanes) {
-      sum += apart<Sigmoid>(V(*reinterpret_cast<const Load*>(s + j) - total));
-      other += apart<Sigmoid>(V(*reinterpret_cast<const Load*>(s + j + kLanes) - total));
+      sum += apart<Sigmoid>(held<V>(*reinterpret_cast<const Load*>(s + j) - total, task.most));
+      other += apart<Sigmoid>(held<V>(*reinterpret_cast<const Load*>(s + j + kLanes) - total, task.most));
     }
     sum += other;
     T loss = 0;
     for (int64_t lane = 0; lane < kLanes; ++lane) loss += sum[lane];
-    for (; j < n; ++j) loss += apart<Sigmoid>(s[j] - total);
+    for (; j < n; ++j) loss += apart<Sigmoid>(held<T>(s[j] - total, task.most));
     T edges = 0;
     for (int64_t e = 0; e < degree; ++e) {
       if (e == sharp_edge) continue;
-      const T t = task.target(first + e, degree, task.inv_mass[row]), x = edge[e] - total;
+      const T t = task.target(first + e, degree, task.inv_mass[row]), x = held<T>(edge[e] - total, task.most);
       // what weighs nothing adds nothing, however large
       if (t != 0) edges += t * (Sigmoid ? softplus(-x) : -x);
       if (t != 1) edges += (1 - t) * apart<Sigmoid>(x);
@@ -156,20 +162,20 @@ void backward(const BceRows<T>& task, int64_t begin, int64_t end, T* edge) {
     int64_t j = 0;
     for (; j + kLanes <= n; j += kLanes) {
       auto* at = reinterpret_cast<Load*>(s + j);
-      const V slope = dloss * apart_slope<Sigmoid>(V(*at - total));
+      const V slope = dloss * apart_slope<Sigmoid>(held<V>(*at - total, task.most));
       *at = slope;
       sum += slope;
     }
     T all = 0;
     for (int64_t lane = 0; lane < kLanes; ++lane) all += sum[lane];
     for (; j < n; ++j) {
-      s[j] = dloss * apart_slope<Sigmoid>(s[j] - total);
+      s[j] = dloss * apart_slope<Sigmoid>(held<T>(s[j] - total, task.most));
       all += s[j];
     }
     T edges = 0;
     for (int64_t e = 0; e < degree; ++e) {
       const int64_t gene = task.col[first + e];
-      const T t = task.target(first + e, degree, task.inv_mass[row]), x = edge[e] - total;
+      const T t = task.target(first + e, degree, task.inv_mass[row]), x = held<T>(edge[e] - total, task.most);
       T slope = 0;
       if (t != 1) slope += (1 - t) * apart_slope<Sigmoid>(x);
       if (t != 0) slope -= t * (Sigmoid ? apart_slope<true>(-x) : T{1});

@@ -237,6 +237,31 @@ def test_maps_of_any_sharpness(size: float, num_negatives: int | None, link: str
         assert float((got - want).abs().max()) <= noise * weight * factor
 
 
+@pytest.mark.parametrize("num_negatives", [None, 30])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("size", [1e7, 1e10, 1e15])
+def test_scores_past_the_digits_of_float64(size: float, dtype: torch.dtype, num_negatives: int | None) -> None:
+    """Scores up to 1e30, of which a log-sum-exp made elsewhere is off by more than 1: a row's loss is still that of its gaps.
+
+    Against float64, whose own roundings are a few spacings of the largest score.
+    """
+    n = 30
+    graph = random_graph(n, {"a": 150}, weighted=True).extend(1)
+    q, k = (size * x.detach() for x in leaves((2, n + 2, 8), (2, n + 2, 8), dtype=dtype))
+    options: dict[str, Any] = {"num_prefix": 1, "reduction": "none"}
+    if num_negatives is None:
+        exact = reference.attention_bce(q.double(), k.double(), graph, "a", **options)
+    else:
+        negatives = sample_negatives(graph, "a", None, num_negatives, torch.Generator().manual_seed(0))
+        scores = [x / 8**0.25 for x in (q.double(), k.double())]
+        exact = torch.stack([with_negatives(graph, negatives, 1, *pair) for pair in zip(*scores, strict=True)])
+        options |= {"num_negatives": num_negatives, "generator": torch.Generator().manual_seed(0)}
+    (loss,), grads = values_and_grads(lambda q, k: cellattn.attention_bce(q, k, graph, "a", **options), q, k)
+    assert all(x.isfinite().all() for x in (loss, *grads))
+    largest = float((q.double() @ k.double().mT).abs().max()) * n
+    assert float((loss.double() - exact).abs().max()) <= 8 * torch.finfo(dtype).eps * largest
+
+
 def test_given_lse_is_the_one_made_here() -> None:
     """Values and gradients, where some entries are above 1/2 and some are not."""
     graph = random_graph(20, {"a": 80})

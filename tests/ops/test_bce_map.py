@@ -51,13 +51,13 @@ def targets(p: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
 def call(p: dict[str, Any], total: Tensor | None) -> tuple[Tensor, ...]:
     rest = (p[name] for name in ("rows", "rowptr", "col", "weight", "inv_mass", "unknown"))
-    return OPS.bce_map(p["scores"].clone(), total, *rest)
+    return OPS.bce_map(p["scores"].clone(), total, *rest, SHARP, math.inf)
 
 
 def call_backward(p: dict[str, Any], total: Tensor | None, dloss: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
     scores = p["scores"].clone()
     rest = (p[name] for name in ("rows", "rowptr", "col", "weight", "inv_mass", "unknown"))
-    return scores, OPS.bce_map_backward(dloss, sharp, scores, total, *rest)
+    return scores, OPS.bce_map_backward(dloss, sharp, scores, total, *rest, math.inf)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

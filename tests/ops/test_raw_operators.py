@@ -110,10 +110,11 @@ def right_arguments(draw: Draw) -> dict[str, Arguments]:
             "lse": rows[1], **attention,
         },
         "largest_values": qkv,
-        "bce_map": bce,
+        "bce_map": {**bce, "least": -0.5, "most": draw.of([-0.7, float("inf")])},
         "bce_map_backward": {
             "dloss": torch.rand(rows_of_scores, dtype=dtype_of_scores),
             "sharp": torch.randint(-1, n, (0 if bce["total"] is None else rows_of_scores,), generator=draw.g), **bce,
+            "most": -0.7,
         },
         "edge_rows": {**edge_tensors, **by_row, **edge_options},
         "edge_rows_backward": {
