@@ -142,7 +142,8 @@ _TIES = "int[] relations, int[] heads, int num_prefix, bool self_loops, float sc
     schema=f"(Tensor q, Tensor k, Tensor v, Tensor? edge_bias, {_GRAPH}, {_TIES}) -> (Tensor, Tensor)",
 )
 def _edge_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
-    out, lse = _edge_rows(*(_flat(x, score_dtype(q, k, rest[-1])) for x in (q, k, v)), bias, rest)
+    queries, keys, values = (_flat(x, score_dtype(q, k, rest[-1])) for x in (q, k, v))
+    out, lse = _edge_rows(queries, keys, values, bias, rest)
     return out.to(q.dtype).view(*q.shape[:-1], v.shape[-1]), lse.to(accumulation_dtype(q.dtype)).view(q.shape[:-1])
 
 
