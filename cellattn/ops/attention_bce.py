@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._check import require, require_choice, require_count, require_number
-from .._extension import require_extension
+from .._extension import fake, require_extension
 from ..graph import MultiGraph
 from ._bernoulli import SHARP, cross_entropy, cross_entropy_slope, weighted
 from ._csr import sddmm, spmm, take_rows
@@ -382,6 +382,17 @@ def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 # ------------------------------------------------------------------------------------------------------------- CPU
+
+
+@fake("bce_map")
+def _(scores: Tensor, total: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    loss, kept = scores.new_empty(scores.shape[0]), scores.new_empty(0 if total is None else total.shape[0])
+    return loss, torch.empty_like(kept, dtype=torch.int64), torch.empty_like(kept), torch.empty_like(kept)
+
+
+@fake("bce_map_backward")
+def _(dloss: Tensor, sharp: Tensor, scores: Tensor, total: Tensor | None, *rest: Any) -> Tensor:
+    return scores.new_empty(0 if total is None else total.shape[0])
 
 
 def _flat(

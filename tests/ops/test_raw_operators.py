@@ -96,7 +96,7 @@ def right_arguments(draw: Draw) -> dict[str, Arguments]:
     }  # fmt: skip
     rows_of_scores, dtype_of_scores = draw.int(0, 5), draw.of([torch.float32, torch.float64])
     bce = {
-        "scores": guarded(rows_of_scores * n, dtype_of_scores).view(rows_of_scores, n).normal_(generator=draw.g),
+        "scores": guarded(rows_of_scores * n, dtype_of_scores).view(rows_of_scores, n),
         "total": draw.of([None, torch.full((rows_of_scores,), 3.0, dtype=dtype_of_scores)]),
         "rows": torch.randint(n, (rows_of_scores,), generator=draw.g), **one,
         "weight": draw.of([None, torch.rand(one["col"].numel(), dtype=dtype_of_scores)]),

@@ -94,6 +94,8 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     (full_lse,) = leaves((N + 1,))
     map_ = torch.full((1, N, N + 1), -3.0).double()
     screened, wide = torch.tensor([[0, 1, 2], [5, 9, 3]]), torch.rand(2, N, 6)
+    scores = torch.rand(3, N).double()
+    of_map = torch.tensor([0, 4, 2]), *one, g.weight("a").double(), g.inv_mass[:N], torch.tensor([7])
     return {
         "attention": (OPS.attention, (q, k, v, None, 0.3)),
         "attention masked": (OPS.attention, (q, k, v, mask, 0.3)),
@@ -130,6 +132,12 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
             OPS.row_dot_backward,
             (torch.ones(2, 2 * N).double(), q.detach(), torch.ones(2, 2 * N, 8).double(), *g.stacked_by_column(),
              *cut_columns, [0, 1], [2, 0], None, [N, N], 1),
+        ),
+        "bce_map": (OPS.bce_map, (scores.clone(), scores.logsumexp(1), *of_map, -0.4, 1.0)),
+        "bce_map sigmoid": (OPS.bce_map, (scores.clone(), None, *of_map, -0.4, 1.0)),
+        "bce_map_backward": (
+            OPS.bce_map_backward,
+            (scores[0, :3].clone(), torch.tensor([-1, 0, 4]), scores.clone(), scores.logsumexp(1), *of_map, 1.0),
         ),
         "bit_spmm": (OPS.bit_spmm, (words, None, torch.rand(70, 8))),
         "bit_spmm rows": (OPS.bit_spmm, (words, torch.tensor([3, 0]), torch.rand(70, 8))),
