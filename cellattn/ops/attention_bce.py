@@ -528,7 +528,8 @@ class _SparseRows(NamedTuple):
 
     def losses(self, s: Tensor, total: Tensor, least: float, most: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         log_a = s.sub_(total[self.local])
-        top = log_a.new_full(self.rows.shape, least).scatter_reduce_(0, self.local, log_a, "amax")
+        numbers = log_a.nan_to_num(-torch.inf, torch.inf, -torch.inf)
+        top = log_a.new_full(self.rows.shape, least).scatter_reduce_(0, self.local, numbers, "amax")
         # a gene that was drawn twice stands there twice
         high = ((log_a > least) & (log_a == top[self.local])).nonzero()[:, 0]
         gene = torch.full_like(self.rows, -1).scatter_reduce_(0, self.local[high], self.col[high].long(), "amax")

@@ -176,7 +176,7 @@ void backward(const BceRows<T>& task, int64_t begin, int64_t end, T* edge) {
     for (int64_t e = 0; e < degree; ++e) {
       const int64_t gene = task.col[first + e];
       const T t = task.target(first + e, degree, task.inv_mass[row]), x = held<T>(edge[e] - total, task.most);
-      T slope = 0;
+      T slope = x == x ? T{0} : x;  // NaN, whatever weighs it
       if (t != 1) slope += (1 - t) * apart_slope<Sigmoid>(x);
       if (t != 0) slope -= t * (Sigmoid ? apart_slope<true>(-x) : T{1});
       s[gene] = gene == sharp ? T{0} : dloss * slope;

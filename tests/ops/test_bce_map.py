@@ -105,10 +105,11 @@ def test_losses_and_slopes(link: str, normalized: bool, dtype: torch.dtype) -> N
             assert ((dtotal.double() + expected.sum(1)).abs() <= within).all(), n
 
 
+@pytest.mark.parametrize("normalized", [True, False], ids=["normalized", "binary"])
 @pytest.mark.parametrize("n", [20, 40])
-def test_what_is_not_finite(n: int) -> None:
+def test_what_is_not_finite(n: int, normalized: bool) -> None:
     """NaN stays in its row; -inf loses nothing where there is no edge, everything where there is one."""
-    p = problem(n, torch.float32)
+    p = problem(n, torch.float32, normalized)
     positive, negative = targets(p)
     rows = (positive > 0).any(1).nonzero()[:, 0]
     edge, free = ((x[rows] > 0).int().argmax(1) for x in (positive, negative * (positive == 0)))
@@ -119,6 +120,8 @@ def test_what_is_not_finite(n: int) -> None:
         loss, *_ = call(bad, total)
         torch.testing.assert_close(loss[rows[0]], torch.tensor(wanted), equal_nan=True)
         assert loss[torch.arange(n) != rows[0]].isfinite().all()
+        ds, dtotal = call_backward(bad, total, torch.ones(n), torch.full((n,), -1))
+        assert ds[rows[0], at[0]].isnan() == dtotal[rows[0]].isnan() == (value != value)
     bad = {**p, "scores": p["scores"].clone()}
     bad["scores"][rows[0], free[0]] = -math.inf
     total = bad["scores"].logsumexp(1)
