@@ -1,7 +1,7 @@
 """Binary cross-entropy between graph rows and an attention map that is never stored: `bce_rows` and its backward.
 
 With L = -log(1 - a) for the softmax link and softplus(s) for the sigmoid link, and t the target of an edge, every row is cut
-into a dense pass, the same for every valid pair and blind to the graph, and a pass over its edges:
+into a dense pass, the same for every pair that it takes, and a pass over its edges:
 
     row_i = sum_{j valid} L_ij  +  sum_{j edge} (-t_ij log a_ij - t_ij L_ij)          (softmax)
     row_i = sum_{j valid, no edge} L_ij  +  sum_{j edge} (L_ij - t_ij s_ij)           (sigmoid)
@@ -18,7 +18,8 @@ pass over the entries); rest and pull are made once; forward and backward read t
 that are made again, rounded in another order, thus never decide anything.
 
 The sigmoid link has no sharp entries. Of a certain pair it leaves e^-s, and nothing may be taken back: its dense pass knows the
-edges, a bit a pair, and passes over them. A tile reads a word or two for each of its rows.
+edges, a bit a pair, and passes over them. A tile reads a word or two for each of its rows. Each call makes the bits, once for
+all leading dimensions: of all rows 5.5 MB at 6,607 genes, 1.25 GB at 100,000.
 
 With drawn negatives nothing is dense: edges count in full, and a drawn pair adds its weight times L. Blocks of rows with a
 sharp entry, and they alone, then walk over all tokens for rest, and in the backward for its gradient.
@@ -1309,7 +1310,7 @@ def bce_rows(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
     with on_device(q):
         if p.dense:
-            choose("bce_dense_fwd", q, BD, launch_dense)
+            choose("bce_dense_fwd" if softmax else "bce_dense_fwd_sigmoid", q, BD, launch_dense)
         choose_gather("bce_edges_fwd", q, BD, launch_edges)
         if softmax:
             choose("bce_dense_fwd_rest", q, BD, launch_rest)
@@ -1391,7 +1392,7 @@ def bce_rows_backward(
 
     with on_device(q):
         if over_tokens:
-            choose("bce_dense_bwd_dq", q, BD, launch_dense_dq)
+            choose("bce_dense_bwd_dq" if softmax else "bce_dense_bwd_dq_sigmoid", q, BD, launch_dense_dq)
         choose_gather("bce_edges_bwd_dq", q, BD, launch_edges_dq)
         if over_tokens:
             if q.dtype == torch.float16:

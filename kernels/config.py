@@ -202,6 +202,9 @@ TILES: dict[tuple[str, int], dict[int, Tile]] = {
     ("bce_dense_bwd_dq", 80): _BCE_BY_ROWS,
     ("bce_dense_bwd_dk", 80): _BCE_DK | {32: Tile(32, 64, 4, 2, tail=None, registers=128)},
     ("bce_dense_bwd_dk", 90): _BCE_DK,
+    # The sigmoid link's, tuned apart: it reads words of edges, of 64 keys at most.
+    ("bce_dense_fwd_sigmoid", 80): _BCE_FWD,
+    ("bce_dense_bwd_dq_sigmoid", 80): _BCE_BY_ROWS,
     ("bce_dense_bwd_dk_sigmoid", 80): _BCE_DK,  # words of edges beside all else do not fit 128 registers under Triton 3.6
 }
 
@@ -257,7 +260,7 @@ TILES_FLOAT32: dict[str, dict[int, Tile]] = {
     },
 }
 
-TILES_FLOAT32["bce_dense_bwd_dk_sigmoid"] = TILES_FLOAT32["bce_dense_bwd_dk"]
+TILES_FLOAT32 |= {f"bce_dense_{x}_sigmoid": TILES_FLOAT32[f"bce_dense_{x}"] for x in ("fwd", "bwd_dq", "bwd_dk")}
 TILES_FLOAT32 |= {f"{kernel}_dropout": tiles for kernel, tiles in TILES_FLOAT32.items() if kernel.startswith("attention")}
 
 # Kernels that gather rows, likewise; float32 takes the same, but where it would spill.

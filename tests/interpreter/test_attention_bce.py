@@ -370,6 +370,16 @@ def test_autotuned_tiles_give_the_same(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert f"cellattn: bce_edges_fwd, sm_80, torch.float32: 16: {config.Gather(16, 1)}," in capsys.readouterr().out
 
 
+def test_links_are_tuned_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of 128 keys, more than the words of edges that the sigmoid link reads, may win for the softmax link."""
+    wide = config.Tile(32, 128, 4, 1, tail=None)
+    names = "bce_dense_fwd", "bce_dense_bwd_dq", "bce_dense_bwd_dk"
+    monkeypatch.setattr(config, "_tuned", {(name, 80, torch.float32, 16, False): wide for name in names})
+    for link in ("softmax", "sigmoid"):
+        q, k = leaves((36, 8), (36, 8))
+        check(mixed(35), "a", q, k, link=link)
+
+
 def test_parts_of_both_passes() -> None:
     """Loops cut into parts, the last one short: over the keys, and (each gene named many times) over the rows."""
     n = 290
