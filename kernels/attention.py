@@ -337,6 +337,7 @@ def attention_bwd_kernel_delta(
     if has_large is not None:
         b_large = tl.abs(b_lse) >= LARGE
         b_lse = tl.where(b_large, float("inf"), b_lse)
+        b_delta = tl.where(b_large, 0.0, b_delta)  # which P = 0 meets: lest 0 * inf be NaN
         tl.store(has_large + tl.program_id(0), tl.max(b_large.to(tl.int32), 0).to(tl.int8))
     tl.store(delta + i_l * Tq + o_m, b_delta, mask=m_m)
     tl.store(lse2 + i_l * Tq + o_m, b_lse, mask=m_m)
@@ -854,7 +855,8 @@ def backward(
         if dq is not None:
             choose("attention_bwd_dq" + suffix, q, max(BD, BV), partial(launch_dq, dq), few=Tq <= 32)
         choose("attention_bwd_dkv" + suffix, q, max(BD, BV), launch_dkv)
-        if rows.has_large is not None and dq is not None:
+        if rows.has_large is not None:
+            assert dq is not None, "rows that are left out are made with dq"
             launch_large(dq)
 
 

@@ -159,7 +159,8 @@ def _targets(weight_ptr, o_e, m_e, inv_mass, degree, NORMALIZED: tl.constexpr):
 @triton.jit
 def _edge_loss(x2, t, SIGMOID: tl.constexpr, DENSE: tl.constexpr):
     """Of an edge's entry, less the L that the softmax link's dense pass has added. The sigmoid link's knows the edges."""
-    loss = t * _softplus(-x2) + (1 - t) * _softplus(x2) if SIGMOID else -LN2 * t * x2
+    # an edge of target 1 loses nothing by an infinite score
+    loss = t * _softplus(-x2) + tl.where(t == 1, 0.0, (1 - t) * _softplus(x2)) if SIGMOID else -LN2 * t * x2
     if not SIGMOID:
         weight = -t if DENSE else 1 - t
         loss += weight * _loss_term(x2, SIGMOID)

@@ -432,6 +432,22 @@ def test_large_scores(kind: str, dtype: torch.dtype, size: float) -> None:
     assert_attention_gradients(got, q, k.nan_to_num(), v, dout, dlse, scale, mask, multiplied)
 
 
+def test_an_infinite_gradient_of_lse_in_rows_of_large_scores() -> None:
+    """Infinite where float64 has infinities, and NaN nowhere: every P is positive."""
+    q, k, v, dout, dlse = problem((), 8, 12, 8, 6, torch.float32)
+    q[:, 0], k[:, 0] = 100, 130
+    dlse[3] = torch.inf
+    out, lse = attention(q, k, v, None, 0.3)
+    assert (lse.abs() > 1e3).all()
+    got = attention_backward(dout, dlse, q, k, v, None, out, lse, 0.3)
+    given = [x.double().requires_grad_() for x in (q, k, v)]
+    s = 0.3 * given[0] @ given[1].mT
+    want = torch.autograd.grad((s.softmax(-1) @ given[2], s.logsumexp(-1)), given, (dout.double(), dlse.double()))
+    for name, a, b in zip(("dq", "dk", "dv"), got, want, strict=True):
+        assert a.isnan().equal(b.isnan()), name
+        assert a.isinf().equal(b.isinf()), name
+
+
 def test_large_scores_without_values() -> None:
     q, k, v, dout, dlse = problem((), 45, 70, 8, 6, torch.float32)
     q, k = 1e3 * q, 1e3 * k
