@@ -13,7 +13,7 @@ from os import PathLike
 import torch
 from torch import Tensor
 
-from ._check import describe, require, unknown
+from ._check import describe, require, require_count, unknown
 from ._modes import without_function_modes
 
 
@@ -122,6 +122,8 @@ class GeneList:
     def extend(self, names: Iterable[str], *, at: int | None = None) -> GeneList:
         """The list with more genes behind its own, or before the one at position `at`."""
         at = len(self.names) if at is None else at
+        require_count("at", at)
+        require(at <= len(self.names), f"at: expected at most {len(self.names)}, the genes of the list, got {at}")
         return GeneList([*self.names[:at], *names, *self.names[at:]], aliases=self.aliases)
 
     def fresh(self, num_new: int) -> list[str]:

@@ -626,7 +626,8 @@ class MultiGraph:
         """Append genes N .. N + num_new - 1, unknown in every relation but those in which they are given an edge.
 
         In a graph of several node types new tokens stand behind the last of their type, and those of the types behind it move
-        up by num_new: of 6,607 genes and 2,000 reactions one new gene is token 6607, and the first reaction token 6608.
+        up by num_new: of 6,607 genes and 2,000 reactions one new gene is token 6607, and the first reaction token 6608. What
+        has a row a token moves with them: features, and embeddings by `nn.extend_genes(model, num_new, at=6607)`.
 
         Args:
             num_new: number of new genes, >= 0.

@@ -93,17 +93,18 @@ class GeneTokens(nn.Module):
         return sum(parts[1:], parts[0])
 
     @torch.no_grad()
-    def extend(self, num_new: int, *, init: Tensor | None = None) -> None:
-        """Append genes to the embedding table, in place; without a table there is nothing to append.
+    def extend(self, num_new: int, *, init: Tensor | None = None, at: int | None = None) -> None:
+        """Add genes to the embedding table, in place, behind its own; without a table there is nothing to add to.
 
         The rows of the old genes are kept to the bit. The table is a new parameter: an optimizer made before holds the old one,
-        so make another. Its state for the old genes, where that matters, is the first `num_genes` rows of the new one's (for
-        AdamW `exp_avg` and `exp_avg_sq`), zeros below.
+        so make another. Its state for the old genes, where that matters, is their rows of the new one's (for AdamW `exp_avg`
+        and `exp_avg_sq`), zeros in those of the new genes.
 
         Args:
             num_new: number of new genes, >= 0.
             init: [num_new, dim], their rows, such as those of homologues (`embedding.weight[homologues]`); by default the mean
                 of the table, a gene of which nothing is known.
+            at: the row before which they come; the end of the table by default.
 
         Raises:
             ValueError: a number or shape out of range, or an `init` without a table. TypeError: one of a wrong type.
@@ -113,17 +114,23 @@ class GeneTokens(nn.Module):
             require(init is None, "init: the model has no embeddings (num_genes=None)")
             return
         old = self.embedding.weight
+        at = len(old) if at is None else at
+        require_count("at", at)
+        require(at <= len(old), f"at: expected at most {len(old)}, the rows of the table, got {at}")
         if init is None:
             init = old.mean(0).expand(num_new, -1)
         else:
             require_features("init", init, old.shape[1], old, ndim=2)
             require(len(init) == num_new, f"init: expected {num_new} rows, one a new gene, got {len(init)}")
         self.num_genes = len(old) + num_new
-        self.embedding = nn.Embedding.from_pretrained(torch.cat([old, init]), freeze=not old.requires_grad)
+        self.embedding = nn.Embedding.from_pretrained(torch.cat([old[:at], init, old[at:]]), freeze=not old.requires_grad)
 
 
-def extend_genes(model: nn.Module, num_new: int) -> None:
-    """Append genes to every embedding table of a trained model, in place, as `MultiGraph.extend` appends them to a graph.
+def extend_genes(model: nn.Module, num_new: int, *, at: int | None = None) -> None:
+    """Add genes to every embedding table of a trained model, in place, as `MultiGraph.extend` adds them to a graph.
+
+    In a graph of several node types it puts them behind the last of their type, and `at` has to say where that is: for genes
+    `graph.node_types["gene"].stop` of the graph as it was. At the end of the table all tokens behind would have others' rows.
 
     A gene of which features are known needs none of this where the model has features alone: it is one more row of them. Nor
     does one that may share the token of an old gene: `gene_ids` names the row.
@@ -132,10 +139,11 @@ def extend_genes(model: nn.Module, num_new: int) -> None:
         model: any model with `GeneTokens`. Each table gets a row a gene, the mean of the table (`GeneTokens.extend`, which also
             takes other rows and says what becomes of an optimizer).
         num_new: number of new genes, >= 0.
+        at: the row before which they come; the end of the tables by default.
 
     Raises:
         ValueError: a number out of range. TypeError: one of a wrong type.
     """
     for module in model.modules():
         if isinstance(module, GeneTokens):
-            module.extend(num_new)
+            module.extend(num_new, at=at)

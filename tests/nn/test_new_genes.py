@@ -197,6 +197,26 @@ def test_extended_tables(name: str, feature_dim: int | None) -> None:
     torch.testing.assert_close(tuple(larger(EXTENDED, *OLD_MUTANTS, features=new)), tuple(after), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("node_type", ["gene", "reaction"])
+def test_extended_tables_of_several_types(node_type: str) -> None:
+    """Every token that was there keeps its row, those that move up too."""
+    sizes, edges = {"gene": 5, "reaction": 3}, {"catalyses": torch.tensor([[0, 1, 3], [5, 6, 5]])}
+    graph = MultiGraph.from_edge_index(edges, 8, node_types=sizes, joins={"catalyses": ("gene", "reaction")})
+    model = transformer(num_genes=8, ties=[(0, 0, "catalyses", 0.5)])
+    table = model.tokens.embedding
+    assert table is not None
+    at = graph.node_types[node_type].stop
+    extend_genes(model, NEW, at=at)
+    larger, extended = model.tokens.embedding, graph.extend(NEW, node_type=node_type)
+    assert larger is not None
+    for kind, tokens in graph.node_types.items():
+        moved = extended.node_types[kind].start
+        assert torch.equal(larger.weight[moved : moved + len(tokens)], table.weight[tokens.start : tokens.stop])
+    torch.testing.assert_close(larger.weight[at : at + NEW], table.weight.mean(0).expand(NEW, -1))
+    with pytest.raises(ValueError, match="at: expected at most 10, the rows of the table, got 11"):
+        extend_genes(model, 1, at=11)
+
+
 def test_training_goes_on_with_another_optimizer() -> None:
     """The state of the old rows can be carried over; the old optimizer holds a table that is no longer the model's."""
     model = build("pairwise", num_genes=N)
