@@ -14,19 +14,27 @@ import cellattn._C
 from cellattn import _extension
 
 OPERATORS = (
+    "attention_rows",
+    "attention_rows_backward",
     "bce_map",
     "bce_map_backward",
     "bit_spmm",
+    "edge_rows",
+    "edge_rows_backward",
     "edge_words",
     "induced_sizes",
     "induced_write",
     "khop_words",
+    "largest_values",
     "masked_degree",
     "masked_spmm",
     "masked_sddmm",
     "pack_words",
     "relational_degree",
     "relational_spmm",
+    "screen_cross_attention",
+    "screen_mlp",
+    "screen_readout",
     "set_words",
     "unpack_words",
 )
@@ -45,6 +53,12 @@ def test_one_file_serves_every_supported_torch_and_python():
 def test_every_operator_runs_on_the_cpu():
     for name in OPERATORS:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"cellattn::{name}", "CPU"), name
+
+
+def test_importing_loads_no_compiler():
+    """Dynamo takes ten times as long to load as all of the library; PyTorch loads it when something is compiled."""
+    code = "import sys, torch, cellattn.nn; sys.exit('torch._dynamo' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_an_extension_of_other_sources_says_so():

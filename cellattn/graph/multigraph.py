@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from .._check import (
     describe,
@@ -797,10 +798,12 @@ class MultiGraph:
             return Comembership.of(self, relation, weight, diagonal)
         key = relation, diagonal
         if key not in self._shared:
+            if torch.compiler.is_dynamo_compiling():
+                torch._dynamo.graph_break(msg="call graph.comembership(relation) once before: it is made of values")
             self._share(relation, diagonal)
         return Comembership(self, relation, self._shared[key][0], diagonal, *self._shared[key][1:])
 
-    @torch.compiler.disable(reason="call graph.comembership(relation) once before: its constants are made from values")
+    @_disable_dynamo  # torch.compiler.disable would load Dynamo here, which takes longer than all else that is imported
     def _share(self, relation: str, diagonal: bool) -> None:
         """Make the constants of `comembership`; they are kept without their graph, which would hold itself."""
         made = of_any_mode(Comembership.of)(self, relation, None, diagonal)

@@ -319,6 +319,23 @@ def test_compiled_equals_eager(dynamic: bool) -> None:
             torch.testing.assert_close(other, eager)
 
 
+def test_constants_are_made_outside_of_compiled_functions() -> None:
+    """At a graph break, once; where none may be, an error that says what to do before."""
+
+    def step(q: Tensor, k: Tensor) -> Tensor:
+        return cellattn.attention_kl_comembership(q, k, graph.comembership("of"))
+
+    torch._dynamo.reset()
+    graph = typed_graph({"gene": N, "term": 7}, {"of": ("gene", "term", 60)})
+    q, k = leaves((N, 4), (N, 4))
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"call graph\.comembership\(relation\) once before"):
+        torch.compile(step, fullgraph=True, backend="aot_eager")(q, k)
+    got = torch.compile(step, backend="aot_eager")(q, k)
+    torch._dynamo.reset()
+    for result in (got, torch.compile(step, fullgraph=True, backend="aot_eager")(q, k)):
+        torch.testing.assert_close(result, step(q, k))
+
+
 def test_files_and_copies(tmp_path: Path) -> None:
     target = cell().comembership("of", weight=some_weights())
     torch.save(target, tmp_path / "target.pt")
