@@ -182,7 +182,7 @@ def require_count(name: str, value: Any, *, minimum: int = 0) -> None:
 def require_seed(name: str, value: Any) -> None:
     """Check that an argument is an int that a `torch.Generator` takes."""
     require_count(name, value)
-    require(value < 2**63, lambda: f"{name}: expected less than 2**63, got {value}")
+    require(value < 2**64, lambda: f"{name}: expected less than 2**64, got {value}")
 
 
 def require_choice(name: str, value: Any, choices: Iterable[str]) -> None:
