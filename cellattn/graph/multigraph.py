@@ -594,7 +594,7 @@ class MultiGraph:
         kept = getattr(self, name)
         if kept is not None:
             return kept
-        if torch.compiler.is_compiling() and not torch.is_grad_enabled():
+        if torch.compiler.is_dynamo_compiling() and not torch.is_grad_enabled():
             if name not in self._passing:
                 self._passing[name] = make()
             return self._passing[name]

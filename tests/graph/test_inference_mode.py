@@ -50,6 +50,26 @@ def test_graphs_that_are_made_in_inference_mode() -> None:
     encoder(torch.randn(N, 8), cell)[1].sum().backward()
 
 
+class _Loss(torch.nn.Module):
+    def __init__(self, cell: MultiGraph) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return cellattn.attention_kl(q, k, self.cell, "a")
+
+
+def test_exported_without_gradients_first() -> None:
+    """As models are exported: the fake tensors of one export are in no other, nor in the graph."""
+    loss = _Loss(random_graph(700, {"a": 3000}))
+    q, k = (x.detach() for x in leaves((700, 4), (700, 4), dtype=torch.float32))
+    for _ in range(2):
+        with torch.no_grad():
+            exported = torch.export.export(loss, (q, k), strict=False).module()
+        assert not loss.cell._passing
+        torch.testing.assert_close(exported(q, k), loss(q, k))
+
+
 def test_compiled_for_inference_first() -> None:
     """What a compiled function makes without gradients is kept apart, and made once."""
     torch._dynamo.reset()
