@@ -161,10 +161,12 @@ def build_cell(config: str | PathLike[str]) -> Cell:
             made = _OF_RELATION if of_kind is None else {"tokens": name, **of_kind}
             source = _Source.of(config, f"relations.{name}", entry, {**_RELATIONS, **_MEMBERSHIPS}, made)
             found = source.read(genes)
-            of_genes = "rows" in entry and isinstance(found, MembershipTable) and found.rows is None
-            require(
-                not of_genes, f"{config}: {source.table}.rows: expected none, the rows are genes, got {entry.get('rows')!r}"
-            )
+            if isinstance(found, MembershipTable) and found.rows is None:
+                for key in ("rows", "weighted"):
+                    require(
+                        key not in entry,
+                        f"{config}: {source.table}.{key}: expected none, the rows are genes, got {entry.get(key)!r}",
+                    )
             parts = (
                 {f"{name}_{channel}": table for channel, table in found.items()} if isinstance(found, dict) else {name: found}
             )

@@ -801,7 +801,8 @@ class MultiGraph:
             if torch.compiler.is_dynamo_compiling():
                 torch._dynamo.graph_break(msg="call graph.comembership(relation) once before: it is made of values")
             self._share(relation, diagonal)
-        return Comembership(self, relation, self._shared[key][0], diagonal, *self._shared[key][1:])
+        weight, *constants = self._shared[key]
+        return Comembership(self, relation, weight.clone(), diagonal, *constants)  # what is kept is nobody's to change
 
     @_disable_dynamo  # torch.compiler.disable would load Dynamo here, which takes longer than all else that is imported
     def _share(self, relation: str, diagonal: bool) -> None:

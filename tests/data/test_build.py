@@ -200,6 +200,7 @@ def test_metabolites_are_tokens_and_relations_share_types(cell_of_types: Path) -
     [
         ('part = "reaction-metabolite"', 'part = "metabolites"', "relations.converts.part: unknown value 'metabolites'"),
         ('part = "reaction-metabolite"', 'rows = "x"', "relations.converts.rows: expected none, the rows are genes, got 'x'"),
+        ('part = "reaction-metabolite"', "weighted = false", "relations.converts.weighted: expected none, the rows are genes"),
         ('tokens = "metabolite"', 'tokens = "term"', "relations.converts.tokens: there are tokens 'term' already"),
         ('tokens = "metabolite"', 'rows = "term"', "relations.converts.rows: there are tokens 'term' already"),
         ('tokens = "metabolite"', 'rows = "step"', "relations.converts: 'R2' is one of 'reaction' and one of 'step'"),
