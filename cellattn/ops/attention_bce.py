@@ -171,7 +171,7 @@ def sample_negatives(
 ) -> Negatives:
     """Draw num_negatives valid non-edges a row, uniformly with replacement, of weight (valid non-edges / num_negatives).
 
-    Rows where every valid pair is an edge get entries of no meaning, which their weight 0 removes.
+    Rows where every valid pair is an edge get an edge, of weight 0: its score is one of the row, an unknown gene's is none.
     """
     num_free = take(graph.num_free(relation), 0, rows, 0)
     num_rows = num_free.shape[0]
@@ -180,9 +180,9 @@ def sample_negatives(
     rank = (uniform * num_free[:, None]).long().flatten()
     row = torch.arange(num_rows * num_negatives, device=graph.device) // num_negatives
     ptr = torch.arange(num_rows + 1, device=graph.device) * num_negatives
-    return Negatives(
-        nonedges(graph, relation, row if rows is None else rows[row], rank), row, ptr, num_free.to(dtype) / num_negatives
-    )
+    gene = nonedges(graph, relation, row if rows is None else rows[row], rank)
+    gene = torch.where((num_free > 0)[row], gene, graph.known_ranks(relation)[0][:1])
+    return Negatives(gene, row, ptr, num_free.to(dtype) / num_negatives)
 
 
 def sample_negatives_of_graph(
@@ -537,7 +537,7 @@ class _SparseRows(NamedTuple):
         log_a[at] = SHARP  # a number of no meaning
         log_a.clamp_max_(most)
         others = torch.log1p(-log_a.exp())
-        entries = weighted(self.positive, log_a).addcmul_(self.negative, others).neg_()
+        entries = weighted(self.positive, log_a).add_(weighted(self.negative, others)).neg_()
         entries[at] = 0
         t, f = (x.new_zeros(gene.numel()).index_add_(0, self.local[at], x[at]) for x in (self.positive, self.negative))
         return self._sum(entries), gene, t, f

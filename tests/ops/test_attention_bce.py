@@ -262,6 +262,20 @@ def test_scores_past_the_digits_of_float64(size: float, dtype: torch.dtype, num_
     assert float((loss.double() - exact).abs().max()) <= 8 * torch.finfo(dtype).eps * largest
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_what_is_drawn_in_a_row_without_a_non_edge_weighs_nothing(dtype: torch.dtype) -> None:
+    """Nor is it an unknown gene, which holds anything, and which a score of 0 would make the row's sharp entry here."""
+    pairs = torch.cartesian_prod(torch.arange(3), torch.arange(3)).T
+    graph = MultiGraph.from_edge_index({"a": pairs}, 3, edge_weight={"a": torch.arange(1.0, 10.0)}).extend(2)
+    q, k = torch.ones(5, 1, dtype=dtype), torch.tensor([[-90.0], [-60.0], [-95.0], [-99.0], [-99.0]], dtype=dtype)
+    drawn, every = (
+        values_and_grads(lambda q, k, n=n: cellattn.attention_bce(q, k, graph, "a", num_negatives=n), q, k) for n in (4, None)
+    )
+    for got, want in zip((*drawn[0], *drawn[1]), (*every[0], *every[1]), strict=True):
+        # roundings of a score of 99 each
+        assert float((got - want).norm()) <= 16 * 99 * torch.finfo(dtype).eps * float(want.norm())
+
+
 def test_given_lse_is_the_one_made_here() -> None:
     """Values and gradients, where some entries are above 1/2 and some are not."""
     graph = random_graph(20, {"a": 80})
