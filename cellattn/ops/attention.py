@@ -356,10 +356,14 @@ def rounding_of(q: Tensor, k: Tensor, scale: float) -> float:
     return rounding if _LARGEST_ERROR < rounding < torch.inf else 0.0
 
 
-def score_dtype(q: Tensor, k: Tensor, scale: float) -> torch.dtype:
-    """dtype in which scores are to be made: float64 where they are so large that float32 leaves little of P."""
-    dtype = accumulation_dtype(q.dtype)
-    return dtype if dtype == torch.float64 or _largest_rounding(q, k, scale) <= _LARGEST_ERROR else torch.float64
+def score_dtype(q: Tensor, k: Tensor, scale: float, added: Tensor | None = None) -> torch.dtype:
+    """dtype in which scores, with what is added to them, are to be made: float64 where float32 would leave little of P."""
+    if accumulation_dtype(q.dtype) == torch.float64:
+        return torch.float64
+    rounding = _largest_rounding(q, k, scale)
+    if added is not None:  # a sum and its log-sum-exp are off by half a spacing each
+        rounding += 2 * _EPS[q.dtype] * _largest(added)[0]
+    return torch.float32 if rounding <= _LARGEST_ERROR else torch.float64
 
 
 def unrounded(q: Tensor, k: Tensor, lse: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:

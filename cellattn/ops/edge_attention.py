@@ -142,7 +142,8 @@ _TIES = "int[] relations, int[] heads, int num_prefix, bool self_loops, float sc
     schema=f"(Tensor q, Tensor k, Tensor v, Tensor? edge_bias, {_GRAPH}, {_TIES}) -> (Tensor, Tensor)",
 )
 def _edge_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
-    queries, keys, values = (_flat(x, score_dtype(q, k, rest[-1])) for x in (q, k, v))
+    dtype = score_dtype(q, k, rest[-1], bias)
+    queries, keys, values = (_flat(x, dtype) for x in (q, k, v))
     out, lse = _edge_rows(queries, keys, values, bias, rest)
     return out.to(q.dtype).view(*q.shape[:-1], v.shape[-1]), lse.to(accumulation_dtype(q.dtype)).view(q.shape[:-1])
 
@@ -164,7 +165,7 @@ def _edge_attention_backward(
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of q, k and v, and of the bias one a leading dimension and gene: [..., N, ties]."""
-    dtype = score_dtype(q, k, rest[-1])
+    dtype = score_dtype(q, k, rest[-1], bias)
     above = torch.zeros_like(out) if dout is None else dout
     above, out, queries, keys, values = (_flat(x, dtype) for x in (above, out, q, k, v))
     if dtype == lse.dtype:
@@ -176,9 +177,7 @@ def _edge_attention_backward(
         delta = delta - dlse.reshape(delta.shape)
     lse = lse.masked_fill(lse.isinf(), torch.nan).contiguous()  # all of such a row is NaN
     (rowptr, col, log_weight, colptr, row, log_weight_by_column), ties = rest[:6], rest[12:]
-    bias, log_weight, log_weight_by_column = (
-        None if x is None else x.to(dtype) for x in (bias, log_weight, log_weight_by_column)
-    )
+    bias, log_weight, log_weight_by_column = _each_in(dtype, bias, log_weight, log_weight_by_column)
     grads = torch.ops.cellattn.edge_rows_backward(
         above, delta, lse, queries, keys, values, bias, rowptr, col, log_weight, colptr, row, log_weight_by_column, *ties
     )
@@ -268,4 +267,4 @@ def _each_in(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]
 
 def _flat(x: Tensor, dtype: torch.dtype) -> Tensor:
     """[..., H, n, d] -> [B, H, n, d], contiguous."""
-    return x.to(dtype).reshape(-1, *x.shape[-3:]).contiguous()
+    return x.to(dtype).reshape(x.shape[:-3].numel(), *x.shape[-3:]).contiguous()

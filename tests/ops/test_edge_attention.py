@@ -17,11 +17,12 @@ from ..bounds import assert_within_rounding
 from ..compare import assert_same, everything, leaves, random_graph
 from ..conftest import exhaustive
 
-# genes, edges of a and b, head_dim, Dv: without an edge, with all, a hub, and rows without any
+# genes, edges of a and b, head_dim, Dv: without an edge, with all, a hub, rows without any, and values of no features
 PROBLEMS = [
     (1, 0, 0, 1, 1),
     (1, 1, 0, 8, 3),
     (20, 60, 40, 8, 5),
+    (20, 60, 40, 8, 0),
     (63, 0, 300, 20, 20),
     (40, 1600, 1600, 7, 64),
     (129, 900, 9, 100, 8),

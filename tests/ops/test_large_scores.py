@@ -140,6 +140,22 @@ def test_edge_attention(size: float, dtype: torch.dtype) -> None:
     assert_near(grads[3], exact[3], TOKENS * above * D**0.5, share, "edge_bias")
 
 
+@pytest.mark.parametrize("bias", [1e6, -1e8])
+def test_edge_bias_that_leaves_float32_no_digits_of_scores(bias: float) -> None:
+    """The same for every edge, it changes nothing of the map."""
+    n = GRAPH.num_nodes
+    x = draw(1.0, torch.float32, (1, n, D), (1, n, D), (1, n, 6))
+
+    def of(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        added = torch.tensor([bias], dtype=q.dtype)
+        out, _ = cellattn.edge_attention(q, k, v, GRAPH, [("a", 0)], num_prefix=0, self_loops=False, edge_bias=added)
+        return out
+
+    got, want = everything(of, *x), everything(of, *(y.double() for y in x))
+    for a, b in zip(got, want, strict=True):
+        assert float((a.double() - b).norm()) <= 8 * torch.finfo(torch.float32).eps * float(b.norm())
+
+
 @sizes
 def test_perturbation_attention(size: float, dtype: torch.dtype) -> None:
     """Queries that single out a gene of the set, one of none, and others."""
