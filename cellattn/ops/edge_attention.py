@@ -85,7 +85,10 @@ def edge_attention(
         RuntimeError: on double backward. ImportError: on a CPU without the compiled extension.
     """
     refuse_habits(attn_mask, is_causal, enable_gqa)
-    require(dropout_p == 0, "dropout_p: expected 0, there is none of hard masks; nn.Dropout on out, or drop edges of the graph")
+    require(
+        dropout_p == 0,
+        lambda: f"dropout_p: expected 0, got {dropout_p!r}: hard masks have none; nn.Dropout on out, or drop edges",
+    )
     q, k, v = of_one_dtype(q, k, v)
     check_qk(q, k)
     require(q.ndim >= 3, lambda: f"q: expected shape [..., heads, tokens, head_dim], got {list(q.shape)}")

@@ -50,7 +50,7 @@ def test_dropout_is_of_heads_that_see_everything() -> None:
     want, _ = reference.attention(q, k, v, dropout_p=0.4, generator=torch.Generator().manual_seed(5))
     torch.testing.assert_close(by_head[..., seeing, :], want.transpose(1, 2), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(loss, same, rtol=1e-12, atol=0)
-    with pytest.raises(ValueError, match="dropout_p: expected 0, there is none of hard masks"):
+    with pytest.raises(ValueError, match=r"dropout_p: expected 0, got 0\.1: hard masks have none"):
         cellattn.edge_attention(q, k, v, GRAPH, [("a", 0), ("b", 1), ("a", 2)], dropout_p=0.1)
 
 
