@@ -344,6 +344,12 @@ def _largest_rounding(q: Tensor, k: Tensor, scale: float) -> float:
     return _rounding(q, scale, of_q * of_k)
 
 
+def _finite_rounding(q: Tensor, k: Tensor, scale: float) -> float:
+    """`_largest_rounding` of the finite entries: an infinity somewhere says nothing of the rows and keys that have none."""
+    rounding = _largest_rounding(q, k, scale)
+    return rounding if rounding < torch.inf else _largest_rounding(*(x.nan_to_num(0.0, 0.0, 0.0) for x in (q, k)), scale=scale)
+
+
 def _rounding(q: Tensor, scale: float, product: float) -> float:
     """`_largest_rounding` for the largest |q| |k|."""
     d = q.shape[-1]
@@ -352,7 +358,7 @@ def _rounding(q: Tensor, scale: float, product: float) -> float:
 
 def rounding_of(q: Tensor, k: Tensor, scale: float) -> float:
     """By how much two sums of a score may differ, where P <= 1 has no room for it; 0 elsewhere and where that is infinite."""
-    rounding = _largest_rounding(q, k, scale)
+    rounding = _finite_rounding(q, k, scale)
     return rounding if _LARGEST_ERROR < rounding < torch.inf else 0.0
 
 
@@ -372,7 +378,7 @@ def unrounded(q: Tensor, k: Tensor, lse: Tensor, scale: float) -> tuple[Tensor, 
     There lse is made again, to be of the same scores, unless rounding does not explain how it differs: then it is not that of
     these keys, but of others, which the caller had a mind to.
     """
-    rounding = _largest_rounding(q, k, scale)
+    rounding = _finite_rounding(q, k, scale)
     if lse.dtype == torch.float64 or rounding <= _LARGEST_ERROR:
         return q.to(lse.dtype), k.to(lse.dtype), lse
     q, k, lse = q.double(), k.double(), lse.double()

@@ -292,6 +292,25 @@ def test_given_lse_is_the_one_made_here() -> None:
     assert_same(made, lambda q, k: reference.attention_bce(q, k, graph, "a", num_prefix=1, reduction="none"), 3 * q, k)
 
 
+@pytest.mark.parametrize("num_negatives", [None, 5])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_unknown_genes_hold_anything_beside_a_log_sum_exp_of_the_others(value: float, num_negatives: int | None) -> None:
+    """In rows without a sharp entry, whose denominator is of all keys."""
+    graph = random_graph(20, {"a": 80}).extend(2)
+    q, k = (x.detach() for x in leaves((22, 8), (22, 8), dtype=torch.float32))
+    lse = cellattn.attention_logsumexp(q, k, key_mask=graph.known("a"))
+
+    def loss(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        drawn: dict[str, Any] = {"num_negatives": num_negatives, "generator": torch.Generator().manual_seed(0)}
+        return cellattn.attention_bce(q, k, graph, "a", lse=lse, **drawn)
+
+    odd = k.clone()
+    odd[-1, 0] = value
+    got, want = (values_and_grads(loss, q, keys) for keys in (odd, k))
+    for a, b in zip((*got[0], *got[1]), (*want[0], *want[1]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)  # the other is a small map's, in another order
+
+
 @pytest.mark.parametrize("num_negatives", [None, 40], ids=["all", "drawn"])
 @pytest.mark.parametrize("target", ["normalized", "binary"])
 @pytest.mark.parametrize(
