@@ -321,7 +321,7 @@ def _(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 # ------------------------------------------------------------------------------------------------------------- CPU
 
 
-# How much P may be off, relative to itself, because forward and backward sum a score in two orders: at most. Each is off by
+# How much P may be off, relative to itself, because lse is rounded, and PyTorch's kernel sums a score in two orders: at most. Each is off by
 # D + 2 spacings of D |q| |k|, and in practice by far less.
 _LARGEST_ERROR = 1 / 32
 

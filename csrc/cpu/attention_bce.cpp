@@ -28,8 +28,13 @@ struct BceLoops {
 };
 
 template <class T>
-T* data_of(const Tensor& x) {
-  return static_cast<T*>(const_cast<void*>(x.const_data_ptr()));
+const T* data_of(const Tensor& x) {
+  return static_cast<const T*>(x.const_data_ptr());
+}
+
+template <class T>
+T* written(const Tensor& x) {
+  return static_cast<T*>(x.mutable_data_ptr());
 }
 
 const int64_t* check_genes(const char* name, const Tensor& x, int64_t num_genes) {
@@ -92,7 +97,7 @@ struct Problem {
   template <class T>
   BceRows<T> task() const {
     BceRows<T> task = {};
-    task.scores = data_of<T>(scores);
+    task.scores = written<T>(scores);
     task.total = total ? data_of<T>(*total) : nullptr;
     task.rows = longs_of(rows);
     task.rowptr = longs_of(rowptr);
@@ -120,10 +125,10 @@ template <class T>
 void run_forward(
     const Problem& problem, const Tensor& loss, const Tensor& sharp, const Tensor& positive, const Tensor& negative) {
   BceRows<T> task = problem.task<T>();
-  task.loss = data_of<T>(loss);
-  task.sharp = data_of<int64_t>(sharp);
-  task.sharp_positive = data_of<T>(positive);
-  task.sharp_negative = data_of<T>(negative);
+  task.loss = written<T>(loss);
+  task.sharp = written<int64_t>(sharp);
+  task.sharp_positive = written<T>(positive);
+  task.sharp_negative = written<T>(negative);
   problem.run(task, BceLoops<T>().forward);
 }
 
@@ -131,8 +136,8 @@ template <class T>
 void run_backward(const Problem& problem, const Tensor& dloss, const Tensor& sharp, const Tensor& dtotal) {
   BceRows<T> task = problem.task<T>();
   task.dloss = data_of<T>(dloss);
-  task.sharp = data_of<int64_t>(sharp);
-  task.dtotal = data_of<T>(dtotal);
+  task.sharp = const_cast<int64_t*>(longs_of(sharp));  // only read
+  task.dtotal = written<T>(dtotal);
   problem.run(task, BceLoops<T>().backward);
 }
 

@@ -20,7 +20,7 @@ struct BceRows {
   const int64_t* unknown;   // genes
   int64_t num_genes, num_unknown;
   T least, most;            // log a above which a row's largest entry is sharp; log a of no other is above `most`
-  int64_t* sharp;           // [B], the gene with a > 2/3 or -1; an input of the backward
+  int64_t* sharp;           // [B], the gene whose log a is above `least`, or -1; an input of the backward
   T *loss, *sharp_positive, *sharp_negative;  // [B]: without the sharp entry; its t and 1 - t
   const T* dloss;           // [B]
   T* dtotal;                // [B], for the softmax link

@@ -163,7 +163,7 @@ void run_backward(
   for_each_of(threads, heads, [&](int64_t head) { loops.pack(task, head); });
   // Parts of a head's queries, enough of them for the threads, each of whole blocks.
   const int64_t blocks = ceil_div(task.num_queries, kMapRows);
-  const int64_t wanted = threads == 1 ? 1 : ceil_div(8 * threads, heads);
+  const int64_t wanted = threads == 1 ? 1 : ceil_div(2 * threads, heads);  // each has a dk and a dv of its own
   const int64_t parts = std::max<int64_t>(1, std::min({wanted, blocks / 4, kMostParts}));
   const int64_t room_k = padded * task.width, room_v = padded * task.width_v;
   Room<T> dk_parts(heads * parts * room_k), dv_parts(heads * parts * room_v);

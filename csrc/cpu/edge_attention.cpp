@@ -191,8 +191,8 @@ bool finite(const Tensor& x, T* largest) {
   return check == 0;
 }
 
-// Heads of one dense relation without weights or a bias, of which the map is made block by block. What is not finite would
-// spread in the products of a block, and scores that overflow have no largest: then there are none.
+// Heads of one dense relation without weights or a bias, of which the map is made block by block. What is not finite, or is not
+// once it is multiplied, would spread in the products of a block, and scores that overflow have no largest: then there are none.
 struct DenseHeads {
   std::vector<int64_t> heads, others;  // of all leading dimensions
   std::vector<const uint64_t*> seen;
@@ -214,11 +214,12 @@ struct DenseHeads {
       }
     }
     if (std::any_of(relation.begin(), relation.end(), [](int64_t r) { return r >= 0; })) {
-      T sizes[3], other;
+      T sizes[3] = {}, above = 0, other = 0;
       bool fine = finite(q, &sizes[0]) && finite(k, &sizes[1]) && finite(v, &sizes[2]);
-      fine = fine && (!dout || (finite(*dout, &other) && finite(*delta, &other)));
-      const double bound = std::abs(scale) * static_cast<double>(sizes[0]) * static_cast<double>(sizes[1]) * about.dim;
-      if (!fine || !(bound < 1e30)) std::fill(relation.begin(), relation.end(), -1);
+      fine = fine && (!dout || (finite(*dout, &above) && finite(*delta, &other)));
+      const double scores = std::abs(scale) * static_cast<double>(sizes[0]) * static_cast<double>(sizes[1]) * about.dim;
+      const double slopes = static_cast<double>(above) * static_cast<double>(sizes[2]) * about.dim_v;
+      if (!fine || !(scores < 1e30 && slopes < 1e30)) std::fill(relation.begin(), relation.end(), -1);
     }
     seen.resize(all);
     twice.resize(all);

@@ -275,3 +275,13 @@ def test_what_a_dense_relation_does_not_see_leaves_no_trace(value: float) -> Non
     for a, b in zip(got, want, strict=True):
         assert a.isfinite().all()
         assert float((a - b).norm()) <= 1e-5 * float(b.norm())
+
+
+def test_unseen_values_whose_products_overflow_leave_no_trace() -> None:
+    """dOut . v of a pair that is in no sum is infinite in float32."""
+    q, k, v = (x.detach() for x in leaves((1, 600, 4), (1, 600, 4), (1, 600, 4), dtype=torch.float32))
+    odd = v.index_fill(1, torch.tensor([7]), 1e38).requires_grad_()
+    out, _ = cellattn.edge_attention(
+        q.requires_grad_(), k.requires_grad_(), odd, DENSE, [("d", 0)], num_prefix=0, self_loops=False
+    )
+    assert all(x.isfinite().all() for x in torch.autograd.grad(out, (q, k, odd), torch.full_like(out, 100.0)))
