@@ -321,8 +321,8 @@ def _(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 # ------------------------------------------------------------------------------------------------------------- CPU
 
 
-# How much P may be off, relative to itself, because lse is rounded, and PyTorch's kernel sums a score in two orders: at most. Each is off by
-# D + 2 spacings of D |q| |k|, and in practice by far less.
+# How much P may be off, relative to itself, because lse is rounded, and PyTorch's kernel sums a score in two orders: at most.
+# Each is off by D + 2 spacings of D |q| |k|, and in practice by far less.
 _LARGEST_ERROR = 1 / 32
 
 # A rounding of the arithmetic.
@@ -347,7 +347,11 @@ def _largest_rounding(q: Tensor, k: Tensor, scale: float) -> float:
 def _finite_rounding(q: Tensor, k: Tensor, scale: float) -> float:
     """`_largest_rounding` of the finite entries: an infinity somewhere says nothing of the rows and keys that have none."""
     rounding = _largest_rounding(q, k, scale)
-    return rounding if rounding < torch.inf else _largest_rounding(*(x.nan_to_num(0.0, 0.0, 0.0) for x in (q, k)), scale=scale)
+    return rounding if rounding < torch.inf else _largest_rounding(_finite(q), _finite(k), scale)
+
+
+def _finite(x: Tensor) -> Tensor:
+    return x.nan_to_num(0.0, 0.0, 0.0)
 
 
 def _rounding(q: Tensor, scale: float, product: float) -> float:

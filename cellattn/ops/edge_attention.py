@@ -10,8 +10,8 @@ s_e = scale * q_i . k_j (+ log w_ij) (+ b_t of the tie t of e), LSE_i = log sum_
 dQ and db go by rows, dK and dV by columns over the transposed graph: gathers, in a fixed order, no scatter. Scores are made
 again rather than kept. Rows of prefix tokens see everything: they are `attention`.
 
-On a CPU a head of one relation of a fifth of all pairs or more (and 512 genes), without weights or a bias, is made in blocks of the map with a
-bit a pair, which costs what attention without a mask does.
+On a CPU a head of one relation of 512 genes or more and a fifth of all pairs or more, without weights or a bias, is made in
+blocks of the map with a bit a pair, which costs what attention without a mask does.
 """
 
 from __future__ import annotations
