@@ -182,7 +182,7 @@ def cell_suite(plan: Plan) -> Iterator[Case]:
 def length_suite(plan: Plan) -> Iterator[Case]:
     """Time over T. On a CPU a smaller problem, and no compilation, which would take longer than the rows."""
     shape, ties = ((9, 20), 9) if plan.on_gpu else ((2, 16), 2)
-    lengths = plan.lengths or tuple(4**i for i in range(2, 9))  # 16 to 65,536
+    lengths = plan.lengths or tuple(4**i for i in range(3, 9 if plan.on_gpu else 8))  # 64 to 65,536 or 16,384
     for tokens in lengths:
         graph = functools.partial(_synthetic, tokens - 1, plan.device)
         name = f"T {tokens:,}, {shape[0]} heads of {shape[1]}, {ties} ties"
