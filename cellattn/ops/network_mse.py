@@ -211,9 +211,10 @@ def _network_mse_backward(
     zeros, of_edges = _zero_weights(zero_weight, g, rowptr, col)
     c = d.mul(1 - of_edges).sub_(target).mul_(g.flatten().repeat_interleave(rowptr.diff(), output_size=col.shape[0]))
     c_t = c.index_select(0, edge - first)  # as the columns have them
-    x, w = (a.to(c.dtype).flatten(0, 1).contiguous() for a in (z, weight))
-    dz = torch.ops.cellattn.masked_spmm(rowptr, col, c, w, _all(w), 1, False)[0].view(z.shape)
-    dw = torch.ops.cellattn.masked_spmm(colptr, row, c_t, x, _all(x), 1, False)[0].view(weight.shape)
+    dtype = _sum_dtype(c, z, weight)
+    x, w = (a.to(dtype).flatten(0, 1).contiguous() for a in (z, weight))
+    dz = torch.ops.cellattn.masked_spmm(rowptr, col, c.to(dtype), w, _all(w), 1, False)[0].view(z.shape)
+    dw = torch.ops.cellattn.masked_spmm(colptr, row, c_t.to(dtype), x, _all(x), 1, False)[0].view(weight.shape)
     db = torch.segment_reduce(c_t.double(), "sum", offsets=colptr, initial=0).view(bias.shape)
     y, u = _augmented(z, None, known_rows), _augmented(weight, bias, known_columns)
     gy = (zeros * g.double())[..., None] * y
@@ -222,6 +223,14 @@ def _network_mse_backward(
     dw += du[..., :-1]
     db += du[..., -1]
     return dz.to(z.dtype), dw.to(z.dtype), db.to(z.dtype)
+
+
+def _sum_dtype(c: Tensor, *factors: Tensor) -> torch.dtype:
+    """float64 where products in float32 may be infinite, whose sum is NaN where signs differ; on a CPU, which can look."""
+    if c.device.type != "cpu" or c.dtype == torch.float64 or c.numel() == 0:
+        return c.dtype
+    largest = float(c.abs().max()) * max((float(x.abs().max()) for x in factors if x.numel()), default=0.0) * c.numel()
+    return c.dtype if largest < torch.finfo(c.dtype).max else torch.float64
 
 
 @_network_mse_backward.register_fake
