@@ -28,11 +28,6 @@ struct BceLoops {
 };
 
 template <class T>
-const T* data_of(const Tensor& x) {
-  return static_cast<const T*>(x.const_data_ptr());
-}
-
-template <class T>
 T* written(const Tensor& x) {
   return static_cast<T*>(x.mutable_data_ptr());
 }
@@ -98,11 +93,11 @@ struct Problem {
   BceRows<T> task() const {
     BceRows<T> task = {};
     task.scores = written<T>(scores);
-    task.total = total ? data_of<T>(*total) : nullptr;
+    task.total = data_of<T>(total);
     task.rows = longs_of(rows);
     task.rowptr = longs_of(rowptr);
     task.col = ints_of(col);
-    task.weight = weight ? data_of<T>(*weight) : nullptr;
+    task.weight = data_of<T>(weight);
     task.inv_mass = data_of<T>(inv_mass);
     task.unknown = longs_of(unknown);
     task.num_genes = scores.size(1);

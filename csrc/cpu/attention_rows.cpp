@@ -2,6 +2,7 @@
 
 #include "attention_rows.h"
 
+#include "attention_parts.h"
 #include "isa.h"
 #include "room.h"
 #include "values.h"
@@ -83,11 +84,6 @@ void check_problem(
 }
 
 template <class T>
-const T* data_of(const Tensor& x) {
-  return static_cast<const T*>(x.const_data_ptr());
-}
-
-template <class T>
 AttentionRows<T> problem(
     const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& key_mask,
     const std::optional<Tensor>& draw, double scale, int64_t threshold, const AttentionLoops<T>& loops) {
@@ -96,7 +92,7 @@ AttentionRows<T> problem(
   task.q = data_of<T>(q);
   task.k = data_of<T>(k);
   task.v = data_of<T>(v);
-  task.key_mask = key_mask ? data_of<bool>(*key_mask) : nullptr;
+  task.key_mask = data_of<bool>(key_mask);
   task.num_heads = 1;
   for (int64_t d = 0; d < n - 2; ++d) task.num_heads *= q.size(d);
   task.num_queries = q.size(n - 2);
@@ -124,12 +120,6 @@ template <class T>
 int64_t threads_for(const AttentionRows<T>& task) {
   const double work = static_cast<double>(task.num_heads) * task.num_queries * task.num_keys * (task.dim + task.dim_v);
   return work < kWorthThreads ? 1 : static_cast<int64_t>(torch::stable::get_num_threads());
-}
-
-template <class F>
-void for_each_of(int64_t num_threads, int64_t num_tasks, const F& f) {
-  if (num_threads > 1) return for_each_task(num_tasks, f);
-  for (int64_t task = 0; task < num_tasks; ++task) f(task);
 }
 
 template <class T>
@@ -165,30 +155,12 @@ void run_backward(
   const int64_t blocks = ceil_div(task.num_queries, kMapRows);
   const int64_t wanted = threads == 1 ? 1 : ceil_div(2 * threads, heads);  // each has a dk and a dv of its own
   const int64_t parts = std::max<int64_t>(1, std::min({wanted, blocks / 4, kMostParts}));
-  const int64_t room_k = padded * task.width, room_v = padded * task.width_v;
-  Room<T> dk_parts(heads * parts * room_k), dv_parts(heads * parts * room_v);
-  T* dk_data = dk_parts.data();
-  T* dv_data = dv_parts.data();
-  for_each_of(threads, heads * parts, [&](int64_t t) {
-    Room<T> room(attention_room(task));
-    const int64_t part = t % parts, begin = part * blocks / parts * kMapRows;
-    const int64_t end = std::min((part + 1) * blocks / parts * kMapRows, task.num_queries);
-    loops.backward(task, t / parts, begin, end, dk_data + t * room_k, dv_data + t * room_v, room.data());
-  });
-  const auto add_parts = [&](const T* from, int64_t width, int64_t dim, T* to) {
-    for_each_block(heads * task.num_keys, 1024, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) {
-        const T* row = from + (i / task.num_keys * parts * padded + i % task.num_keys) * width;
-        for (int64_t c = 0; c < dim; ++c) {
-          T sum = 0;
-          for (int64_t part = 0; part < parts; ++part) sum += row[part * padded * width + c];
-          to[i * dim + c] = sum;
-        }
-      }
-    });
+  const auto backward = [&](int64_t head, int64_t begin, int64_t end, T* dk_part, T* dv_part, T* room) {
+    loops.backward(task, head, begin, end, dk_part, dv_part, room);
   };
-  add_parts(dk_data, task.width, task.dim, static_cast<T*>(dk.mutable_data_ptr()));
-  add_parts(dv_data, task.width_v, task.dim_v, static_cast<T*>(dv.mutable_data_ptr()));
+  backward_by_parts(
+      task, threads, heads, parts, [](int64_t head) { return head; }, backward, static_cast<T*>(dk.mutable_data_ptr()),
+      static_cast<T*>(dv.mutable_data_ptr()));
 }
 
 std::vector<int64_t> sizes_of(const Tensor& x, int64_t leading) {
@@ -235,7 +207,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_rows_backward(
     const AttentionLoops<T> loops;
     AttentionRows<T> task = problem(q, k, v, key_mask, draw, scale, threshold, loops);
     task.dout = data_of<T>(dout);
-    task.dlse = dlse ? data_of<T>(*dlse) : nullptr;
+    task.dlse = data_of<T>(dlse);
     task.out = const_cast<T*>(data_of<T>(out));
     task.lse = const_cast<T*>(data_of<T>(lse));
     run_backward(task, loops, dq, dk, dv);

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <map>
 
+#include "attention_parts.h"
 #include "edge_blocks.h"
 #include "isa.h"
 #include "room.h"
@@ -158,11 +159,6 @@ class Padded {
  private:
   Room<T> room_;
 };
-
-template <class T>
-const T* data_of(const std::optional<Tensor>& x) {
-  return x ? static_cast<const T*>(x->const_data_ptr()) : nullptr;
-}
 
 // pass(head, begin, end, room) over tokens [0, num_tokens) of every head.
 template <class T>
@@ -339,32 +335,11 @@ void attend_blocks_backward(EdgeBlocks<T> task, const std::vector<int64_t>& head
   rows.k_rows = k_rows.data();
   for_each_task(count, [&](int64_t h) { loops.pack(task, heads[h]); });
   const int64_t blocks = ceil_div(rows.num_queries, kMapRows), parts = std::min(blocks, kParts);
-  const int64_t room_k = padded * rows.width, room_v = padded * rows.width_v;
-  Room<T> dk_parts(count * parts * room_k), dv_parts(count * parts * room_v);
-  T* dk_data = dk_parts.data();
-  T* dv_data = dv_parts.data();
-  for_each_task(count * parts, [&](int64_t t) {
-    Room<T> room(attention_room(rows));
-    const int64_t part = t % parts, begin = part * blocks / parts * kMapRows;
-    const int64_t end = std::min((part + 1) * blocks / parts * kMapRows, rows.num_queries);
-    loops.backward(task, heads[t / parts], begin, end, dk_data + t * room_k, dv_data + t * room_v, room.data());
-  });
-  const auto add_parts = [&](const T* from, int64_t width, int64_t dim, T* to) {
-    for_each_block(count * rows.num_keys, 1024, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) {
-        const int64_t h = i / rows.num_keys, key = i % rows.num_keys;
-        const T* row = from + (h * parts * padded + key) * width;
-        T* sums = to + (heads[h] * rows.num_keys + key) * dim;
-        for (int64_t c = 0; c < dim; ++c) {
-          T sum = 0;
-          for (int64_t part = 0; part < parts; ++part) sum += row[part * padded * width + c];
-          sums[c] = sum;
-        }
-      }
-    });
+  const auto backward = [&](int64_t head, int64_t begin, int64_t end, T* dk_part, T* dv_part, T* room) {
+    loops.backward(task, head, begin, end, dk_part, dv_part, room);
   };
-  add_parts(dk_data, rows.width, rows.dim, dk);
-  add_parts(dv_data, rows.width_v, rows.dim_v, dv);
+  backward_by_parts(
+      rows, torch::stable::get_num_threads(), count, parts, [&](int64_t h) { return heads[h]; }, backward, dk, dv);
 }
 
 template <class T>

@@ -38,6 +38,16 @@ inline void check_ragged_values(const Tensor& seeds, const Tensor& ptr, int64_t 
   }
 }
 
+template <class T>
+const T* data_of(const Tensor& x) {
+  return static_cast<const T*>(x.const_data_ptr());
+}
+
+template <class T>
+const T* data_of(const std::optional<Tensor>& x) {
+  return x ? data_of<T>(*x) : nullptr;
+}
+
 // x in the dtype of the arithmetic, or a result in that of x.
 inline Tensor widened(const Tensor& x, ScalarType dtype) {
   return x.scalar_type() == dtype ? x : torch::stable::to(x, dtype);

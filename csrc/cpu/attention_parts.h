@@ -1,0 +1,53 @@
+// The backward of attention by parts of a head's queries, each with a dk and a dv of its own: what whole and masked maps share.
+
+#pragma once
+
+#include "attention_rows.h"
+#include "room.h"
+#include "values.h"
+
+namespace cellattn {
+
+// f(task) for every task, by this thread alone where one is what the work is worth.
+template <class F>
+void for_each_of(int64_t num_threads, int64_t num_tasks, const F& f) {
+  if (num_threads > 1) return for_each_task(num_tasks, f);
+  for (int64_t task = 0; task < num_tasks; ++task) f(task);
+}
+
+// dk [L, Tk, D], dv [L, Tk, DV] of the heads head_of(0), ..., head_of(count - 1). Parts are of whole blocks, and added up in their
+// order. backward(head, begin, end, dk, dv, room) does those of the queries [begin, end).
+template <class T, class HeadOf, class Backward>
+void backward_by_parts(
+    const AttentionRows<T>& rows, int64_t num_threads, int64_t count, int64_t parts, const HeadOf& head_of,
+    const Backward& backward, T* dk, T* dv) {
+  const int64_t padded = rows.padded_keys, blocks = ceil_div(rows.num_queries, kMapRows);
+  const int64_t room_k = padded * rows.width, room_v = padded * rows.width_v;
+  Room<T> dk_parts(count * parts * room_k), dv_parts(count * parts * room_v);
+  T* dk_data = dk_parts.data();
+  T* dv_data = dv_parts.data();
+  for_each_of(num_threads, count * parts, [&](int64_t t) {
+    Room<T> room(attention_room(rows));
+    const int64_t part = t % parts, begin = part * blocks / parts * kMapRows;
+    const int64_t end = std::min((part + 1) * blocks / parts * kMapRows, rows.num_queries);
+    backward(head_of(t / parts), begin, end, dk_data + t * room_k, dv_data + t * room_v, room.data());
+  });
+  const auto add_parts = [&](const T* from, int64_t width, int64_t dim, T* to) {
+    for_each_block(count * rows.num_keys, 1024, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        const int64_t h = i / rows.num_keys, key = i % rows.num_keys;
+        const T* row = from + (h * parts * padded + key) * width;
+        T* sums = to + (head_of(h) * rows.num_keys + key) * dim;
+        for (int64_t c = 0; c < dim; ++c) {
+          T sum = 0;
+          for (int64_t part = 0; part < parts; ++part) sum += row[part * padded * width + c];
+          sums[c] = sum;
+        }
+      }
+    });
+  };
+  add_parts(dk_data, rows.width, rows.dim, dk);
+  add_parts(dv_data, rows.width_v, rows.dim_v, dv);
+}
+
+}  // namespace cellattn
