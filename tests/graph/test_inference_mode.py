@@ -25,21 +25,27 @@ def test_models(name: str) -> None:
         ),
         "WildtypeDifference": lambda: nn.WildtypeDifference(8, 2, relations=("a", "b"), num_types=3, num_genes=N),
         "Dango": lambda: nn.Dango(8, relations=("a", "b"), num_genes=N),
-    }[name]()
+    }[name]().eval()  # without dropout
     cell, batch = graph(), (torch.tensor([1, 5, 0]), torch.tensor([0, 2, 3]), torch.tensor([1, 2, 1]))
     with torch.inference_mode():
         model(cell, *batch)
-    output = model(cell, *batch)
-    (output.prediction.sum() + output.regularization).backward()
+
+    def gradients(cell: MultiGraph) -> tuple[torch.Tensor | None, ...]:
+        output = model(cell, *batch)
+        return torch.autograd.grad(output.prediction.sum() + output.regularization, list(model.parameters()), allow_unused=True)
+
+    for got, want in zip(gradients(cell), gradients(graph()), strict=True):
+        torch.testing.assert_close(got, want)
 
 
 def test_products_along_long_maps() -> None:
     """Those of more genes than are made dense."""
-    cell = random_graph(700, {"a": 3000})
+    cell, unused = (random_graph(700, {"a": 3000}) for _ in range(2))
     q, k = leaves((700, 4), (700, 4), dtype=torch.float32)
     with torch.inference_mode():
         cellattn.attention_kl(q, k, cell, "a")
-    torch.autograd.grad(cellattn.attention_kl(q, k, cell, "a"), (q, k))
+    got, want = (torch.autograd.grad(cellattn.attention_kl(q, k, each, "a"), (q, k)) for each in (cell, unused))
+    torch.testing.assert_close(got, want)
 
 
 def test_graphs_that_are_made_in_inference_mode() -> None:
