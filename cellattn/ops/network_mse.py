@@ -24,6 +24,7 @@ the size of the edges, however many zeros there are: about eps sqrt(D) sum_E |(1
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -211,10 +212,10 @@ def _network_mse_backward(
     zeros, of_edges = _zero_weights(zero_weight, g, rowptr, col)
     c = d.mul(1 - of_edges).sub_(target).mul_(g.flatten().repeat_interleave(rowptr.diff(), output_size=col.shape[0]))
     c_t = c.index_select(0, edge - first)  # as the columns have them
-    dtype = _sum_dtype(c, z, weight)
-    x, w = (a.to(dtype).flatten(0, 1).contiguous() for a in (z, weight))
-    dz = torch.ops.cellattn.masked_spmm(rowptr, col, c.to(dtype), w, _all(w), 1, False)[0].view(z.shape)
-    dw = torch.ops.cellattn.masked_spmm(colptr, row, c_t.to(dtype), x, _all(x), 1, False)[0].view(weight.shape)
+    x, w = (a.to(c.dtype).flatten(0, 1).contiguous() for a in (z, weight))
+    scale = _scale(c, x, w)
+    dz = torch.ops.cellattn.masked_spmm(rowptr, col, c / scale, w, _all(w), 1, False)[0].view(z.shape) * scale
+    dw = torch.ops.cellattn.masked_spmm(colptr, row, c_t / scale, x, _all(x), 1, False)[0].view(weight.shape) * scale
     db = torch.segment_reduce(c_t.double(), "sum", offsets=colptr, initial=0).view(bias.shape)
     y, u = _augmented(z, None, known_rows), _augmented(weight, bias, known_columns)
     gy = (zeros * g.double())[..., None] * y
@@ -225,12 +226,18 @@ def _network_mse_backward(
     return dz.to(z.dtype), dw.to(z.dtype), db.to(z.dtype)
 
 
-def _sum_dtype(c: Tensor, *factors: Tensor) -> torch.dtype:
-    """float64 where products in float32 may be infinite, whose sum is NaN where signs differ; on a CPU, which can look."""
-    if c.device.type != "cpu" or c.dtype == torch.float64 or c.numel() == 0:
-        return c.dtype
-    largest = float(c.abs().max()) * max((float(x.abs().max()) for x in factors if x.numel()), default=0.0) * c.numel()
-    return c.dtype if largest < torch.finfo(c.dtype).max else torch.float64
+def _scale(c: Tensor, x: Tensor, w: Tensor) -> Tensor | float:
+    """The least power of two with which no sum of c / scale times x or w is infinite in their dtype; at least 1.
+
+    A sum of products that are infinite may be NaN where signs differ, as the processor adds them. Where an entry is infinite
+    or NaN: 1.
+    """
+    if c.numel() == 0:
+        return 1.0
+    of_c, of_x, of_w = (torch.linalg.vector_norm(y, torch.inf) for y in (c, x, w))
+    exponent = of_c.log2() + torch.maximum(of_x, of_w).log2()
+    most = math.frexp(torch.finfo(c.dtype).max)[1] - 1
+    return exponent.add_(c.numel().bit_length() - most).ceil_().nan_to_num_(0, 0, 0).clamp_(0, most).exp2_()
 
 
 @_network_mse_backward.register_fake
