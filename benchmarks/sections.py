@@ -80,6 +80,15 @@ def ended(records: Sequence[Record], section: str) -> bool:
     return any(each.section == section and each.result.check == "section" and each.result.passed for each in records)
 
 
+def summary(records: Sequence[Record]) -> str:
+    """Counts, and each line that did not pass."""
+    lines = [str(record) for record in records if not record.result.passed]
+    failed = sum(record.result.passed is False for record in records)
+    skipped = sum(record.result.passed is None for record in records)
+    counts = f"{len(records) - failed - skipped} passed, {failed} failed, {skipped} not looked at or not finished"
+    return "\n".join([*lines, counts])
+
+
 def plan(sections: Mapping[str, Section], seconds: float) -> list[list[str]]:
     """The sections, in their order, in as few runs of at most `seconds` as that order allows."""
     runs: list[list[str]] = []

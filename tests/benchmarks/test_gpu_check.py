@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,9 +15,9 @@ import pytest
 import torch
 
 import cellattn
-from benchmarks import gpu_check
+from benchmarks.gpu_check import cases, checks, sections
 from benchmarks.methods.registry import METHODS, Method
-from benchmarks.sections import Record, Result, plan
+from benchmarks.sections import Result, plan
 
 pytestmark = pytest.mark.xdist_group("processes")  # they start others and watch the clock: one at a time
 
@@ -32,19 +34,19 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-CELL = gpu_check.cell(70, device=CPU)
-CASES = {case.name: case for case in gpu_check.all_cases(CELL)}
+CELL = cases.cell(70, device=CPU)
+CASES = {case.name: case for case in cases.all_cases(CELL)}
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_cases_hold_on_the_cpu(name: str) -> None:
     """The comparison itself: in float32 the CPU implementations pass it."""
     case = CASES[name]
-    results = list(gpu_check.accuracy(case, CPU))
+    results = list(checks.accuracy(case, CPU))
     assert len(results) == (0 if case.exact is None else 3)
     assert all(result.passed for result in results), results
     if case.exact is None:
-        outputs = gpu_check.step(case.ours, gpu_check.inputs_of(case, torch.float32, CPU))
+        outputs = checks.step(case.ours, cases.inputs_of(case, torch.float32, CPU))
         assert all(x.isfinite().all() for x in outputs)
 
 
@@ -52,28 +54,28 @@ def test_a_wrong_result_fails() -> None:
     case = CASES["attention_kl"]
     assert case.exact is not None
     exact = case.exact
-    wrong = gpu_check.Case("wrong", case.inputs, lambda *x: tuple(1.01 * y for y in exact(*x)), exact)
-    assert not any(result.passed for result in gpu_check.accuracy(wrong, CPU))
+    wrong = cases.Case("wrong", case.inputs, lambda *x: tuple(1.01 * y for y in exact(*x)), exact)
+    assert not any(result.passed for result in checks.accuracy(wrong, CPU))
 
 
 def test_the_cell_has_rows_and_columns_that_are_cut() -> None:
-    by_row, by_column = gpu_check.cell(6607, device=CPU).segments
+    by_row, by_column = cases.cell(6607, device=CPU).segments
     assert by_row.row.unique().numel() == 27
     assert by_column.row.unique().numel() == 26
 
 
 def test_khop_checks_hold_on_the_cpu() -> None:
     """The CPU held to itself: what is compared can be compared, and nothing is left out in silence."""
-    results = list(gpu_check.khop(gpu_check.cell(70, device=CPU)))
+    results = list(checks.khop(cases.cell(70, device=CPU)))
     assert len(results) == 4 * 4 + 3 * 3 * 2
     assert all(result.passed for result in results), results
 
 
 def test_a_wrong_subgraph_fails() -> None:
-    graph = gpu_check.cell(70, device=CPU)
-    sets = gpu_check.random_sets(5, 70, device=CPU)
-    a, b = (gpu_check.tensors_of(cellattn.khop_subgraph(graph, *sets, hops)) for hops in (1, 2))
-    assert not gpu_check.equal(a, b)
+    graph = cases.cell(70, device=CPU)
+    sets = checks.random_sets(5, 70, device=CPU)
+    a, b = (checks.tensors_of(cellattn.khop_subgraph(graph, *sets, hops)) for hops in (1, 2))
+    assert not checks.equal(a, b)
 
 
 def test_kernels_resolve_in_a_bare_checkout() -> None:
@@ -86,7 +88,7 @@ def test_kernels_resolve_in_a_bare_checkout() -> None:
 
 
 def test_models_hold_on_the_cpu() -> None:
-    results = list(gpu_check.models(CPU, num_genes=64, num_sets=3))
+    results = list(checks.models(CPU, num_genes=64, num_sets=3))
     assert len(results) == 2 * len(METHODS)
     assert all(result.passed for result in results), [result for result in results if not result.passed]
 
@@ -95,51 +97,57 @@ def test_a_model_that_fails_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(graph: object, device: torch.device) -> None:
         raise ArithmeticError("no such model")
 
-    monkeypatch.setattr(gpu_check, "METHODS", {"broken": Method("broken", broken)})  # type: ignore[arg-type]
-    (result,) = gpu_check.models(CPU, num_genes=64)
+    monkeypatch.setattr(checks, "METHODS", {"broken": Method("broken", broken)})  # type: ignore[arg-type]
+    (result,) = checks.models(CPU, num_genes=64)
     assert result.passed is False
     assert "no such model" in result.detail
 
 
 def test_sections_go_through_all_cases(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As they are, of a small cell on the CPU; what the checks themselves say is tested above."""
-    monkeypatch.setattr(gpu_check, "_gpu", lambda: CPU)
-    monkeypatch.setattr(gpu_check, "cell", lambda num_nodes, device: CELL)
-    checks = ("accuracy", "repeats", "capture")
-    for check in checks:
-        monkeypatch.setattr(gpu_check, check, lambda case, device, check=check: iter([Result(check, case.name, True, "")]))
-    found = [each for name in ("attention", "losses", "products") for each in gpu_check.SECTIONS[name].run(tmp_path)]
-    assert sorted((each.check, each.case) for each in found) == sorted((check, name) for check in checks for name in CASES)
-    monkeypatch.setattr(gpu_check, "METHODS", {})
-    assert list(gpu_check.SECTIONS["models"].run(tmp_path)) == []
-    monkeypatch.setattr(gpu_check, "khop_capture", lambda graph: iter([Result("capture", "", True, "")]))
-    assert len(list(gpu_check.SECTIONS["khop"].run(tmp_path))) == 4 * 4 + 3 * 3 * 2 + 1
+    monkeypatch.setattr(sections, "gpu", lambda: CPU)
+    monkeypatch.setattr(checks, "cell", lambda num_nodes, device: CELL)
+    asked = ("accuracy", "repeats", "capture")
+    for check in asked:
+        monkeypatch.setattr(checks, check, lambda case, device, check=check: iter([Result(check, case.name, True, "")]))
+    found = [each for name in ("attention", "losses", "products") for each in sections.SECTIONS[name].run(tmp_path)]
+    assert sorted((each.check, each.case) for each in found) == sorted((check, name) for check in asked for name in CASES)
+    monkeypatch.setattr(checks, "METHODS", {})
+    assert list(sections.SECTIONS["models"].run(tmp_path)) == []
+    monkeypatch.setattr(checks, "khop_capture", lambda graph: iter([Result("capture", "", True, "")]))
+    assert len(list(sections.SECTIONS["khop"].run(tmp_path))) == 4 * 4 + 3 * 3 * 2 + 1
 
 
 def test_every_case_is_in_one_section() -> None:
-    prefixes = (gpu_check.ATTENTION, gpu_check.LOSSES, gpu_check.PRODUCTS)
+    prefixes = (sections.ATTENTION, sections.LOSSES, sections.PRODUCTS)
     for name in CASES:
         assert sum(name.startswith(each) for each in prefixes) == 1, name
 
 
+def test_every_op_with_a_gradient_has_a_case() -> None:
+    without = {"khop_mask", "khop_subgraph", "perturbation_mask", "relational_degree", "sample_rows"}
+    functions = {name for name in cellattn.__all__ if inspect.isfunction(getattr(cellattn, name))}
+    assert functions - {re.split(r"[ ,]", name)[0] for name in CASES} == without
+
+
 def test_kernels_are_compiled_side_by_side(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    few = gpu_check.all_cases(gpu_check.cell(2, device=CPU))[:1]
-    monkeypatch.setattr(gpu_check, "all_cases", lambda graph: few)
-    results = list(gpu_check.compiled(CPU, num_nodes=70))
-    assert [result.case for result in results] == [f"{few[0].name}, {dtype}" for dtype in gpu_check.DTYPES]
+    few = cases.all_cases(cases.cell(2, device=CPU))[:1]
+    monkeypatch.setattr(checks, "all_cases", lambda graph: few)
+    results = list(checks.compiled(CPU, num_nodes=70))
+    assert [result.case for result in results] == [f"{few[0].name}, {dtype}" for dtype in cases.DTYPES]
     assert all(result.passed for result in results), results
 
 
 def test_the_tools_find_their_target(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_check, "cell", lambda num_nodes, device: CELL)
-    gpu_check.run_once(CPU, 70)
+    monkeypatch.setattr(checks, "cell", lambda num_nodes, device: CELL)
+    checks.run_once(CPU, 70)
 
 
 def test_the_check_fits_half_an_hour_but_for_its_end() -> None:
     """Each section within nine minutes; all but the last three in three commands of nine."""
-    names = [name for name in gpu_check.SECTIONS if name != "report"]
-    assert all(gpu_check.SECTIONS[name].seconds <= 540 for name in names)
-    runs = plan({name: gpu_check.SECTIONS[name] for name in names}, 540)
+    names = [name for name in sections.SECTIONS if name != "report"]
+    assert all(sections.SECTIONS[name].seconds <= 540 for name in names)
+    runs = plan({name: sections.SECTIONS[name] for name in names}, 540)
     assert [name for part in runs[:3] for name in part] == names[:-3]
     assert len(runs) == 4
 
@@ -152,24 +160,16 @@ def test_the_plan_is_printed_without_a_gpu() -> None:
 
 
 def test_a_benchmark_leaves_what_it_said(tmp_path: Path) -> None:
-    (result,) = gpu_check.benchmark("report", tmp_path, "--help")
+    (result,) = sections.benchmark("report", tmp_path, "--help")
     assert result.passed
     assert "--full" in (tmp_path / "report.txt").read_text()
 
 
 def test_without_tools_they_are_not_looked_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    (tests,) = gpu_check.gpu_tests(tmp_path)
+    (tests,) = sections.gpu_tests(tmp_path)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(Path, "is_file", lambda path: False)
-    (tool,) = gpu_check.sanitizer("memcheck", tmp_path)
+    (tool,) = sections.sanitizer("memcheck", tmp_path)
     assert tests.passed is None
     assert tool.passed is None
-
-
-def test_summary() -> None:
-    """What did not pass, line by line, and how many."""
-    found = [Record("a", Result("check", str(i), passed, "why")) for i, passed in enumerate((True, False, None, True))]
-    assert gpu_check.summary(found) == (
-        "FAIL  check  1: why\n----  check  2: why\n2 passed, 1 failed, 1 not looked at or not finished"
-    )

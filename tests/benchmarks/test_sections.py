@@ -187,3 +187,11 @@ def test_workers_end_with_the_process_that_started_them(how: str, tmp_path: Path
     parent.kill()
     parent.wait()
     assert soon(lambda: not any(alive(pid) for pid in pids()))
+
+
+def test_summary() -> None:
+    """What did not pass, line by line, and how many."""
+    found = [Record("a", Result("check", str(i), passed, "why")) for i, passed in enumerate((True, False, None, True))]
+    assert sections.summary(found) == (
+        "FAIL  check  1: why\n----  check  2: why\n2 passed, 1 failed, 1 not looked at or not finished"
+    )
