@@ -132,7 +132,17 @@ def assert_attention_gradients(
     got: Sequence[Tensor], q: Tensor, k: Tensor, v: Tensor, dout: Tensor, dlse: Tensor, scale: float,
     mask: Tensor | None = None, multiplier: Tensor | float = 1.0,
 ) -> None:  # fmt: skip
-    """dq, dk and dv of attention where rows whose |LSE| is 2^10 and more, in base 2, have their scores made in float64.
+    """As near to their definition as rounding explains, see `attention_gradient_ratios`."""
+    for name, ratio in attention_gradient_ratios(got, q, k, v, dout, dlse, scale, mask, multiplier).items():
+        assert ratio <= 1, f"{name}: {ratio:.2f} times as far from its definition as rounding explains"
+
+
+def attention_gradient_ratios(
+    got: Sequence[Tensor], q: Tensor, k: Tensor, v: Tensor, dout: Tensor, dlse: Tensor, scale: float,
+    mask: Tensor | None = None, multiplier: Tensor | float = 1.0,
+) -> dict[str, float]:  # fmt: skip
+    """dq, dk and dv of attention where rows whose |LSE| is 2^10 and more, in base 2, have their scores made in float64: the
+    largest error of an entry of each as a share of its bound, infinite for one that is not finite.
 
     There every term of a sum is off by a few spacings of the dtype alone, and so are the sums of the other rows, to which these
     are added; in the other rows P is also off by the roundings of two sums of d products in float32, and of LSE. What is below
@@ -155,10 +165,11 @@ def assert_attention_gradients(
         "dk": (scale * ds.mT @ q, abs(scale) * ds_off.mT @ q.abs(), q),
         "dv": ((p * multiplier).mT @ dout, (off * multiplier).mT @ dout.abs(), dout),
     }
+    ratios = {}
     for (name, (want, bound, others)), found in zip(sums.items(), got, strict=True):
         floor = least(kind) * others.abs().sum(-2).amax() if kind.itemsize == 2 else torch.finfo(kind).smallest_normal
-        ratio = float(((found.double() - want).abs() / (bound + floor)).nan_to_num(nan=torch.inf).max())
-        assert ratio <= 1, f"{name}: {ratio:.2f} times as far from its definition as rounding explains"
+        ratios[name] = float(((found.double() - want).abs() / (bound + floor)).nan_to_num(nan=torch.inf).max())
+    return ratios
 
 
 def as_list(outputs: Any) -> list[Tensor]:

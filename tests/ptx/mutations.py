@@ -1,8 +1,10 @@
 """How good the machine and the bounds are: faults planted in every family of compiled kernels, one at a time.
 
-    python -m tests.ptx.mutations --results runs/mutations.jsonl     plants what is not in the file yet (an hour of one core)
-    python -m tests.ptx.mutations --results ... --families row_dot   of these families alone
-    python -m tests.ptx.mutations --results ... --page               writes docs/compiled.md
+    python -m tests.ptx.mutations                        plants what has no verdict yet (half an hour of one core)
+    python -m tests.ptx.mutations --families row_dot     of these families alone
+    python -m tests.ptx.mutations --page                 writes docs/compiled.md
+
+Verdicts are kept in tests/ptx/mutations.csv, a row a mutant, as they come; a run goes on where another ended.
 
 A mutant is a kernel whose PTX differs in one place. It is *reported* where the machine raises a fault, *failing* where a result
 is farther from the definition than rounding explains, *surviving* where results differ within the bounds, and *equivalent*
@@ -14,17 +16,16 @@ from __future__ import annotations
 
 import argparse
 import collections
+import csv
 import functools
 import hashlib
-import json
 import os
 import random
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -38,9 +39,10 @@ from . import cuda, device, machine
 from .device import Device, program_of
 from .machine import Fault, Machine, Mask, Program
 from .parser import PtxError
-from .subjects import SUBJECTS, Shape, Subject
+from .subjects import SUBJECTS, Shape, Subject, family_of
 
 ROOT = Path(__file__).parents[2]
+RESULTS = Path(__file__).with_suffix(".csv")
 PER_KIND = 3  # mutants of one kind in one kernel
 KINDS = ("barrier", "wait", "fence", "mask", "stride", "offset", "swap", "trans")
 
@@ -112,8 +114,9 @@ class Mutant:
 
     subject: str
     kernel: str
-    ptx: str  # its digest
-    line: int  # from 0
+    code: str  # digest of the kernel's
+    instruction: int  # from 0
+    line: int  # of the PTX, from 0
     kind: str
     before: str
     after: str
@@ -121,7 +124,7 @@ class Mutant:
 
     @property
     def key(self) -> tuple[str, int, str]:
-        return self.ptx, self.line, self.after
+        return self.code, self.instruction, _digest(self.after)[:6]
 
     def of(self, text: str) -> str:
         """The mutated PTX."""
@@ -130,8 +133,17 @@ class Mutant:
         return "\n".join(lines)
 
 
+def _digest(code: str) -> str:
+    """Of some code, in which the names that nvcc makes of a file's place do not count."""
+    return hashlib.sha256(re.sub(r"_Z\w+?(?=_param_\d|\b)", "", code).encode()).hexdigest()[:8]
+
+
+@functools.cache
 def digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """Of the instructions of PTX: where its source lies, and on which lines, does not count."""
+    kernel = program_of(text).kernel
+    labels = [f"{name} {at}" for name, at in kernel.labels.items() if not name.startswith(("$L__tmp", "$L__func"))]
+    return _digest("\n".join([*(x.text for x in kernel.instructions), *labels, str(kernel.threads)]))
 
 
 def always_true(text: str) -> frozenset[str]:
@@ -144,14 +156,17 @@ def always_true(text: str) -> frozenset[str]:
 def plant(subject: Subject, kernel: str, text: str, counts: np.ndarray, per_kind: int) -> list[Mutant]:
     """Of each kind so many, drawn by the kernel's text, among the instructions that were executed."""
     executed = {
-        step.instruction.line - 1: step.instruction for step, n in zip(program_of(text).steps, counts, strict=True) if n
-    }
+        step.instruction.line - 1: (i, step.instruction)
+        for i, (step, n) in enumerate(zip(program_of(text).steps, counts, strict=True)) if n
+    }  # fmt: skip
     constant, found = always_true(text), dict[str, list[Mutant]]()
     for number, line in enumerate(text.splitlines()):
         if number in executed:
             for kind, after in mutants_of_line(line, constant):
-                where = executed[number].source
-                mutant = Mutant(str(subject), kernel, digest(text), number, kind, line.strip(), after, where)
+                i, instruction = executed[number]
+                mutant = Mutant(
+                    str(subject), kernel, digest(text), i, number, kind, line.strip(), after, instruction.source
+                )  # fmt: skip
                 found.setdefault(kind, []).append(mutant)
     draw = random.Random(digest(text))
     for mutants in found.values():
@@ -207,7 +222,8 @@ def runs_of(number: int) -> list[Run]:
         if shape.exact:
             wanted = as_list(shape.definition())
         else:
-            wanted = list(with_bounds(shape.definition, shape.inputs, upstream, fast_exp=False))
+            given = () if shape.ratios else upstream
+            wanted = list(with_bounds(shape.definition, shape.inputs, given, fast_exp=False))
         for (text, _), counts in zip(launched, made.counts, strict=True):
             warps[text] = warps.get(text, 0) + counts.warps
         runs.append(Run(shape, upstream, results, wanted, warps, dict(launched)))
@@ -217,13 +233,13 @@ def runs_of(number: int) -> list[Run]:
 
 def differing(run: Run, results: list[Tensor]) -> list[str]:
     """Results that are farther from the definition than rounding explains; exact ones that differ."""
-    found = []
-    for i, (got, wanted) in enumerate(zip(results, run.wanted, strict=True)):
-        if run.shape.exact:
-            found += [] if torch.equal(got, wanted) else [f"result {i} differs"]
-        elif (ratio := ratio_to_bound(got, wanted, parts=run.shape.parts)) > 1:
-            found.append(f"result {i}: {ratio:.3g} times as far as rounding explains")
-    return found
+    pairs = list(zip(results, run.wanted, strict=run.shape.ratios is None))
+    if run.shape.exact:
+        return [f"result {i} differs" for i, (got, wanted) in enumerate(pairs) if not torch.equal(got, wanted)]
+    ratios = [ratio_to_bound(got, wanted, parts=run.shape.parts) for got, wanted in pairs]
+    if run.shape.ratios:
+        ratios += run.shape.ratios(results[len(pairs) :], run.upstream)
+    return [f"result {i}: {x:.3g} times as far as rounding explains" for i, x in enumerate(ratios) if not x <= 1]
 
 
 def same_bytes(a: list[Tensor], b: list[Tensor]) -> bool:
@@ -271,7 +287,7 @@ def reason(subject: Subject, mutant: Mutant, reached: list[Run], mutate: Callabl
         return "what it orders is ordered by others too, or touched by one thread alone"
     same = always = True
     for run in reached:
-        text = next(text for text in run.names if digest(text) == mutant.ptx)
+        text = next(text for text in run.names if digest(text) == mutant.code)
         given, held = watched(subject, run, text, mutant, lambda _, text: text)
         always &= held
         if mutant.kind != "mask":
@@ -300,14 +316,33 @@ def kernels_commit() -> str:
     return git("log", "-1", "--format=%h") + (", changed" if git("status", "--porcelain") else "")
 
 
-def judge(number: int, mutant: Mutant, *, reasons: bool = True) -> dict[str, Any]:
+@dataclass(frozen=True, order=True)
+class Verdict:
+    """On one mutant: a row of mutations.csv."""
+
+    kernel: str
+    arch: int
+    code: str  # digest of the kernel's as it was compiled
+    instruction: int  # of the code, from 0
+    kind: str
+    change: str  # digest of what the instruction became
+    verdict: str
+    why: str  # of one that survived: the instruction and what it became
+    commit: str  # the last that changed a kernel then
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        return self.code, self.instruction, self.change
+
+
+def judge(number: int, mutant: Mutant, *, reasons: bool = True) -> Verdict:
     """Its verdict, and why; `reasons`: of the equivalent too, which takes as long again."""
-    subject, began = SUBJECTS[number], time.process_time()
-    reached = [run for run in runs_of(number) if any(digest(text) == mutant.ptx for text in run.names)]
+    subject = SUBJECTS[number]
+    reached = [run for run in runs_of(number) if any(digest(text) == mutant.code for text in run.names)]
     verdict, why = "equivalent", ""
 
     def mutate(kernel: str, text: str) -> str:
-        return mutant.of(text) if digest(text) == mutant.ptx else text
+        return mutant.of(text) if digest(text) == mutant.code else text
 
     for run in reached:
         limit = 20 * max(int(c.sum()) for c in run.warps.values()) + 10_000
@@ -315,7 +350,7 @@ def judge(number: int, mutant: Mutant, *, reasons: bool = True) -> dict[str, Any
             with mock.patch.object(machine, "MAX_STEPS", limit):
                 results, *_ = results_of(subject, run.shape, run.upstream, mutate=mutate)
         except Fault as fault:
-            verdict, why = "reported", str(fault).splitlines()[0].partition(": ")[2]
+            verdict, why = "reported", _detector(str(fault).splitlines()[0].partition(": ")[2])
             break
         except PtxError as error:
             verdict, why = "no PTX", str(error)
@@ -328,17 +363,22 @@ def judge(number: int, mutant: Mutant, *, reasons: bool = True) -> dict[str, Any
         if found := differing(run, results):
             verdict, why = "failing", found[0]
             break
-        verdict, why = "surviving", "results differ within their bounds"
+        verdict, why = "surviving", f"{mutant.source}: {_plain(mutant.before)} -> {_plain(mutant.after)}"
     if verdict == "equivalent" and reasons:
         why = reason(subject, mutant, reached, mutate)
-    return {
-        **asdict(mutant),
-        "commit": kernels_commit(),
-        "verdict": verdict,
-        "why": why,
-        "shapes": len(reached),
-        "seconds": round(time.process_time() - began, 2),
-    }
+    code, instruction, change = mutant.key
+    return Verdict(
+        mutant.kernel, subject.arch, code, instruction, mutant.kind, change, verdict, why, kernels_commit()
+    )  # fmt: skip
+
+
+def _detector(fault: str) -> str:
+    """A fault without the numbers and arguments that are of one mutant."""
+    return re.sub(r"(argument|bytes of|values to|input) (?!(?:its|shared)\b)\w+", r"\1 ...", re.sub(r"\d+ ", "n ", fault))
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()) or "nothing"
 
 
 FAMILIES = [x for x in dict.fromkeys(x.family for x in SUBJECTS) if x != "khop" or cuda.home() is not None]
@@ -399,7 +439,8 @@ instructions that the shapes of `tests/ptx/subjects.py` execute. An equivalent m
 at any of its shapes, and nothing is reported of it; the last column is the share of the others that is reported or fails.
 Blocks run in one order, so that races between them are left to the machine.
 
-A verdict is of a kernel as it was compiled then; of one that has changed since, the tool plants anew when it runs again.
+A verdict is of a kernel as it was compiled then; of one that has changed since, the tool plants anew when it runs again. They
+are kept one by one in `tests/ptx/mutations.csv`.
 """
 
 SURVIVED = """### What survived
@@ -429,11 +470,20 @@ it walks the hub whole: the same sum in another order",
 EARLIER = """
 ## Before
 
-Tables like these were made before, of kernels as they were then: 797 mutants, of which 130 equivalent, 444 reported, 219
-failing and 4 surviving. They are all that is known of the kernels that are not above: attention's backward (with its
-forward 309 mutants, one surviving) and `attention_bce` (216, two). In what has come since, the kernels for rows of large
-scores (`attention_bwd_kernel_large_dq`, `attention_bwd_kernel_large_dkv`) and `bce_rows_fwd_kernel_bits`, nothing was planted.
-Of those of `csrc/cuda`, which are held to the CPU bit by bit and have not changed since, none of 217 survived.
+Verdicts of these were not kept one by one. Of kernels as they were at 8dcd0ef, `row_dot_fwd_kernel` at ed32135:
+
+| family | mutants | equivalent | reported by the machine | failing a comparison | surviving |
+| --- | ---: | ---: | ---: | ---: | ---: |
+| attention, forward | 132 | 20 | 82 | 29 | 1 |
+| edge_attention | 180 | 15 | 118 | 47 | 0 |
+| masked_spmm | 103 | 5 | 65 | 33 | 0 |
+| perturbation_attention | 43 | 4 | 29 | 10 | 0 |
+| relational_spmm | 87 | 3 | 60 | 24 | 0 |
+| row_dot | 169 | 17 | 105 | 45 | 2 |
+| set_sum | 15 | 1 | 11 | 3 | 0 |
+
+Before that, of 797 mutants 130 were equivalent, 444 reported, 219 failing and 4 surviving: of attention's backward with its
+forward 309, one surviving, and of `attention_bce` 216, two. Of `csrc/cuda`, which has not changed since, none of 217 survived.
 
 Mutants that change nothing at any shape were read, and some owed that to the shapes: one tie, rows of one step, hubs of two
 segments, tiles of which three keys were left. The shapes have more since, and such mutants are found. What survived then:
@@ -457,19 +507,19 @@ def _collected(*options: str) -> int:
     return sum("::" in line for line in done.stdout.splitlines())
 
 
-def _table(by: str, of: Callable[[dict[str, Any]], str], results: list[dict[str, Any]]) -> list[str]:
+def _table(by: str, of: Callable[[Verdict], str], results: list[Verdict]) -> list[str]:
     lines = [
         f"| {by} | mutants | equivalent | reported by the machine | failing a comparison | surviving | found |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[str, list[Verdict]] = {}
     for x in results:
         groups.setdefault(of(x), []).append(x)
     order = list(KINDS) if by == "kind" else sorted(groups)
     for name in [*(x for x in order if x in groups), "all"]:
         mine = results if name == "all" else groups[name]
         equivalent, reported, failing, surviving = (
-            sum(x["verdict"] == verdict for x in mine) for verdict in ("equivalent", "reported", "failing", "surviving")
+            sum(x.verdict == verdict for x in mine) for verdict in ("equivalent", "reported", "failing", "surviving")
         )
         counted = reported + failing + surviving
         share = f"{(reported + failing) / counted:.1%}" if counted else ""
@@ -477,82 +527,96 @@ def _table(by: str, of: Callable[[dict[str, Any]], str], results: list[dict[str,
     return lines
 
 
-def _family(x: dict[str, Any]) -> str:
-    return str(x["subject"]).partition(",")[0]
+def _family(x: Verdict) -> str:
+    return family_of(x.kernel)
 
 
-def _plain(text: str) -> str:
-    return " ".join(text.split()) or "nothing"
-
-
-def _explanation(x: dict[str, Any]) -> str:
+def _explanation(x: Verdict) -> str:
     for (kernel, kind, part), why in EXPLAINED.items():
-        if (x["kernel"], x["kind"]) == (kernel, kind) and part in x["before"]:
+        if (x.kernel, x.kind) == (kernel, kind) and part in x.why:
             return why
     return "not explained yet"
 
 
-def page(results: list[dict[str, Any]]) -> str:
-    """docs/compiled.md."""
-    results = [x for x in results if x["verdict"] != "no PTX"]
+def tables(results: list[Verdict]) -> str:
+    """What docs/compiled.md says of verdicts, after its introduction."""
     kernels: dict[str, set[str]] = {}
     for x in results:
-        kernels.setdefault(_family(x), set()).add(x["kernel"])
-    reasons = collections.Counter((x["kind"], x["why"]) for x in results if x["verdict"] == "equivalent")
-    detectors = collections.Counter(
-        re.sub(r"(argument|bytes of|values to|input) (?!(?:its|shared)\b)\w+", r"\1 ...", re.sub(r"\d+ ", "n ", x["why"]))
-        for x in results if x["verdict"] == "reported"
-    )  # fmt: skip
-    commits = {name: sorted({x["commit"] for x in results if _family(x) == name}) for name in kernels}
+        kernels.setdefault(_family(x), set()).add(x.kernel)
+    reasons = collections.Counter((x.kind, x.why) for x in results if x.verdict == "equivalent")
+    detectors = collections.Counter(x.why for x in results if x.verdict == "reported")
+    commits = {name: sorted({x.commit for x in results if _family(x) == name}) for name in kernels}
     families = [
         f"| {x} | {', '.join(f'`{kernel}`' for kernel in sorted(kernels[x]))} | {', '.join(commits[x])} |"
         for x in sorted(kernels)
     ]
-    columns = [(x, _plain(x["before"]), _plain(x["after"])) for x in results if x["verdict"] == "surviving"]
-    survivors = [
-        f"| `{x['kernel']}` ({x['subject']}), {x['source']} | `{before}` | `{after}` | {_explanation(x)} |"
-        for x, before, after in columns
-    ]
+    survivors = []
+    for x in sorted(x for x in results if x.verdict == "surviving"):
+        source, _, change = x.why.partition(": ")
+        before, _, after = change.partition(" -> ")
+        survivors.append(f"| `{x.kernel}`, sm_{x.arch}, {source} | `{before}` | `{after}` | {_explanation(x)} |")
     lines = [
-        INTRODUCTION.format(commit=_collected("-m", "not tile"), everything=_collected()), FAULTS, PLANTED,
-        *_table("kind", lambda x: x["kind"], results), "", *_table("family", _family, results), "",
+        PLANTED, *_table("kind", lambda x: x.kind, results), "", *_table("family", _family, results), "",
         "| family | kernels | as of |", "| --- | --- | --- |", *families, "",
         "### What was reported", "", "| fault | mutants |", "| --- | ---: |",
-        *(f"| {what} | {n} |" for what, n in detectors.most_common()), "",
+        *(f"| {what} | {n} |" for what, n in sorted(detectors.items(), key=lambda item: (-item[1], item))), "",
         "### Why mutants are equivalent", "", "| kind | reason | mutants |", "| --- | --- | ---: |",
-        *(f"| {kind} | {why} | {n} |" for (kind, why), n in sorted(reasons.items(), key=lambda item: -item[1])), "",
+        *(f"| {kind} | {why} | {n} |" for (kind, why), n in sorted(reasons.items(), key=lambda item: (-item[1], item))), "",
         SURVIVED, "| kernel | instruction | changed to | why |", "| --- | --- | --- | --- |", *survivors, EARLIER.rstrip(),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def page(results: list[Verdict]) -> str:
+    """docs/compiled.md."""
+    introduction = INTRODUCTION.format(commit=_collected("-m", "not tile"), everything=_collected())
+    return "\n".join([introduction, FAULTS, tables(results)])
+
+
+def read(path: Path) -> list[Verdict]:
     """The latest verdict on each mutant."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    found = [json.loads(line) for line in lines]
-    return list({(x["ptx"], x["line"], x["after"]): x for x in found}.values())
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        found = [
+            Verdict(**{**x, "arch": int(x["arch"]), "instruction": int(x["instruction"])})  # type: ignore[arg-type]
+            for x in csv.DictReader(file)
+        ]
+    return sorted({x.key: x for x in found}.values())
+
+
+def write(path: Path, results: Collection[Verdict], mode: str = "w") -> None:
+    with path.open(mode, newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        if mode == "w":
+            rows.writerow(x.name for x in fields(Verdict))
+        rows.writerows(astuple(x) for x in results)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=Path("runs/mutations.jsonl"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--per-kind", type=int, default=PER_KIND, help="mutants of one kind in one kernel")
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES, metavar="FAMILY", help="%(choices)s")
     parser.add_argument("--page", action="store_true", help="write docs/compiled.md of the results, and plant nothing")
     arguments = parser.parse_args()
+    results = read(arguments.results)
     if arguments.page:
-        PAGE.write_text(page(read(arguments.results)))
+        write(arguments.results, results)
+        PAGE.write_text(page(results))
         return
     mutants = all_mutants(arguments.per_kind, arguments.families)
-    arguments.results.parent.mkdir(parents=True, exist_ok=True)
-    # shapes may have been added since, to find what survived
-    known = {(x["ptx"], x["line"], x["after"]) for x in read(arguments.results) if x["verdict"] != "surviving"}
+    # what is compiled otherwise now says nothing any more; shapes may have been added since, to find what survived
+    codes = {mutant.code for _, mutant in mutants}
+    results = [x for x in results if x.code in codes or family_of(x.kernel) not in arguments.families]
+    known = {x.key for x in results if x.verdict != "surviving"}
     left = [x for x in mutants if x[1].key not in known]
+    write(arguments.results, results)
     print(f"{len(mutants)} mutants, {len(left)} to plant", flush=True)
     for number, mutant in left:
         verdict = judge(number, mutant)
-        with arguments.results.open("a") as file:
-            print(json.dumps(verdict), file=file)
+        if verdict.verdict != "no PTX":
+            write(arguments.results, [verdict], "a")
 
 
 if __name__ == "__main__":

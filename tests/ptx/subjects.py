@@ -20,6 +20,7 @@ from cellattn import MultiGraph, reference
 from cellattn.graph import cut_rows
 from cellattn.ops.row_dot import row_dot_csr
 
+from ..bounds import attention_gradient_ratios
 from ..compare import leaves, random_graph
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -34,6 +35,8 @@ class Shape:
     inputs: list[Tensor]
     parts: bool = False  # as in bounds.assert_within
     exact: bool = False  # of the extension: the definition is its CPU half, bit by bit
+    # of gradients, given them and the upstream ones: errors as shares of their bounds; None: as bounds.with_bounds has them
+    ratios: Callable[[Sequence[Tensor], Sequence[Tensor]], Sequence[float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,17 +53,27 @@ class Subject:
 
     def owns(self, kernel: str) -> bool:
         """Whether a kernel that is launched is one of the family."""
-        if self.family == "khop":
-            return kernel.endswith("_kernel")
-        return kernel.startswith(_BEGINNINGS.get(self.family, (self.family,)))
+        return family_of(kernel) == self.family
 
 
 _BEGINNINGS = {
-    "attention_bce": ("bce_rows", "nonedges"),
-    "edge_attention": ("edge_",),
-    "masked_spmm": ("masked",),
-    "relational_spmm": ("relational", "place_table"),
+    "attention_": "attention",
+    "bce_rows_": "attention_bce",
+    "nonedges_": "attention_bce",
+    "edge_bwd_": "edge_attention",
+    "edge_fwd_": "edge_attention",
+    "masked_": "masked_spmm",
+    "perturbation_attention_": "perturbation_attention",
+    "place_table_": "relational_spmm",
+    "relational_": "relational_spmm",
+    "row_dot_": "row_dot",
+    "set_sum_": "set_sum",
 }
+
+
+def family_of(kernel: str) -> str:
+    """Of a kernel's name; those of csrc/cuda have the others."""
+    return next((family for beginning, family in _BEGINNINGS.items() if kernel.startswith(beginning)), "khop")
 
 
 def drawn(dtype: torch.dtype, *shapes: tuple[int, ...], seed: int = 0) -> list[Tensor]:
@@ -77,6 +90,29 @@ def both(of: Callable[[Any], Callable[..., Any]], inputs: list[Tensor], *, parts
 def _attention(dtype: torch.dtype, lead: tuple[int, ...], tq: int, tk: int, d: int, dv: int, size: float = 1) -> Shape:
     q, k, v = drawn(dtype, (*lead, tq, d), (*lead, tk, d), (*lead, tk, dv))
     return both(lambda module: module.attention, [size * q, k, v])
+
+
+def _large(dtype: torch.dtype, lead: tuple[int, ...], tq: int, tk: int, d: int, dv: int, *, masked: bool = False) -> Shape:
+    """Every 20th row has scores of 900 or -900 and what makes them differ; that is 0 of the other rows."""
+    q, k, v = drawn(dtype, (*lead, tq, d), (*lead, tk, d), (*lead, tk, dv))
+    q[..., 0], k[..., 0] = 0, 64
+    large = torch.arange(3, tq, 20)
+    q[..., large, 0] = (900 / 64 * d**0.5 * (-1) ** torch.arange(large.numel())).to(dtype)
+    keep = torch.rand(*lead, tk, generator=torch.Generator().manual_seed(5)) < 0.6 if masked else None
+
+    def ratios(got: Sequence[Tensor], upstream: Sequence[Tensor]) -> Sequence[float]:
+        *of_out, dlse = upstream
+        dout = of_out[0] if of_out else v.new_zeros(*lead, tq, dv)
+        found = [*got, torch.zeros_like(v)][:3]  # of logsumexp there is no dv
+        return list(attention_gradient_ratios(found, q, k, v, dout, dlse, d**-0.5, keep).values())[: len(got)]
+
+    if not masked:
+        return Shape(cellattn.attention, reference.attention, [q, k, v], ratios=ratios)
+
+    def of(module: Any) -> Callable[..., Any]:
+        return lambda q, k: module.attention_logsumexp(q, k, key_mask=keep)
+
+    return Shape(of(cellattn), of(reference), [q, k], ratios=ratios)
 
 
 def _masked(dtype: torch.dtype, lead: tuple[int, ...], tq: int, tk: int, d: int) -> Shape:
@@ -265,26 +301,27 @@ _SETS = [[[1, 5], [0], [29, 3, 7]], [[2, i] for i in range(3, 30)], [[], list(ra
 SUBJECTS = [
     Subject("attention", "bf16, D 32", 80, [
         lambda: _attention(BF16, (), 70, 195, 32, 32), lambda: _attention(BF16, (2,), 195, 67, 32, 32),
-        lambda: _attention(BF16, (), 59, 188, 32, 32),
+        lambda: _attention(BF16, (), 59, 188, 32, 32), lambda: _large(BF16, (2,), 75, 138, 32, 32),
     ]),
     Subject("attention", "bf16, D 20, DV 36", 80, [
         lambda: _attention(BF16, (), 70, 195, 20, 36), lambda: _attention(BF16, (2,), 195, 67, 20, 36),
-        lambda: _attention(BF16, (), 59, 188, 20, 36),
+        lambda: _attention(BF16, (), 59, 188, 20, 36), lambda: _large(BF16, (2,), 75, 138, 20, 36),
     ]),
     Subject("attention", "bf16, D 64", 90, [
         lambda: _attention(BF16, (), 70, 195, 64, 64), lambda: _attention(BF16, (2,), 195, 67, 64, 64),
-        lambda: _attention(BF16, (), 59, 188, 64, 64),
+        lambda: _attention(BF16, (), 59, 188, 64, 64), lambda: _large(BF16, (2,), 75, 138, 64, 64),
     ]),
     Subject("attention", "fp32, D 20", 80, [
         lambda: _attention(FP32, (), 70, 101, 20, 20), lambda: _attention(FP32, (2,), 94, 62, 20, 20),
+        lambda: _large(FP32, (2,), 75, 138, 20, 20),
     ]),
     Subject("attention", "few queries, bf16, D 20", 80, [
         lambda: _attention(BF16, (), 28, 1100, 20, 20), lambda: _attention(BF16, (3,), 12, 700, 20, 20),
-        lambda: _attention(BF16, (5,), 24, 604, 20, 20, 5),
+        lambda: _attention(BF16, (5,), 24, 604, 20, 20, 5), lambda: _large(BF16, (3,), 12, 604, 20, 20),
     ]),
     Subject("attention", "masked keys, bf16, D 20", 80, [
         lambda: _masked(BF16, (2,), 70, 198, 20), lambda: _masked(BF16, (2,), 198, 66, 20),
-        lambda: _masked(BF16, (2,), 60, 188, 20),
+        lambda: _masked(BF16, (2,), 60, 188, 20), lambda: _large(BF16, (2,), 75, 138, 20, 1, masked=True),
     ]),
     Subject("row_dot", "bf16, D 20", 80, [
         lambda: _kl(BF16, (2,), 63, 20, None, 63), lambda: _kl(BF16, (), 150, 20, None, 7),

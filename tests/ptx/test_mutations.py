@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import collections
+from pathlib import Path
 
 import pytest
 
-from .mutations import judge, mutants_of_line, sample
+from .mutations import PAGE, RESULTS, judge, mutants_of_line, read, sample, tables, write
 
 SUBJECTS = (
     "attention, bf16, D 32, sm_80", "attention, bf16, D 64, sm_90", "masked_spmm, bf16, F 20, sm_80",
@@ -61,9 +62,16 @@ def test_planting(line: str, planted: list[tuple[str, str]]) -> None:
 def test_a_sample_of_planted_faults_is_found() -> None:
     """All of docs/compiled.md takes an hour; here 30, of which about one in six changes nothing that anybody could see."""
     verdicts = [judge(*mutant, reasons=False) for mutant in sample(30, SUBJECTS)]
-    count = collections.Counter(x["verdict"] for x in verdicts)
-    assert len({x["kind"] for x in verdicts}) >= 6
+    count = collections.Counter(x.verdict for x in verdicts)
+    assert len({x.kind for x in verdicts}) >= 6
     assert count["reported"] + count["failing"] >= 18, count
     assert count["reported"] >= 8, count
     assert count["failing"] >= 3, count
-    assert count["surviving"] <= 1, [x for x in verdicts if x["verdict"] == "surviving"]
+    assert count["surviving"] <= 1, [x for x in verdicts if x.verdict == "surviving"]
+
+
+def test_the_page_is_of_the_verdicts_that_are_kept(tmp_path: Path) -> None:
+    verdicts = read(RESULTS)
+    assert PAGE.read_text().endswith("\n" + tables(verdicts)), "python -m tests.ptx.mutations --page"
+    write(tmp_path / "again.csv", verdicts)
+    assert RESULTS.read_text() == (tmp_path / "again.csv").read_text(), "rows in another order, or twice"
