@@ -36,6 +36,19 @@ def describe(value: Any) -> str:
     return f"{type(value).__name__} {text if len(text) <= 80 else text[:77] + '...'}"
 
 
+def plain(text: Any) -> Any:
+    """A string of a subclass, as NumPy's are, as a `str`: others are in no file that `torch.load` reads by default."""
+    return str.__str__(text) if isinstance(text, str) else text
+
+
+def require_iterable(name: str, value: Any, expected: str) -> None:
+    """Check that an argument can be gone through, and is not one string."""
+    if isinstance(value, str):
+        raise TypeError(f"{name}: expected {expected}, got the one string {value!r}")
+    if not isinstance(value, Iterable):
+        raise TypeError(f"{name}: expected {expected}, got {describe(value)}")
+
+
 def tensor_of(value: Any) -> Any:
     """A NumPy array as a tensor, of the same memory where it may be written; all else as it came."""
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":

@@ -13,7 +13,7 @@ from os import PathLike
 import torch
 from torch import Tensor
 
-from ._check import describe, require, require_count, unknown
+from ._check import describe, plain, require, require_count, require_indices, require_iterable, require_tensor, unknown
 from ._modes import without_function_modes
 
 
@@ -30,9 +30,10 @@ class GeneList:
     """
 
     def __init__(self, names: Iterable[str], *, aliases: Mapping[str, str] | None = None) -> None:
-        if isinstance(names, str):
-            raise TypeError(f"names: expected several gene names, got the one string {names!r}")
-        self.names: tuple[str, ...] = tuple(names)
+        require_iterable("names", names, "several gene names")
+        if isinstance(names, (set, frozenset)):  # of strings, whose order is another in each process
+            raise TypeError(f"names: expected gene names in an order, got {describe(names)}")
+        self.names: tuple[str, ...] = tuple(map(plain, names))
         self._aliases: dict[str, str] = {}
         self._index: dict[str, int] = {}
         for position, name in enumerate(self.names):
@@ -43,10 +44,13 @@ class GeneList:
             if name in self._index:
                 raise ValueError(f"names: {name!r} stands at positions {self._index[name]} and {position}")
             self._index[name] = position
+        if aliases is not None and not isinstance(aliases, Mapping):
+            raise TypeError(f"aliases: expected a dict from other name to name, got {describe(aliases)}")
         for alias, name in (aliases or {}).items():
+            alias, name = plain(alias), plain(name)
             if not isinstance(alias, str) or not alias:
                 raise ValueError(f"aliases: expected non-empty strings, got {describe(alias)} for {name!r}")
-            index = self._index.get(name)
+            index = self._index.get(name) if isinstance(name, str) else None
             if index is None:
                 raise ValueError(f"aliases: {alias!r} stands for {name!r}, which is not in the list")
             if self._index.setdefault(alias, index) != index:
@@ -111,16 +115,27 @@ class GeneList:
         return hashlib.sha256(json.dumps(self.names, separators=(",", ":")).encode()).hexdigest()
 
     def select(self, indices: Tensor) -> GeneList:
-        """The list of the genes at these positions (int64 [M], distinct), in their order, with their aliases."""
+        """The list of the genes at these positions (int64 [M], distinct), in their order, with their aliases.
+
+        Raises:
+            TypeError, ValueError: no such tensor, a position out of range or one that stands twice.
+        """
+        require_tensor("indices", indices, ndim=1, dtypes=(torch.int64,))
+        require(indices.device.type != "meta", "indices: expected a tensor that holds values, got one on device meta")
+        require_indices("indices", indices.cpu(), len(self.names))
         new = object.__new__(GeneList)  # all is known to be right; graphs are cut often
         new.names = tuple(map(self.names.__getitem__, indices.tolist()))
         new._index = {name: index for index, name in enumerate(new.names)}
+        if len(new._index) < len(new.names):
+            first = next(position for position, name in enumerate(new.names) if new._index[name] != position)
+            raise ValueError(f"indices: expected distinct genes, got {int(indices[first])} twice")
         new._aliases = {alias: name for alias, name in self._aliases.items() if name in new._index}
         new._index |= {alias: new._index[name] for alias, name in new._aliases.items()}
         return new
 
     def extend(self, names: Iterable[str], *, at: int | None = None) -> GeneList:
         """The list with more genes behind its own, or before the one at position `at`."""
+        require_iterable("names", names, "several gene names")
         at = len(self.names) if at is None else at
         require_count("at", at)
         require(at <= len(self.names), f"at: expected at most {len(self.names)}, the genes of the list, got {at}")
@@ -138,8 +153,7 @@ class GeneList:
             TypeError: `names` is one string.
             ValueError: a name that is not in the list.
         """
-        if isinstance(names, str):
-            raise TypeError(f"names: expected several gene names, got the one string {names!r}")
+        require_iterable("names", names, "several gene names")
         return torch.tensor([self._one(name) for name in names], dtype=torch.int64)
 
     def get(self, name: str) -> int | None:
@@ -147,7 +161,7 @@ class GeneList:
         return self._index.get(name)
 
     def _one(self, name: str) -> int:
-        index = self._index.get(name)
+        index = self._index.get(name) if isinstance(name, str) else None
         if index is None:
             unknown("names", name, self.names)
         return index

@@ -86,6 +86,38 @@ def _checkpoint(case: Case, reentrant: bool) -> None:
         case.module.zero_grad()
 
 
+def _hooks(case: Case) -> None:
+    """Full ones of every module inside, which make of its inputs and outputs views that nothing may change."""
+    assert case.module is not None
+    module = copy.deepcopy(case.module)
+    calls = []
+    for inner in module.modules():
+        inner.register_forward_pre_hook(lambda *given: None)
+        inner.register_forward_hook(lambda *given: calls.append(given))
+        inner.register_full_backward_pre_hook(lambda *given: None)
+        inner.register_full_backward_hook(lambda *given: calls.append(given))
+    leaves = [x.requires_grad_() for x in case.inputs]
+    close(torch.autograd.grad(case.of(case.outputs(*leaves, module=module)), leaves, materialize_grads=True), case.grads())
+    assert calls
+
+
+def _default_dtype(case: Case) -> None:
+    """With a graph that was not used before, float64 for whatever is made without a dtype."""
+    before = registry.GRAPH
+    registry.GRAPH = registry._graph()
+    module = None if case.module is None else copy.deepcopy(case.module).float()
+    given = [x.float() for x in case.inputs]
+    torch.set_default_dtype(torch.float64)
+    try:
+        got = case.outputs(*given, module=module)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        registry.GRAPH = before
+    want = case.outputs(*given, module=module)
+    assert [x.dtype for x in got] == [x.dtype for x in want]
+    close(got, want, 0)
+
+
 def _vmap(case: Case) -> None:
     batch = [torch.stack([x, 0.5 * x]) for x in case.inputs]
     got = torch.func.vmap(case.outputs, randomness="same")(*batch)
@@ -304,6 +336,8 @@ COLUMNS: dict[str, Callable[[Case], None]] = {
     "export": _export,
     "fake tensors": _fake,
     "default device": _default_device,
+    "default dtype": _default_dtype,
+    "hooks": _hooks,
     "spawn": _spawn,
     "autocast": _autocast,
     "float32": lambda case: _in_dtype(case, torch.float32),
@@ -315,7 +349,7 @@ COLUMNS: dict[str, Callable[[Case], None]] = {
 }
 # The columns of the table; under all others everything works, as the page says.
 EXCEPT = ("jvp", "double backward", "vmap of indices", "export", "fake tensors")
-OF_MODULES = ("functional_call", "deepcopy", "pickle", "state_dict")
+OF_MODULES = ("functional_call", "hooks", "deepcopy", "pickle", "state_dict")
 
 
 def found(name: str) -> list[str]:

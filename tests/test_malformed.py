@@ -31,7 +31,7 @@ from cellattn import (
     sample_rows,
 )
 from cellattn.data import GeneList, PerturbationDataset, read_edge_table, read_string_links, synthetic_cell
-from cellattn.nn import CellEncoder, GraphRegularizedAttention, HyperSAGNN, PerturbationHead
+from cellattn.nn import CellEncoder, GeneTokens, GraphRegularizedAttention, HyperSAGNN, PerturbationHead
 
 N, H, D = 5, 2, 4
 T = N + 1  # one prefix token
@@ -601,6 +601,8 @@ GRAPH_ATTENTION: list[Case] = [
         ValueError,
         ("k", "[2, 7, 4]"),
     ),
+    ("v-none", lambda: graph_attention(QUERIES, QUERIES, None, GRAPH, ()), TypeError, ("v", "None")),  # type: ignore[arg-type]
+    ("v-scalar", lambda: graph_attention(QUERIES, QUERIES, ids(1.0), GRAPH, ()), ValueError, ("v", "got []")),
     ("loss-word", tied(loss="mse"), ValueError, ("loss", "'mse'")),
     ("loss-case", tied(loss="KL"), ValueError, ("loss", "'KL'")),
     ("loss-none", tied(loss=None), ValueError, ("loss", "None")),
@@ -791,6 +793,32 @@ RELATIONAL_SPMM: list[Case] = [
 DATA: list[Case] = [
     ("names-str", lambda: GeneList("YAL001C"), TypeError, ("names", "'YAL001C'")),
     ("names-twice", lambda: GeneList(["a", "b", "a"]), ValueError, ("names", "'a'", "0 and 2")),
+    ("names-none", lambda: GeneList(None), TypeError, ("names", "None")),  # type: ignore[arg-type]
+    ("names-set", lambda: GeneList({"a"}), TypeError, ("names", "order", "{'a'}")),
+    ("aliases-list", lambda: GeneList(["a"], aliases=["b"]), TypeError, ("aliases", "['b']")),  # type: ignore[arg-type]
+    ("aliases-lists", lambda: GeneList(["a"], aliases={"b": ["a"]}), ValueError, ("aliases", "'b'", "['a']")),  # type: ignore[dict-item]
+    ("index-none", lambda: GeneList(["a"]).index(None), TypeError, ("names", "None")),  # type: ignore[arg-type]
+    ("index-list", lambda: GeneList(["a"]).index([["a"]]), ValueError, ("names", "['a']")),  # type: ignore[list-item]
+    ("extend-str", lambda: GeneList(["a"]).extend("bc"), TypeError, ("names", "'bc'")),
+    ("select-list", lambda: GeneList(["a", "b"]).select([0]), TypeError, ("indices", "[0]")),  # type: ignore[arg-type]
+    ("select-mask", lambda: GeneList(["a", "b"]).select(ids([True, False])), ValueError, ("indices", "bool")),
+    ("select-negative", lambda: GeneList(["a", "b"]).select(ids([-1])), ValueError, ("indices", "holds -1")),
+    ("select-twice", lambda: GeneList(["a", "b"]).select(ids([1, 0, 1])), ValueError, ("indices", "1 twice")),
+    ("select-meta", lambda: GeneList(["a"]).select(ids([0], device="meta")), ValueError, ("indices", "meta")),
+    ("sets-none", lambda: PerturbationDataset.from_sets(None, num_genes=N), TypeError, ("sets", "None")),  # type: ignore[arg-type]
+    ("sets-mask", lambda: PerturbationDataset.from_sets([[True, False]], num_genes=N), TypeError, ("sets", "bool True")),
+    (
+        "sets-mask-numpy",
+        lambda: PerturbationDataset.from_sets(np.array([[True, False]]), num_genes=N),
+        TypeError,
+        ("sets", "sample 0", "bool"),
+    ),
+    (
+        "sets-mask-tensor",
+        lambda: PerturbationDataset.from_sets([ids([True, False])], num_genes=N),  # type: ignore[list-item]
+        TypeError,
+        ("sets", "sample 0", "bool tensor"),
+    ),
     ("names-int", lambda: GeneList(["a", 3]), TypeError, ("names", "position 1", "int 3")),  # type: ignore[list-item]
     (
         "table-missing",
@@ -814,6 +842,23 @@ MODULES: list[Case] = [
     ("dim-float", lambda: CellEncoder(8.0, 1, 2), TypeError, ("dim", "8.0")),  # type: ignore[arg-type]
     ("norm", lambda: CellEncoder(8, 1, 2, norm="layer"), ValueError, ("norm", "'layer'")),
     ("dropout", lambda: CellEncoder(8, 1, 2, dropout=1.5), ValueError, ("dropout", "1.5")),
+    ("ties-none", lambda: CellEncoder(8, 1, 2, ties=None), TypeError, ("ties", "None")),  # type: ignore[arg-type]
+    ("ties-bare", lambda: CellEncoder(8, 1, 2, ties=(0, 0, "r", 1.0)), ValueError, ("ties", "entry 0", "int 0")),  # type: ignore[arg-type]
+    (
+        "ties-generator",  # it would be empty for whoever reads it next
+        lambda: CellEncoder(8, 1, 2, ties=((0, h, "r", 1.0) for h in range(2))),  # type: ignore[arg-type]
+        TypeError,
+        ("ties", "generator"),
+    ),
+    ("masks-pair", lambda: CellEncoder(8, 1, 2, masks=[(0, 1)]), ValueError, ("masks", "entry 0", "(0, 1)")),  # type: ignore[list-item]
+    ("pairs-bare", lambda: GraphRegularizedAttention(8, 2, ties=("r", 1)), ValueError, ("ties", "entry 0", "'r'")),  # type: ignore[arg-type]
+    ("pool-none", lambda: PerturbationHead(8, num_types=5, pool=None), TypeError, ("pool", "None")),  # type: ignore[arg-type]
+    (
+        "gene_ids-meta",
+        lambda: GeneTokens(8, num_genes=3)(2, gene_ids=ids([0, 1], device="meta")),
+        ValueError,
+        ("gene_ids", "cpu", "meta"),
+    ),
     ("layer", lambda: CellEncoder(8, 1, 2, ties=[(1, 0, "r", 1.0)]), ValueError, ("ties", "layer", "1")),
     ("sagnn-ptr", lambda: HyperSAGNN(8)(rand(3, 8), ids([0, 2])), ValueError, ("ptr", "2")),
     ("pool", lambda: PerturbationHead(8, num_types=5, pool="max"), ValueError, ("pool", "'max'")),

@@ -17,10 +17,12 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 
 from .._check import (
     describe,
+    plain,
     require,
     require_choice,
     require_count,
     require_indices,
+    require_iterable,
     require_several,
     require_tensor,
     tensor_of,
@@ -228,7 +230,7 @@ class PerturbationDataset(Dataset[PerturbationSample]):
             if isinstance(split, str) or not isinstance(split, Sequence) or not all(isinstance(name, str) for name in split):
                 raise TypeError(f"split: expected one string a sample, got {describe(split)}")
             require(len(split) == num_samples, f"split: expected {num_samples} names, one a sample, got {len(split)}")
-            code = {name: position for position, name in enumerate(dict.fromkeys(split))}
+            code = {name: position for position, name in enumerate(dict.fromkeys(map(plain, split)))}
             self.split_names = tuple(code)
             self._split = torch.tensor([code[name] for name in split], dtype=torch.int64)
 
@@ -259,6 +261,7 @@ class PerturbationDataset(Dataset[PerturbationSample]):
         """
         flat: list[int] = []
         ends: list[int] = [0]
+        require_iterable("sets", sets, "a sequence of genes a sample")
         for sample, members in enumerate(sets):
             if isinstance(members, str) or not isinstance(members, Iterable):
                 raise TypeError(f"sets: expected a sequence of genes for sample {sample}, got {describe(members)}")
@@ -502,6 +505,8 @@ def _gene_index(gene: Any, genes: GeneList | None, sample: int) -> int:
             raise ValueError(f"sets: sample {sample} names gene {gene!r}, which is not in the gene list")
         return index
     try:
+        if isinstance(gene, (bool, np.bool_)) or (isinstance(gene, Tensor) and gene.dtype == torch.bool):
+            raise TypeError  # a mask is no set
         return operator.index(gene)  # numpy integers too
     except TypeError:
         wanted = "an index" if genes is None else "an index or a name"

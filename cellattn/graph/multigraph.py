@@ -20,6 +20,7 @@ from torch._compile import _disable_dynamo
 
 from .._check import (
     describe,
+    plain,
     require,
     require_choice,
     require_count,
@@ -213,7 +214,7 @@ class MultiGraph:
         require_count("num_nodes", num_nodes, minimum=1)
         require(num_nodes <= _MAX_NODES, f"num_nodes: expected at most {_MAX_NODES}, got {num_nodes}")
         names = as_names(names, num_nodes)
-        edge_index = {name: tensor_of(index) for name, index in edge_index.items()}
+        edge_index = {plain(name): tensor_of(index) for name, index in edge_index.items()}
         relations = tuple(edge_index)
         for name in relations:
             require(isinstance(name, str) and name != "", f"edge_index: expected non-empty str names, got {describe(name)}")
@@ -734,13 +735,14 @@ class MultiGraph:
             ValueError: a name that is no relation's, or stands twice.
         """
         require_several("relations", relations)
-        require(len(set(relations)) == len(relations), f"relations: expected distinct names, got {list(relations)}")
-        chosen = tuple(relations)
+        ids = [self.relation_id(name) for name in relations]
+        require(len(set(ids)) == len(ids), f"relations: expected distinct names, got {list(relations)}")
+        chosen = tuple(self.relations[r] for r in ids)
         if chosen == self.relations:
             return self
         if chosen not in self._selected:
             parts = [derive.rows_of(self, name) for name in chosen]
-            types = self.types.select([self.relation_id(name) for name in chosen])
+            types = self.types.select(ids)
             dtype = self._weight.dtype
             self._selected[chosen] = MultiGraph._stack(chosen, parts, self.num_nodes, self.device, dtype, self.names, types)
         return self._selected[chosen]
@@ -791,7 +793,7 @@ class MultiGraph:
         Raises:
             ValueError, TypeError: naming the argument.
         """
-        self.relation_id(relation)
+        relation = self.relations[self.relation_id(relation)]
         if not isinstance(diagonal, bool):
             raise TypeError(f"diagonal: expected a bool, got {describe(diagonal)}")
         if weight is not None:
@@ -952,7 +954,7 @@ class MultiGraph:
     def __getitem__(self, relation: str) -> Relation:
         """One relation, with `edge_index`, `weight` and the like; `select` gives a graph of some of them."""
         arrays = (of(relation) for of in (self.rowptr, self.col, self.weight, self.known))
-        return Relation(relation, *arrays)
+        return Relation(plain(relation), *arrays)
 
     def __contains__(self, relation: object) -> bool:
         return relation in self.relations

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._check import describe, require, require_choice, require_count, require_mapping, unknown
+from .._check import describe, plain, require, require_choice, require_count, require_mapping, unknown
 
 GENE = "gene"  # the type of a graph that was told of none
 
@@ -37,7 +37,7 @@ class NodeTypes(NamedTuple):
         for name, size in node_types.items():
             require(isinstance(name, str) and name != "", f"node_types: expected non-empty str names, got {describe(name)}")
             require_count(f"node_types[{name!r}]", size)
-        names, sizes = tuple(node_types), tuple(node_types.values())
+        names, sizes = tuple(map(plain, node_types)), tuple(node_types.values())
         require(sum(sizes) == num_nodes, f"node_types: expected num_nodes = {num_nodes} tokens, got {sum(sizes)} of {names}")
         given: dict[str, tuple[str, str]] = {}
         if joins is not None:
@@ -49,7 +49,7 @@ class NodeTypes(NamedTuple):
                 raise TypeError(f"joins[{name!r}]: expected two types, of its rows and its columns, got {describe(ends)}")
             for end in ends:
                 require_choice(f"joins[{name!r}]", end, names)
-            given[name] = ends[0], ends[1]
+            given[name] = plain(ends[0]), plain(ends[1])
         return cls(names, sizes, tuple(given.get(name, (names[0], names[0])) for name in relations))
 
     @property

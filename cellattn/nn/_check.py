@@ -17,6 +17,7 @@ from .._check import (
     require_indices,
     require_ragged,
     require_same,
+    require_several,
     require_tensor,
 )
 from ..graph import MultiGraph
@@ -34,6 +35,15 @@ def require_weight(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name}: expected a number, got {describe(value)}")
     require(math.isfinite(value) and value >= 0, f"{name}: expected a finite number of at least 0, got {value}")
+
+
+def entries(name: str, value: Any, kind: str, sizes: tuple[int, ...]) -> tuple[tuple[Any, ...], ...]:
+    """An argument that is several tuples of a number of parts, as a tuple of them."""
+    require_several(name, value, f"a sequence of entries {kind}")
+    for position, entry in enumerate(value):
+        whole = isinstance(entry, (tuple, list)) and len(entry) in sizes
+        require(whole, lambda: f"{name}: entry {position}: expected {kind}, got {describe(entry)}")
+    return tuple(map(tuple, value))
 
 
 def require_max_size(value: Any) -> None:

@@ -16,7 +16,7 @@ from ..ops._rows import OVER, REDUCTIONS
 from ..ops.attention import refuse_habits
 from ..ops.attention_bce import LINKS, TARGETS, check_negatives
 from ..ops.graph_attention import LOSSES, check_diagonal
-from ._check import require_features, require_probability
+from ._check import entries, require_features, require_probability
 
 Rows = Tensor | Mapping[str, Tensor]
 
@@ -93,6 +93,7 @@ class GraphRegularizedAttention(nn.Module):
         require_count("head_dim", head_dim, minimum=1)
         require_probability("dropout_p", dropout_p)
         check_loss_options(loss_options)
+        ties, masks = (entries(name, pairs, "(relation, head)", (2,)) for name, pairs in (("ties", ties), ("masks", masks)))
         for name, pairs in (("ties", ties), ("masks", masks)):
             for position, pair in enumerate(pairs):
                 relation, head = pair
@@ -105,7 +106,7 @@ class GraphRegularizedAttention(nn.Module):
         both = sorted(tied & masked)
         require(not both, f"masks: expected heads without a tie, got {both} in both")
         self.dim, self.num_heads, self.head_dim, self.num_prefix = dim, num_heads, head_dim, num_prefix
-        self.ties, self.masks = tuple(ties), tuple(masks)
+        self.ties, self.masks = ties, masks
         self.masked = sorted(masked)
         self.seeing = [head for head in range(num_heads) if head not in masked]  # heads that see everything
         self.loss_options = loss_options

@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from .._check import describe, require, require_choice, require_count
 from .._profiling import spanned
 from ..graph import MultiGraph
-from ._check import require_features, require_probability, require_weight
+from ._check import entries, require_features, require_probability, require_weight
 from .attention import GraphLossOptions, GraphRegularizedAttention, Rows, check_loss_options
 
 
@@ -135,6 +135,7 @@ class CellEncoder(nn.Module):
         ffn_dim = 4 * dim if ffn_dim is None else ffn_dim
         require_count("ffn_dim", ffn_dim, minimum=1)
         self.dim = dim
+        ties = entries("ties", ties, "(layer, head, relation, weight[, options])", (4, 5))
         self.tie_options = tuple(_own_options(position, tie) for position, tie in enumerate(ties))
         self.ties = tuple(Tie(*tie[:4]) for tie in ties)
         for position, tie in enumerate(self.ties):
@@ -147,7 +148,7 @@ class CellEncoder(nn.Module):
             require_choice("reduction", options.get("reduction", "mean"), ("mean", "sum"))
             twice = tie[:3] in [other[:3] for other in self.ties[:position]]
             require(not twice, f"ties: entry {position}: layer, head and relation {tie[:3]} are listed twice")
-        self.masks = tuple(masks)
+        self.masks = entries("masks", masks, "(layer, head, relation)", (3,))
         for position, (layer, _, _) in enumerate(self.masks):
             require_count(f"masks: entry {position}: layer", layer, minimum=0)
             require(layer < num_layers, f"masks: entry {position}: expected a layer below {num_layers}, got {layer}")
@@ -219,9 +220,6 @@ class CellEncoder(nn.Module):
 
 def _own_options(position: int, tie: Sequence[Any]) -> dict[str, Any]:
     """The options that an entry (layer, head, relation, weight, options) has of its own."""
-    require(
-        4 <= len(tie) <= 5, f"ties: entry {position}: expected (layer, head, relation, weight[, options]), got {describe(tie)}"
-    )
     options = tie[4] if len(tie) == 5 else {}
     if not isinstance(options, Mapping):
         raise TypeError(f"ties: entry {position}: expected a dict of options, got {describe(options)}")

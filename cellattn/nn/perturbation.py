@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._check import require, require_choice, require_count
+from .._check import require, require_choice, require_count, require_several
 from .._profiling import spanned
 from ..ops import perturbation_attention
 from ..ops.set_sum import set_mean, set_sum
@@ -169,6 +169,8 @@ class PerturbationHead(nn.Module):
         require_count("num_heads", num_heads)
         require(num_heads == 0 or dim % num_heads == 0, f"num_heads: expected a divisor of dim, {dim}, got {num_heads}")
         require_probability("dropout", dropout)
+        if not isinstance(pool, str):
+            require_several("pool", pool, "a name or several")
         kinds = (pool,) if isinstance(pool, str) else tuple(pool)
         require(len(kinds) > 0, "pool: expected at least one, got none")
         require(len(set(kinds)) == len(kinds), f"pool: expected each once, got {kinds}")

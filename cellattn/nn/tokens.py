@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .._check import describe, require, require_count, require_indices, require_tensor
+from .._check import describe, require, require_count, require_indices, require_same, require_tensor
 from ._check import require_features
 
 
@@ -82,6 +82,7 @@ class GeneTokens(nn.Module):
                 require_tensor("gene_ids", gene_ids, ndim=1, dtypes=(torch.int64,))
                 if len(gene_ids) != num_nodes:
                     raise ValueError(f"gene_ids: expected {num_nodes}, one a gene, got {len(gene_ids)}")
+                require_same("device", module=self.embedding.weight.device, gene_ids=gene_ids.device)
                 require_indices("gene_ids", gene_ids, len(self.embedding.weight), "embeddings")
                 parts.append(self.embedding(gene_ids))
         if self.project_features is not None and features is not None:

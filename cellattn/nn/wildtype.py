@@ -89,7 +89,7 @@ class SAGEConv(RelationalConv):
         return self.message(x).unflatten(-1, (-1, x.shape[-1]))
 
     def update(self, total: Tensor) -> Tensor:
-        return F.relu(self.norm(total), inplace=True)
+        return F.relu(self.norm(total))
 
 
 class GINConv(RelationalConv):
@@ -111,7 +111,7 @@ class GINConv(RelationalConv):
         return self.message(x).unflatten(-1, (len(self.eps), -1))
 
     def update(self, total: Tensor) -> Tensor:
-        return self.out(F.relu(self.norm(total), inplace=True))
+        return self.out(F.relu(self.norm(total)))
 
 
 class GATConv(RelationalConv):
@@ -148,7 +148,7 @@ class GATConv(RelationalConv):
     def update(self, total: Tensor) -> Tensor:
         total = total.unflatten(-1, (self.num_heads, -1))
         numerator, denominator = total.split([total.shape[-1] - 1, 1], dim=-1)
-        return F.relu(self.norm((numerator * denominator.reciprocal()).flatten(-2)), inplace=True)
+        return F.relu(self.norm((numerator * denominator.reciprocal()).flatten(-2)))
 
     def sent_change(self, new: Tensor, old: Tensor, keep: Tensor) -> Tensor:
         return self._weighted(new, self.message.weight, self.score, keep) - self.send(old)

@@ -12,7 +12,7 @@ from .._aligned import aligned_features, first_features
 from .._check import describe, require, require_choice
 from ..graph import MultiGraph
 from ._rows import OVER, REDUCTIONS, check_graph, rows_of_ties
-from .attention import attention, check_qk, of_one_dtype, refuse_habits, resolve_scale
+from .attention import attention, check_qk, check_v, of_one_dtype, refuse_habits, resolve_scale
 from .attention_bce import LINKS, TARGETS, attention_bce, check_negatives
 from .attention_kl import kl_of_ties
 from .attention_kl_comembership import attention_kl_comembership
@@ -85,6 +85,7 @@ def graph_attention(
     check_qk(q, k)
     require(q.ndim >= 3, lambda: f"q: expected shape [..., heads, tokens, head_dim], got {list(q.shape)}")
     require(k.shape == q.shape, lambda: f"k: expected the shape of q, {list(q.shape)}, got {list(k.shape)}")
+    check_v(v, q, k)
     check_graph(graph, q, num_prefix)
     ties = check_ties(ties, graph, q.shape[-3])
     relations = [relation for relation, _ in ties]

@@ -7,10 +7,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from cellattn.data import GeneList, require_same_genes
+from cellattn import MultiGraph
+from cellattn.data import GeneList, PerturbationDataset, require_same_genes
 
 
 def test_index_takes_names_and_aliases() -> None:
@@ -153,3 +155,30 @@ def test_an_unknown_name_does_not_print_the_genome() -> None:
     with pytest.raises(ValueError, match="expected one of 6607 names; did you mean 'Y66") as caught:
         genes.index(["Y66O7"])
     assert len(str(caught.value)) < 200
+
+
+def test_names_that_numpy_holds_are_strings(tmp_path: Path) -> None:
+    """A subclass of str, as NumPy's, is in no file that `torch.load` reads unless it is told to trust it."""
+    text = np.str_
+    genes = GeneList(np.array(["x", "y", "z"]), aliases={text("other"): text("x")})
+    graph = MultiGraph.from_edge_index(
+        {text("a"): torch.tensor([[0], [2]])},
+        3,
+        names=genes,
+        node_types={text("gene"): 2, text("term"): 1},
+        joins={text("a"): (text("gene"), text("term"))},
+    )
+    whole = MultiGraph.from_edge_index({text("b"): torch.tensor([[0], [1]])}, 3)
+    data = PerturbationDataset.from_sets([[text("x")], ["z"]], [0.0, 1.0], genes=genes, split=list(np.array(["train", "test"])))
+    made = {
+        "graph": graph,
+        "of its relations": whole.select([text("b")]),
+        "relation": whole[text("b")],
+        "shared": graph.comembership(text("a")),
+        "dataset": data,
+    }
+    torch.save(made, tmp_path / "made.pt")
+    found = torch.load(tmp_path / "made.pt")
+    assert found["graph"] == graph
+    assert found["dataset"].split_names == ("train", "test")
+    assert type(found["graph"].names[0]) is str
