@@ -144,10 +144,32 @@ def refuse_double_backward(backward_op: Operator, name: str) -> None:
     """Make differentiating an operator's backward a clear error rather than a silent zero."""
 
     def raise_error(ctx: Any, *grads: Any) -> NoReturn:
-        raise RuntimeError(f"cellattn.{name}: double backward is not supported; call backward without create_graph=True")
+        raise RuntimeError(_twice(name))
 
     backward_op.public = name
     backward_op.register_autograd(raise_error)
+
+
+def refuse_double_backward_through(x: Tensor, name: str) -> None:
+    """The same where PyTorch has a formula, so that what a small problem allows is not an error of a large one."""
+    if x.requires_grad:
+        x.register_hook(_refusing_hook(name))
+
+
+@functools.cache
+def _refusing_hook(name: str) -> Callable[[Tensor], Tensor | None]:
+    refuse = torch._C._functions.DelayedError(_twice(name).encode(), 1)
+
+    def hook(grad: Tensor) -> Tensor | None:
+        if not torch.is_grad_enabled():  # backward without create_graph
+            return None
+        return refuse(grad if grad.requires_grad else grad.detach().requires_grad_())
+
+    return hook
+
+
+def _twice(name: str) -> str:
+    return f"cellattn.{name}: double backward is not supported; call backward without create_graph=True"
 
 
 def keep_missing_grads(ctx: Any) -> None:

@@ -72,7 +72,7 @@ def rows_of_ties(
 
 def take(x: Tensor, dim: int, rows: Tensor | None, num_prefix: int) -> Tensor:
     """The genes `rows` (all if None) along a dimension of tokens."""
-    genes = x.narrow(dim, num_prefix, x.shape[dim] - num_prefix)
+    genes = x.narrow(dim, num_prefix, x.shape[dim] - num_prefix) if num_prefix else x
     return genes if rows is None else genes.index_select(dim, rows)
 
 

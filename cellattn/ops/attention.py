@@ -228,7 +228,7 @@ def _attention(
         k, keep = _without_masked(k, key_mask)
     run, heads = _chosen((_rows, _flash, _dense), q, k, v, scale, draw)
     out, lse = run(*heads, keep, scale, draw, threshold)
-    return _as(out, q.dtype), lse
+    return as_dtype(out, q.dtype), lse
 
 
 @_attention.register_fake
@@ -266,7 +266,7 @@ def _attention_backward(
     dq, dk, dv = run(dout, dlse, *heads, keep, out, lse, scale, draw, threshold)
     if keep is not None:
         dk = dk.masked_fill_(~keep.unsqueeze(-1), 0)
-    return _as(dq, q.dtype), _as(dk, k.dtype), _as(dv, v.dtype)
+    return as_dtype(dq, q.dtype), as_dtype(dk, k.dtype), as_dtype(dv, v.dtype)
 
 
 @_attention_backward.register_fake
@@ -411,13 +411,14 @@ def _chosen(
     has_rows = AVAILABLE if draw is not None else _HAS_LOOPS and _kernel_dtype(q.dtype).itemsize > 2
     if has_rows:
         dtype = accumulation_dtype(q.dtype)
-        q, k, v = (_as(x, dtype).contiguous() for x in (q, k, v))
+        q, k, v = (as_dtype(x, dtype).contiguous() for x in (q, k, v))
     if not is_ordinary(q, k, v, scale):
         return dense, (q, k, v)
     return rows if has_rows else dense if draw is not None else flash, (q, k, v)
 
 
-def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
+def as_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x.to(dtype), which takes longer to find that there is nothing to do."""
     return x if x.dtype == dtype else x.to(dtype)
 
 
@@ -517,7 +518,7 @@ def _rows_backward(
     if dlse is not None:
         dlse = dlse.contiguous()
     if dout is not None:
-        dout, out = _as(dout, dtype).contiguous(), _as(out, dtype).contiguous()
+        dout, out = as_dtype(dout, dtype).contiguous(), as_dtype(out, dtype).contiguous()
         return _attention_rows_backward(dout, dlse, q, k, v, mask, out, lse.contiguous(), draw, scale, threshold)
     nothing = q.new_empty(*q.shape[:-1], 0)
     without = v.new_empty(*v.shape[:-1], 0)

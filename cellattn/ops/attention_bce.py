@@ -37,7 +37,7 @@ from .._extension import fake, require_extension
 from ..graph import MultiGraph
 from ._bernoulli import SHARP, cross_entropy, cross_entropy_slope, weighted
 from ._csr import sddmm, spmm, take_rows
-from ._dense import dense_bce, dense_loss, is_small
+from ._dense import dense_bce, is_small
 from ._operator import keep_missing_grads, operator, refuse_double_backward
 from ._rows import check_head, check_rows, reduced, row_logsumexp, take
 from .attention import accumulation_dtype, of_one_dtype, resolve_scale, rounding_of, unrounded
@@ -110,9 +110,9 @@ def attention_bce(
     every = num_negatives is None and neg_sample_ratio is None
     # a single token has a = 1, and nothing that says what 1 - a is
     if every and (q.shape[-2] > 1 or link == "sigmoid") and is_small(q, k, lse, genes, graph.num_nodes, scale):
-        return dense_loss(
-            dense_bce, q, k, lse if link == "softmax" else None, graph, relation, genes, num_prefix=num_prefix, scale=scale,
-            over="tokens" if link == "softmax" else "", reduction=reduction, normalized=target == "normalized",
+        return dense_bce(
+            q, k, lse, graph, relation, genes, num_prefix=num_prefix, scale=scale, link=link,
+            normalized=target == "normalized", reduction=reduction,
         )  # fmt: skip
     total = None
     if link == "softmax":

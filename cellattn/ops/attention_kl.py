@@ -18,7 +18,7 @@ from torch import Tensor
 from .._aligned import aligned_features
 from .._check import require_choice
 from ..graph import MultiGraph
-from ._dense import dense_kl, dense_loss, is_small
+from ._dense import dense_kl, is_small
 from ._rows import OVER, check_head, check_rows, logsumexp_of_ties, reduce_ties, targets_of_ties
 from .attention import accumulation_dtype, of_one_dtype, resolve_scale
 from .row_dot import row_dot
@@ -68,9 +68,9 @@ def attention_kl(
     scale, genes = resolve_scale(scale, q.shape[-1]), check_rows("rows", rows, graph)
     lse = lse if over == "tokens" else None
     if is_small(q, k, lse, genes, graph.num_nodes, scale):
-        return dense_loss(
-            dense_kl, q, k, lse, graph, relation, genes, num_prefix=num_prefix, scale=scale, over=over, reduction=reduction
-        )
+        return dense_kl(
+            q, k, lse, graph, relation, genes, num_prefix=num_prefix, scale=scale, over=over, reduction=reduction
+        )  # fmt: skip
     tie_lse = None if lse is None else lse.unsqueeze(-2)
     (loss,) = kl_of_ties(
         aligned_features(q).unsqueeze(-3), aligned_features(k).unsqueeze(-3), tie_lse, graph, [(relation, 0)],

@@ -13,7 +13,6 @@ from torch.library import opcheck
 import cellattn
 import cellattn.nn
 from cellattn import MultiGraph
-from cellattn.ops._dense import dense_targets
 
 from ..compare import leaves, random_graph
 from ..conftest import exhaustive
@@ -88,11 +87,6 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     scale = torch.rand(4, 2).double()
     sent, received = leaves((3, 2, 5), (4, 5))
     relational = (*between, rowptr, col, g.stacked[2].double(), colptr, row, g.stacked_by_column()[2].double(), [1, 0], N)
-    targets = dense_targets(g, "a", torch.float64)
-    dense_bce = (*targets, g.known("a"))
-    dense = (targets.positive, None, *dense_bce[2:])
-    (full_lse,) = leaves((N + 1,))
-    map_ = torch.full((1, N, N + 1), -3.0).double()
     screened, wide = torch.tensor([[0, 1, 2], [5, 9, 3]]), torch.rand(2, N, 6)
     scores = torch.rand(3, N).double()
     of_map = torch.tensor([0, 4, 2]), *one, g.weight("a").double(), g.inv_mass[:N], torch.tensor([7])
@@ -150,18 +144,6 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "bce_rows_backward": (
             OPS.bce_rows_backward,
             (dloss.detach(), *sharp, *(x.detach() for x in (q1, k1, lse1)), *problem, *every, 0, 1, 0.3, True),
-        ),
-        "dense_kl": (OPS.dense_kl, (q1, k1, full_lse, *dense, rows, 1, 0.3, "tokens", None)),
-        "dense_kl valid": (OPS.dense_kl, (q1, k1, None, *dense, None, 1, 0.3, "valid", 0.2)),
-        "dense_kl_backward": (
-            OPS.dense_kl_backward,
-            (torch.ones(()).double(), map_, *(x.detach() for x in (q1, k1)), None, *dense, None, 1, 0.3, "tokens", 0.2),
-        ),
-        "dense_bce": (OPS.dense_bce, (q1, k1, None, *dense_bce, rows, 1, 0.3, "tokens", 0.2)),
-        "dense_bce sigmoid": (OPS.dense_bce, (q1, k1, None, *dense_bce, None, 1, 0.3, "", None)),
-        "dense_bce_backward": (
-            OPS.dense_bce_backward,
-            (torch.ones(N).double(), map_, *(x.detach() for x in (q1, k1, full_lse)), *dense_bce, None, 1, 0.3, "tokens", None),
         ),
         "nonedges": (OPS.nonedges, (*g.stacked[:2], *g.known_ranks("b"), rows, torch.arange(N) % 3, 1)),
         "set_sum": (OPS.set_sum, (sets[0].detach().flatten(1).requires_grad_(), ptr)),
