@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,8 +147,10 @@ def name_lines(axis: Axes, ends: Sequence[tuple[tuple[float, float], str, str]])
         )  # fmt: skip
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a picture, whole or not at all."""
+def save(figure: Figure, path: Path, environment: Mapping[str, str]) -> None:
+    """Write a picture, whole or not at all; in its corner where and when its figures were measured (`measure.environment`)."""
+    where = f"{environment['device']}; torch {environment['torch']}; {environment['date']}"
+    figure.supxlabel(where, x=0.995, ha="right", fontsize=7, color=INK)
     image = io.BytesIO()
     figure.savefig(image, dpi=150, format="png")
     plt.close(figure)

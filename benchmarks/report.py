@@ -116,7 +116,7 @@ def write(
 ) -> Path:
     """Put all results into one page: what was found, then every table, folded by topic, then what could not run."""
     folder = results_dir() if folder is None else folder
-    ops_tables.draw_ops(ops["rows"], folder / "ops.png")
+    ops_tables.draw_ops(ops, folder / "ops.png")
     about = ", ".join(f"{key} {value}" for key, value in ops["environment"].items())
     tokens = next(row["tokens"] for row in ops["rows"] if row["suite"] == "ops")
     batch = min(khop["plan"]["set_counts"])
@@ -173,22 +173,27 @@ Nothing on this page was measured on a GPU unless the line at the top names one.
 
 
 def redraw(folder: Path) -> Path:
-    """Pages and figures of the results in a folder, made anew; the path of the report."""
+    """Pages and figures of the results in a folder, made anew: the path of the report, of the folder where some are missing."""
 
-    def read(name: str) -> Result:
-        result: Result = json.loads((folder / name).read_text())
-        return result
+    def read(name: str) -> Result | None:
+        path = folder / name
+        return json.loads(path.read_text()) if path.is_file() else None
 
-    methods, ops, training = read("methods.json"), read("attention.json"), tables.read(folder)
-    method_tables.save(methods, folder)
-    ops_tables.draw_lengths(ops["rows"], folder / "length.png")
-    tables.plot(training, folder / "training.png")
+    methods, ops, screening = read("methods.json"), read("attention.json"), read("screen_speed.json")
+    training = tables.read(folder) if (folder / "training.json").is_file() else None
+    if methods is not None:
+        method_tables.save(methods, folder)
+    if ops is not None:
+        ops_tables.draw_lengths(ops, folder / "length.png")
+    if training is not None:
+        tables.plot(training, folder / "training.png")
     for path in folder.glob("khop*.json"):
-        khop = read(path.name)
-        khop_tables.draw(khop["rows"], path.with_suffix(".png"))
+        khop = json.loads(path.read_text())
+        khop_tables.draw(khop, path.with_suffix(".png"))
         path.with_suffix(".md").write_text(khop_tables.page(khop))
-    short = read("khop_short.json" if (folder / "khop_short.json").is_file() else "khop.json")
-    screening = read("screen_speed.json") if (folder / "screen_speed.json").is_file() else None
+    short = read("khop_short.json") or read("khop.json")
+    if methods is None or ops is None or short is None or training is None:
+        return folder
     return write(methods, ops, short, training, screening, folder)
 
 

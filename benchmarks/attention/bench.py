@@ -461,7 +461,7 @@ def run(
             if whole and folder is not None:
                 write_atomic(folder / "attention.json", (json.dumps(result, indent=1) + "\n").encode())
     if whole and folder is not None and any(row["suite"] == "length" for row in rows):
-        draw_lengths(rows, folder / "length.png")
+        draw_lengths(result, folder / "length.png")
     return result
 
 

@@ -162,9 +162,9 @@ def over_dense(rows: Sequence[dict[str, Any]], key: str, names: Sequence[str] = 
     return [theirs / ours for theirs, ours in pairs if theirs is not None and ours is not None]
 
 
-def draw_ops(rows: Sequence[dict[str, Any]], path: Path) -> None:
+def draw_ops(result: dict[str, Any], path: Path) -> None:
     """Time and peak memory of every op, ours beside dense PyTorch, on logarithmic axes."""
-    checked = [row for row in rows if row["suite"] == "ops" and figure(row, "ours", "both") is not None]
+    checked = [row for row in result["rows"] if row["suite"] == "ops" and figure(row, "ours", "both") is not None]
     drawn, axes = plt.subplots(1, 2, figsize=(11.5, 1.4 + 0.75 * len(checked)), sharey=True, layout="constrained")
     times, sizes = over_dense(checked, "both"), over_dense(checked, "bytes")
     panels = (
@@ -185,12 +185,12 @@ def draw_ops(rows: Sequence[dict[str, Any]], path: Path) -> None:
     axes[0].set_yticks(range(len(checked)), [row["name"].replace(", ", "\n", 1) for row in checked], fontsize=8)
     axes[0].invert_yaxis()
     drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    save(drawn, path)
+    save(drawn, path, result["environment"])
 
 
-def draw_lengths(rows: Sequence[dict[str, Any]], path: Path) -> None:
+def draw_lengths(result: dict[str, Any], path: Path) -> None:
     """Time and peak memory over T, a line an implementation with its name at the end, on logarithmic axes."""
-    rows = [row for row in rows if row["suite"] == "length"]
+    rows = [row for row in result["rows"] if row["suite"] == "length"]
     names = list(dict.fromkeys(name for row in rows for name in row["implementations"]))
     panels = (("both", 1e3, "time", "forward + backward, ms"), ("bytes", 1e-6, "memory", "peak above the inputs, MB"))
     drawn, axes = plt.subplots(1, 2, figsize=(13, 5.0), layout="constrained")
@@ -207,7 +207,7 @@ def draw_lengths(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axis.minorticks_off()
         plain_numbers(axis.yaxis)
         name_lines(axis, ends)
-    save(drawn, path)
+    save(drawn, path, result["environment"])
 
 
 def _over_length(rows: Sequence[dict[str, Any]], key: str, what: str) -> str:

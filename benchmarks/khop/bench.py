@@ -134,7 +134,7 @@ def run(plan: Plan | None = None, *, out: Path | None = None, name: str = "khop"
                 result["seconds"] = time.monotonic() - start
                 result["targets"] = targets(rows, on_gpu=plan.torch_device.type == "cuda")
                 write_atomic(folder / f"{name}.json", (json.dumps(result, indent=1) + "\n").encode())
-    draw(rows, folder / f"{name}.png")
+    draw(result, folder / f"{name}.png")
     write_atomic(folder / f"{name}.md", page(result).encode())
     return result
 

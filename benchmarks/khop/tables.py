@@ -221,8 +221,9 @@ SHOWN = ("ours, int64 COO, fresh", "ours, int64 COO, reused", "ours, int32 COO, 
 _HATCHES = dict(zip(SHOWN, ("", "//", "xx", "++"), strict=True))
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
+def draw(result: dict[str, Any], path: Path) -> None:
     """Extraction by hops, a bar an implementation; and the cost of traversal a sample over B and, where it was run, over N."""
+    rows = result["rows"]
     batch = min((row["sets"] for row in rows if row["kind"] == "extract"), default=0)
     extracted = [row for row in rows if row["kind"] == "extract" and row["status"] == "measured" and row["sets"] == batch]
     heap = "kept" if any(row["heap"] == "kept" for row in extracted) else "default"
@@ -262,7 +263,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         axis.set_xticks(sorted(ticks), [f"{tick:,}" for tick in sorted(ticks)], fontsize=7, rotation=30)
         axis.set_xticks([], minor=True)
         plain_numbers(axis.yaxis)
-    save(drawn, path)
+    save(drawn, path, result["environment"])
 
 
 def _draw_extraction(axis: Axes, rows: Sequence[Row], batch: int, heap: str) -> None:

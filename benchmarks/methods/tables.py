@@ -68,7 +68,7 @@ def save(result: dict[str, Any], folder: Path) -> None:
         lines.writerow([*(row.get(name, "") for name in COLUMNS), *phases, *found])
     write_atomic(folder / "methods.csv", text.getvalue().encode())
     write_atomic(folder / "methods.md", page(result).encode())
-    draw(result["rows"], folder / "methods.png")
+    draw(result, folder / "methods.png")
 
 
 def times_table(rows: Sequence[Row]) -> str:
@@ -237,8 +237,9 @@ def peak_beside(rows: Sequence[Row], method: str, peer: Row) -> float | None:
     return float(alike["peak_bytes"]) if alike.get("batch_size") == peer["batch_size"] else None
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
+def draw(result: dict[str, Any], path: Path) -> None:
     """Samples a second, peak memory in equal batches, and apart from both what was published; logarithmic axes."""
+    rows = result["rows"]
     timed = [row for row in rows if "reason" not in row]
     methods = list(dict.fromkeys(row["method"] for row in timed))
     place = {method: i for i, method in enumerate(methods)}
@@ -266,6 +267,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             peaks.setdefault(name, {})[at + OFF] = row["peak_bytes"] / 1e6
             smaller.append(row["peak_bytes"] / ours)
             said[at] = f"batches of {row['batch_size']}"
+    alike = result.get("alike_environment")
+    of = f"\non {alike['device']}, {alike['date']}" if alike else ""
     shown = (
         (
             axes[0],
@@ -273,7 +276,12 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             f"{span(faster)} times as many samples a second" if faster else "samples a second",
             "samples a second",
         ),
-        (axes[1], peaks, f"{span(smaller)} times less memory" if smaller else "memory", "peak of a step in equal batches, MB"),
+        (
+            axes[1],
+            peaks,
+            f"{span(smaller)} times less memory" if smaller else "memory",
+            f"peak of a step in equal batches, MB{of}",
+        ),
     )
     for axis, bars_of, title, xlabel in shown:
         for name, values in bars_of.items():
@@ -298,4 +306,4 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     axes[0].set_yticks(list(place.values()), [TITLES[method] for method in place], fontsize=8)
     axes[0].invert_yaxis()
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=8)
-    save_picture(figure, path)
+    save_picture(figure, path, result["environment"])

@@ -89,7 +89,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     _draw_scores(axes[0, 0], runs, result["variants"])
     if curves:
         _draw_curves(axes[0, 1], axes[0, 2], curves, result["variants"])
-    save_picture(figure, path)
+    save_picture(figure, path, result["environment"])
 
 
 def _style(name: str) -> tuple[str, Any]:

@@ -533,6 +533,8 @@ def test_targets_of_a_gpu() -> None:
 
 # ------------------------------------------------------------------------------------------------------------- the report
 
+MACHINE = {"device": "a machine", "torch": "2", "date": "today"}
+
 
 def test_the_report_runs_the_whole_of_it_alone(
     whole: tuple[dict[str, Any], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -568,8 +570,8 @@ def test_the_report_holds_the_short_version(
     monkeypatch.setattr(report, "results_dir", lambda: tmp_path)
     monkeypatch.setattr(training_tables, "table", lambda training: "| trained |")
     monkeypatch.setattr(screen_speed, "section", lambda screening: "| scored |")
-    methods = {"rows": [], "graph": "a cell", "plan": asdict(method_steps.short_plan())}
-    ops = {"rows": [op], "targets": [], "graph": "a graph", "dtype": "float32", "environment": {"device": "a machine"}}
+    methods = {"rows": [], "environment": MACHINE, "graph": "a cell", "plan": asdict(method_steps.short_plan())}
+    ops = {"rows": [op], "targets": [], "graph": "a graph", "dtype": "float32", "environment": MACHINE}
     training = {"runs": [], "splits": {"source": {}}, "variants": {}}
     scored = {"rows": {"a": {"rounds": [[7.0, 3.0]]}}}
     path = report.write(methods, ops, {**whole[0], "name": "khop_short"}, training, scored)
@@ -586,3 +588,12 @@ def test_the_report_holds_the_short_version(
     findings, tail = text.index("](khop_short.png)"), text.index("## What has no figure here")
     assert findings < text.index("<details>") < text.index("| trained |") < tail < text.index("theirs: not installed")
     assert text.count("<details>") == text.count("</details>") > 4
+
+
+def test_results_that_are_not_whole_are_drawn_anew(whole: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    for suffix in ("json", "png", "md"):
+        (tmp_path / f"khop.{suffix}").write_bytes((whole[1] / f"khop.{suffix}").read_bytes() if suffix == "json" else b"")
+    assert report.redraw(tmp_path) == tmp_path
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["khop.json", "khop.md", "khop.png"]
+    assert (tmp_path / "khop.md").read_text() == (whole[1] / "khop.md").read_text()
+    assert (tmp_path / "khop.png").read_bytes().startswith(b"\x89PNG")
