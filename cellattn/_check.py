@@ -198,6 +198,22 @@ def require_seed(name: str, value: Any) -> None:
     require(value < 2**64, lambda: f"{name}: expected less than 2**64, got {value}")
 
 
+def device_of(name: str, value: Any, *, present: bool = False) -> torch.device:
+    """An argument as a device that holds values, and that is there where `present`."""
+    try:
+        device = torch.device(value)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{name}: expected a device, got {describe(value)}") from error
+    require(device.type != "meta", f"{name}: expected one that holds values, got 'meta'")
+    if present:
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: built without CUDA
+            first = str(error).strip().partition("\n")[0]
+            raise ValueError(f"{name}: {str(device)!r} is not there: {first}") from error
+    return device
+
+
 def require_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     """Check that a string argument is one of `choices`, and name the nearest if it is not."""
     choices = tuple(choices)

@@ -67,6 +67,12 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def not_whole(path: Path, content: bytes, error: Exception) -> ValueError:
+    """What to say of a file that is none of safetensors'."""
+    hint = "; it may be one of `torch.save`, which `torch.load` reads" if content.startswith(b"PK\x03\x04") else ""
+    return ValueError(f"path: {str(path)!r} is not a complete safetensors file ({error}){hint}")
+
+
 def file_path(path: Any) -> Path:
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path: expected a path, got {describe(path)}")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ._check import describe, require
-from ._file import file_path, write_atomic
+from ._file import file_path, not_whole, write_atomic
 from .genes import GeneList, require_same_genes
 from .graph import MultiGraph
 from .nn import CellTransformer, Dango, PairwiseInteraction, WildtypeDifference
@@ -104,7 +104,7 @@ def save(
         "config": _config_of(model),
         "genes": None if genes is None else {"names": list(genes), "aliases": genes.aliases},
         "graph_digest": None if graph is None else graph.digest(),
-        "graph_file": None if graph_file is None else Path(os.path.relpath(graph_file, path.parent)).as_posix(),
+        "graph_file": None if graph_file is None else _relative(graph_file, path),
         "digest": digest(model, features=features, genes=genes),
         "metadata": dict(metadata or {}),
         "state": _flatten(state, "state", tensors),
@@ -116,6 +116,13 @@ def save(
     # copies: two names of one tensor are two tensors in a file
     tensors = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
     write_atomic(path, to_bytes(tensors, {"format": _FORMAT, "checkpoint": text, "crc32": _checksum(text, tensors)}))
+
+
+def _relative(file: str | os.PathLike[str], path: Path) -> str:
+    """A file as it is found from the folder of another, where folders may be links: ".." goes where the system takes it."""
+    file = Path(file)
+    folders = (os.path.realpath(folder) for folder in (file.parent, Path(os.path.realpath(path)).parent))
+    return (Path(os.path.relpath(*folders)) / file.name).as_posix()
 
 
 def load(path: str | os.PathLike[str], *, model: nn.Module | None = None) -> Checkpoint:
@@ -137,7 +144,7 @@ def load(path: str | os.PathLike[str], *, model: nn.Module | None = None) -> Che
     try:
         tensors = from_bytes(content)
     except (SafetensorError, KeyError) as error:
-        raise ValueError(f"path: {str(path)!r} is not a complete safetensors file ({error})") from error
+        raise not_whole(path, content, error) from error
     written = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
     found = written.get("format")
     require(found == _FORMAT, f"path: {str(path)!r} is no checkpoint: expected format {_FORMAT!r}, got {found!r}")
@@ -148,12 +155,13 @@ def load(path: str | os.PathLike[str], *, model: nn.Module | None = None) -> Che
     model = _take(path, header, weights, model)
     genes = None if header["genes"] is None else GeneList(header["genes"]["names"], aliases=header["genes"]["aliases"])
     features = tensors.get("features")
+    folder = (Path(os.path.realpath(path)) if path.is_symlink() else path).parent
     return Checkpoint(
         model=model.eval(),
         genes=genes,
         features=features,
         graph_digest=header["graph_digest"],
-        graph_file=None if header["graph_file"] is None else path.parent / header["graph_file"],
+        graph_file=None if header["graph_file"] is None else folder / header["graph_file"],
         digest=header["digest"],
         metadata=header["metadata"],
         state=_restore(header["state"], tensors),

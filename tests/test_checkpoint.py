@@ -152,6 +152,26 @@ def test_the_graph_file_is_found_from_the_checkpoint(tmp_path: Path) -> None:
     assert MultiGraph.load(file) == GRAPH
 
 
+def test_the_graph_file_is_found_through_links(tmp_path: Path) -> None:
+    """ ".." of a folder that is a link leads out of where it points to."""
+    (tmp_path / "disk/runs").mkdir(parents=True)
+    (tmp_path / "runs").symlink_to(tmp_path / "disk/runs")
+    GRAPH.save(tmp_path / "graph.safetensors")
+    checkpoint.save(tmp_path / "runs/m", MODELS["dango"](), graph=GRAPH, graph_file=tmp_path / "graph.safetensors")
+    (tmp_path / "latest").symlink_to(tmp_path / "disk/runs/m")
+    for path in (tmp_path / "runs/m", tmp_path / "disk/runs/m", tmp_path / "latest"):
+        file = checkpoint.load(path).graph_file
+        assert file is not None
+        assert MultiGraph.load(file) == GRAPH
+
+
+def test_files_of_torch_save_are_told(tmp_path: Path) -> None:
+    torch.save(MODELS["dango"]().state_dict(), tmp_path / "m.pt")
+    for load in (checkpoint.load, MultiGraph.load):
+        with pytest.raises(ValueError, match=r"m\.pt' is not a complete safetensors file .*may be one of `torch\.save`"):
+            load(tmp_path / "m.pt")
+
+
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     model = MODELS["pairwise"]()
     with pytest.raises(ValueError, match="graph: 6 genes, but genes has 5 names"):

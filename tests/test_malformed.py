@@ -488,6 +488,7 @@ METHODS: list[Case] = [
     ("to-unknown", lambda: GRAPH.to("gpu"), ValueError, ("device", "'gpu'")),
     ("to-none", lambda: GRAPH.to(None), ValueError, ("device", "None")),  # type: ignore[arg-type]
     ("to-dtype", lambda: GRAPH.to(torch.float64), ValueError, ("device", "torch.float64")),  # type: ignore[arg-type]
+    ("to-absent", lambda: GRAPH.to("cuda:99"), ValueError, ("device", "'cuda:99' is not there")),
     ("to-meta", lambda: GRAPH.to("meta"), ValueError, ("device", "meta")),
     ("load-missing", lambda: MultiGraph.load("no/such.safetensors"), FileNotFoundError, ("no/such.safetensors",)),
     ("load-folder", lambda: MultiGraph.load(Path(__file__).parent), ValueError, ("path", str(Path(__file__).parent))),

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from .._check import describe, require
-from .._file import file_path, write_atomic
+from .._file import file_path, not_whole, write_atomic
 from ..genes import GeneList
 from .node_types import NodeTypes
 
@@ -89,7 +89,7 @@ def _parts(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tens
     try:
         tensors = load(content)
     except (SafetensorError, KeyError) as error:  # KeyError: of a dtype that torch does not have
-        raise ValueError(f"path: {str(path)!r} is not a complete safetensors file ({error})") from error
+        raise not_whole(path, content, error) from error
     # behind its length, the header that `load` found whole
     metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
     with of_file(path):

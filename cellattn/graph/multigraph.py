@@ -20,6 +20,7 @@ from torch._compile import _disable_dynamo
 
 from .._check import (
     describe,
+    device_of,
     plain,
     require,
     require_choice,
@@ -852,12 +853,8 @@ class MultiGraph:
 
     @of_any_mode
     def to(self, device: torch.device | str) -> MultiGraph:
-        """The same graph on another device; `self` if it is there already. Raises ValueError for what is no device."""
-        try:
-            target = torch.device(device)
-        except (RuntimeError, TypeError) as error:
-            raise ValueError(f"device: expected a device, got {describe(device)}") from error
-        require(target.type != "meta", "device: expected one that holds values, got 'meta'")
+        """The same graph on another device; `self` if it is there already. Raises ValueError for what is none, or not there."""
+        target = device_of("device", device, present=True)
         if target == self.device:
             return self
         rowptr, col, weight, known = (x.to(device) for x in self._arrays())

@@ -8,14 +8,17 @@ python -m cellattn.screen merge FOLDER
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..data._table import Table
+from .._check import describe
+from ..data._table import Table, read_string
 from ..data.dataset import PerturbationDataset
 from ..data.readers import read_interactions
 from ..genes import GeneList
@@ -35,7 +38,12 @@ _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 def main(arguments: Sequence[str] | None = None) -> int:
     """What the command line says; returns the exit status: 1 for an error, 130 for Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if words and words[0] not in ("run", "status", "merge", "-h", "--help"):
+    commands = ("run", "status", "merge")
+    if words and words[0] not in (*commands, "-h", "--help"):
+        near = difflib.get_close_matches(words[0], commands, n=1, cutoff=0.75)
+        if near and not Path(words[0]).exists():
+            print(f"error: unknown command {words[0]!r}, did you mean {near[0]!r}?", file=sys.stderr)
+            return 2
         words.insert(0, "run")
     given = _parser().parse_args(words or ["--help"])
     try:
@@ -51,11 +59,26 @@ def _run(given: argparse.Namespace) -> int:
     models: list[Model] = list(given.checkpoints)
     if given.model is not None:
         make = function_of(given.model)
-        models = [make(path) for path in given.checkpoints] if given.checkpoints else [make()]
+        models = [_made(given.model, make, path) for path in given.checkpoints] or [_made(given.model, make)]
     members = members_of(models, given.graph)
     told = None if given.names is None else read_roster(given.names)
     names, _ = names_of(members, told)
-    sets = None if given.sets is None else SetSpace.from_file(given.sets, names, types=given.types[0])
+    sets = None
+    if given.sets is not None:
+        beside = {
+            "--genes": given.genes,
+            "--order": given.order is not None,
+            "--types of more than one word": len(given.types) > 1,
+            "--apart": given.apart,
+            "--together": given.together,
+            "--labels": given.labels,
+            "--positions": given.positions,
+            "--unmeasured": given.unmeasured,
+        }
+        more = [option for option, value in beside.items() if value]
+        if more:  # as `screen` does
+            raise ValueError(f"sets: the sets of a file are screened as they are, expected none of {', '.join(more)}")
+        sets = SetSpace.from_file(given.sets, names, types=given.types[0])
     found = screen(
         members,
         out=given.out,
@@ -81,6 +104,18 @@ def _run(given: argparse.Namespace) -> int:
         if found.complete:
             print(f"python -m cellattn.screen merge {given.out}   # makes the ranking and its page")
     return 0
+
+
+def _made(name: str, make: Callable[..., Any], *path: Path) -> torch.nn.Module:
+    """The module that a function of the user's makes."""
+    call = f"{name}({', '.join(map(repr, map(str, path)))})"
+    try:
+        made = make(*path)
+    except Exception as error:
+        raise ValueError(f"model: {call} raised {type(error).__name__}: {error}") from error
+    if not isinstance(made, torch.nn.Module):
+        raise TypeError(f"model: expected a module of {call}, got {describe(made)}")
+    return made
 
 
 def _status(given: argparse.Namespace) -> int:
@@ -114,21 +149,41 @@ def _combined(given: argparse.Namespace, names: GeneList) -> dict[str, Any]:
             labels.setdefault(gene, []).append(label)
         filters.append(LabelFilter(names, labels))
     if given.positions is not None:
-        places = {gene: (chromosome, int(at)) for gene, chromosome, at in _fields(given.positions, 3)}
-        filters.append(DistanceFilter(names, places, distance=given.distance))
+        distance = 20_000 if given.distance is None else given.distance
+        filters.append(DistanceFilter(names, _positions(given.positions), distance=distance))
+    elif given.distance is not None:
+        raise ValueError("distance: expected --positions, which says where genes are, got none")
     only = rosters[0][0] if len(rosters) == 1 and rosters[0][1] is None else rosters or None
     types = given.types[0] if len(given.types) == 1 else given.types
-    return {"genes": only, "order": given.order, "types": types, "filters": filters, "unmeasured": given.unmeasured}
+    order = 2 if given.order is None else given.order
+    return {"genes": only, "order": order, "types": types, "filters": filters, "unmeasured": given.unmeasured}
+
+
+def _positions(path: Path) -> dict[str, tuple[str, int]]:
+    """Chromosome and base by gene."""
+    places: dict[str, tuple[str, int]] = {}
+    for line, (gene, chromosome, base) in _lines(path, 3):
+        if not re.fullmatch(r"[+-]?[0-9]{1,18}", base):
+            raise ValueError(f"{path}, line {line}: expected a base as a whole number, got {base!r}")
+        place = chromosome, int(base)
+        if places.setdefault(gene, place) != place:
+            raise ValueError(f"{path}, line {line}: gene {gene!r} stands at {places[gene]} already, got {place}")
+    return places
 
 
 def _fields(path: Path, number: int) -> Iterator[list[str]]:
-    """The lines of a file of so many columns, tabs between them; # begins a comment."""
-    for place, line in enumerate(path.read_text().splitlines(), 1):
+    """The fields of `_lines`."""
+    return (fields for _, fields in _lines(path, number))
+
+
+def _lines(path: Path, number: int) -> Iterator[tuple[int, list[str]]]:
+    """The lines of a file, which may be compressed, of so many columns, tabs between them; # begins a comment."""
+    for place, line in enumerate(read_string(path).split("\n"), 1):
         fields = [field.strip() for field in line.split("#")[0].rstrip().split("\t")]
         if fields != [""]:
             if len(fields) != number:
-                raise ValueError(f"{path}:{place}: expected {number} columns with tabs between them, got {line!r}")
-            yield fields
+                raise ValueError(f"{path}, line {place}: expected {number} columns with tabs between them, got {line!r}")
+            yield place, fields
 
 
 def read_measured(path: Path, names: GeneList) -> PerturbationDataset:
@@ -158,14 +213,14 @@ def _parser() -> argparse.ArgumentParser:
     add("checkpoints", nargs="*", type=Path, metavar="CHECKPOINT", help="files of cellattn.checkpoint; several are an ensemble")
     add("--out", type=Path, required=True, metavar="FOLDER", help="of the screen; one that is there is gone on with")
     add("--genes", action="append", metavar="FILE[:N]", help="the roster, a name a line (default: all); or several, N of each")
-    add("--order", type=int, default=2, metavar="K", help="genes of a set, 1 to 4 (%(default)s)")
+    add("--order", type=int, metavar="K", help="genes of a set, 1 to 4 (2)")
     add("--sets", type=Path, metavar="FILE", help="the sets themselves, a line each, tabs between the names")
     add("--types", nargs="+", default=["deleted"], metavar="T", help="what is done to a gene; of several, each (%(default)s)")
     add("--apart", type=Path, action="append", default=[], metavar="FILE", help="pairs of which no set may hold one")
     add("--together", type=Path, action="append", default=[], metavar="FILE", help="pairs of which a set has to hold one")
     add("--labels", type=Path, metavar="FILE", help="gene, label: no two genes of a set share one (a complex, an arm)")
     add("--positions", type=Path, metavar="FILE", help="gene, chromosome, base: no two genes are closer than --distance")
-    add("--distance", type=float, default=20_000, metavar="BASES", help="see --positions (%(default)s)")
+    add("--distance", type=float, metavar="BASES", help="see --positions (20,000)")
     add(
         "--support",
         type=Path,

@@ -10,10 +10,11 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from .._check import describe, require, require_choice, require_number
+from .._check import describe, require, require_choice, require_number, require_several
 from ..genes import GeneList
 
 BY = ("mean", "certainty")  # certainty: |mean| / sd
+_MOST_BINS = 10_000_000  # int64, of each unit
 
 
 def score_of(mean: Tensor, sd: Tensor, by: str) -> Tensor:
@@ -88,7 +89,7 @@ class Bins:
         number: of bins between them.
 
     Raises:
-        TypeError, ValueError: low is not below high, or number not a whole number of at least 1.
+        TypeError, ValueError: low is not below high, number not a whole one from 1 to 10,000,000, or bins too wide or narrow.
     """
 
     low: float = -8.0
@@ -99,7 +100,19 @@ class Bins:
         for name in ("low", "high"):
             require_number(f"bins: {name}", getattr(self, name))
         require(self.low < self.high, f"bins: expected low < high, got {self.low} and {self.high}")
-        require(type(self.number) is int and self.number > 0, f"bins: expected a number of at least 1, got {self.number!r}")
+        whole = type(self.number) is int and 0 < self.number <= _MOST_BINS
+        require(whole, f"bins: expected a number of them from 1 to {_MOST_BINS:,}, got {self.number!r}")
+        width = (self.high - self.low) / self.number
+        apart = width < float("inf") and self.low < self.low + width and self.high - width < self.high
+        require(apart, f"bins: expected ends that float64 tells apart, got {self.number} from {self.low} to {self.high}")
+
+
+def check_thresholds(thresholds: Any) -> tuple[float, ...]:
+    """Finite numbers."""
+    require_several("thresholds", thresholds, "a sequence of numbers")
+    for position, value in enumerate(thresholds):
+        require_number(f"thresholds[{position}]", value)
+    return tuple(thresholds)
 
 
 class Tables:

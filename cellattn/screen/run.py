@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from .._check import describe, require, require_choice, require_count
+from .._check import describe, device_of, require, require_choice, require_count
 from ..data.dataset import PerturbationDataset
 from ..genes import GeneList
 from ..graph import MultiGraph
 from .engines import ENGINES, compute
 from .filters import UnmeasuredFilter
 from .job import Job
-from .keep import Bins, Keep, Tables
+from .keep import Bins, Keep, Tables, check_thresholds
 from .measured import MeasuredSets
 from .members import Model, Path_, compare, members_of, names_of
 from .rosters import Roster
@@ -97,10 +97,12 @@ def screen(
     require_choice("engine", engine, ENGINES)
     devices = [device] if isinstance(device, str) else list(device)
     require(len(devices) > 0, "device: expected at least one, got none")
+    for one in devices:
+        device_of("device", one, present=engine == "local")  # those of a cluster are elsewhere
     for name, value in (("num_threads", num_threads), ("unit", unit)):
         if value is not None:
             require_count(name, value, minimum=1)
-    rule, bins, thresholds = Keep(keep, by), bins or Bins(), tuple(thresholds)
+    rule, bins, thresholds = Keep(keep, by), bins or Bins(), check_thresholds(thresholds)
     members = members_of(models, graph)
     require(by == "mean" or len(members) > 1, "by: expected 'mean' for a single model, whose predictions have no spread")
     agreed, notes = names_of(members, names)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .._check import describe, require, require_count, require_indices, require_same, require_tensor, values_visible
+from .._check import describe, device_of, require, require_count, require_indices, require_same, require_tensor, values_visible
 from ..data.dataset import PERTURBATION_TYPES
 from ..graph import MultiGraph
 from ..nn._check import require_phenotype
@@ -95,7 +95,7 @@ def make_scorer(
     first = next(itertools.chain(model.parameters(), model.buffers()), torch.empty(0))
     if device is None:
         device = first.device if graph is None else graph.device
-    device = torch.device(device)
+    device = device_of("device", device, present=True)
     wanted = first.dtype if dtype is None else dtype
     products = torch.float32 if wanted == torch.bfloat16 and not force and not multiplies_bfloat16(device) else wanted
     graph = None if graph is None else graph.to(device)

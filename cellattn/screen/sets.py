@@ -216,7 +216,11 @@ class SetSpace:
         texts = [frame[column].to_list() for column in columns]
         refuse_unknown(names, {text for column in texts for text in column}, str(path))
         genes = torch.stack([names.index(column) for column in texts], 1)
-        return cls.listed(names, genes, types=types, filters=filters)
+        try:
+            return cls.listed(names, genes, types=types, filters=filters)
+        except ValueError:
+            _fail_of_repeated(table, genes)
+            raise
 
     def __len__(self) -> int:
         return self.total
@@ -304,6 +308,16 @@ def digest(*values: Tensor) -> str:
 # ----------------------------------------------------------------------------------------------------------- types
 
 _DELETED = PERTURBATION_TYPES.index("deleted")
+
+
+def _fail_of_repeated(table: Table, genes: Tensor) -> None:
+    """Say in which line of a table a gene stands twice, or a set again, if any does."""
+    seen: dict[tuple[int, ...], int] = {}
+    for row, members in enumerate(genes.sort(1).values.tolist()):
+        if len(set(members)) < len(members):
+            table.fail(row, "names a gene twice")
+        if (first := seen.setdefault(tuple(members), row)) != row:
+            table.fail(row, f"holds the set of line {table.lines[first]} again")
 
 
 def _require_types(types: Any, genes: Tensor) -> None:

@@ -345,6 +345,12 @@ def test_a_model_that_reads_no_graph_needs_none(tmp_path: Path) -> None:
         pytest.param({"engine": "slurm"}, "engine: unknown value 'slurm', expected one of 'local', 'ray'", id="engine"),
         pytest.param({"dtype": torch.int8}, "dtype: expected one of", id="dtype"),
         pytest.param({"device": []}, "device: expected at least one, got none", id="device"),
+        pytest.param({"device": "gpu"}, "device: expected a device, got str 'gpu'", id="no device"),
+        pytest.param({"device": ["cpu", "meta"]}, "device: expected one that holds values, got 'meta'", id="meta"),
+        pytest.param({"device": "cuda:99"}, "device: 'cuda:99' is not there: ", id="absent device"),
+        pytest.param(
+            {"thresholds": (0.5, float("nan"))}, r"thresholds\[1\]: expected a finite number, got float nan", id="nan"
+        ),
         pytest.param({"phenotype": 1}, "phenotype: ", id="phenotype"),
     ],
 )
@@ -501,3 +507,71 @@ def test_the_example_in_the_documentation(files: list[Path], tmp_path: Path, mon
     rows: dict[str, Any] = {"roster": NAMES[:9]}
     exec(code, rows)
     assert rows["rows"].collect().shape == (84, 8)
+
+
+FILES: dict[str, bytes] = {
+    "pairs": b"\xef\xbb\xbfY01\tY02\r\n",  # as spreadsheets write them
+    "latin": "Y01\tY02\n# caf\xe9\n".encode("latin-1"),
+    "spaces": b"# two genes\nY01 Y02\n",
+    "wide": "Y01\tY02\n".encode("utf-16"),
+    "base": b"Y01\tI\t1,000\n",
+    "header": b"gene\tchromosome\tbase\nY01\tI\t1000\n",
+    "huge": b"Y01\tI\t99999999999999999999\n",
+    "twice": b"Y01\tI\t1000\nY02\tI\t5\nY01\tI\t9\n",
+    "places": b"Y01\tI\t1000\n",
+    "sets": b"Y01\tY02\n",
+}
+BESIDE = "sets: the sets of a file are screened as they are, expected none of "
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--apart latin", "latin, line 2: not UTF-8 text"),
+        ("--apart spaces", "spaces, line 2: expected 2 columns with tabs between them, got 'Y01 Y02'"),
+        ("--positions base", "base, line 1: expected a base as a whole number, got '1,000'"),
+        ("--positions header", "header, line 1: expected a base as a whole number, got 'base'"),
+        ("--positions huge", "huge, line 1: expected a base as a whole number, got '99999999999999999999'"),
+        ("--positions twice", "twice, line 3: gene 'Y01' stands at ('I', 1000) already, got ('I', 9)"),
+        ("--distance 5", "distance: expected --positions, which says where genes are, got none"),
+        ("--sets sets --apart pairs", BESIDE + "--apart"),
+        ("--sets sets --genes pairs --order 2", BESIDE + "--genes, --order"),
+        ("--sets sets --positions places --labels pairs", BESIDE + "--labels, --positions"),
+        ("--sets sets --together pairs --unmeasured", BESIDE + "--together, --unmeasured"),
+        ("--sets sets --types deleted added", BESIDE + "--types of more than one word"),
+        ("--bins=-1e308:1e308:10", "bins: expected ends that float64 tells apart"),
+        ("--bins 1:1.0000000000000002:10", "bins: expected ends that float64 tells apart"),
+        ("--bins=-8:8:10000001", "bins: expected a number of them from 1 to 10,000,000, got 10000001"),
+        ("--device gpu", "device: expected a device, got str 'gpu'"),
+        ("--model math:sqrt", "model: math:sqrt() raised TypeError: math.sqrt() takes exactly one argument (0 given)"),
+        ("--model os:getpid", "model: expected a module of os:getpid(), got int "),
+    ],
+)
+def test_files_and_words_that_do_not_fit(
+    words: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """None is taken for something else, or left aside: each ends in one line, and before there is a folder."""
+    monkeypatch.chdir(tmp_path)
+    for name, content in FILES.items():
+        Path(name).write_bytes(content)
+    Path("names").write_text("\n".join(NAMES))
+    model = [] if "--model" in words else ["--model", "tests.screen.stubs:Additive"]
+    assert cli(*model, "--names", "names", "--out", "s", *words.split()) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert message in said
+    assert not Path("s").exists()
+
+
+@pytest.mark.parametrize("name", ["pairs", "wide"])
+def test_files_of_pairs_as_other_programs_write_them(name: str, tmp_path: Path) -> None:
+    (tmp_path / "names").write_text("\n".join(NAMES))
+    (tmp_path / name).write_bytes(FILES[name])
+    words: list[str | Path] = ["--model", "tests.screen.stubs:Additive", "--names", tmp_path / "names", "--keep", "all"]
+    assert cli(*words, "--apart", tmp_path / name, "--out", tmp_path / "s", "--quiet") == 0
+    assert len(rows_of(tmp_path / "s")) == PAIRS - 1
+
+
+def test_a_command_that_is_spelled_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("statsu", "s") == 2
+    assert "error: unknown command 'statsu', did you mean 'status'?" in capsys.readouterr().err

@@ -128,9 +128,9 @@ def test_from_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("G1\tG2\nG2\tG1\n", "rows 0 and 1 hold one set"),
-        ("G1\tG1\n", "row 0 holds a gene twice"),
-        ("G3\talpha\n", "row 0 holds a gene twice"),
+        ("G1\tG2\nG2\tG1\n", "line 2: holds the set of line 1 again"),
+        ("# x\nG1\tG1\n", "line 2: names a gene twice"),
+        ("G3\talpha\n", "line 1: names a gene twice"),
         ("G1\tG2\nG3\n", "line 2"),
         ("G1\tG22\n", r"'G22' \(nearest: 'G2'\)"),
         ("G1\t\n", "line 1"),
