@@ -47,14 +47,14 @@ _RELATIONS: dict[str, Callable[..., EdgeTable | dict[str, EdgeTable]]] = {
     "table": read_edge_table,
     "edge-list": read_edge_list,
 }
-_PARTS = ("gene-reaction", "reaction-metabolite")  # of a metabolic model
+_PARTS = ("gene-reaction", "reaction-metabolite")  # of a metabolic model, the first by default
 
 
-def _part_of_model(path: Path, genes: GeneList, *, part: str = "gene-reaction") -> MembershipTable:
+def _part_of_model(path: Path, genes: GeneList, *, part: str = _PARTS[0]) -> MembershipTable:
     """One of the two relations of `read_metabolic_model`."""
     require_choice("part", part, _PARTS)
     model = read_metabolic_model(path, genes)
-    return model.gene_reaction if part == "gene-reaction" else model.stoichiometry()
+    return model.gene_reaction if part == _PARTS[0] else model.stoichiometry()
 
 
 _MEMBERSHIPS: dict[str, Callable[..., MembershipTable]] = {"go": read_go_annotations, "metabolic-model": _part_of_model}
@@ -161,12 +161,16 @@ def build_cell(config: str | PathLike[str]) -> Cell:
             made = _OF_RELATION if of_kind is None else {"tokens": name, **of_kind}
             source = _Source.of(config, f"relations.{name}", entry, {**_RELATIONS, **_MEMBERSHIPS}, made)
             found = source.read(genes)
+            options = source.told["options"]
+            if source.reader is _part_of_model:
+                options.setdefault("part", _PARTS[0])
             if isinstance(found, MembershipTable) and found.rows is None:
                 for key in ("rows", "weighted"):
                     require(
                         key not in entry,
                         f"{config}: {source.table}.{key}: expected none, the rows are genes, got {entry.get(key)!r}",
                     )
+                    options.pop(key, None)  # of the other part of a model
             parts = (
                 {f"{name}_{channel}": table for channel, table in found.items()} if isinstance(found, dict) else {name: found}
             )

@@ -186,7 +186,14 @@ def test_metabolites_are_tokens_and_relations_share_types(cell_of_types: Path) -
     assert edges(graph, "catalysed_by") == [(6, 0, 1), (6, 2, 1)]
     assert "| converts (from 2 reaction to 2 metabolite) | 2 | 3 | 0 | 2 | 50.00% | 3 | none |" in cell.report()
     assert "converts: 1 edges of weight 0, which are none." in cell.report()
-    assert MultiGraph.load(cell.save(cell_of_types.with_suffix(".safetensors"))[0]) == graph
+    (written, *_) = cell.save(cell_of_types.with_suffix(".safetensors"))
+    assert MultiGraph.load(written) == graph
+    of_genes = {"part": "gene-reaction", "tokens": "reaction"}
+    of_metabolites = {"part": "reaction-metabolite", "rows": "reaction", "tokens": "metabolite", "weighted": True}
+    relations = read_sources(written)["relations"]
+    assert relations["converts"]["options"] == {**of_metabolites, "reversed": False}
+    assert relations["catalyses"]["options"] == {**of_genes, "reversed": False}
+    assert relations["catalysed_by"]["options"] == {**of_genes, "reversed": True}
     cell_of_types.write_text(
         CONFIG
         + STOICHIOMETRY.replace('tokens = "metabolite"', 'rows = "step"\nweighted = false').replace('"reaction"', '"step"')
