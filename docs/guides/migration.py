@@ -16,10 +16,12 @@ q, k, v = (torch.randn(1, 4, 201, 16) for _ in range(3))
 out, lse = cellattn.attention(q, k, v)
 torch.testing.assert_close(out, F.scaled_dot_product_attention(q, k, v), rtol=1e-4, atol=1e-5)
 
-# 2. A key padding mask is `key_mask` of attention_logsumexp and attention: False for keys to leave out.
+# 2. A key padding mask is `key_mask` of attention_logsumexp, False for keys to leave out; attention takes the keys that stay.
 mask = torch.ones(201, dtype=torch.bool)
 mask[-10:] = False
 lse = cellattn.attention_logsumexp(q, k, key_mask=mask)
+out, same = cellattn.attention(q, k[..., mask, :], v[..., mask, :])
+torch.testing.assert_close(same, lse)
 
 # 3. A map compared with a graph: softmax, slicing off CLS, F.kl_div -> one call, no map.
 loss = cellattn.attention_kl(q[0, 0], k[0, 0], graph, "physical", num_prefix=1)
