@@ -191,6 +191,7 @@ def draw_ops(result: dict[str, Any], path: Path) -> None:
 def draw_lengths(result: dict[str, Any], path: Path) -> None:
     """Time and peak memory over T, a line an implementation with its name at the end, on logarithmic axes."""
     rows = [row for row in result["rows"] if row["suite"] == "length"]
+    rows = [row for row in rows if any(figure(row, name, "both") is not None for name in row["implementations"])]
     names = list(dict.fromkeys(name for row in rows for name in row["implementations"]))
     panels = (("both", 1e3, "time", "forward + backward, ms"), ("bytes", 1e-6, "memory", "peak above the inputs, MB"))
     drawn, axes = plt.subplots(1, 2, figsize=(13, 5.0), layout="constrained")

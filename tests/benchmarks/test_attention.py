@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 import torch.nn.functional as F
@@ -435,3 +436,18 @@ def test_every_kernel_has_a_profiler_line() -> None:
         lines = [kernel for kernel in bench.KERNELS if name.startswith(kernel)]
         assert lines, name
         assert all(f"-k regex:^{kernel} " in text and bench.KERNELS[kernel] in rows for kernel in lines)
+
+
+def test_lengths_without_a_figure_have_no_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def row(tokens: int, **implementations: dict[str, Any]) -> dict[str, Any]:
+        return {"suite": "length", "tokens": tokens, "implementations": implementations}
+
+    phase = {"median": 1.0}
+    measured = {"status": "measured", "forward": phase, "backward": phase, "both": phase, "bytes": 1}
+    stopped = {"status": "cannot run", "reason": "too few"}
+    rows = [row(16, ours=stopped), row(64, ours=measured, other=stopped), row(256, ours=measured)]
+    drawn: list[Any] = []
+    monkeypatch.setattr(tables, "save", lambda figure, path, environment: drawn.append(figure))
+    tables.draw_lengths({"rows": rows, "environment": {}}, tmp_path / "length.png")
+    assert [axis.get_xticks().tolist() for axis in drawn[0].axes] == [[64, 256]] * 2
+    plt.close(drawn[0])
