@@ -33,6 +33,8 @@ def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
         raise OSError(errno.EINVAL, "expected a regular file, which can be replaced in one step", str(path))
     if old is not None and not os.access(path, os.W_OK):  # replacing it takes no more than write access to its folder
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    if not path.parent.is_dir():  # said of the file, not of the part
+        raise FileNotFoundError(errno.ENOENT, "No such folder", str(path.parent))
     part = path.with_name(f".{path.name[:50]}.{uuid.uuid4().hex}")  # no longer than a name may be
     try:
         # nobody else reads it before it has its mode

@@ -10,13 +10,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .build import NO_FIGURE, build_cell
+from .build import NO_FIGURE, build_cell, check_out
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """What the command line says; returns the exit status: 1 for an error."""
     given = _parser().parse_args(arguments)
     try:
+        check_out(given.out)
         cell = build_cell(given.config)
         written = cell.save(given.out)
     except (ValueError, TypeError, OSError, ImportError) as error:

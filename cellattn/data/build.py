@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .._check import describe, require, require_choice, unknown
-from .._file import write_atomic
+from .._file import file_path, write_atomic
 from .._modes import without_function_modes
 from .._version import __version__
 from ..genes import GeneList
@@ -94,10 +94,9 @@ class Cell:
             The files that were written.
 
         Raises:
-            ValueError: a path that does not end in .safetensors.
+            ValueError: a path that does not end in .safetensors. FileNotFoundError: its folder is not there.
         """
-        path = Path(path)
-        require(path.suffix == ".safetensors", f"path: expected a file that ends in .safetensors, got {str(path)!r}")
+        path = check_out(path)
         self.graph.save(path, notes={"sources": json.dumps(self.sources, sort_keys=True)})
         page, figure = path.with_suffix(".md"), path.with_suffix(".png")
         image = _degrees(self.graph)
@@ -106,6 +105,15 @@ class Cell:
         shown = f"![degrees]({figure.name})" if image is not None else NO_FIGURE
         write_atomic(page, f"{self.report()}\n{shown}\n".encode())
         return [path, page, *([] if image is None else [figure])]
+
+
+def check_out(path: Any) -> Path:
+    """The file that a cell is to be written to, before anything is read."""
+    path = file_path(path)
+    require(path.suffix == ".safetensors", f"path: expected a file that ends in .safetensors, got {str(path)!r}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path: no folder {str(path.parent)!r}, where {path.name!r} is to be written")
+    return path
 
 
 NO_FIGURE = "No figure of degrees: matplotlib is not installed (`pip install 'cellattn[bench]'`)."
@@ -156,6 +164,7 @@ def build_cell(config: str | PathLike[str]) -> Cell:
         if not isinstance(relations, dict) or not relations:
             raise ValueError(f"{config}: relations: expected at least one table [relations.NAME], got {describe(relations)}")
         for name, entry in relations.items():
+            require(name != "", f"{config}: relations: expected a name of each, got ''")
             reader = entry.get("reader") if isinstance(entry, dict) else None
             of_kind = _OF_MEMBERSHIP.get(reader) if isinstance(reader, str) else None
             made = _OF_RELATION if of_kind is None else {"tokens": name, **of_kind}
@@ -315,6 +324,7 @@ def _genes(config: Path, given: Mapping[str, Any]) -> tuple[GeneList, dict[str, 
         named = more.read(genes)
         genes, ambiguous, retired = named.genes, ambiguous | dict(named.ambiguous), retired | dict(named.retired)
         aliases.append(more.told | {"counts": _left_out(named, {})})
+    require(len(genes) > 0, f"{config}: genes: no gene in {source.told['path']!r}")
     told = source.told | {"counts": {"genes": len(genes), "aliases": len(genes.aliases)}, "digest": genes.digest()}
     return genes, {
         "genes": told,
@@ -479,15 +489,18 @@ def _degrees(graph: MultiGraph) -> bytes | None:
         return None
     figure = Figure(figsize=(8, 4.5), layout="constrained")  # without pyplot: nothing of it is global
     axis = figure.add_subplot()
+    lines = {}
     for name in graph.relations:
         degree = graph.degree(name).sort(descending=True).values
         degree = degree[degree > 0]
-        axis.plot(degree.tolist(), range(1, len(degree) + 1), drawstyle="steps-post", label=name)
+        (line,) = axis.plot(degree.tolist(), range(1, len(degree) + 1), drawstyle="steps-post")
+        lines[name.replace("$", r"\$")] = line  # no formula, and no label that a legend leaves out
+    scale = "log" if graph.num_edges() else "linear"  # of nothing there is no logarithm
     axis.set(
-        xlabel="neighbours (of directed relations: targets)", ylabel="genes with as many or more", xscale="log", yscale="log"
+        xlabel="neighbours (of directed relations: targets)", ylabel="genes with as many or more", xscale=scale, yscale=scale
     )
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=7, frameon=False)
+    axis.legend(list(lines.values()), list(lines), fontsize=7, frameon=False)
     image = io.BytesIO()
     figure.savefig(image, dpi=130, format="png", metadata={"Software": None})
     return image.getvalue()

@@ -437,8 +437,12 @@ class PerturbationDataset(Dataset[PerturbationSample]):
         """
         if isinstance(samples, PerturbationBatch):
             return samples
+        require_several("samples", samples, "a sequence of samples")
         require(len(samples) > 0, "samples: expected at least one sample, got none")
-        for position, (seeds, types, y) in enumerate(samples):
+        for position, sample in enumerate(samples):
+            triple = isinstance(sample, (tuple, list)) and len(sample) == 3
+            require(triple, lambda: f"samples[{position}]: expected (seeds, types, y), got {describe(sample)}")
+            seeds, types, y = sample
             require_tensor(f"samples[{position}].seeds", seeds, ndim=1, dtypes=(torch.int64,))
             require_tensor(f"samples[{position}].types", types, ndim=1, dtypes=(torch.int64,))
             require_tensor(f"samples[{position}].y", y)

@@ -318,9 +318,38 @@ def test_figure_or_a_word_without_it(folder: Path, capsys: pytest.CaptureFixture
     assert "![degrees](cell.png)" in (folder / "cell.md").read_text()
 
 
+@pytest.mark.filterwarnings("error")  # of a legend that leaves a line out
+def test_a_figure_of_any_relations(folder: Path) -> None:
+    """Without an edge, as where no name is found; with names that are a formula, or hidden, to matplotlib."""
+    pytest.importorskip("matplotlib")
+    for relations in ({"none": ["X", "Y"]}, {"_a": ["YAL001C", "YBL007C"], "$x": ["YAL015C", "TFC3"], "y$z{": ["X", "Y"]}):
+        text = CONFIG[: CONFIG.index("[relations")]
+        for number, (name, ends) in enumerate(relations.items()):
+            (folder / f"{number}.txt").write_text("\t".join(ends) + "\n")
+            text += f'[relations."{name}"]\nreader = "edge-list"\npath = "{number}.txt"\n'
+        (folder / "cell.toml").write_text(text)
+        written = build_cell(folder / "cell.toml").save(folder / "cell.safetensors")
+        assert [path.suffix for path in written] == [".safetensors", ".md", ".png"]
+        assert MultiGraph.load(written[0]).relations == tuple(relations)
+
+
+def test_where_to_write_is_looked_at_first(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not when all has been read."""
+    (folder / "cell.toml").write_text("no TOML")
+    (folder / "d.safetensors").mkdir()
+    for out, message in (
+        ("no/such/cell.safetensors", f"path: no folder '{folder}/no/such', where 'cell.safetensors' is to be written"),
+        ("cell.pt", "path: expected a file that ends in .safetensors"),
+        ("d.safetensors", f"path: '{folder}/d.safetensors' is a folder, expected a file"),
+    ):
+        assert main(["build", str(folder / "cell.toml"), "--out", str(folder / out)]) == 1
+        assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
 BAD = {
     "no-toml": ("[genes]", "[genes", "cell.toml: no TOML: "),
     "no-genes": ("[genes]", "[gene]", "cell.toml: key: unknown value 'gene', .*did you mean 'genes'"),
+    "no-name": ("[relations.list]", '[relations.""]', "relations: expected a name of each, got ''"),
     "no-path": ('path = "links.txt"\nscore', "score", "relations.physical: expected the key 'path'"),
     "no-file": ('path = "links.txt"\nscore', 'path = "gone.txt"\nscore', r"relations.physical.path: no file .*gone\.txt"),
     "path-type": ('path = "edges.tsv"', "path = 3", "relations.list.path: expected a string, got int 3"),
@@ -356,6 +385,14 @@ def test_bad_configurations(folder: Path, capsys: pytest.CaptureFixture[str], ol
     assert said.startswith(f"error: {path}: ")
     assert re.search(message, said), said
     assert not (folder / "cell.safetensors").exists()
+
+
+def test_a_list_without_genes(folder: Path) -> None:
+    path = changed(folder, 'path = "tables/SGD_features.tab"', 'path = "names.tsv"\nname = "n"')
+    path.write_text(path.read_text().replace('reader = "sgd"', 'reader = "table"'))
+    (folder / "names.tsv").write_text("n\n")
+    with pytest.raises(ValueError, match=r"cell\.toml: genes: no gene in 'names\.tsv'"):
+        build_cell(path)
 
 
 def test_no_relations_or_another_name_for_the_file(folder: Path) -> None:

@@ -42,6 +42,19 @@ def parts(batch: PerturbationBatch) -> list[list[float]]:
     return [batch.seeds.tolist(), batch.ptr.tolist(), batch.types.tolist(), batch.y.tolist()]
 
 
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        ([1, 2], r"samples\[0\]: expected \(seeds, types, y\), got int 1"),
+        ([(torch.tensor([1]), torch.tensor([1]))], r"samples\[0\]: expected \(seeds, types, y\), got tuple"),
+        (None, "samples: expected a sequence of samples, got NoneType None"),
+    ],
+)
+def test_collate_refuses_what_are_no_samples(samples: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        PerturbationDataset.collate(samples)
+
+
 def test_present_is_type_zero() -> None:
     assert PERTURBATION_TYPES[0] == "present"
     assert len(set(PERTURBATION_TYPES)) == len(PERTURBATION_TYPES)
