@@ -14,6 +14,8 @@ from torch import Tensor
 from torch._C import _functorch as functorch
 from torch._subclasses.fake_tensor import FakeTensor
 
+_SHOWN = 80  # characters of a word
+
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -34,6 +36,20 @@ def describe(value: Any) -> str:
         return f"{str(value.dtype).removeprefix('torch.')} tensor of shape {list(value.shape)}"
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 80 else text[:77] + '...'}"
+
+
+def shown(value: Any) -> str:
+    """A word of a file, or of a list, as a message has it: quoted, and short."""
+    if isinstance(value, str) and len(value) > _SHOWN:
+        return f"{value[: _SHOWN - 20]!r}... ({len(value):,} characters)"
+    text = repr(value)
+    return text if len(text) <= 4 * _SHOWN else text[: 4 * _SHOWN - 3] + "..."
+
+
+def listed(words: Sequence[Any], most: int = 40) -> str:
+    """The first of some words as a message has them."""
+    more = f" and {len(words) - most:,} more" if len(words) > most else ""
+    return ", ".join(map(shown, words[:most])) + more
 
 
 def plain(text: Any) -> Any:
@@ -224,9 +240,9 @@ def require_choice(name: str, value: Any, choices: Iterable[str]) -> None:
 def unknown(name: str, value: Any, choices: Iterable[str]) -> NoReturn:
     """Raise the `ValueError` for a name that is not among `choices`."""
     choices = tuple(choices)
-    near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(str(value)[:_SHOWN], choices, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    listed = ", ".join(repr(choice) for choice in choices) or "nothing"
+    names = listed(choices) or "nothing"
     if len(choices) > 40:  # a gene list, whose names nobody reads in a message
-        listed = f"{len(choices)} names"
-    raise ValueError(f"{name}: unknown value {value!r}, expected one of {listed}{hint}")
+        names = f"{len(choices)} names"
+    raise ValueError(f"{name}: unknown value {shown(value)}, expected one of {names}{hint}")

@@ -13,7 +13,7 @@ from os import PathLike
 import torch
 from torch import Tensor
 
-from ._check import describe, plain, require, require_count, require_indices, require_iterable, require_tensor, unknown
+from ._check import describe, plain, require, require_count, require_indices, require_iterable, require_tensor, shown, unknown
 from ._modes import without_function_modes
 
 
@@ -42,7 +42,7 @@ class GeneList:
             if not name:
                 raise ValueError(f"names: the name at position {position} is empty")
             if name in self._index:
-                raise ValueError(f"names: {name!r} stands at positions {self._index[name]} and {position}")
+                raise ValueError(f"names: {shown(name)} stands at positions {self._index[name]} and {position}")
             self._index[name] = position
         if aliases is not None and not isinstance(aliases, Mapping):
             raise TypeError(f"aliases: expected a dict from other name to name, got {describe(aliases)}")
@@ -52,9 +52,10 @@ class GeneList:
                 raise ValueError(f"aliases: expected non-empty strings, got {describe(alias)} for {name!r}")
             index = self._index.get(name) if isinstance(name, str) else None
             if index is None:
-                raise ValueError(f"aliases: {alias!r} stands for {name!r}, which is not in the list")
+                raise ValueError(f"aliases: {shown(alias)} stands for {shown(name)}, which is not in the list")
             if self._index.setdefault(alias, index) != index:
-                raise ValueError(f"aliases: {alias!r} stands for {name!r} and is a name of {self.names[self._index[alias]]!r}")
+                other = self.names[self._index[alias]]
+                raise ValueError(f"aliases: {shown(alias)} stands for {shown(name)} and is a name of {shown(other)}")
             if alias != name:
                 self._aliases[alias] = name
 
@@ -90,15 +91,15 @@ class GeneList:
         row_of = {gene: row for row, gene in enumerate(names)}
         if len(row_of) < len(names):
             row = next(row for row, gene in enumerate(names) if gene in names[:row])
-            table.fail(row, f"gene {names[row]!r} stands in line {table.lines[names.index(names[row])]} already")
+            table.fail(row, f"gene {shown(names[row])} stands in line {table.lines[names.index(names[row])]} already")
         aliases: dict[str, str] = {}
         for row, other in enumerate([] if alias is None else frame["alias"].to_list()):
             if other is None:
                 continue
             if aliases.setdefault(other, names[row]) != names[row]:
-                table.fail(row, f"alias {other!r} stands for {aliases[other]!r} and {names[row]!r}")
+                table.fail(row, f"alias {shown(other)} stands for {shown(aliases[other])} and {shown(names[row])}")
             if row_of.get(other, row) != row:
-                table.fail(row, f"alias {other!r} of {names[row]!r} is the name of another gene")
+                table.fail(row, f"alias {shown(other)} of {shown(names[row])} is the name of another gene")
         return cls(names, aliases=aliases)
 
     @property
@@ -185,7 +186,9 @@ class GeneList:
         return hash(self.names)
 
     def __repr__(self) -> str:
-        first = ", ".join(self.names[:3]) + (", ..." if len(self) > 3 else "")
+        first = ", ".join(name if len(name) <= 80 else shown(name) for name in self.names[:3]) + (
+            ", ..." if len(self) > 3 else ""
+        )
         return f"GeneList({len(self)} genes: {first})"
 
 
@@ -231,7 +234,7 @@ def require_same_genes(a: GeneList | None, b: GeneList | None, *, what: tuple[st
         return
     both = min(len(a), len(b))
     position = next((i for i in range(both) if a[i] != b[i]), both)
-    here, there = (repr(names[position]) if position < len(names) else "no gene" for names in (a, b))
+    here, there = (shown(names[position]) if position < len(names) else "no gene" for names in (a, b))
     raise ValueError(
         f"{what[0]}, {what[1]}: expected the same genes in the same order, got {here} in the {what[0]} and {there} in the "
         f"{what[1]} at position {position} ({len(a)} and {len(b)} genes)"

@@ -14,7 +14,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from .._check import describe
+from .._check import describe, listed, shown
 from ._table import Table
 from .genes import GeneList
 from .tables import Lines
@@ -176,18 +176,29 @@ def warn_of_header(table: Table, columns: Mapping[str, str | int], genes: GeneLi
     found = genes_among(columns.values(), genes, rename)
     if found:
         warnings.warn(
-            f"{table.path}: the header names genes of the list ({', '.join(found)}); where a file has none, header=False "
+            f"{table.path}: the header names genes of the list ({listed(found, 5)}); where a file has none, header=False "
             "reads its first line, and takes columns by their numbers",
             stacklevel=4,  # a reader is called by what takes other default devices away
         )
 
 
+def _but_for_case(table: Lines, genes: GeneList) -> str:
+    """What to say where unknown names are known ones, in other letters or with spaces around."""
+    alike = {name.strip().casefold(): name for name in (*genes.aliases, *genes)}
+    found = [(name, alike[key]) for name in table.unknown if (key := name.strip().casefold()) in alike]
+    if not found:
+        return ""
+    (name, gene), number = found[0], len(found)
+    are = "of them is in the list" if number == 1 else "of them are in the list"
+    return f"; {number} {are} but for case or spaces, {shown(name)} as {shown(gene)}, for which rename may see to it"
+
+
 def warn_of_unknown(table: Lines, genes: GeneList) -> None:
     """Warn the caller of a reader of names that are not in the list."""
     if table.unknown:
-        hint = ""
+        hint = _but_for_case(table, genes)
         if table.num_unknown_lines == table.num_lines:
             bare = {_TAXON.sub("", name) for name in genes}
             taxon = not bare.isdisjoint(_TAXON.sub("", name) for name in table.unknown)
-            hint = "; names differ by the taxon in front, cut it off the list or by rename" if taxon else ""
+            hint = "; names differ by the taxon in front, cut it off the list or by rename" if taxon else hint
         warnings.warn(table.report() + hint, stacklevel=4)

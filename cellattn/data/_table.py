@@ -23,7 +23,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from .._check import describe, require
+from .._check import describe, listed, require, shown
 
 _NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
 _MISSING = frozenset(("", "na", "nan", "n/a", "#n/a", "null", "none", "-", "."))  # in small letters
@@ -122,10 +122,12 @@ class Table:
         for argument, column in columns.items():
             found = self.header.count(str(column))
             if found == 0:
-                there = ", ".join(map(repr, self.header)) if self._named else f"0 to {len(self.header) - 1}"
-                raise ValueError(f"{argument}: {self.path} has no column {column!r}, its columns are {there}{self._hint()}")
+                there = listed(self.header) if self._named else f"0 to {len(self.header) - 1}"
+                raise ValueError(
+                    f"{argument}: {self.path} has no column {shown(column)}, its columns are {there}{self._hint()}"
+                )
             where = f"{argument}: {self.path}" + ("" if self._in_comment else f", line {self._first}")
-            require(found == 1, f"{where}: column {column!r} stands twice in the header {self.header}")
+            require(found == 1, f"{where}: column {shown(column)} stands twice in the header {listed(self.header)}")
         for argument, column in columns.items():
             for other, same in columns.items():
                 require(other == argument or same != column, f"{other}: column {column!r} is {argument} already")
@@ -170,7 +172,7 @@ class Table:
         for name, column in names.items():
             result[name] = rows[self._position(column)]
             if name not in optional and result[name].null_count() > 0:
-                self.fail(int(result[name].is_null().arg_true()[0]), f"column {column!r} is empty")
+                self.fail(int(result[name].is_null().arg_true()[0]), f"column {shown(column)} is empty")
         for name, (column, bounds, may_miss) in (numbers or {}).items():
             text = rows[self._position(column)]
             result[name] = self._numbers(text, column, bounds, "drop" if may_miss else missing)
@@ -204,7 +206,7 @@ class Table:
                 problems[word] = problem + ("; missing='drop' leaves such lines out" if is_missing and missing else "")
         if problems:
             row = int(text.is_in(list(problems)).arg_true()[0])
-            self.fail(row, f"column {column!r} is {text[row]!r}, {problems[text[row]]}")
+            self.fail(row, f"column {shown(column)} is {shown(text[row])}, {problems[text[row]]}")
         others = text.replace_strict(list(read), list(read.values()), default=None, return_dtype=pl.Float64)
         return values.zip_with(good, others)
 
@@ -274,7 +276,7 @@ class Table:
 
     def _check_width(self, line: int, found: int) -> None:
         if found != len(self.header):
-            names = f" ({', '.join(self.header)})" if self._named else ""
+            names = f" ({listed(self.header).replace(chr(39), '')})" if self._named else ""
             self._fail(line, f"expected {len(self.header)} fields{names}, found {found}")
 
     def _quoted_rows(self) -> pl.DataFrame:

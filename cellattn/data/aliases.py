@@ -16,7 +16,7 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 from torch import Tensor
 
-from .._check import require, require_choice, require_several
+from .._check import require, require_choice, require_several, shown
 from ._lookup import leave_out, most_first, require_genes, set_aside, without_taxon
 from ._table import Table
 from .genes import GeneList
@@ -93,7 +93,7 @@ def read_sgd_features(
     frame = table.read(_SGD, optional=("qualifier", "name", "standard", "aliases"))
     num_lines = frame.height
     for kind in types:
-        require_choice("types", kind, frame["type"].unique().sort().to_list())
+        require_choice(f"types: {table.path}", kind, frame["type"].unique().sort().to_list())
     other = ~frame["type"].is_in(list(types))
     if qualifiers is not None:
         other |= ~frame["qualifier"].fill_null("").is_in(list(qualifiers))
@@ -104,7 +104,7 @@ def read_sgd_features(
         if name is None:
             table.fail(row, "a feature without its name")
         if line_of.setdefault(name, row) != row:
-            table.fail(row, f"gene {name!r} stands in line {table.lines[line_of[name]]} already")
+            table.fail(row, f"gene {shown(name)} stands in line {table.lines[line_of[name]]} already")
     claims = [_Claim(alias, names[row], 0, row) for row, alias in enumerate(frame["standard"]) if alias]
     claims += [
         _Claim(alias, names[row], 1, row)
@@ -147,7 +147,7 @@ def read_string_aliases(
         of_line = frame["source"].str.split(" ")  # up to v11 a line has all of its sources
         there = of_line.explode().unique().drop_nulls().sort().to_list()
         for source in sources:
-            require_choice("sources", source, there)
+            require_choice(f"sources: {table.path}", source, there)
         asked = np.array([not set(sources).isdisjoint(words) for words in of_line.to_list()], dtype=bool)
         frame, left_out = set_aside(table, frame, {"other_source": ~asked})
     listed_as = without_taxon(genes)
@@ -206,7 +206,7 @@ def _named(
 
 
 def _refuse(table: Table, alias: str, genes: Sequence[str], row: int) -> NoReturn:
-    problem = f"name {alias!r} stands for {' and '.join(map(repr, genes))}; ambiguous='drop' counts such names"
+    problem = f"name {shown(alias)} stands for {' and '.join(map(shown, genes))}; ambiguous='drop' counts such names"
     if row < 0:
         raise ValueError(f"{table.path}: {problem}")
     table.fail(row, problem)

@@ -25,6 +25,7 @@ from .._check import (
     require_iterable,
     require_several,
     require_tensor,
+    shown,
     tensor_of,
     unknown,
 )
@@ -506,7 +507,7 @@ def _gene_index(gene: Any, genes: GeneList | None, sample: int) -> int:
     if genes is not None and isinstance(gene, str):
         index = genes.get(gene)
         if index is None:
-            raise ValueError(f"sets: sample {sample} names gene {gene!r}, which is not in the gene list")
+            raise ValueError(f"sets: sample {sample} names gene {shown(gene)}, which is not in the gene list")
         return index
     try:
         if isinstance(gene, (bool, np.bool_)) or (isinstance(gene, Tensor) and gene.dtype == torch.bool):

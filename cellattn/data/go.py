@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from .._check import describe, require, require_choice, require_count, require_several
+from .._check import describe, require, require_choice, require_count, require_several, shown
 from .._modes import without_function_modes
 from ._lookup import each_from, find_genes, leave_out, require_genes, set_aside, warn_of_unknown
 from ._table import Table, read_string
@@ -72,7 +72,7 @@ class Ontology:
                 elif missing:
                     inside[top] = None
                     circle = [parent for parent in missing if parent in inside]
-                    require(not circle, lambda: f"{self.path}: term {circle[0]!r} is above itself")
+                    require(not circle, lambda: f"{self.path}: term {shown(circle[0])} is above itself")
                     stack += missing
                 else:
                     above[top] = frozenset([top]).union(*(above[parent] for parent in parents))
@@ -122,7 +122,7 @@ def read_obo(path: str | PathLike[str]) -> Ontology:
         if tag == "id":
             term = value
             if term in titles:
-                fail(number, f"term {term!r} stands twice")
+                fail(number, f"term {shown(term)} stands twice")
             titles[term] = ""
         elif term is None:
             fail(number, "expected the id of the term first")
@@ -139,7 +139,7 @@ def read_obo(path: str | PathLike[str]) -> Ontology:
     require(bool(titles), f"{path}: no [Term] in it, expected an ontology in OBO format")
     for number, term, relation, parent in above:
         if parent not in titles:
-            fail(number, f"{parent!r} is no term")
+            fail(number, f"{shown(parent)} is no term")
         parents[relation][term] = (*parents[relation].get(term, ()), parent)
     terms = {term: title for term, title in titles.items() if term not in obsolete}
     return Ontology(path, terms, parents, replaced, frozenset(obsolete))

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._check import describe, require
+from .._check import describe, require, shown
 from .._modes import without_function_modes
 from ._lookup import most_first, require_genes, warn_of_unknown
 from ._table import read_string
@@ -104,7 +104,7 @@ def read_metabolic_model(path: str | PathLike[str], genes: GeneList) -> Metaboli
     num_named = 0
     for at, reaction in enumerate(_list(path, model, "reactions")):
         name = _id(path, "reactions", at, reaction)
-        where = f"{path}: reaction {name!r}"
+        where = f"{path}: reaction {shown(name)}"
         rule = reaction.get("gene_reaction_rule", "")
         require(isinstance(rule, str), f"{where}: gene_reaction_rule: expected a string, got {describe(rule)}")
         for gene in _genes_of(where, rule):
@@ -120,9 +120,9 @@ def read_metabolic_model(path: str | PathLike[str], genes: GeneList) -> Metaboli
         parts = reaction.get("metabolites", {})
         require(isinstance(parts, Mapping), f"{where}: metabolites: expected an object, got {describe(parts)}")
         for metabolite, coefficient in parts.items():
-            require(metabolite in number, f"{where}: metabolite {metabolite!r} is not among those of the model")
+            require(metabolite in number, f"{where}: metabolite {shown(metabolite)} is not among those of the model")
             finite = isinstance(coefficient, (int, float)) and not isinstance(coefficient, bool) and math.isfinite(coefficient)
-            require(finite, f"{where}: metabolite {metabolite!r}: expected a finite number, got {describe(coefficient)}")
+            require(finite, f"{where}: metabolite {shown(metabolite)}: expected a finite number, got {describe(coefficient)}")
             stoichiometry.append((at, number[metabolite], float(coefficient)))
         names.append(name)
         titles.append(str(reaction.get("name", "")))
@@ -198,12 +198,12 @@ def _genes_of(where: str, rule: str) -> Iterator[str]:
     depth, operand = 0, True  # whether an operand comes next
     for word in _TOKEN.findall(rule):
         is_operator = word.lower() in _OPERATORS
-        require(operand != (is_operator or word == ")"), f"{where}: no rule at {word!r}: {rule!r}")
+        require(operand != (is_operator or word == ")"), f"{where}: no rule at {shown(word)}: {shown(rule)}")
         depth += (word == "(") - (word == ")")
-        require(depth >= 0, f"{where}: no rule, a bracket closes that was not opened: {rule!r}")
+        require(depth >= 0, f"{where}: no rule, a bracket closes that was not opened: {shown(rule)}")
         if word not in "()" and not is_operator:
             yield word
             operand = False
         elif is_operator:
             operand = True
-    require(depth == 0 and not (operand and rule.strip()), f"{where}: no rule, it ends too early: {rule!r}")
+    require(depth == 0 and not (operand and rule.strip()), f"{where}: no rule, it ends too early: {shown(rule)}")

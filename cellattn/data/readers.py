@@ -15,7 +15,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from .._check import describe, require, require_choice, require_several
+from .._check import describe, listed, require, require_choice, require_several
 from .._modes import without_function_modes
 from ._lookup import (
     FoundGenes,
@@ -85,7 +85,7 @@ def read_string_links(
     if channels == "all":
         proteins = _STRING_PROTEINS.values()
         wanted = [column for column in table.header if column not in proteins and column != "combined_score"]
-        require(bool(wanted), f"channels: {path} has no channel beside combined_score, its columns are {table.header}")
+        require(bool(wanted), f"channels: {path} has no channel beside combined_score, its columns are {listed(table.header)}")
     elif isinstance(channels, (str, Sequence)):
         wanted = [channels] if isinstance(channels, str) else list(channels)
         require(bool(wanted), "channels: expected at least one channel, got none")
@@ -192,7 +192,7 @@ def read_edge_list(
     require_choice("missing", missing, ("error", "drop"))
     table = Table(path, sep, comment=comment)
     words = table.header
-    require(len(words) in (2, 3), f"{table.path}: expected two genes and a weight a line, got the fields {words}")
+    require(len(words) in (2, 3), f"{table.path}: expected two genes and a weight a line, got the fields {listed(words)}")
     columns: list[str | int] = list(words)
     if len(words) == 2 or may_be_number(words[2]) or genes_among(words[:2], genes, rename):
         table.without_header()
@@ -299,7 +299,7 @@ def read_biogrid(
     table.require_columns(_BIOGRID)
     frame = table.read(_BIOGRID)
     for system in systems or ():
-        require_choice("systems", system, frame["system"].unique().sort().to_list())
+        require_choice(f"systems: {table.path}", system, frame["system"].unique().sort().to_list())
     asked = pl.lit(True) if system_type is None else pl.col("type") == system_type
     asked = asked if systems is None else asked & pl.col("system").is_in(list(systems))
     mine = frame.select(pl.repeat(True, pl.len()) & asked).to_series().to_numpy()

@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 from torch import Tensor
 
-from .._check import require, require_choice, require_number, require_several
+from .._check import listed, require, require_choice, require_number, require_several, shown
 from .._modes import without_function_modes
 from ._lookup import find_genes, require_genes, set_aside, warn_of_unknown
 from ._table import ANY_NUMBER, Number, Table
@@ -94,7 +94,9 @@ def read_sga(
     require_several("controls", controls, "several gene names")
     table = Table(path, "\t", comment="#")
     columns = _columns(table)
-    require(phenotype in columns, f"phenotype: {table.path} has no column for {phenotype!r}, its columns are {table.header}")
+    require(
+        phenotype in columns, f"phenotype: {table.path} has no column for {phenotype!r}, its columns are {listed(table.header)}"
+    )
     require(mutants is None or "mutants" in columns, f"mutants: {table.path} has no column 'Combined mutant type'")
     names = {name: columns[name] for name in (*_STRAINS, "mutants") if name in columns}
     numbers = {"score": Number(columns[phenotype], ANY_NUMBER)}
@@ -110,7 +112,8 @@ def read_sga(
         for other in kind.unique():
             if other not in ("digenic", "trigenic"):
                 table.fail(
-                    int((kind == other).arg_true()[0]), f"column {columns['mutants']!r} is {other!r}, expected a known kind"
+                    int((kind == other).arg_true()[0]),
+                    f"column {columns['mutants']!r} is {shown(other)}, expected a known kind",
                 )
         frame, aside = set_aside(table, frame, {"other_mutants": (kind != mutants).to_numpy()})
     neutral = frozenset(controls)

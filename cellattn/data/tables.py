@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .._check import require_choice
+from .._check import require_choice, shown
 from .genes import GeneList
 
 _WHY = {
@@ -29,6 +29,12 @@ _WHY = {
     "other_type": "lines left out of other features",
     "other_source": "lines left out of other sources",
 }
+
+
+def _bare(name: str) -> str:
+    """A name without quotes, but for one that is long, or has spaces around that nobody would see."""
+    text = shown(name)
+    return name if text == repr(name) and name.isprintable() and name == name.strip() else text
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -60,7 +66,7 @@ class Lines:
 
     def report(self) -> str:
         """Counts of lines, of what was found in them, and of the lines left out, with the first of them, on one line."""
-        names = [f"{name} ({count})" for name, count in list(self.unknown.items())[:5]]
+        names = [f"{_bare(name)} ({count})" for name, count in list(self.unknown.items())[:5]]
         names += ["..."] if len(self.unknown) > 5 else []
         genes = f"{len(self.unknown)} unknown {'gene' if len(self.unknown) == 1 else 'genes'}"
         parts = [f"{self.path}: {self.num_lines} lines, {self._found()}"]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._check import describe, require_indices, require_tensor
+from .._check import describe, listed, require_indices, require_tensor, shown
 from ..genes import GeneList
 
 Roster = GeneList | Sequence[str] | Tensor
@@ -53,8 +53,10 @@ def genes_of(names: GeneList, roster: Roster, argument: str) -> Tensor:
         counts = Counter(found.tolist())
         again = [names[gene] for gene, count in counts.items() if count > 1]
         given = {text for text, gene in zip(texts, found.tolist(), strict=True) if counts[gene] > 1} - set(again)
-        also = f" (also as {few(sorted(given))})" if given else ""
-        raise ValueError(f"{argument}: {few(again)} {'stands' if len(again) == 1 else 'stand'} more than once{also}")
+        also = f" (also as {listed(sorted(given), _LISTED)})" if given else ""
+        raise ValueError(
+            f"{argument}: {listed(again, _LISTED)} {'stands' if len(again) == 1 else 'stand'} more than once{also}"
+        )
     return found.sort().values
 
 
@@ -65,13 +67,7 @@ def refuse_unknown(names: GeneList, texts: Iterable[Any], argument: str) -> None
             raise TypeError(f"{argument}: expected gene names, got {describe(text)}")
     if unknown:
         known = [*names, *names.aliases]
-        near = [(text, difflib.get_close_matches(text, known, n=1, cutoff=0.4)) for text in unknown[:_LISTED]]
-        shown = ", ".join(f"{text!r}" + (f" (nearest: {found[0]!r})" if found else "") for text, found in near)
+        near = [(text, difflib.get_close_matches(text[:80], known, n=1, cutoff=0.4)) for text in unknown[:_LISTED]]
+        told = ", ".join(shown(text) + (f" (nearest: {found[0]!r})" if found else "") for text, found in near)
         more = f" and {len(unknown) - _LISTED} more" if len(unknown) > _LISTED else ""
-        raise ValueError(f"{argument}: {len(unknown)} of its names are not in the gene list: {shown}{more}")
-
-
-def few(texts: Sequence[str]) -> str:
-    """The first of some names."""
-    more = f" and {len(texts) - _LISTED} more" if len(texts) > _LISTED else ""
-    return ", ".join(map(repr, texts[:_LISTED])) + more
+        raise ValueError(f"{argument}: {len(unknown)} of its names are not in the gene list: {told}{more}")

@@ -18,12 +18,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .._check import describe, require, require_choice, require_count, require_indices, require_same, require_tensor
+from .._check import describe, listed, require, require_choice, require_count, require_indices, require_same, require_tensor
 from ..data._table import Table
 from ..data.dataset import PERTURBATION_TYPES
 from ..genes import GeneList
 from .ranks import MAX_ORDER, MAX_RANKS, block_of, items_of, num_sets, rank_of_items, require_order, require_ranks
-from .rosters import Roster, few, genes_of, refuse_unknown
+from .rosters import Roster, genes_of, refuse_unknown
 
 Types = str | Sequence[str] | Mapping[str, str]
 
@@ -351,7 +351,7 @@ class _TypesOf(NamedTuple):
                 require_choice(f"types: {name}", kind, PERTURBATION_TYPES[1:])
                 of_gene[0, names.index([name])] = PERTURBATION_TYPES.index(kind)
             without = roster[of_gene[0, roster] < 0].tolist()
-            require(not without, lambda: f"types: no type is given for {few([names[gene] for gene in without])}")
+            require(not without, lambda: f"types: no type is given for {listed([names[gene] for gene in without], 3)}")
             kinds = of_gene[0, roster].tolist()
             if len(set(kinds)) == 1:  # said as one
                 return cls(of_gene, PERTURBATION_TYPES[kinds[0]])

@@ -142,11 +142,13 @@ def test_edge_lists_without_header(tmp_path: Path, line: str) -> None:
 def test_a_header_of_genes_is_warned_about(tmp_path: Path, rename: None) -> None:
     path = write(tmp_path, "YAL001C_1\tYAL015C" if rename else "YAL001C\tYAL015C", "YBL007C\tTFC3")
     source = "YAL001C_1" if rename else "YAL001C"
-    with pytest.warns(UserWarning, match=r"the header names genes of the list \(YAL001C.*, YAL015C\).*header=False") as caught:
+    with pytest.warns(
+        UserWarning, match=r"the header names genes of the list \('YAL001C.*', 'YAL015C'\).*header=False"
+    ) as caught:
         read_edge_table(path, GENES, source=source, target="YAL015C", rename=rename)
     assert caught[0].filename == __file__
     scored = write(tmp_path, "TFC3\tYAL015C\t0.5", "YBL007C\tTFC3\t0.25")
-    with pytest.warns(UserWarning, match=r"\(TFC3, YAL015C\)"):
+    with pytest.warns(UserWarning, match=r"\('TFC3', 'YAL015C'\)"):
         read_interactions(scored, GENES, gene_columns=("TFC3", "YAL015C"), score="0.5")
 
 
