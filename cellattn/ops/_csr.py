@@ -9,21 +9,35 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ..graph import MultiGraph
+from ..graph.rows import of_any_mode
 
 with warnings.catch_warnings():  # PyTorch says once that its CSR support is in beta
     warnings.simplefilter("ignore")
     torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.empty(0, dtype=torch.int64), torch.empty(0), (1, 1))
 
 
-def both_ways(graph: MultiGraph, r: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, int]:
-    """(rowptr, col, colptr, row, edge, first) of one relation: pointers start with 0, entries of the stack with `first`."""
+_kept = WeakIdKeyDictionary()  # by graph, by relation
+
+
+def both_ways(graph: MultiGraph, r: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(rowptr, col, colptr, row, edge) of one relation alone: entry p by columns is entry edge[p] by rows."""
+    if torch.compiler.is_compiling():
+        return _both_ways(graph, r)
+    kept = _kept.setdefault(graph, {})
+    if r not in kept:
+        kept[r] = of_any_mode(_both_ways)(graph, r)
+    return kept[r]
+
+
+def _both_ways(graph: MultiGraph, r: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     name, n = graph.relations[r], graph.num_nodes
     first = sum(graph.num_edges(other) for other in graph.relations[:r])
     here = slice(first, first + graph.num_edges(name))
     colptr, row, edge = graph.transpose()
-    return graph.rowptr(name), graph.col(name), colptr[r * n : (r + 1) * n + 1] - first, row[here], edge[here], first
+    return graph.rowptr(name), graph.col(name), colptr[r * n : (r + 1) * n + 1] - first, row[here], edge[here] - first
 
 
 def block_diagonal(graph: MultiGraph, relations: Sequence[str]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

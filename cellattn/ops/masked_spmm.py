@@ -25,7 +25,7 @@ from ..graph import MultiGraph
 from ._csr import both_ways
 from ._operator import keep_missing_grads, operator, refuse_double_backward
 from ._sets import allocating, check_graph
-from .attention import accumulation_dtype
+from .attention import accumulation_dtype, as_dtype
 from .khop_mask import num_words
 
 REDUCES = ("sum", "mean")
@@ -87,7 +87,7 @@ def masked_spmm(
             edge_weight.shape[0] == count,
             lambda: f"edge_weight: expected {count} weights, one an edge, got {edge_weight.shape[0]}",
         )
-    value = weight.to(accumulation_dtype(x.dtype))
+    value = as_dtype(weight, accumulation_dtype(x.dtype))
     num_nodes, num_features = x.shape[-2:]
     return allocating(
         lambda: _masked_sum(x, value, words, *both_ways(graph, r), num_sets, reduce == "mean", transpose),
@@ -125,10 +125,10 @@ def _packed(keep: Any, num_sets: Any, graph: MultiGraph) -> tuple[Tensor, int]:
 
 
 # x [N, F] or [B, N, F]; value float32 or float64 [E]; words [N, W]; the relation by rows and by columns, entry p by columns
-# being CSR entry edge[p] - first.
+# being CSR entry edge[p].
 _PRODUCT = (
     "Tensor x, Tensor value, Tensor words, Tensor rowptr, Tensor col, Tensor colptr, Tensor row, Tensor edge, "
-    "SymInt first, SymInt num_sets, bool mean, bool transpose"
+    "SymInt num_sets, bool mean, bool transpose"
 )
 
 
@@ -161,14 +161,14 @@ def _masked_sum_backward(g: Tensor, x: Tensor, value: Tensor, words: Tensor, *gr
     if need_x:
         back = _oriented(value, *by, transpose=not transpose)
         # what is summed over the batch is rounded once, at the end
-        g_x = g.to(wide) if x.ndim == 2 else g
+        g_x = as_dtype(g, wide) if x.ndim == 2 else g
         dx = torch.ops.cellattn.masked_spmm(*back, g_x, words, num_sets, False)
-        dx = dx.sum(0).to(x.dtype) if x.ndim == 2 else dx
+        if x.ndim == 2:
+            dx = as_dtype(dx.squeeze(0) if num_sets == 1 else dx.sum(0), x.dtype)
     if need_value:
         dvalue = torch.ops.cellattn.masked_sddmm(pointer, index, g, x.contiguous(), words, num_sets).to(value.dtype)
         if transpose:  # as the columns have them
-            edge, first = by[4:]
-            dvalue = torch.empty_like(dvalue).index_copy_(0, edge - first, dvalue)
+            dvalue = torch.empty_like(dvalue).index_copy_(0, by[4], dvalue)
     return dx, dvalue
 
 
@@ -179,18 +179,18 @@ def _(g: Tensor, x: Tensor, value: Tensor, words: Tensor, *graph: Any) -> tuple[
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, first, num_sets, mean, transpose = inputs
+    *tensors, num_sets, mean, transpose = inputs
     keep_missing_grads(ctx)
     ctx.save_for_backward(*tensors)
-    ctx.options = first, num_sets, mean, transpose
+    ctx.options = num_sets, mean, transpose
 
 
 def _backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, ...]:
     if g is None:
-        return (None,) * 12
+        return (None,) * 11
     need_x, need_value = ctx.needs_input_grad[:2]
     dx, dvalue = _masked_sum_backward(g, *ctx.saved_tensors, *ctx.options, need_x, need_value)
-    return dx if need_x else None, dvalue if need_value else None, *(None,) * 10
+    return dx if need_x else None, dvalue if need_value else None, *(None,) * 9
 
 
 _masked_sum.register_autograd(_backward, setup_context=_setup_context)
@@ -218,10 +218,10 @@ def _(rowptr: Tensor, col: Tensor, words: Tensor, num_sets: int) -> Tensor:
 
 
 def _oriented(
-    value: Tensor, rowptr: Tensor, col: Tensor, colptr: Tensor, row: Tensor, edge: Tensor, first: int, *, transpose: bool
+    value: Tensor, rowptr: Tensor, col: Tensor, colptr: Tensor, row: Tensor, edge: Tensor, *, transpose: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(pointers, indices, values) of the product, by columns if transposed."""
-    return (colptr, row, value.index_select(0, edge - first)) if transpose else (rowptr, col, value.contiguous())
+    return (colptr, row, value.index_select(0, edge)) if transpose else (rowptr, col, value.contiguous())
 
 
 # ------------------------------------------------------------------------------------------------------------ CUDA

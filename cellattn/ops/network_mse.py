@@ -139,7 +139,7 @@ def _at_once(
     known_rows = torch.stack([graph.known_rows(relation) for relation in relations])
     known_columns = torch.stack([graph.known_columns(relation) for relation in relations])
     target = torch.cat([graph.weight(relation) for relation in relations]).to(accumulation_dtype(z.dtype))
-    problem = target, known_rows, known_columns, *block_diagonal(graph, relations), 0, list(zero_weight)
+    problem = target, known_rows, known_columns, *block_diagonal(graph, relations), list(zero_weight)
     if rows is None:
         total = _network_mse(z, weight, bias, *problem)[0].sum(1)
         num_rows = known_rows.sum(1)
@@ -174,17 +174,17 @@ def _check_zero_weight(value: Any) -> None:
 
 
 # z, weight [K, N, D]; bias [K, N]; target [E], in the accumulation dtype; known rows and columns, bool [K, N]; the networks as
-# one matrix of K blocks by rows and by columns, entry p by columns being CSR entry edge[p] - first; a zero weight a network.
+# one matrix of K blocks by rows and by columns, entry p by columns being CSR entry edge[p]; a zero weight a network.
 _PROBLEM = (
     "Tensor z, Tensor weight, Tensor bias, Tensor target, Tensor known_rows, Tensor known_columns, "
-    "Tensor rowptr, Tensor col, Tensor colptr, Tensor row, Tensor edge, SymInt first, float[] zero_weight"
+    "Tensor rowptr, Tensor col, Tensor colptr, Tensor row, Tensor edge, float[] zero_weight"
 )
 
 
 @operator("network_mse", schema=f"({_PROBLEM}) -> (Tensor, Tensor)", device=None)
 def _network_mse(z: Tensor, weight: Tensor, bias: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """(L [K, N], 0 for unknown genes; d on the edges, [E])"""
-    known_rows, known_columns, rowptr, col, _, _, _, _, zero_weight = rest
+    known_rows, known_columns, rowptr, col, _, _, _, zero_weight = rest
     x, w = z.reshape(1, -1, z.shape[-1]).contiguous(), weight.flatten(0, 1).contiguous()
     d = torch.ops.cellattn.masked_sddmm(rowptr, col, x, w, _all(w), 1)
     d += bias.flatten().index_select(0, col)
@@ -207,11 +207,11 @@ def _(z: Tensor, weight: Tensor, bias: Tensor, target: Tensor, *rest: Any) -> tu
 def _network_mse_backward(
     g: Tensor, d: Tensor, z: Tensor, weight: Tensor, bias: Tensor, target: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    known_rows, known_columns, rowptr, col, colptr, row, edge, first, zero_weight = rest
+    known_rows, known_columns, rowptr, col, colptr, row, edge, zero_weight = rest
     g = torch.where(known_rows, 2 * g, 0)
     zeros, of_edges = _zero_weights(zero_weight, g, rowptr, col)
     c = d.mul(1 - of_edges).sub_(target).mul_(g.flatten().repeat_interleave(rowptr.diff(), output_size=col.shape[0]))
-    c_t = c.index_select(0, edge - first)  # as the columns have them
+    c_t = c.index_select(0, edge)  # as the columns have them
     x, w = (a.to(c.dtype).flatten(0, 1).contiguous() for a in (z, weight))
     scale = _scale(c, x, w)
     dz = torch.ops.cellattn.masked_spmm(rowptr, col, c / scale, w, _all(w), 1, False)[0].view(z.shape) * scale
@@ -246,17 +246,17 @@ def _(g: Tensor, d: Tensor, z: Tensor, weight: Tensor, bias: Tensor, *rest: Any)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, first, zero_weight = inputs
+    *tensors, zero_weight = inputs
     keep_missing_grads(ctx)
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(output[1], *tensors)
-    ctx.options = first, zero_weight
+    ctx.options = (zero_weight,)
 
 
 def _backward(ctx: Any, g: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if g is None:
-        return (None,) * 13
-    return *_network_mse_backward(g, *ctx.saved_tensors, *ctx.options), *(None,) * 10
+        return (None,) * 12
+    return *_network_mse_backward(g, *ctx.saved_tensors, *ctx.options), *(None,) * 9
 
 
 _network_mse.register_autograd(_backward, setup_context=_setup_context)

@@ -74,9 +74,9 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     induced = (rowptr, col, words, words, node_ptr, edge_ptr, offsets, *places)
     by_column = (colptr[: N + 1], row[: one[1].numel()], edge[: one[1].numel()])
     message, weight = leaves((70, N, 3), (one[1].numel(),))
-    message_args = (words, *one, *by_column, 0, 70, True, False)
+    message_args = (words, *one, *by_column, 70, True, False)
     decoder = leaves((1, N, 4), (1, N, 4), (1, N))
-    network = (g.weight("a").double(), *2 * (g.known("a")[None],), *one, *by_column, 0, [0.1])
+    network = (g.weight("a").double(), *2 * (g.known("a")[None],), *one, *by_column, [0.1])
     source, source_ptr, target, target_ptr = (
         torch.tensor([1, 5, 3]),
         ptr,
