@@ -104,6 +104,8 @@ class NodeTypes(NamedTuple):
 
     def subset(self, nodes: Tensor) -> NodeTypes:
         """Of some tokens, which have to stand in the order of their types."""
+        if len(self.names) == 1:
+            return self._replace(sizes=(nodes.numel(),))
         kind, names = self._type_of(nodes), self.names
         falls = (kind.diff() < 0).nonzero()
         if falls.numel():
