@@ -144,18 +144,21 @@ def attention_gradient_ratios(
     """dq, dk and dv of attention where rows whose |LSE| is 2^10 and more, in base 2, have their scores made in float64: the
     largest error of an entry of each as a share of its bound, infinite for one that is not finite.
 
-    There every term of a sum is off by a few spacings of the dtype alone, and so are the sums of the other rows, to which these
-    are added; in the other rows P is also off by the roundings of two sums of d products in float32, and of LSE. What is below
-    the least number of the dtype may come out as 0.
+    There P = 2^x is off by the roundings of two sums of d products in float64, and in float32 of x, of 2^x and of the logarithm
+    of a sum of as many P as there are keys; all else is computed in more digits than those. In the other rows P is off by the
+    roundings of the two sums and of LSE in float32, and every term of a sum by a few spacings of the dtype. To their sums, in
+    the dtype, those of the first are added. What is below the least number of the dtype may come out as 0.
     """
-    kind, eps, eps32 = q.dtype, torch.finfo(q.dtype).eps, torch.finfo(torch.float32).eps
+    kind, eps, single = q.dtype, torch.finfo(q.dtype).eps, torch.finfo(torch.float32)
     q, k, v, dout, dlse = (x.detach().double() for x in (q, k, v, dout, dlse))
     scores, size = scale * q @ k.mT, abs(scale) * q.abs() @ k.mT.abs()
     if mask is not None:
         scores = scores.masked_fill(~mask.unsqueeze(-2), -torch.inf)
     p, lse = scores.softmax(-1), scores.logsumexp(-1, keepdim=True).abs()
-    of_score = torch.where(lse >= 2**10 * math.log(2), 0, 2 * (q.shape[-1] + 2) * eps32 * (size + lse))
-    off = p * (8 * eps + of_score)
+    is_large, of_score = lse >= 2**10 * math.log(2), 2 * (q.shape[-1] + 2) * (size + lse)
+    of_large = p * (of_score * torch.finfo(torch.float64).eps + (8 + math.log2(k.shape[-2])) * single.eps)
+    of_large += 2 * single.eps * torch.special.entr(p) + single.smallest_normal  # P |x|, and P that is flushed to 0
+    off = torch.where(is_large, of_large, p * (8 * eps + of_score * single.eps))
     dp, dp_size = (dout @ v.mT) * multiplier, (dout.abs() @ v.mT.abs()) * multiplier
     delta, delta_size = ((p * x).sum(-1, keepdim=True) for x in (dp, dp_size))
     ds, ds_off = p * (dp - delta + dlse[..., None]), off * (dp_size + delta_size + dlse.abs()[..., None])
@@ -168,7 +171,8 @@ def attention_gradient_ratios(
     ratios = {}
     for (name, (want, bound, others)), found in zip(sums.items(), got, strict=True):
         floor = least(kind) * others.abs().sum(-2).amax() if kind.itemsize == 2 else torch.finfo(kind).smallest_normal
-        ratios[name] = float(((found.double() - want).abs() / (bound + floor)).nan_to_num(nan=torch.inf).max())
+        bound = bound + eps * want.abs() + floor
+        ratios[name] = float(((found.double() - want).abs() / bound).nan_to_num(nan=torch.inf).max())
     return ratios
 
 

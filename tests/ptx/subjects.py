@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -72,8 +73,9 @@ _BEGINNINGS = {
 
 
 def family_of(kernel: str) -> str:
-    """Of a kernel's name; those of csrc/cuda have the others."""
-    return next((family for beginning, family in _BEGINNINGS.items() if kernel.startswith(beginning)), "khop")
+    """Of a kernel's name; those of csrc/cuda have the others, and none is that of a library's."""
+    others = "khop" if kernel.endswith("_kernel") else ""
+    return next((family for beginning, family in _BEGINNINGS.items() if kernel.startswith(beginning)), others)
 
 
 def drawn(dtype: torch.dtype, *shapes: tuple[int, ...], seed: int = 0) -> list[Tensor]:
@@ -87,17 +89,23 @@ def both(of: Callable[[Any], Callable[..., Any]], inputs: list[Tensor], *, parts
 # ----------------------------------------------------------------------------------------------------------- attention
 
 
-def _attention(dtype: torch.dtype, lead: tuple[int, ...], tq: int, tk: int, d: int, dv: int, size: float = 1) -> Shape:
+def _attention(
+    dtype: torch.dtype, lead: tuple[int, ...], tq: int, tk: int, d: int, dv: int, size: float = 1, *, heavy: int = 0
+) -> Shape:
+    """`heavy`: so many keys, the last, have nearly all of the weight."""
     q, k, v = drawn(dtype, (*lead, tq, d), (*lead, tk, d), (*lead, tk, dv))
+    if heavy:
+        q[..., 0], k[..., -heavy:, 0] = 4, 8
     return both(lambda module: module.attention, [size * q, k, v])
 
 
 def _large(dtype: torch.dtype, lead: tuple[int, ...], tq: int, tk: int, d: int, dv: int, *, masked: bool = False) -> Shape:
-    """Every 20th row has scores of 900 or -900 and what makes them differ; that is 0 of the other rows."""
+    """Every 20th row has scores of 900 or -900 and what makes them differ, as many have scores that differ by hundreds."""
     q, k, v = drawn(dtype, (*lead, tq, d), (*lead, tk, d), (*lead, tk, dv))
     q[..., 0], k[..., 0] = 0, 64
     large = torch.arange(3, tq, 20)
     q[..., large, 0] = (900 / 64 * d**0.5 * (-1) ** torch.arange(large.numel())).to(dtype)
+    q[..., 7::20, :] *= 300
     keep = torch.rand(*lead, tk, generator=torch.Generator().manual_seed(5)) < 0.6 if masked else None
 
     def ratios(got: Sequence[Tensor], upstream: Sequence[Tensor]) -> Sequence[float]:
@@ -188,6 +196,37 @@ def _bce(
     options["rows"] = None if rows is None else torch.tensor(rows)
     q, k = drawn(dtype, (*lead, n + 2, d), (*lead, n + 2, d))
     return both(lambda module: lambda q, k: module.attention_bce(q, k, graph, "a", **options), [size * q, k], parts=True)
+
+
+def _hubs_bce(dtype: torch.dtype, lead: tuple[int, ...], n: int, d: int, size: float = 1) -> Shape:
+    """Every row by the sigmoid link, of which the first has every gene."""
+    graph = _weighted(n, 3, n).extend(1)
+    options: dict[str, Any] = {"num_prefix": 1, "reduction": "none", "link": "sigmoid"}
+    q, k = drawn(dtype, (*lead, n + 2, d), (*lead, n + 2, d))
+    return both(lambda module: lambda q, k: module.attention_bce(q, k, graph, "a", **options), [size * q, k], parts=True)
+
+
+def _edges_as_bits(n: int, rows: list[int] | None, shift: int) -> Shape:
+    """More words than a program of the kernel makes, which take more genes than a dense map has room for."""
+    from cellattn.kernels.attention_bce import _Problem
+
+    graph, chosen = _weighted(n, 1, n - 40), None if rows is None else torch.tensor(rows)
+    (x,) = drawn(FP32, (1,))
+    rowptr, col = graph.rowptr("a"), graph.col("a")
+    kept = torch.arange(3) if chosen is None else chosen  # of all rows, the first: one program makes words of one
+
+    def dense(x: Tensor) -> Tensor:
+        bits = x.new_zeros(kept.numel(), 64 * ((shift + n + 63) // 64))
+        for i, gene in enumerate(kept.tolist()):
+            bits[i, shift + col[rowptr[gene] : rowptr[gene + 1]].long()] = 1
+        return bits + x
+
+    def op(x: Tensor) -> Tensor:
+        problem = SimpleNamespace(q=x, rowptr=rowptr, col=col, rows=chosen, relation=0, num_rows=kept.numel(), num_genes=n)
+        words = _Problem.edges(cast(_Problem, problem), shift)
+        return (words[..., None] >> torch.arange(32) & 1).flatten(1).to(x.dtype) + x
+
+    return Shape(op, dense, [x])
 
 
 def _drawn_bce(dtype: torch.dtype, n: int, d: int, count: int, link: str, size: float = 1) -> Shape:
@@ -318,6 +357,7 @@ SUBJECTS = [
     Subject("attention", "few queries, bf16, D 20", 80, [
         lambda: _attention(BF16, (), 28, 1100, 20, 20), lambda: _attention(BF16, (3,), 12, 700, 20, 20),
         lambda: _attention(BF16, (5,), 24, 604, 20, 20, 5), lambda: _large(BF16, (3,), 12, 604, 20, 20),
+        lambda: _attention(BF16, (3,), 12, 700, 20, 20, heavy=24),
     ]),
     Subject("attention", "masked keys, bf16, D 20", 80, [
         lambda: _masked(BF16, (2,), 70, 198, 20), lambda: _masked(BF16, (2,), 198, 66, 20),
@@ -342,6 +382,11 @@ SUBJECTS = [
     Subject("attention_bce", "chosen rows, bf16, D 32, sigmoid", 80, [
         lambda: _bce(BF16, (), 70, 32, [3, 0, 17, 17, 69], "sigmoid"),
         lambda: _bce(BF16, (2,), 133, 32, [5] * 3 + [*range(70)], "sigmoid"),
+        lambda: _edges_as_bits(8300, [2, 0, 8299, 1], 1), lambda: _edges_as_bits(16500, [2, 0, 8299], 0),
+    ]),
+    Subject("attention_bce", "hubs, fp32, D 20, sigmoid", 80, [
+        lambda: _hubs_bce(FP32, (), 70, 20), lambda: _hubs_bce(FP32, (2,), 133, 20, 6),
+        lambda: _edges_as_bits(8300, None, 1), lambda: _edges_as_bits(16500, None, 0),
     ]),
     Subject("attention_bce", "drawn negatives, bf16, D 20", 80, [
         lambda: _drawn_bce(BF16, 151, 20, 9, "softmax", 3), lambda: _drawn_bce(BF16, 133, 20, 37, "softmax", 20),
