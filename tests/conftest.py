@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from cellattn import MultiGraph
@@ -16,6 +17,12 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # read when torch is
     # Workers share the cores. Two threads at least: on one, loops that several share would prove nothing. They wait asleep.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(2, (os.cpu_count() or 1) // int(workers))))
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# A slow or busy machine is no fault; and the fixture `isa` sets one variable for all examples of a test.
+settings.register_profile(
+    "cellattn", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("cellattn")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1004,7 +1004,7 @@ def edge_lists(draw: st.DrawFn) -> tuple[int, dict[str, Tensor], dict[str, Tenso
     return n, index, weight
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(edge_lists(), st.booleans(), st.booleans())
 def test_random_graphs_agree_with_dense(
     edges: tuple[int, dict[str, Tensor], dict[str, Tensor]], with_weights: bool, undirected: bool
@@ -1022,7 +1022,7 @@ def test_random_graphs_agree_with_dense(
     check_dense(graph, expected)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(edge_lists())
 def test_random_graphs_come_back(tmp_path_factory: Any, edges: tuple[int, dict[str, Tensor], dict[str, Tensor]]) -> None:
     n, index, weight = edges
@@ -1041,7 +1041,7 @@ def test_random_graphs_come_back(tmp_path_factory: Any, edges: tuple[int, dict[s
     assert MultiGraph.load(path) == graph
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(edge_lists())
 def test_transpose_twice_is_the_graph(edges: tuple[int, dict[str, Tensor], dict[str, Tensor]]) -> None:
     n, index, weight = edges
@@ -1062,7 +1062,7 @@ def test_transpose_twice_is_the_graph(edges: tuple[int, dict[str, Tensor], dict[
         assert torch.equal(flipped.edge_index(name), flipped_index[name]), "columns are sorted, rows ascend within them"
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(edge_lists(), st.randoms(use_true_random=False))
 def test_order_of_the_input_does_not_matter(edges: tuple[int, dict[str, Tensor], dict[str, Tensor]], random: Any) -> None:
     n, index, weight = edges
@@ -1078,7 +1078,7 @@ def test_order_of_the_input_does_not_matter(edges: tuple[int, dict[str, Tensor],
     assert MultiGraph.from_edge_index(shuffled_index, n, edge_weight=shuffled_weight) == graph
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(edge_lists(), st.randoms(use_true_random=False))
 def test_trivial_extension_and_subgraphs(edges: tuple[int, dict[str, Tensor], dict[str, Tensor]], random: Any) -> None:
     n, index, weight = edges

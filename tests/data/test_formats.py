@@ -391,7 +391,7 @@ def test_repeated_lines_with_other_numbers(form: Format) -> None:
 
 @pytest.mark.parametrize("name", [name for name, form in FORMATS.items() if form.sep])
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_no_line_is_lost_whatever_happens_to_a_file(name: str, data: Any) -> None:
     """A file with damages has all of its lines, as Python's csv module counts them, or is refused by name."""
     form = FORMATS[name]

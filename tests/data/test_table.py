@@ -398,7 +398,7 @@ def check(text: str, sep: str, quote: str | None, comment: str | None, header: b
     missing=st.sampled_from(["error", "drop"]),
     last=st.sampled_from(["", "\n", "\n\n"]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_line_between_tabs(rows: list[Any], comment: str | None, header: bool, missing: str, last: str) -> None:
     lines = (["a\tb\tw"] if header else []) + ["\t".join(row) for row in rows]
     check("\n".join(lines) + last, "\t", None, comment, header, missing)
@@ -416,7 +416,7 @@ def test_every_line_between_tabs(rows: list[Any], comment: str | None, header: b
     missing=st.sampled_from(["error", "drop"]),
     quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_every_line_of_csv(rows: list[Any], header: bool, missing: str, quoting: Any) -> None:
     text = io.StringIO(newline="")
     csv.writer(text, quoting=quoting, lineterminator="\n").writerows([HEADER, *rows] if header else rows)
@@ -428,7 +428,7 @@ def test_every_line_of_csv(rows: list[Any], header: bool, missing: str, quoting:
         "".join
     )
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_text_as_csv(text: str) -> None:
     check("a,b,w\n" + text, ",", '"', None, True, "drop")
     check("a,b,w\n" + text, ",", None, "#", True, "drop")

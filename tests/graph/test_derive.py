@@ -53,7 +53,7 @@ def reached(a: Tensor, k: int) -> Tensor:
 # --------------------------------------------------------------------------------------------------------------- targets
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(edge_lists(), st.integers(1, 5), st.booleans(), st.sampled_from([1, 5, 1 << 22]))
 def test_hops_are_walks(edges: EdgeLists, k: int, undirected: bool, block: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -100,7 +100,7 @@ def test_symmetrized() -> None:
     changed(named(), lambda g: g.symmetrized(None), lambda a: torch.maximum(a, a.t()))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(edge_lists(), st.sampled_from([1, 5, 1 << 22]))
 def test_symmetrized_and_loops_on_random_graphs(edges: EdgeLists, block: int) -> None:
     n, graph = edges[0], graph_of(edges)
@@ -169,7 +169,7 @@ def test_hops_that_are_none(k: Any, error: type[Exception]) -> None:
 # -------------------------------------------------------------------------------------------------------------- controls
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(edge_lists(), st.booleans(), st.integers(0, 3))
 def test_rewired_keeps_what_it_should(edges: EdgeLists, undirected: bool, seed: int) -> None:
     graph = graph_of(edges, undirected=undirected)
@@ -232,7 +232,7 @@ def test_a_complete_graph_cannot_be_rewired() -> None:
     assert graph.rewired("a") == graph
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(edge_lists(), st.integers(0, 3))
 def test_permuted_is_the_graph_under_other_names(edges: EdgeLists, seed: int) -> None:
     n = edges[0]

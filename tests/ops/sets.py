@@ -7,14 +7,10 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from cellattn import MultiGraph
-
-# the fixture `isa` sets one variable for all examples of a test
-EXAMPLES: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 
 
 class Problem(NamedTuple):
@@ -56,10 +52,6 @@ def random_sets(num_nodes: int, num_sets: int, size: int = 3, seed: int = 0) -> 
     """(seeds, ptr) of sets of `size` genes."""
     g = torch.Generator().manual_seed(seed)
     return torch.randint(num_nodes, (num_sets * size,), generator=g), torch.arange(num_sets + 1) * size
-
-
-def settings_of(max_examples: int) -> settings:
-    return settings(max_examples=max_examples, **EXAMPLES)
 
 
 def assert_kept_past_the_ends(p: Problem, index_dtype: torch.dtype, layout: str, within: AbstractContextManager[Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from cellattn.data import synthetic_cell
 from cellattn.ops import _sets
 from cellattn.ops.khop_mask import DIRECTIONS, TRAVERSALS
 
-from .sets import Problem, problem, problems, ragged, random_sets, settings_of
+from .sets import Problem, problem, problems, ragged, random_sets
 
 
 def unpacked(words: Tensor, num_sets: int) -> Tensor:
@@ -29,7 +29,7 @@ def unpacked(words: Tensor, num_sets: int) -> Tensor:
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("traversal", TRAVERSALS)
 def test_is_the_reference(traversal: str, direction: str, isa: str) -> None:
-    @settings_of(60)
+    @settings(max_examples=60)
     @given(problems(), st.integers(0, 4))
     def check(p: Problem, num_hops: int) -> None:
         options: dict[str, Any] = {"traversal": traversal, "direction": direction}

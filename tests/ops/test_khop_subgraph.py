@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from cellattn.ops.khop_mask import DIRECTIONS, TRAVERSALS
 from cellattn.ops.khop_subgraph import check_index_range
 
 from ..conftest import exhaustive
-from .sets import Problem, assert_kept_past_the_ends, problem, problems, random_sets, settings_of
+from .sets import Problem, assert_kept_past_the_ends, problem, problems, random_sets
 
 OPS = torch.ops.cellattn
 FORMATS = [
@@ -92,7 +92,7 @@ def test_is_the_reference(index_dtype: torch.dtype, layout: str, isa: str) -> No
         }
     )
 
-    @settings_of(100)
+    @settings(max_examples=100)
     @given(problems(), st.integers(0, 4), options, st.booleans())
     def check(p: Problem, num_hops: int, options: dict[str, Any], return_edge_id: bool) -> None:
         batch = cellattn.khop_subgraph(
@@ -224,7 +224,7 @@ def test_out_too_small_gives_a_quarter_more_room() -> None:
     assert all((x == (1 if x.dtype == torch.bool else -77)).all() for x in small._buffers if x is not None)
 
 
-@settings_of(100)
+@settings(max_examples=100)
 @given(
     st.lists(
         st.tuples(
@@ -269,7 +269,7 @@ def test_out_stays_whole_where_a_call_fails(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize(("index_dtype", "layout"), FORMATS)
 def test_capacities_that_are_enough(index_dtype: torch.dtype, layout: str, isa: str) -> None:
-    @settings_of(40)
+    @settings(max_examples=40)
     @given(problems(), st.integers(0, 2), st.integers(0, 9), st.booleans())
     def check(p: Problem, num_hops: int, spare: int, drop_seeds: bool) -> None:
         options: dict[str, Any] = {"index_dtype": index_dtype, "layout": layout, "drop_seeds": drop_seeds}

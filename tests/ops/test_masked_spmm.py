@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from cellattn.ops.masked_spmm import REDUCES
 
 from ..bounds import assert_within_rounding
 from ..compare import RTOL, assert_same, everything, leaves, random_graph, values_and_grads
-from .sets import Problem, problem, problems, random_sets, settings_of
+from .sets import Problem, problem, problems, random_sets
 
 
 def mask(num_sets: int, num_nodes: int, seed: int = 0, share: float = 0.7) -> Tensor:
@@ -46,7 +46,7 @@ def test_values_and_gradients(features: int, shared: bool, reduce: str, transpos
 @pytest.mark.parametrize("transpose", [False, True], ids=["rows", "transpose"])
 @pytest.mark.parametrize("reduce", REDUCES)
 def test_any_graph_and_batch(reduce: str, transpose: bool, isa: str) -> None:
-    @settings_of(60)
+    @settings(max_examples=60)
     @given(problems(), st.integers(1, 20), st.booleans(), st.sampled_from([0.0, 0.5, 1.0]))
     def check(p: Problem, features: int, shared: bool, share: float) -> None:
         n, num_sets = p.graph.num_nodes, p.ptr.numel() - 1

@@ -2,18 +2,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 
 import cellattn
 from cellattn import MultiGraph, reference
 from cellattn.data import synthetic_cell
 from cellattn.ops import _sets
 
-from .sets import Problem, problem, problems, random_sets, settings_of
+from .sets import Problem, problem, problems, random_sets
 from .test_khop_mask import unpacked
 
 
-@settings_of(100)
+@settings(max_examples=100)
 @given(problems())
 def test_is_the_reference(p: Problem) -> None:
     node_keep, edge_keep = cellattn.perturbation_mask(*p)
@@ -24,7 +24,7 @@ def test_is_the_reference(p: Problem) -> None:
         assert torch.equal(edge_keep[relation], want_edges[relation])
 
 
-@settings_of(50)
+@settings(max_examples=50)
 @given(problems())
 def test_packed_is_the_same(p: Problem) -> None:
     num_sets = p.ptr.numel() - 1

@@ -42,7 +42,7 @@ def kl(p: dict[str, Any], **options: Any) -> torch.Tensor:
     return cellattn.attention_kl(p["q"], p["k"], p["graph"], "r", **arguments)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(problems(), st.sampled_from(["tokens", "valid"]))
 def test_kl_is_the_reference_and_not_negative(p: dict[str, Any], over: str) -> None:
     got = kl(p, over=over)
@@ -53,7 +53,7 @@ def test_kl_is_the_reference_and_not_negative(p: dict[str, Any], over: str) -> N
     assert (got >= -1e-10 * scale).all()  # Gibbs; the rest of the softmax only adds to it
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(problems(), st.sampled_from(["normalized", "binary"]), st.sampled_from(["softmax", "sigmoid"]))
 def test_bce_is_the_reference_and_not_negative(p: dict[str, Any], target: str, link: str) -> None:
     options = {"num_prefix": p["num_prefix"], "rows": p["rows"], "reduction": "none", "target": target, "link": link}
@@ -64,7 +64,7 @@ def test_bce_is_the_reference_and_not_negative(p: dict[str, Any], target: str, l
     torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-9)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(problems())
 def test_rows_are_a_selection(p: dict[str, Any]) -> None:
     every = kl({**p, "rows": None})
@@ -72,7 +72,7 @@ def test_rows_are_a_selection(p: dict[str, Any]) -> None:
     torch.testing.assert_close(kl(p), every[rows], rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(problems(), st.floats(1e-3, 1e3))
 def test_scale_of_the_weights_does_not_matter(p: dict[str, Any], factor: float) -> None:
     graph = p["graph"]
@@ -85,7 +85,7 @@ def test_scale_of_the_weights_does_not_matter(p: dict[str, Any], factor: float) 
     torch.testing.assert_close(kl({**p, "graph": heavier}), kl(p), rtol=1e-8, atol=1e-8)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(problems())
 def test_valid_is_never_farther_than_tokens(p: dict[str, Any]) -> None:
     """Renormalising over fewer columns can only raise the attention on the edges."""

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -15,7 +15,7 @@ from cellattn.data import synthetic_cell
 
 from ..bounds import arithmetic_of, assert_within_rounding
 from ..compare import RTOL, assert_same, everything, leaves, values_and_grads
-from .sets import Problem, problem, problems, random_sets, settings_of
+from .sets import Problem, problem, problems, random_sets
 
 N = 40
 GRAPH = problem(0, N, [90, 0, 300], 0).graph  # weighted, with self-loops and a relation without edges
@@ -75,7 +75,7 @@ def test_values_and_gradients(f: int, shared: bool, each: bool, sum_relations: b
 
 
 def test_any_graph_and_batch(isa: str) -> None:
-    @settings_of(60)
+    @settings(max_examples=60)
     @given(
         problems(), st.integers(1, 20), st.sampled_from([0.0, 0.1, 0.7, 1.0]), st.booleans(), st.booleans(), st.booleans(),
         st.booleans(),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -83,7 +83,6 @@ def test_one_type_for_each_gene() -> None:
     require_all(space, set(map(frozenset, pairs)))
 
 
-@settings(deadline=None)  # a busy machine is no fault
 @given(st.data())
 def test_crossed_rosters(data: st.DataObject) -> None:
     """Overlapping or not: every set that can be dealt out, once."""
