@@ -380,7 +380,18 @@ _FOREIGN = {
     b"\xd0\xcf\x11\xe0": "a workbook: save its sheet as text",
     b"PAR1": "a Parquet file: write it as text",
     b"\x89HDF": "an HDF5 file: write its table as text",
+    b"\x93NUMPY": "an array of NumPy: write its table as text",
+    b"\x5d\x00\x00": "compressed with lzma: unpack it with `unlzma`",
+    b"%PDF": "a PDF: write its table as text",
+    b"SQLite format 3": "an SQLite database: write its table as text",
+    b"version https://git-lfs": "a pointer of Git LFS: `git lfs pull` brings the file",
 }
+_PAGE = re.compile(rb"\s*<(!doctype\s+)?html", re.IGNORECASE)
+_PICKLE = re.compile(rb"\x80[\x02-\x05]")
+_TAR = b"ustar"  # at byte 257
+
+
+_OF_THE_SYSTEM = re.compile(r"(^|/)(__MACOSX/|\._|\.DS_Store$)")  # what macOS puts into an archive
 
 
 def read_text(path: Path) -> bytes:
@@ -388,6 +399,11 @@ def read_text(path: Path) -> bytes:
     data = _unpacked(path, path.read_bytes())
     for magic, kind in _FOREIGN.items():
         require(not data.startswith(magic), f"{path}: {kind}")
+    require(not data.startswith(_TAR, 257), f"{path}: a tar archive: unpack the table in it")
+    require(not _PICKLE.match(data), f"{path}: a pickle: write its table as text")
+    require(not _PAGE.match(data), f"{path}: a page of the web, as of a download that failed")
+    packed = next((kind for kind, _, _, magic in _PACKED if magic.match(data)), None)
+    require(packed is None, f"{path}: compressed twice, the second time with {packed}: unpack it once")
     for bom, encoding in _BOMS.items():
         if data.startswith(bom):
             try:
@@ -435,7 +451,8 @@ def _unpacked(path: Path, data: bytes) -> bytes:
         return data
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            inside = [name for name in archive.namelist() if not name.endswith("/")]
+            names = [name for name in archive.namelist() if not name.endswith("/")]
+            inside = [name for name in names if not _OF_THE_SYSTEM.search(name)]
             require("[Content_Types].xml" not in inside, f"{path}: a workbook: save its sheet as text")
             require(len(inside) == 1, f"{path}: expected one file in the zip archive, got {inside[:5]}: unpack the table")
             return archive.read(inside[0])

@@ -7,7 +7,9 @@ import csv
 import gzip
 import io
 import lzma
+import pickle
 import re
+import tarfile
 import tempfile
 import warnings
 import zipfile
@@ -188,6 +190,15 @@ def zipped(data: bytes, *names: str) -> bytes:
     return content.getvalue()
 
 
+def tarred(data: bytes) -> bytes:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        member = tarfile.TarInfo("t.tsv")
+        member.size = len(data)
+        archive.addfile(member, io.BytesIO(data))
+    return content.getvalue()
+
+
 PACK: dict[str, Callable[[bytes], bytes]] = {
     "plain": bytes,
     "gzip": gzip.compress,
@@ -221,6 +232,11 @@ def test_files_as_they_come(tmp_path: Path, pack: str, encode: str) -> None:
         edges(write(tmp_path, PACK[pack](ENCODE[encode](TEXT.replace("\t2", "\t2x")))))
 
 
+def test_what_an_archive_of_macos_holds_beside_the_table(tmp_path: Path) -> None:
+    content = zipped(TEXT.encode(), "t.tsv", "__MACOSX/._t.tsv", ".DS_Store", "a/._t.tsv")
+    assert edges(write(tmp_path, content)).edge_index.tolist() == EDGES
+
+
 @pytest.mark.parametrize("pack", [name for name in PACK if name != "plain"])
 def test_a_damaged_archive_is_no_shorter_table(tmp_path: Path, pack: str) -> None:
     text = "a\tb\tw\n" + "".join(f"G1\tG2\t{i}\n" for i in range(300))
@@ -244,6 +260,14 @@ def test_a_damaged_archive_is_no_shorter_table(tmp_path: Path, pack: str) -> Non
         (zipped(TEXT.encode(), "a", "b"), "t", r"expected one file in the zip archive, got \['a', 'b'\]"),
         (zipped(b"", "[Content_Types].xml", "b"), "t.xlsx", "a workbook: save its sheet as text"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1", "t.xls", "a workbook: save its sheet as text"),
+        (gzip.compress(gzip.compress(TEXT.encode())), "t.gz", "compressed twice, the second time with gzip: unpack it once"),
+        (zipped(bz2.compress(TEXT.encode()), "a.bz2"), "t.zip", "compressed twice, the second time with bzip2"),
+        (gzip.compress(tarred(TEXT.encode())), "t.tar.gz", "a tar archive: unpack the table in it"),
+        (lzma.compress(TEXT.encode(), format=lzma.FORMAT_ALONE), "t.lzma", "compressed with lzma: unpack it with `unlzma`"),
+        (pickle.dumps({"a": [TEXT]}), "t.pkl", "a pickle: write its table as text"),
+        (b"\x93NUMPY\x01\x00v\x00", "t.npy", "an array of NumPy: write its table as text"),
+        (b"\n<!DOCTYPE html>\n<title>404</title>\n", "t.tsv", "a page of the web, as of a download that failed"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "t.tsv", "a pointer of Git LFS: `git lfs pull`"),
         (TEXT.encode("utf-16-le"), "t", "t, line 1: a NUL character"),
         (TEXT.replace("A1", "A\0").encode(), "t", "t, line 3: a NUL character"),
         (b"\xff\xfe" + TEXT.encode("utf-16-le")[:-1], "t", "begins as UTF-16 text but is none"),
