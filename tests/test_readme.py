@@ -1,4 +1,4 @@
-"""The README's code runs as it stands there."""
+"""The README's code runs as it stands there, and what is said of the package is of one version."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 import sys
 
 import pytest
+
+import cellattn
 
 from .conftest import ROOT
 
@@ -21,3 +23,12 @@ def test_python_blocks_run_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     for block in blocks:
         exec(block, namespace)
     assert "prediction" in namespace
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = (ROOT / "CITATION.cff").read_text()
+    project = (ROOT / "pyproject.toml").read_text()
+    assert f"\nversion: {cellattn.__version__}\n" in citation
+    for field, listed in (("license", 'license = "{}"'), ("  - name", 'authors = [{{ name = "{}" }}]')):
+        (value,) = re.findall(rf"^{field}: (.+)$", citation, flags=re.M)
+        assert listed.format(value) in project
