@@ -38,11 +38,17 @@ dq and dLSE by rows; dk by keys in the dense pass, over the transposed graph for
 those. Passes, and parts of passes, write partial sums to places of their own, added up in a fixed order: no atomics. `rows` may
 name a gene twice: dq gathers its copies. Grids and sizes follow from shapes alone, and nothing is read back to the host.
 
+Edges are walked as in row_dot.py: one warp a row (in dk a column), which returns where there is none, and before that segments
+of the long ones, each in a program of its own. A segment leaves what the row adds: losses, the weights of the sharp entry if it
+is among the edges, sums of G and of G k (G q). A gene that `rows` names twice has two LSEs: its segments are those of the row
+where it is named first, and its copies walk.
+
 Scores inside are in base 2: x2 = log2 a, or s log2 e for the sigmoid link.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import log2
@@ -56,6 +62,7 @@ from torch import Tensor
 from cellattn._aligned import wide, width
 
 from .config import Gather, Tile, choose, choose_gather, on_device, options, parts_for
+from .segments import Segments, add_segments, span_of_segment
 from .sums import sum_of_products
 from .tensors import aligned, check_devices, check_floats, grid_of, lead_strides, padded, precision
 
@@ -68,7 +75,7 @@ IGNORED, OTHER, KNOWN = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # kin
 # Not specialised on their values, so that a new length compiles nothing: all that the loads need to know of leading strides is
 # in ALIGN, which divides them.
 SIZES = ["num_leading", "num_rows", "num_genes", "num_prefix", "num_parts", "first_row", "part"]
-SIZES += ["stride_ql", "stride_kl"]
+SIZES += ["first_segment", "num_segments", "stride_ql", "stride_kl"]
 
 # ----------------------------------------------------------------------------------------------------- one entry
 
@@ -324,6 +331,132 @@ def bce_rows_fwd_kernel_dense(
         tl.store(sharp_ptr + o_out, tl.max(b_sharp, 1), mask=m_m)
 
 
+@triton.jit
+def _lose_edges(
+    b_loss, b_positive, b_negative, b_sharp, b_q, k_ptr, col_ptr, weight_ptr, start, end, inv_mass, degree, total2, sharp,
+    num_prefix, scale2, STRIDE_K: tl.constexpr, W: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr, SIGMOID: tl.constexpr,
+    DENSE: tl.constexpr, NORMALIZED: tl.constexpr,
+):  # fmt: skip
+    """Add, lane by lane [BE], what the edges from start to end of a row lose, and the weights of its sharp entry among them.
+
+    With drawn negatives it is found here, and said in b_sharp; otherwise the dense pass knew it.
+    """
+    # [BD]
+    o_d = tl.arange(0, BD)
+    # [BE]: while a step gathers, the columns of the next are on their way
+    b_e = tl.arange(0, BE)
+    b_col = tl.load(col_ptr + start + b_e, mask=start + b_e < end, other=0)
+    for e in range(start, end, BE):
+        o_e = e + b_e
+        m_e = o_e < end
+        b_token = num_prefix + b_col
+        b_col = tl.load(col_ptr + o_e + BE, mask=o_e + BE < end, other=0)
+        b_t = _targets(weight_ptr, o_e, m_e, inv_mass, degree, NORMALIZED)
+        # [BE, BD]
+        b_k = _gather(k_ptr, b_token, m_e, STRIDE_K, o_d, o_d < W)
+        # [BE]
+        b_x2 = scale2 * sum_of_products(b_q[None, :], b_k, m_e[:, None], 1) - total2
+        b_l = _edge_loss(b_x2, b_t, SIGMOID, DENSE)
+        if not SIGMOID:
+            if DENSE:
+                m_sharp = m_e & (b_token == sharp)
+            else:
+                m_sharp = m_e & (b_x2 > SHARP)
+                b_sharp = tl.where(m_sharp, b_token, b_sharp)
+                b_negative += tl.where(m_sharp, 1 - b_t, 0.0)
+            b_positive += tl.where(m_sharp, b_t, 0.0)
+            m_e = m_e & ~m_sharp
+        b_loss += tl.where(m_e, b_l, 0.0)
+    return b_loss, b_positive, b_negative, b_sharp
+
+
+@triton.jit(do_not_specialize=SIZES)
+def bce_rows_fwd_kernel_segments(
+    q_ptr,  # [L, T, D]
+    k_ptr,  # [L, T, D]
+    lse_ptr,  # fp32 [L, R], None for the sigmoid link
+    rowptr_ptr,  # int64 [K * N + 1]
+    col_ptr,  # int32 [E]
+    weight_ptr,  # [E]
+    inv_mass_ptr,  # fp32 [K * N]
+    segptr_ptr,  # int64 [K * N + 1]: the first segment of each stacked row
+    segrow_ptr,  # int64: the stacked row of each segment
+    slot_ptr,  # int64 [N]: where among the R a gene is named first, R if nowhere; None for all genes
+    dense_sharp_ptr,  # int32 [parts, L, R], None with drawn negatives and for the sigmoid link
+    partial_ptr,  # out, fp32 [3, L, S]: the loss without the sharp entry, and the weights of that
+    partial_sharp_ptr,  # out, int32 [L, S]; None but with drawn negatives of the softmax link
+    stride_ql,
+    stride_kl,
+    num_leading,
+    num_rows,
+    first_row,
+    first_segment,  # of the relation
+    num_segments,  # S
+    num_prefix,
+    num_parts,
+    scale,
+    STRIDE_Q: tl.constexpr,
+    STRIDE_K: tl.constexpr,
+    ALIGN: tl.constexpr,
+    W: tl.constexpr,
+    BD: tl.constexpr,
+    BE: tl.constexpr,
+    SIGMOID: tl.constexpr,
+    DENSE: tl.constexpr,
+    NORMALIZED: tl.constexpr,
+):
+    """A program a segment of a row, where that is named first: what its edges lose."""
+    i_o = tl.program_id(0).to(tl.int64)
+    i_l = i_o // num_segments
+    segment = first_segment + i_o % num_segments
+    stacked = tl.load(segrow_ptr + segment)
+    gene = stacked - first_row
+    i_r = gene
+    if slot_ptr is not None:
+        i_r = tl.load(slot_ptr + gene)
+        if i_r >= num_rows:
+            return
+    i = i_l * num_rows + i_r
+    start, end = span_of_segment(rowptr_ptr, segptr_ptr, stacked, segment)
+    degree = tl.load(rowptr_ptr + stacked + 1) - tl.load(rowptr_ptr + stacked)
+    # [BD]
+    o_d = tl.arange(0, BD)
+    p_q = q_ptr + i_l * (stride_ql // ALIGN * ALIGN) + (num_prefix + gene) * STRIDE_Q + o_d
+    b_q = tl.load(p_q, mask=o_d < W, other=0.0).to(tl.float32)
+    total2 = 0.0
+    sharp = tl.full([], -1, tl.int32)
+    if not SIGMOID:
+        total2 = _in_base_2(tl.load(lse_ptr + i))
+        if DENSE:
+            for p in range(num_parts):
+                sharp = tl.maximum(sharp, tl.load(dense_sharp_ptr + (p * num_leading).to(tl.int64) * num_rows + i))
+    # [BE]
+    b_zero = tl.zeros([BE], tl.float32)
+    b_sharp = tl.full([BE], -1, tl.int32)
+    b_loss, b_positive, b_negative, b_sharp = _lose_edges(
+        b_zero, b_zero, b_zero, b_sharp, b_q, k_ptr + i_l * (stride_kl // ALIGN * ALIGN), col_ptr, weight_ptr, start, end,
+        tl.load(inv_mass_ptr + stacked), degree, total2, sharp, num_prefix, scale * LOG2E, STRIDE_K, W, BD, BE, SIGMOID, DENSE,
+        NORMALIZED,
+    )  # fmt: skip
+    tl.store(partial_ptr + i_o, tl.sum(b_loss, 0))
+    if not SIGMOID:
+        size = num_leading.to(tl.int64) * num_segments
+        tl.store(partial_ptr + size + i_o, tl.sum(b_positive, 0))
+        if not DENSE:
+            tl.store(partial_ptr + 2 * size + i_o, tl.sum(b_negative, 0))
+            tl.store(partial_sharp_ptr + i_o, tl.max(b_sharp, 0))
+
+
+@triton.jit
+def _segments_of_row(segptr_ptr, slot_ptr, stacked, gene, i_r, first_segment):
+    """(first, last) of the segments whose sums the row i_r adds, among those of the relation: none if it walks its edges."""
+    first = tl.load(segptr_ptr + stacked) - first_segment
+    last = tl.load(segptr_ptr + stacked + 1) - first_segment
+    if slot_ptr is not None:
+        last = tl.where(tl.load(slot_ptr + gene) == i_r, last, first)
+    return first, last
+
+
 @triton.jit(do_not_specialize=SIZES)
 def bce_rows_fwd_kernel_edges(
     q_ptr,  # [L, T, D]
@@ -333,6 +466,7 @@ def bce_rows_fwd_kernel_edges(
     col_ptr,  # int32 [E]
     weight_ptr,  # [E]
     inv_mass_ptr,  # fp32 [K * N]
+    segptr_ptr, slot_ptr, partial_ptr, partial_sharp_ptr,  # as of a segment; not read unless HAS_SEGMENTS
     rows_ptr,  # int64 [R], None for all genes
     negatives_ptr,  # int64 [M], None for every valid non-edge
     negptr_ptr,  # int64 [R + 1]
@@ -347,9 +481,12 @@ def bce_rows_fwd_kernel_edges(
     num_leading,
     num_rows,  # R
     first_row,  # relation * N
+    first_segment,
+    num_segments,
     num_prefix,
     num_parts,
     scale,
+    HAS_SEGMENTS: tl.constexpr,  # False: the relation has no hub
     STRIDE_Q: tl.constexpr,  # between tokens
     STRIDE_K: tl.constexpr,
     ALIGN: tl.constexpr,
@@ -359,16 +496,21 @@ def bce_rows_fwd_kernel_edges(
     SIGMOID: tl.constexpr,
     DENSE: tl.constexpr,
     NORMALIZED: tl.constexpr,
-):
-    """A program a row: its edges, and its drawn negatives, or what the dense pass found."""
+):  # fmt: skip
+    """A program a row: its edges, and its drawn negatives, or what the dense pass found. Without an edge there is nothing."""
     i = tl.program_id(0).to(tl.int64)
     i_l, i_r = i // num_rows, i % num_rows
     k_ptr += i_l * (stride_kl // ALIGN * ALIGN)
     gene = i_r
     if rows_ptr is not None:
         gene = tl.load(rows_ptr + i_r)
-    first, last = tl.load(rowptr_ptr + first_row + gene), tl.load(rowptr_ptr + first_row + gene + 1)
-    inv_mass = tl.load(inv_mass_ptr + first_row + gene)
+    stacked = first_row + gene
+    start, end = tl.load(rowptr_ptr + stacked), tl.load(rowptr_ptr + stacked + 1)
+    if start >= end:
+        tl.store(loss_ptr + i, 0.0)
+        if not SIGMOID:
+            tl.store(sharp_ptr + i, -1)
+        return
     # [BD]
     o_d = tl.arange(0, BD)
     m_d = o_d < W
@@ -391,39 +533,33 @@ def bce_rows_fwd_kernel_edges(
     b_sharp = tl.full([BE], -1, tl.int32)
     b_positive = tl.zeros([BE], tl.float32)
     b_negative = tl.zeros([BE], tl.float32)
-    b_col = tl.load(col_ptr + first + b_e, mask=first + b_e < last, other=0)
-    for e in range(first, last, BE):
-        o_e = e + b_e
-        m_e = o_e < last
-        b_token = num_prefix + b_col
-        b_col = tl.load(col_ptr + o_e + BE, mask=o_e + BE < last, other=0)
-        b_t = _targets(weight_ptr, o_e, m_e, inv_mass, last - first, NORMALIZED)
-        # [BE, BD]
-        b_k = _gather(k_ptr, b_token, m_e, STRIDE_K, o_d, m_d)
-        # [BE]
-        b_x2 = scale * LOG2E * sum_of_products(b_q[None, :], b_k, m_e[:, None], 1) - total2
-        b_l = _edge_loss(b_x2, b_t, SIGMOID, DENSE)
-        if not SIGMOID:
-            if DENSE:
-                m_sharp = m_e & (b_token == sharp)
-            else:
-                m_sharp = m_e & (b_x2 > SHARP)
-                b_sharp = tl.where(m_sharp, b_token, b_sharp)
-                b_negative += tl.where(m_sharp, 1 - b_t, 0.0)
-            b_positive += tl.where(m_sharp, b_t, 0.0)
-            m_e = m_e & ~m_sharp
-        b_loss += tl.where(m_e, b_l, 0.0)
-    has_edge = last > first
+    degree = end - start
+    if HAS_SEGMENTS:
+        first, last = _segments_of_row(segptr_ptr, slot_ptr, stacked, gene, i_r, first_segment)
+        size = num_leading.to(tl.int64) * num_segments
+        for s in range(first, last, BE):
+            o_s = i_l * num_segments + s + b_e
+            m_s = s + b_e < last
+            b_loss += tl.load(partial_ptr + o_s, mask=m_s, other=0.0)
+            if not SIGMOID:
+                b_positive += tl.load(partial_ptr + size + o_s, mask=m_s, other=0.0)
+                if not DENSE:
+                    b_negative += tl.load(partial_ptr + 2 * size + o_s, mask=m_s, other=0.0)
+                    b_sharp = tl.maximum(b_sharp, tl.load(partial_sharp_ptr + o_s, mask=m_s, other=-1))
+        end = tl.where(first < last, start, end)
+    b_loss, b_positive, b_negative, b_sharp = _lose_edges(
+        b_loss, b_positive, b_negative, b_sharp, b_q, k_ptr, col_ptr, weight_ptr, start, end, tl.load(inv_mass_ptr + stacked),
+        degree, total2, sharp, num_prefix, scale * LOG2E, STRIDE_K, W, BD, BE, SIGMOID, DENSE, NORMALIZED,
+    )  # fmt: skip
     if not DENSE:
         weight = tl.load(negative_weight_ptr + i_r)
-        first, last = tl.load(negptr_ptr + i_r), tl.load(negptr_ptr + i_r + 1)
-        last = tl.where(has_edge, last, first)
-        b_gene = tl.load(negatives_ptr + first + b_e, mask=first + b_e < last, other=0)
-        for e in range(first, last, BE):
+        start, end = tl.load(negptr_ptr + i_r), tl.load(negptr_ptr + i_r + 1)
+        b_gene = tl.load(negatives_ptr + start + b_e, mask=start + b_e < end, other=0)
+        for e in range(start, end, BE):
             o_e = e + b_e
-            m_e = o_e < last
+            m_e = o_e < end
             b_token = num_prefix + b_gene.to(tl.int32)
-            b_gene = tl.load(negatives_ptr + o_e + BE, mask=o_e + BE < last, other=0)
+            b_gene = tl.load(negatives_ptr + o_e + BE, mask=o_e + BE < end, other=0)
             b_k = _gather(k_ptr, b_token, m_e, STRIDE_K, o_d, m_d)
             b_x2 = scale * LOG2E * sum_of_products(b_q[None, :], b_k, m_e[:, None], 1) - total2
             if not SIGMOID:
@@ -432,7 +568,7 @@ def bce_rows_fwd_kernel_edges(
                 b_negative += tl.where(m_sharp, weight, 0.0)
                 m_e = m_e & ~m_sharp
             b_loss += tl.where(m_e, weight * _loss_term(b_x2, SIGMOID), 0.0)
-    tl.store(loss_ptr + i, tl.where(has_edge, loss + tl.sum(b_loss, 0), 0.0))
+    tl.store(loss_ptr + i, loss + tl.sum(b_loss, 0))
     if not SIGMOID:
         positive, negative = tl.sum(b_positive, 0), tl.sum(b_negative, 0)
         if DENSE:
@@ -729,6 +865,96 @@ def bce_rows_bwd_kernel_dense_dq(
         tl.store(dlse_ptr + o_out, tl.where(m_edge, -b_dloss * b_ds, 0.0), mask=m_m)
 
 
+@triton.jit
+def _add_row(
+    b_dq, b_ds, b_q, k_ptr, col_ptr, weight_ptr, start, end, inv_mass, degree, total2, sharp, num_prefix, scale2,
+    STRIDE_K: tl.constexpr, W: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr, SIGMOID: tl.constexpr, DENSE: tl.constexpr,
+    NORMALIZED: tl.constexpr,
+):  # fmt: skip
+    """b_dq + g_e k_j [BE, BD] and b_ds + g_e [BE] over the edges from start to end of a row, lane by lane."""
+    # [BD]
+    o_d = tl.arange(0, BD)
+    # [BE]: while a step gathers, the columns of the next are on their way
+    b_e = tl.arange(0, BE)
+    b_col = tl.load(col_ptr + start + b_e, mask=start + b_e < end, other=0)
+    for e in range(start, end, BE):
+        o_e = e + b_e
+        m_e = o_e < end
+        b_token = num_prefix + b_col
+        b_col = tl.load(col_ptr + o_e + BE, mask=o_e + BE < end, other=0)
+        b_t = _targets(weight_ptr, o_e, m_e, inv_mass, degree, NORMALIZED)
+        # [BE, BD]
+        b_k = _gather(k_ptr, b_token, m_e, STRIDE_K, o_d, o_d < W)
+        # [BE]
+        b_x2 = scale2 * sum_of_products(b_q[None, :], b_k, m_e[:, None], 1) - total2
+        b_g = tl.where(m_e & (b_token != sharp), _edge_grad(b_x2, b_t, SIGMOID, DENSE), 0.0)
+        b_ds += b_g
+        b_dq += b_g[:, None] * b_k
+    return b_dq, b_ds
+
+
+@triton.jit(do_not_specialize=SIZES)
+def bce_rows_bwd_kernel_segments_dq(
+    q_ptr, k_ptr, lse_ptr, rowptr_ptr, col_ptr, weight_ptr, inv_mass_ptr, segptr_ptr, segrow_ptr, slot_ptr,  # as in the forward
+    sharp_ptr,  # int32 [L, R], None for the sigmoid link
+    partial_ptr,  # out, fp32 [L, S, D], without the factors of the row
+    partial_ds_ptr,  # out, fp32 [L, S], None for the sigmoid link
+    stride_ql,
+    stride_kl,
+    num_leading,
+    num_rows,
+    first_row,
+    first_segment,
+    num_segments,
+    num_prefix,
+    scale,
+    STRIDE_Q: tl.constexpr,
+    STRIDE_K: tl.constexpr,
+    ALIGN: tl.constexpr,
+    W: tl.constexpr,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    BE: tl.constexpr,
+    SIGMOID: tl.constexpr,
+    DENSE: tl.constexpr,
+    NORMALIZED: tl.constexpr,
+):  # fmt: skip
+    """A program a segment of a row, where that is named first: dq and dLSE of its edges."""
+    i_o = tl.program_id(0).to(tl.int64)
+    i_l = i_o // num_segments
+    segment = first_segment + i_o % num_segments
+    stacked = tl.load(segrow_ptr + segment)
+    gene = stacked - first_row
+    i_r = gene
+    if slot_ptr is not None:
+        i_r = tl.load(slot_ptr + gene)
+        if i_r >= num_rows:
+            return
+    i = i_l * num_rows + i_r
+    start, end = span_of_segment(rowptr_ptr, segptr_ptr, stacked, segment)
+    degree = tl.load(rowptr_ptr + stacked + 1) - tl.load(rowptr_ptr + stacked)
+    # [BD]
+    o_d = tl.arange(0, BD)
+    p_q = q_ptr + i_l * (stride_ql // ALIGN * ALIGN) + (num_prefix + gene) * STRIDE_Q + o_d
+    b_q = tl.load(p_q, mask=o_d < W, other=0.0).to(tl.float32)
+    total2 = 0.0
+    sharp = tl.full([], -1, tl.int32)
+    if not SIGMOID:
+        total2 = tl.load(lse_ptr + i) * LOG2E
+        sharp = tl.load(sharp_ptr + i)
+    # [BE, BD], [BE]
+    b_dq = tl.zeros([BE, BD], tl.float32)
+    b_ds = tl.zeros([BE], tl.float32)
+    b_dq, b_ds = _add_row(
+        b_dq, b_ds, b_q, k_ptr + i_l * (stride_kl // ALIGN * ALIGN), col_ptr, weight_ptr, start, end,
+        tl.load(inv_mass_ptr + stacked), degree, total2, sharp, num_prefix, scale * LOG2E, STRIDE_K, W, BD, BE, SIGMOID, DENSE,
+        NORMALIZED,
+    )  # fmt: skip
+    tl.store(partial_ptr + i_o * D + o_d, tl.sum(b_dq, 0), mask=o_d < D)
+    if not SIGMOID:
+        tl.store(partial_ds_ptr + i_o, tl.sum(b_ds, 0))
+
+
 @triton.jit(do_not_specialize=SIZES)
 def bce_rows_bwd_kernel_edges_dq(
     dloss_ptr,  # fp32 [L, R]
@@ -739,6 +965,7 @@ def bce_rows_bwd_kernel_edges_dq(
     col_ptr,  # int32 [E]
     weight_ptr,  # [E]
     inv_mass_ptr,  # fp32 [K * N]
+    segptr_ptr, slot_ptr, partial_ptr, partial_ds_ptr,  # as of a segment; not read unless HAS_SEGMENTS
     rows_ptr,  # int64 [R], None for all genes
     negatives_ptr,  # int64 [M], None for every valid non-edge
     negptr_ptr,  # int64 [R + 1]
@@ -753,9 +980,12 @@ def bce_rows_bwd_kernel_edges_dq(
     num_leading,
     num_rows,
     first_row,
+    first_segment,
+    num_segments,
     num_prefix,
     num_parts,
     scale,
+    HAS_SEGMENTS: tl.constexpr,
     STRIDE_Q: tl.constexpr,
     STRIDE_K: tl.constexpr,
     ALIGN: tl.constexpr,
@@ -766,28 +996,32 @@ def bce_rows_bwd_kernel_edges_dq(
     SIGMOID: tl.constexpr,
     DENSE: tl.constexpr,
     NORMALIZED: tl.constexpr,
-):
-    """A program a row: dq and dLSE of its edges and its drawn negatives, with those of the dense pass."""
+):  # fmt: skip
+    """A program a row: dq and dLSE of its edges and its drawn negatives, with those of the dense pass; 0 without an edge."""
     # [BD]
     o_d = tl.arange(0, BD)
+    i_o = tl.program_id(0).to(tl.int64)
+    p_dq = dq_ptr + i_o * D + o_d
     if rows_ptr is None:
-        num_tokens = num_prefix + num_rows
-        i_l = tl.program_id(0).to(tl.int64) // num_tokens
-        i_r = tl.program_id(0).to(tl.int64) % num_tokens - num_prefix
-        p_dq = dq_ptr + tl.program_id(0).to(tl.int64) * D + o_d
+        i_l = i_o // (num_prefix + num_rows)
+        i_r = i_o % (num_prefix + num_rows) - num_prefix
         if i_r < 0:  # a prefix token
             tl.store(p_dq, tl.zeros([BD], dq_ptr.dtype.element_ty), mask=o_d < D)
             return
         gene = i_r
     else:
-        i_l = tl.program_id(0).to(tl.int64) // num_rows
-        i_r = tl.program_id(0).to(tl.int64) % num_rows
-        p_dq = dq_ptr + tl.program_id(0).to(tl.int64) * D + o_d
+        i_l = i_o // num_rows
+        i_r = i_o % num_rows
         gene = tl.load(rows_ptr + i_r)
     i = i_l * num_rows + i_r
+    stacked = first_row + gene
+    start, end = tl.load(rowptr_ptr + stacked), tl.load(rowptr_ptr + stacked + 1)
+    if start >= end:
+        tl.store(p_dq, tl.zeros([BD], dq_ptr.dtype.element_ty), mask=o_d < D)
+        if not SIGMOID:
+            tl.store(dlse_ptr + i, 0.0)
+        return
     k_ptr += i_l * (stride_kl // ALIGN * ALIGN)
-    first, last = tl.load(rowptr_ptr + first_row + gene), tl.load(rowptr_ptr + first_row + gene + 1)
-    inv_mass = tl.load(inv_mass_ptr + first_row + gene)
     total2 = 0.0
     sharp = tl.full([], -1, tl.int32)
     if not SIGMOID:
@@ -800,29 +1034,28 @@ def bce_rows_bwd_kernel_edges_dq(
     b_e = tl.arange(0, BE)
     b_ds = tl.zeros([BE], tl.float32)
     b_dq = tl.zeros([BE, BD], tl.float32)
-    b_col = tl.load(col_ptr + first + b_e, mask=first + b_e < last, other=0)
-    for e in range(first, last, BE):
-        o_e = e + b_e
-        b_token = num_prefix + b_col
-        m_e = o_e < last
-        b_col = tl.load(col_ptr + o_e + BE, mask=o_e + BE < last, other=0)
-        b_t = _targets(weight_ptr, o_e, m_e, inv_mass, last - first, NORMALIZED)
-        b_k = _gather(k_ptr, b_token, m_e, STRIDE_K, o_d, m_d)
-        b_x2 = scale * LOG2E * sum_of_products(b_q[None, :], b_k, m_e[:, None], 1) - total2
-        b_g = tl.where(m_e & (b_token != sharp), _edge_grad(b_x2, b_t, SIGMOID, DENSE), 0.0)
-        b_ds += b_g
-        b_dq += b_g[:, None] * b_k
+    degree = end - start
+    if HAS_SEGMENTS:
+        first, last = _segments_of_row(segptr_ptr, slot_ptr, stacked, gene, i_r, first_segment)
+        o_part = i_l * num_segments
+        b_dq = add_segments(b_dq, partial_ptr + o_part * D, first, last, D, BD, BE)
+        if not SIGMOID:
+            for s in range(first, last, BE):
+                b_ds += tl.load(partial_ds_ptr + o_part + s + b_e, mask=s + b_e < last, other=0.0)
+        end = tl.where(first < last, start, end)
+    b_dq, b_ds = _add_row(
+        b_dq, b_ds, b_q, k_ptr, col_ptr, weight_ptr, start, end, tl.load(inv_mass_ptr + stacked), degree, total2, sharp,
+        num_prefix, scale * LOG2E, STRIDE_K, W, BD, BE, SIGMOID, DENSE, NORMALIZED,
+    )  # fmt: skip
     if not DENSE:
         weight = tl.load(negative_weight_ptr + i_r)
-        has_edge = last > first
-        first, last = tl.load(negptr_ptr + i_r), tl.load(negptr_ptr + i_r + 1)
-        last = tl.where(has_edge, last, first)
-        b_gene = tl.load(negatives_ptr + first + b_e, mask=first + b_e < last, other=0)
-        for e in range(first, last, BE):
+        start, end = tl.load(negptr_ptr + i_r), tl.load(negptr_ptr + i_r + 1)
+        b_gene = tl.load(negatives_ptr + start + b_e, mask=start + b_e < end, other=0)
+        for e in range(start, end, BE):
             o_e = e + b_e
             b_token = num_prefix + b_gene.to(tl.int32)
-            m_e = o_e < last
-            b_gene = tl.load(negatives_ptr + o_e + BE, mask=o_e + BE < last, other=0)
+            m_e = o_e < end
+            b_gene = tl.load(negatives_ptr + o_e + BE, mask=o_e + BE < end, other=0)
             b_k = _gather(k_ptr, b_token, m_e, STRIDE_K, o_d, m_d)
             b_x2 = scale * LOG2E * sum_of_products(b_q[None, :], b_k, m_e[:, None], 1) - total2
             b_g = tl.where(m_e & (b_token != sharp), weight * _grad_term(b_x2, SIGMOID), 0.0)
@@ -926,35 +1159,99 @@ def bce_rows_bwd_kernel_dense_dk(
     tl.store(dk_ptr + o_out[:, None] * D + o_d[None, :], peak * b_dk, mask=m_out)
 
 
+@triton.jit
+def _copies_of(copyptr_ptr, b_row, m_e):
+    """(position of the first among the copies, how many) of each row [BE]: one of every row, its own, where all are chosen."""
+    b_copy = b_row.to(tl.int64)
+    b_copies = tl.where(m_e, 1, 0).to(tl.int64)
+    if copyptr_ptr is not None:
+        b_copy = tl.load(copyptr_ptr + b_row, mask=m_e, other=0)
+        b_copies = tl.load(copyptr_ptr + b_row + 1, mask=m_e, other=0) - b_copy
+    return b_copy, b_copies
+
+
+@triton.jit
+def _slope_of_copy(b_s2, b_t, o_r, m_r, dloss_ptr, lse_ptr, sharp_ptr, token, SIGMOID: tl.constexpr, DENSE: tl.constexpr):
+    """What the edge of each of the rows o_r [BE] of [L, R] gives to its score: dloss times the slope.
+
+    The sigmoid link's slope, which all copies of a row share, is left to be multiplied.
+    """
+    if SIGMOID:
+        b_g = tl.load(dloss_ptr + o_r, mask=m_r, other=0.0)
+    else:
+        b_x2 = b_s2 - tl.load(lse_ptr + o_r, mask=m_r, other=0.0) * LOG2E
+        m_r = m_r & (tl.load(sharp_ptr + o_r, mask=m_r, other=-1) != token)
+        b_dloss = tl.load(dloss_ptr + o_r, mask=m_r, other=0.0)
+        b_g = tl.where(m_r, b_dloss * _edge_grad(b_x2, b_t, SIGMOID, DENSE), 0.0)
+    return b_g
+
+
+@triton.jit
+def _add_column(
+    b_dk, b_k, q_ptr, rowptr_ptr, row_ptr, weight_ptr, inv_mass_ptr, copy_ptr, copyptr_ptr, dloss_ptr, lse_ptr, sharp_ptr,
+    token, o_lead, start, end, scale2, STRIDE_Q: tl.constexpr, W: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr,
+    SIGMOID: tl.constexpr, DENSE: tl.constexpr, NORMALIZED: tl.constexpr,
+):  # fmt: skip
+    """b_dk + g_e q_i [BE, BD] over the edges from start to end of a column, lane by lane; rowptr, inv_mass of the relation."""
+    # [BD]
+    o_d = tl.arange(0, BD)
+    # [BE]: while a step gathers, the rows of the next two are on their way, and where the first of those have their copies
+    b_e = tl.arange(0, BE)
+    o_next = start + BE + b_e
+    b_row = tl.load(row_ptr + start + b_e, mask=start + b_e < end, other=0)
+    b_next = tl.load(row_ptr + o_next, mask=o_next < end, other=0)
+    b_copy, b_copies = _copies_of(copyptr_ptr, b_row, start + b_e < end)
+    for e in range(start, end, BE):
+        o_e = e + b_e
+        m_e = o_e < end
+        b_inv_mass = tl.load(inv_mass_ptr + b_row, mask=m_e, other=0.0)
+        b_degree = tl.load(rowptr_ptr + b_row + 1, mask=m_e, other=0) - tl.load(rowptr_ptr + b_row, mask=m_e, other=0)
+        b_t = _targets(weight_ptr, o_e, m_e, b_inv_mass, b_degree, NORMALIZED)
+        # [BE, BD]; rows that were not chosen are not read
+        b_q = _gather(q_ptr, b_row, b_copies > 0, STRIDE_Q, o_d, o_d < W)
+        o_next = o_e + BE
+        b_next_copy, b_next_copies = _copies_of(copyptr_ptr, b_next, o_next < end)
+        b_row = b_next
+        b_next = tl.load(row_ptr + o_next + BE, mask=o_next + BE < end, other=0)
+        # [BE]
+        b_s2 = scale2 * sum_of_products(b_k[None, :], b_q, m_e[:, None], 1)
+        if copy_ptr is None:
+            b_g = _slope_of_copy(b_s2, b_t, o_lead + b_copy, m_e, dloss_ptr, lse_ptr, sharp_ptr, token, SIGMOID, DENSE)
+        else:
+            b_g = tl.zeros([BE], tl.float32)
+            for c in range(tl.max(b_copies, 0)):
+                m_c = c < b_copies
+                o_r = o_lead + tl.load(copy_ptr + b_copy + c, mask=m_c, other=0)
+                b_g += _slope_of_copy(b_s2, b_t, o_r, m_c, dloss_ptr, lse_ptr, sharp_ptr, token, SIGMOID, DENSE)
+        if SIGMOID:
+            b_g = tl.where(b_copies > 0, b_g * _edge_grad(b_s2, b_t, SIGMOID, DENSE), 0.0)
+        b_dk += b_g[:, None] * b_q
+        b_copy, b_copies = b_next_copy, b_next_copies
+    return b_dk
+
+
 @triton.jit(do_not_specialize=SIZES)
-def bce_rows_bwd_kernel_edges_dk(
+def bce_rows_bwd_kernel_segments_dk(
     dloss_ptr,  # fp32 [L, R]
-    q_ptr,  # [L, T, D]
-    k_ptr,  # [L, T, D]
-    lse_ptr,  # fp32 [L, R], None for the sigmoid link
-    rowptr_ptr,  # int64 [K * N + 1]
-    colptr_ptr,  # int64 [K * N + 1]
+    q_ptr, k_ptr, lse_ptr, rowptr_ptr,  # as in the forward
     row_ptr,  # int32 [E], by columns
+    colptr_ptr,  # int64 [K * N + 1]
     weight_ptr,  # [E], by columns
     inv_mass_ptr,  # fp32 [K * N]
-    rows_ptr,  # int64 [R], None for all genes, as the next two
-    copy_ptr,  # int64 [R]: positions in rows, gene after gene
+    segptr_ptr,  # int64 [K * N + 1]: the first segment of each stacked column
+    segcol_ptr,  # int64: the stacked column of each segment
+    copy_ptr,  # int64 [R]: positions in rows, gene after gene; None for all genes, as the next
     copyptr_ptr,  # int64 [N + 1]: gene i is at the positions copy[copyptr[i] : copyptr[i + 1]]
-    negrow_ptr,  # int64 [M]: the chosen row of each drawn negative; None for every valid non-edge, as the next three
-    negative_weight_ptr,  # fp32 [R]
-    drawn_ptr,  # int64 [M]: the drawn negatives, gene after gene
-    drawnptr_ptr,  # int64 [N + 1]
     sharp_ptr,  # int32 [L, R], None for the sigmoid link
-    dense_ptr,  # fp32 [parts, L, T, D]
-    dk_ptr,  # out [L, T, D]
+    partial_ptr,  # out, fp32 [L, S, D], without the factor scale
     stride_ql,
     stride_kl,
     num_leading,
     num_rows,
-    num_genes,
     first_row,
+    first_segment,
+    num_segments,
     num_prefix,
-    num_parts,
     scale,
     STRIDE_Q: tl.constexpr,
     STRIDE_K: tl.constexpr,
@@ -966,70 +1263,122 @@ def bce_rows_bwd_kernel_edges_dk(
     SIGMOID: tl.constexpr,
     DENSE: tl.constexpr,
     NORMALIZED: tl.constexpr,
-):
+):  # fmt: skip
+    """A program a segment of a column: dk of its edges."""
+    i_o = tl.program_id(0).to(tl.int64)
+    i_l = i_o // num_segments
+    segment = first_segment + i_o % num_segments
+    stacked = tl.load(segcol_ptr + segment)
+    token = num_prefix + stacked - first_row
+    start, end = span_of_segment(colptr_ptr, segptr_ptr, stacked, segment)
+    # [BD]
+    o_d = tl.arange(0, BD)
+    p_k = k_ptr + i_l * (stride_kl // ALIGN * ALIGN) + token * STRIDE_K + o_d
+    b_k = tl.load(p_k, mask=o_d < W, other=0.0).to(tl.float32)
+    # [BE, BD]
+    b_dk = tl.zeros([BE, BD], tl.float32)
+    b_dk = _add_column(
+        b_dk, b_k, q_ptr + i_l * (stride_ql // ALIGN * ALIGN) + num_prefix * STRIDE_Q, rowptr_ptr + first_row, row_ptr,
+        weight_ptr, inv_mass_ptr + first_row, copy_ptr, copyptr_ptr, dloss_ptr, lse_ptr, sharp_ptr, token, i_l * num_rows,
+        start, end, scale * LOG2E, STRIDE_Q, W, BD, BE, SIGMOID, DENSE, NORMALIZED,
+    )  # fmt: skip
+    tl.store(partial_ptr + i_o * D + o_d, tl.sum(b_dk, 0), mask=o_d < D)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def bce_rows_bwd_kernel_edges_dk(
+    dloss_ptr,  # fp32 [L, R]
+    q_ptr,  # [L, T, D]
+    k_ptr,  # [L, T, D]
+    lse_ptr,  # fp32 [L, R], None for the sigmoid link
+    rowptr_ptr,  # int64 [K * N + 1]
+    row_ptr,  # int32 [E], by columns
+    colptr_ptr,  # int64 [K * N + 1]
+    weight_ptr,  # [E], by columns
+    inv_mass_ptr,  # fp32 [K * N]
+    segptr_ptr, partial_ptr,  # as of a segment; not read unless HAS_SEGMENTS
+    rows_ptr,  # int64 [R], None for all genes
+    copy_ptr, copyptr_ptr,  # as of a segment
+    negrow_ptr,  # int64 [M]: the chosen rows that drew a gene, gene after gene; None for every valid non-edge, as the next two
+    negative_weight_ptr,  # fp32 [R]
+    drawnptr_ptr,  # int64 [N + 1]: of gene i negrow[drawnptr[i] : drawnptr[i + 1]]
+    sharp_ptr,  # int32 [L, R], None for the sigmoid link
+    dense_ptr,  # fp32 [parts, L, T, D]
+    dk_ptr,  # out [L, T, D]
+    stride_ql,
+    stride_kl,
+    num_leading,
+    num_rows,
+    num_genes,
+    first_row,
+    first_segment,
+    num_segments,
+    num_prefix,
+    num_parts,
+    scale,
+    HAS_SEGMENTS: tl.constexpr,
+    STRIDE_Q: tl.constexpr,
+    STRIDE_K: tl.constexpr,
+    ALIGN: tl.constexpr,
+    W: tl.constexpr,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    BE: tl.constexpr,
+    SIGMOID: tl.constexpr,
+    DENSE: tl.constexpr,
+    NORMALIZED: tl.constexpr,
+):  # fmt: skip
     """A program a token: dk of its edges over the transposed graph, of the negatives that drew it, and of the dense pass."""
     i = tl.program_id(0).to(tl.int64)
     num_tokens = num_prefix + num_genes
     i_l, token = i // num_tokens, i % num_tokens
     gene = token - num_prefix
+    stacked = first_row + gene
+    m_gene = gene >= 0
+    start = tl.load(colptr_ptr + stacked, mask=m_gene, other=0)
+    end = tl.load(colptr_ptr + stacked + 1, mask=m_gene, other=0)
+    filled = start < end
+    if not DENSE:
+        drawn_start = tl.load(drawnptr_ptr + gene, mask=m_gene, other=0)
+        drawn_end = tl.load(drawnptr_ptr + gene + 1, mask=m_gene, other=0)
+        filled = filled | (drawn_start < drawn_end)
     # [BD]
     o_d = tl.arange(0, BD)
     m_d = o_d < W
     b_out = tl.zeros([BD], tl.float32)
-    if gene >= 0:
+    if filled:  # six in ten columns have no edge
         q_ptr += i_l * (stride_ql // ALIGN * ALIGN) + num_prefix * STRIDE_Q
+        rowptr_ptr += first_row
+        o_lead = i_l * num_rows
         p_k = k_ptr + i_l * (stride_kl // ALIGN * ALIGN) + token * STRIDE_K + o_d
         b_k = tl.load(p_k, mask=m_d, other=0.0).to(tl.float32)
         # [BE, BD]: reduced once, after the loops
         b_e = tl.arange(0, BE)
         b_dk = tl.zeros([BE, BD], tl.float32)
-        first, last = tl.load(colptr_ptr + first_row + gene), tl.load(colptr_ptr + first_row + gene + 1)
-        b_next = tl.load(row_ptr + first + b_e, mask=first + b_e < last, other=0)
-        for e in range(first, last, BE):
-            # [BE]
-            o_e = e + b_e
-            m_e = o_e < last
-            b_row = b_next
-            b_next = tl.load(row_ptr + o_e + BE, mask=o_e + BE < last, other=0)
-            b_inv_mass = tl.load(inv_mass_ptr + first_row + b_row, mask=m_e, other=0.0)
-            p_row = rowptr_ptr + first_row + b_row
-            b_degree = tl.load(p_row + 1, mask=m_e, other=0) - tl.load(p_row, mask=m_e, other=0)
-            b_t = _targets(weight_ptr, o_e, m_e, b_inv_mass, b_degree, NORMALIZED)
-            b_copy = b_row.to(tl.int64)
-            b_copies = tl.where(m_e, 1, 0).to(tl.int64)
-            if copyptr_ptr is not None:
-                b_copy = tl.load(copyptr_ptr + b_row, mask=m_e, other=0)
-                b_copies = tl.load(copyptr_ptr + b_row + 1, mask=m_e, other=0) - b_copy
-            # [BE, BD]; rows that were not chosen are not read
-            b_q = _gather(q_ptr, b_row, b_copies > 0, STRIDE_Q, o_d, m_d)
-            b_s2 = scale * LOG2E * sum_of_products(b_k[None, :], b_q, m_e[:, None], 1)
-            b_g = tl.zeros([BE], tl.float32)
-            for c in range(tl.max(b_copies, 0)):
-                m_c = m_e & (c < b_copies)
-                b_r = b_copy
-                if copy_ptr is not None:
-                    b_r = tl.load(copy_ptr + b_copy + c, mask=m_c, other=0)
-                o_r = i_l * num_rows + b_r
-                b_x2 = b_s2
-                if not SIGMOID:
-                    b_x2 = b_s2 - tl.load(lse_ptr + o_r, mask=m_c, other=0.0) * LOG2E
-                    m_c = m_c & (tl.load(sharp_ptr + o_r, mask=m_c, other=-1) != token)
-                b_dloss = tl.load(dloss_ptr + o_r, mask=m_c, other=0.0)
-                b_g += tl.where(m_c, b_dloss * _edge_grad(b_x2, b_t, SIGMOID, DENSE), 0.0)
-            b_dk += b_g[:, None] * b_q
+        if HAS_SEGMENTS:
+            first = tl.load(segptr_ptr + stacked) - first_segment
+            last = tl.load(segptr_ptr + stacked + 1) - first_segment
+            b_dk = add_segments(b_dk, partial_ptr + i_l * num_segments * D, first, last, D, BD, BE)
+            end = tl.where(first < last, start, end)
+        b_dk = _add_column(
+            b_dk, b_k, q_ptr, rowptr_ptr, row_ptr, weight_ptr, inv_mass_ptr + first_row, copy_ptr, copyptr_ptr, dloss_ptr,
+            lse_ptr, sharp_ptr, token, o_lead, start, end, scale * LOG2E, STRIDE_Q, W, BD, BE, SIGMOID, DENSE, NORMALIZED,
+        )  # fmt: skip
         if not DENSE:
-            first, last = tl.load(drawnptr_ptr + gene), tl.load(drawnptr_ptr + gene + 1)
-            for e in range(first, last, BE):
+            # [BE]: while a step gathers, the rows of the next are on their way
+            m_e = drawn_start + b_e < drawn_end
+            b_r = tl.load(negrow_ptr + drawn_start + b_e, mask=m_e, other=0)
+            for e in range(drawn_start, drawn_end, BE):
                 o_e = e + b_e
-                m_e = o_e < last
-                b_r = tl.load(negrow_ptr + tl.load(drawn_ptr + o_e, mask=m_e, other=0), mask=m_e, other=0)
-                o_r = i_l * num_rows + b_r
+                m_e = o_e < drawn_end
+                o_r = o_lead + b_r
                 b_row = b_r
                 if rows_ptr is not None:
                     b_row = tl.load(rows_ptr + b_r, mask=m_e, other=0)
-                p_row = rowptr_ptr + first_row + b_row
+                p_row = rowptr_ptr + b_row
                 m_e = m_e & (tl.load(p_row + 1, mask=m_e, other=0) > tl.load(p_row, mask=m_e, other=0))
                 b_weight = tl.load(negative_weight_ptr + b_r, mask=m_e, other=0.0)
+                b_r = tl.load(negrow_ptr + o_e + BE, mask=o_e + BE < drawn_end, other=0)
                 b_q = _gather(q_ptr, b_row, m_e, STRIDE_Q, o_d, m_d)
                 b_x2 = scale * LOG2E * sum_of_products(b_k[None, :], b_q, m_e[:, None], 1)
                 if not SIGMOID:
@@ -1133,6 +1482,12 @@ class _Problem:
     colptr: Tensor
     row: Tensor
     weight_by_column: Tensor
+    row_segptr: Tensor
+    segment_row: Tensor
+    row_segments: Sequence[int]
+    col_segptr: Tensor
+    segment_col: Tensor
+    col_segments: Sequence[int]
     inv_mass: Tensor
     known: Tensor
     rows: Tensor | None
@@ -1185,10 +1540,30 @@ class _Problem:
         return self.num_leading * self.num_rows == 0 or (self.lse is not None and self.num_tokens == 1)
 
     @property
-    def entries(self) -> tuple[Tensor | None, ...]:
-        """What the passes over rows take of the graph."""
-        drawn = self.negatives, self.negptr, self.negative_weight
-        return self.rowptr, self.col, self.weight, self.inv_mass, self.rows, *drawn
+    def graph(self) -> tuple[Tensor, ...]:
+        """What the passes over edges by rows take of the graph."""
+        return self.rowptr, self.col, self.weight, self.inv_mass, self.row_segptr
+
+    @property
+    def chosen(self) -> tuple[Tensor | None, ...]:
+        """What the passes over rows take of the choice of pairs."""
+        return self.rows, self.negatives, self.negptr, self.negative_weight
+
+    @cached_property
+    def by_row(self) -> Segments:
+        return Segments.of_ties([self.relation], self.row_segments)
+
+    @cached_property
+    def by_column(self) -> Segments:
+        return Segments.of_ties([self.relation], self.col_segments)
+
+    @cached_property
+    def slot(self) -> Tensor | None:
+        """int64 [N]: where in rows each gene stands first, R if nowhere: there its segments are added, its copies walk."""
+        if self.rows is None or self.by_row.total == 0:
+            return None
+        slot = torch.full((self.num_genes,), self.num_rows, dtype=torch.int64, device=self.q.device)
+        return slot.scatter_reduce_(0, self.rows, torch.arange(self.num_rows, device=self.q.device), "amin")
 
     def constants(self) -> dict[str, Any]:
         """What every kernel that reads q and k takes."""
@@ -1201,11 +1576,11 @@ class _Problem:
             "ALIGN": wide(q.dtype), "W": width(d, q.dtype), "BD": padded(d),
         }  # fmt: skip
 
-    def by_entries(self, tile: Gather) -> dict[str, Any]:
-        """... and every kernel over edges and drawn pairs."""
+    def by_entries(self, tile: Gather, cut: Segments) -> dict[str, Any]:
+        """... and every kernel over edges and drawn pairs, and over segments of edges."""
         return self.constants() | {
-            "first_row": self.relation * self.num_genes, "SIGMOID": self.lse is None, "DENSE": self.dense,
-            "NORMALIZED": self.normalized, "BE": tile.rows, **tile.options,
+            "first_row": self.relation * self.num_genes, "first_segment": cut.first[0], "num_segments": cut.total,
+            "SIGMOID": self.lse is None, "DENSE": self.dense, "NORMALIZED": self.normalized, "BE": tile.rows, **tile.options,
         }  # fmt: skip
 
     def by_tiles(self, tile: Tile, across: int) -> tuple[dict[str, Any], tuple[int, int]]:
@@ -1281,8 +1656,11 @@ def bce_rows(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     loss = empty(*shape)
     sharp, rest, pull = empty(*kept, dtype=torch.int32), empty(*kept), empty(*kept)
     entry = empty(3, lead, num_rows) if softmax else None
-    dense_loss = dense_sharp = partial = None
-    num_parts = 0
+    dense_loss = dense_sharp = partial = of_segments = sharp_of_segments = None
+    num_parts, cut = 0, p.by_row
+    if cut.total > 0:
+        of_segments = empty(3, lead, cut.total)
+        sharp_of_segments = empty(lead, cut.total, dtype=torch.int32) if softmax and not p.dense else None
 
     edges = p.edges(0) if p.dense and not softmax else None
 
@@ -1297,10 +1675,16 @@ def bce_rows(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             num_words=0 if edges is None else edges.shape[1], SIGMOID=not softmax, **constants,
         )  # fmt: skip
 
+    def launch_segments(tile: Gather) -> None:
+        bce_rows_fwd_kernel_segments[grid_of(lead * cut.total, q=p.q)](
+            q, k, p.lse, *p.graph, p.segment_row, p.slot, dense_sharp, of_segments, sharp_of_segments, num_parts=num_parts,
+            **p.by_entries(tile, cut),
+        )  # fmt: skip
+
     def launch_edges(tile: Gather) -> None:
         bce_rows_fwd_kernel_edges[grid_of(lead * num_rows, q=p.q)](
-            q, k, p.lse, *p.entries, dense_loss, dense_sharp, loss, sharp if softmax else None, entry, num_parts=num_parts,
-            **p.by_entries(tile),
+            q, k, p.lse, *p.graph, p.slot, of_segments, sharp_of_segments, *p.chosen, dense_loss, dense_sharp, loss,
+            sharp if softmax else None, entry, num_parts=num_parts, HAS_SEGMENTS=cut.total > 0, **p.by_entries(tile, cut),
         )  # fmt: skip
 
     def launch_rest(tile: Tile) -> None:
@@ -1312,6 +1696,8 @@ def bce_rows(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with on_device(q):
         if p.dense:
             choose("bce_dense_fwd" if softmax else "bce_dense_fwd_sigmoid", q, BD, launch_dense)
+        if cut.total > 0:
+            choose_gather("bce_edges_fwd_segments", q, BD, launch_segments)
         choose_gather("bce_edges_fwd", q, BD, launch_edges)
         if softmax:
             choose("bce_dense_fwd_rest", q, BD, launch_rest)
@@ -1346,7 +1732,11 @@ def bce_rows_backward(
     dk = torch.empty(p.k.shape, dtype=p.k.dtype, device=q.device)
     rows_dq = dq
     copies: tuple[Tensor | None, ...] = (None, None)
-    drawn: tuple[Tensor | None, ...] = (None, None, None, None)
+    drawn: tuple[Tensor | None, ...] = (None, None, None)
+    by_row, by_column = p.by_row, p.by_column
+    part_dq, part_dk, part_ds = by_row.partial_sums(q), by_column.partial_sums(k), None
+    if by_row.total > 0 and softmax:
+        part_ds = torch.empty(lead, by_row.total, dtype=torch.float32, device=q.device)
     if p.rows is not None:
         rows_dq = torch.empty(lead, num_rows, d, dtype=torch.float32, device=q.device)
         copies = _by_gene(p.rows, p.num_genes)
@@ -1368,11 +1758,17 @@ def bce_rows_backward(
             **constants,
         )  # fmt: skip
 
+    def launch_segments_dq(tile: Gather) -> None:
+        bce_rows_bwd_kernel_segments_dq[grid_of(lead * by_row.total, q=p.q)](
+            q, k, p.lse, *p.graph, p.segment_row, p.slot, known_sharp[0], part_dq, part_ds, D=d, **p.by_entries(tile, by_row)
+        )
+
     def launch_edges_dq(tile: Gather) -> None:
         programs = lead * (p.num_tokens if p.rows is None else num_rows)
         bce_rows_bwd_kernel_edges_dq[grid_of(programs, q=p.q)](
-            g, q, k, p.lse, *p.entries, known_sharp[0], dense_dq, dense_dlse, rows_dq, dlse if softmax else None,
-            num_parts=0 if dense_dq is None else dense_dq.shape[0], D=d, **p.by_entries(tile),
+            g, q, k, p.lse, *p.graph, p.slot, part_dq, part_ds, *p.chosen, known_sharp[0], dense_dq, dense_dlse, rows_dq,
+            dlse if softmax else None, num_parts=0 if dense_dq is None else dense_dq.shape[0], D=d,
+            HAS_SEGMENTS=by_row.total > 0, **p.by_entries(tile, by_row),
         )  # fmt: skip
 
     def launch_dense_dk(tile: Tile) -> None:
@@ -1384,23 +1780,37 @@ def bce_rows_backward(
             **constants,
         )  # fmt: skip
 
+    by_columns = p.rowptr, p.row, p.colptr, p.weight_by_column, p.inv_mass, p.col_segptr
+
+    def launch_segments_dk(tile: Gather) -> None:
+        bce_rows_bwd_kernel_segments_dk[grid_of(lead * by_column.total, k=p.k)](
+            g, q, k, p.lse, *by_columns, p.segment_col, *copies, known_sharp[0], part_dk, D=d,
+            **p.by_entries(tile, by_column),
+        )  # fmt: skip
+
     def launch_edges_dk(tile: Gather) -> None:
         bce_rows_bwd_kernel_edges_dk[grid_of(lead * p.num_tokens, k=p.k)](
-            g, q, k, p.lse, p.rowptr, p.colptr, p.row, p.weight_by_column, p.inv_mass, p.rows, *copies, *drawn, known_sharp[0],
-            dense_dk, dk, num_genes=p.num_genes, num_parts=0 if dense_dk is None else dense_dk.shape[0], D=d,
-            **p.by_entries(tile),
+            g, q, k, p.lse, *by_columns, part_dk, p.rows, *copies, *drawn, known_sharp[0], dense_dk, dk,
+            num_genes=p.num_genes, num_parts=0 if dense_dk is None else dense_dk.shape[0], D=d,
+            HAS_SEGMENTS=by_column.total > 0, **p.by_entries(tile, by_column),
         )  # fmt: skip
 
     with on_device(q):
         if over_tokens:
             choose("bce_dense_bwd_dq" if softmax else "bce_dense_bwd_dq_sigmoid", q, BD, launch_dense_dq)
+        if by_row.total > 0:
+            choose_gather("bce_edges_bwd_dq_segments", q, BD, launch_segments_dq)
         choose_gather("bce_edges_bwd_dq", q, BD, launch_edges_dq)
         if over_tokens:
             if q.dtype == torch.float16:
                 peak = (g if p.dense else g * pull).abs().nan_to_num(0, 0).amax()
             choose("bce_dense_bwd_dk" if softmax else "bce_dense_bwd_dk_sigmoid", q, BD, launch_dense_dk)
         if p.negatives is not None:
-            drawn = p.negrow, p.negative_weight, *_by_gene(p.negatives, p.num_genes)
+            assert p.negrow is not None
+            order, drawnptr = _by_gene(p.negatives, p.num_genes)
+            drawn = p.negrow[order], p.negative_weight, drawnptr
+        if by_column.total > 0:
+            choose_gather("bce_edges_bwd_dk_segments", q, BD, launch_segments_dk)
         choose_gather("bce_edges_bwd_dk", q, BD, launch_edges_dk)
         if p.rows is not None:
             tokens = min(16, max(4, 512 // BD))  # Triton 3.6 and 3.7 do not compile the gather below for 32 tokens and more

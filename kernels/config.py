@@ -285,9 +285,12 @@ GATHERS: dict[tuple[str, int], dict[int, Gather]] = {
     ("edge_bwd_dq_segments", 80): _HUB_SEGMENT,
     ("edge_bwd_dkv", 80): _ROW_OF_A_WARP,
     ("edge_bwd_dkv_segments", 80): _HUB_SEGMENT,
-    ("bce_edges_fwd", 80): _EDGES,
-    ("bce_edges_bwd_dq", 80): _EDGES,
-    ("bce_edges_bwd_dk", 80): _EDGES | {128: Gather(16, 4, 128)},
+    ("bce_edges_fwd", 80): _ROW_OF_A_WARP,
+    ("bce_edges_fwd_segments", 80): _EDGES,
+    ("bce_edges_bwd_dq", 80): _ROW_OF_A_WARP,
+    ("bce_edges_bwd_dq_segments", 80): _EDGES,
+    ("bce_edges_bwd_dk", 80): _ROW_OF_A_WARP,
+    ("bce_edges_bwd_dk_segments", 80): _EDGES | {32: Gather(32, 4, 128)},
     ("perturbation_fwd", 80): _SETS,
     ("perturbation_bwd_sets", 80): _SETS,
     ("perturbation_bwd_genes", 80): _ROWS,
@@ -298,7 +301,6 @@ GATHERS: dict[tuple[str, int], dict[int, Gather]] = {
     ("relational_spmm", 80): _ROWS | {16: Gather(64, 4), 64: Gather(32, 4, 128), 128: Gather(16, 4, 128)},
 }
 GATHERS_FLOAT32: dict[str, dict[int, Gather]] = {
-    "bce_edges_fwd": {**_EDGES, 128: Gather(8, 4)},
     "masked_sddmm": {**_EDGES, 64: Gather(16, 4), 128: Gather(8, 4)},
 }
 

@@ -102,13 +102,14 @@ def bce(graph: MultiGraph, dim: int, dtype: torch.dtype, ratio: float | None) ->
     }
 
     def call() -> None:
-        n = graph.num_nodes
+        n, (by_row, by_column) = graph.num_nodes, graph.segments
         for i, name in enumerate(graph.relations):
             q, k = (torch.empty(1, n + 1, dim, dtype=dtype) for _ in range(2))
             lse, dloss, rest, pull = (torch.empty(1, n) for _ in range(4))
             problem = (
-                q, k, lse, *graph.stacked, *graph.stacked_by_column(), graph.targets(torch.float32).inv_mass.flatten(),
-                graph.known(name), None, *negatives[name], i, 1, dim**-0.5, True,
+                q, k, lse, *graph.stacked, *graph.stacked_by_column(), *by_row, *by_column,
+                graph.targets(torch.float32).inv_mass.flatten(), graph.known(name), None, *negatives[name], i, 1, dim**-0.5,
+                True,
             )  # fmt: skip
             bce_kernels.bce_rows(*problem)
             bce_kernels.bce_rows_backward(dloss, torch.full((1, n), -1, dtype=torch.int32), rest, pull, *problem)

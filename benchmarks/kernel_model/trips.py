@@ -7,7 +7,6 @@ the graph that it stands for (`Tied`). The loops are in the order in which they 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -296,58 +295,110 @@ def _bce_sharp(launch: Launch, tied: Tied | None) -> Trips:
     return Trips(launch.ctas, [launch.ctas * launch.args["num_parts"]])
 
 
-def _bce_rows(launch: Launch, tied: Tied | None) -> tuple[np.ndarray, np.ndarray]:
-    """(edges, drawn negatives that are looked at) of each row of a launch."""
+def _bce_rows(launch: Launch, tied: Tied | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(edges, segments that are added, drawn negatives that are looked at) of each row of a launch."""
     a = launch.args
     genes = np.arange(a["num_rows"]) if a["rows_ptr"] is None else _values(launch, "rows_ptr", tied)
     degree = np.diff(_values(launch, "rowptr_ptr", tied))[a["first_row"] + genes]
+    cut = np.zeros_like(degree)
+    if a["HAS_SEGMENTS"]:
+        cut = np.diff(_values(launch, "segptr_ptr", tied))[a["first_row"] + genes]
+        if a["slot_ptr"] is not None:  # where a gene is named first
+            cut = cut * (_values(launch, "slot_ptr", tied)[genes] == np.arange(genes.size))
     drawn = np.zeros_like(degree) if a["DENSE"] else np.diff(_values(launch, "negptr_ptr", tied)) * (degree > 0)
-    return degree, drawn
+    return degree, cut, drawn
 
 
 def _share(launch: Launch, entries: int) -> dict[str, float]:
     """Of the stacked graph: one relation's, of so many entries."""
     a = launch.args
     lists = [name for name in ("col_ptr", "row_ptr", "weight_ptr") if name in a]
-    pointers = [name for name in ("rowptr_ptr", "colptr_ptr", "inv_mass_ptr") if name in a]
+    pointers = [name for name in ("rowptr_ptr", "colptr_ptr", "segptr_ptr", "inv_mass_ptr") if a.get(name) is not None]
     genes = len(a["inv_mass_ptr"])
     rows = min(1.0, a.get("num_genes", a["num_rows"]) / genes)
     return dict.fromkeys(lists, entries / max(len(a["weight_ptr"]), 1)) | dict.fromkeys(pointers, rows)
 
 
+def _bce_segments(pointers: str, owner: str, *, parts: bool) -> Callable[[Launch, Tied | None], Trips]:
+    """Args:
+    parts: there is a loop over those of the dense pass.
+    """
+
+    def trips(launch: Launch, tied: Tied | None) -> Trips:
+        a = launch.args
+        lead = launch.ctas // a["num_segments"]
+        mine = np.arange(a["first_segment"], a["first_segment"] + a["num_segments"])
+        if a.get("slot_ptr") is not None:  # a segment of a row that was not chosen returns
+            genes = _values(launch, owner, tied)[mine] - a["first_row"]
+            mine = mine[_values(launch, "slot_ptr", tied)[genes] < a["num_rows"]]
+        pointer, first, rows = (_values(launch, name, tied) for name in (pointers, "segptr_ptr", owner))
+        rows = rows[mine]
+        degree, cut, rank = np.diff(pointer)[rows], np.diff(first)[rows], mine - first[rows]
+        ends = degree * rank // cut, degree * (rank + 1) // cut
+        loops = [lead * mine.size * a["num_parts"]] if parts and a["DENSE"] and not a["SIGMOID"] else []
+        loops.append(lead * _walked(ends[1] - ends[0], a["BE"]))
+        if a.get("copyptr_ptr") is not None:
+            begins = pointer[rows]
+            loops.append(lead * _most_copies(launch, begins + ends[0], begins + ends[1], tied))
+        share = _share(launch, int((ends[1] - ends[0]).sum()))
+        hubs = len(set(rows.tolist())) / len(a["inv_mass_ptr"])  # by columns, rows are read of any
+        share |= dict.fromkeys(("segptr_ptr", pointers), hubs)
+        return Trips(lead * mine.size, loops, share=share)
+
+    return trips
+
+
+def _most_copies(launch: Launch, begins: np.ndarray, ends: np.ndarray, tied: Tied | None) -> int:
+    """The rounds over copies of rows, step by step of entries from begins to ends."""
+    number = np.diff(_values(launch, "copyptr_ptr", tied))[_values(launch, "row_ptr", tied)]
+    return sum(_fullest(number[first:last], launch.args["BE"]) for first, last in zip(begins, ends, strict=True))
+
+
 def _bce_edges(launch: Launch, tied: Tied | None) -> Trips:
     a = launch.args
     lead = launch.ctas // a["num_rows"]
-    degree, drawn = _bce_rows(launch, tied)
-    edges, negatives = (lead * _walked(x, a["BE"]) for x in (degree, drawn))
-    loops = [launch.ctas * a["num_parts"], edges] if a["DENSE"] else [edges, negatives]
-    return Trips(launch.ctas, loops, share=_share(launch, int(degree.sum())))
+    degree, cut, drawn = _bce_rows(launch, tied)
+    filled, walked = lead * int((degree > 0).sum()), np.where(cut > 0, 0, degree)
+    loops = [filled * a["num_parts"]] if a["DENSE"] else []
+    loops += [lead * _walked(cut, a["BE"])] if a["HAS_SEGMENTS"] else []
+    loops += [lead * _walked(walked, a["BE"])]
+    loops += [] if a["DENSE"] else [lead * _walked(drawn, a["BE"])]
+    return Trips(filled, loops, share=_share(launch, int(walked.sum())))
 
 
 def _bce_edges_dq(launch: Launch, tied: Tied | None) -> Trips:
     a = launch.args
     lead = launch.ctas // (a["num_rows"] + (a["num_prefix"] if a["rows_ptr"] is None else 0))
-    degree, drawn = _bce_rows(launch, tied)
-    edges, negatives = (lead * _walked(x, a["BE"]) for x in (degree, drawn))
-    ctas = lead * a["num_rows"]
-    loops = [edges] if a["DENSE"] else [edges, negatives]
-    loops += [] if a["dense_dq_ptr"] is None else [ctas * a["num_parts"]]
-    return Trips(ctas, loops, share=_share(launch, int(degree.sum())))
+    degree, cut, drawn = _bce_rows(launch, tied)
+    filled, walked = lead * int((degree > 0).sum()), np.where(cut > 0, 0, degree)
+    loops = [lead * _walked(cut, a["BE"])] * (1 if a["SIGMOID"] else 2) if a["HAS_SEGMENTS"] else []
+    loops += [lead * _walked(walked, a["BE"])]
+    loops += [] if a["DENSE"] else [lead * _walked(drawn, a["BE"])]
+    loops += [] if a["dense_dq_ptr"] is None else [filled * a["num_parts"]]
+    return Trips(filled, loops, share=_share(launch, int(walked.sum())))
 
 
 def _bce_edges_dk(launch: Launch, tied: Tied | None) -> Trips:
     a = launch.args
     lead = launch.ctas // (a["num_prefix"] + a["num_genes"])
-    columns = slice(a["first_row"], a["first_row"] + a["num_genes"] + 1)
-    pointers = _values(launch, "colptr_ptr", tied)[columns]
-    loops = [lead * _walked(np.diff(pointers), a["BE"])]
+    pointers = _values(launch, "colptr_ptr", tied)[a["first_row"] : a["first_row"] + a["num_genes"] + 1]
+    degree = np.diff(pointers)
+    cut = np.zeros_like(degree)
+    if a["HAS_SEGMENTS"]:
+        cut = np.diff(_values(launch, "segptr_ptr", tied))[a["first_row"] : a["first_row"] + a["num_genes"]]
+    walked = np.where(cut > 0, 0, degree)
+    loops = [lead * _walked(cut, a["BE"])] if a["HAS_SEGMENTS"] else []
+    loops += [lead * _walked(walked, a["BE"])]
     if a["copyptr_ptr"] is not None:  # otherwise a row is there once, and is not looped over
-        number = np.diff(_values(launch, "copyptr_ptr", tied))[_values(launch, "row_ptr", tied)]
-        loops.append(lead * sum(_fullest(number[first:last], a["BE"]) for first, last in itertools.pairwise(pointers)))
+        loops.append(lead * _most_copies(launch, pointers[:-1], pointers[:-1] + walked, tied))
+    filled = degree > 0
     if not a["DENSE"]:
-        loops.append(lead * _walked(np.diff(_values(launch, "drawnptr_ptr", tied)), a["BE"]))
+        drawn = np.diff(_values(launch, "drawnptr_ptr", tied))
+        loops.append(lead * _walked(drawn, a["BE"]))
+        filled = filled | (drawn > 0)
     loops += [] if a["dense_ptr"] is None else [launch.ctas * a["num_parts"]]
-    return Trips(launch.ctas, loops, share=_share(launch, int(pointers[-1] - pointers[0])))
+    jumps = {0: launch.ctas - lead * int(filled.sum())}  # a column without entries has what the dense pass gives it
+    return Trips(launch.ctas, loops, jumps, _share(launch, int(walked.sum())))
 
 
 def _bce_copies(launch: Launch, tied: Tied | None) -> Trips:
@@ -483,13 +534,16 @@ RULES: dict[str, Callable[[Launch, Tied | None], Trips]] = {
     "edge_bwd_kernel_dkv": _edge_rows("colptr_ptr", near=False, sums=2),
     "bce_rows_fwd_kernel_bits": _bisected("steps"),
     "bce_rows_fwd_kernel_dense": _bce_dense_forward,
+    "bce_rows_fwd_kernel_segments": _bce_segments("rowptr_ptr", "segrow_ptr", parts=True),
     "bce_rows_fwd_kernel_edges": _bce_edges,
     "bce_rows_fwd_kernel_rest": _bce_rest,
     "bce_rows_fwd_kernel_sharp": _bce_sharp,
     "bce_rows_bwd_kernel_operands": _straight,
     "bce_rows_bwd_kernel_dense_dq": _bce_dense_dq,
+    "bce_rows_bwd_kernel_segments_dq": _bce_segments("rowptr_ptr", "segrow_ptr", parts=False),
     "bce_rows_bwd_kernel_edges_dq": _bce_edges_dq,
     "bce_rows_bwd_kernel_dense_dk": _bce_dense_dk,
+    "bce_rows_bwd_kernel_segments_dk": _bce_segments("colptr_ptr", "segcol_ptr", parts=False),
     "bce_rows_bwd_kernel_edges_dk": _bce_edges_dk,
     "bce_rows_bwd_kernel_dq": _bce_copies,
     "nonedges_kernel": _bisected("steps"),

@@ -132,9 +132,10 @@ def attention_bce(
             lambda: f"neg_sample_ratio: expected at most {most_ratio:.6g}, got {neg_sample_ratio}",
         )
         negatives = sample_negatives_of_graph(graph, relation, neg_sample_ratio, generator, inv_mass.dtype)
+    by_row, by_column = graph.segments
     loss, *_ = _bce_rows(
-        q, k, total, *graph.stacked, *graph.stacked_by_column(), inv_mass, graph.known_columns(relation), genes,
-        *(negatives or (None,) * 4), relation_id, num_prefix, scale, target == "normalized",
+        q, k, total, *graph.stacked, *graph.stacked_by_column(), *by_row, *by_column, inv_mass, graph.known_columns(relation),
+        genes, *(negatives or (None,) * 4), relation_id, num_prefix, scale, target == "normalized",
     )  # fmt: skip
     if negatives is not None and neg_sample_ratio is not None and reduction == "mean":
         return loss.sum() / max((graph.num_edges(relation) + negatives.gene.shape[0]) * loss.shape[:-1].numel(), 1)
@@ -232,11 +233,14 @@ def _(rowptr: Tensor, col: Tensor, by_rank: Tensor, rank_of: Tensor, gene: Tenso
     return torch.empty_like(rank)
 
 
-# q, k [..., T, D]; lse [..., R], None for the sigmoid link; the stacked graph by rows and by columns; inv_mass [K * N], 0 for a
-# row without edges; known bool [N]; rows [R] genes, None for all; the `Negatives`, None for every valid non-edge.
+# q, k [..., T, D]; lse [..., R], None for the sigmoid link; the stacked graph by rows and by columns, and where long ones are
+# cut, which the CPU does not read; inv_mass [K * N], 0 for a row without edges; known bool [N]; rows [R] genes, None for all;
+# the `Negatives`, None for every valid non-edge.
 _PROBLEM = (
     "Tensor q, Tensor k, Tensor? lse, Tensor rowptr, Tensor col, Tensor weight, "
-    "Tensor colptr, Tensor row, Tensor weight_by_column, Tensor inv_mass, Tensor known, Tensor? rows, "
+    "Tensor colptr, Tensor row, Tensor weight_by_column, "
+    "Tensor row_segptr, Tensor segment_row, int[] row_segments, Tensor col_segptr, Tensor segment_col, int[] col_segments, "
+    "Tensor inv_mass, Tensor known, Tensor? rows, "
     "Tensor? negatives, Tensor? negrow, Tensor? negptr, Tensor? negative_weight, "
     "int relation, int num_prefix, float scale, bool normalized"
 )
@@ -245,14 +249,14 @@ _PROBLEM = (
 @operator("bce_rows", public="attention_bce", schema=f"({_PROBLEM}) -> (Tensor, Tensor, Tensor, Tensor)")
 def _bce_rows(q: Tensor, k: Tensor, lse: Tensor | None, *problem: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss [..., R]; the sharp token, int32, -1 for none, rest and pull [..., R], empty for the sigmoid link)"""
-    rows, num_prefix, scale = problem[8], problem[14], problem[15]
+    rows, num_prefix, scale = problem[14], problem[20], problem[21]
     queries, keys, totals = _flat(q, k, lse, rows, num_prefix, scale)
     num_leading, num_rows = queries.shape[:2]
     loss, rest, pull, positive, negative = (queries.new_zeros(num_leading, num_rows) for _ in range(5))
     sharp = torch.full((num_leading, num_rows), -1, dtype=torch.int64)
     # A single token has a = 1, the target of its only pair if that is an edge: nothing to lose.
     nothing = lse is not None and keys.shape[1] == 1
-    genes, bounds = _known_keys(keys, problem[7], num_prefix), _bounds(queries, keys)
+    genes, bounds = _known_keys(keys, problem[13], num_prefix), _bounds(queries, keys)
     for block in [] if nothing else _blocks(*problem, dtype=keys.dtype):
         for lead in range(num_leading):
             s = block.scores(queries[lead], genes[lead])
@@ -278,7 +282,7 @@ def _bce_rows(q: Tensor, k: Tensor, lse: Tensor | None, *problem: Any) -> tuple[
 
 @_bce_rows.register_fake
 def _(q: Tensor, k: Tensor, lse: Tensor | None, *problem: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    known, rows = problem[7:9]
+    known, rows = problem[13:15]
     num_rows = known.shape[0] if rows is None else rows.shape[0]
     loss = q.new_empty(*q.shape[:-2], num_rows, dtype=accumulation_dtype(q.dtype))
     kept = loss.shape if lse is not None else 0
@@ -293,7 +297,7 @@ def _bce_rows_backward(
     dloss: Tensor, sharp: Tensor, rest: Tensor, pull: Tensor, q: Tensor, k: Tensor, lse: Tensor | None, *problem: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dq, dk [..., T, D], dlse [..., R], empty for the sigmoid link)"""
-    rows, num_prefix, scale = problem[8], problem[14], problem[15]
+    rows, num_prefix, scale = problem[14], problem[20], problem[21]
     queries, keys, totals = _flat(q, k, lse, rows, num_prefix, scale)
     num_leading, num_rows = queries.shape[:2]
     dtype, dloss = dloss.dtype, dloss.reshape(num_leading, num_rows).to(keys.dtype)
@@ -302,7 +306,7 @@ def _bce_rows_backward(
     shape = (num_leading, num_rows if totals is not None else 0)
     sharp, pull = (x.reshape(shape) for x in (sharp, pull))
     nothing = lse is not None and keys.shape[1] == 1
-    genes, bounds = _known_keys(keys, problem[7], num_prefix), _bounds(queries, keys)
+    genes, bounds = _known_keys(keys, problem[13], num_prefix), _bounds(queries, keys)
     for block in [] if nothing else _blocks(*problem, dtype=keys.dtype):
         for lead in range(num_leading):
             s, above = block.scores(queries[lead], genes[lead]), dloss[lead, block.rows]
@@ -312,7 +316,7 @@ def _bce_rows_backward(
                 gene = (sharp[lead, block.rows] - num_prefix).clamp_min_(-1).long()
                 ds, dlse[lead, block.rows] = block.slopes(s, totals[lead, block.rows], bounds[1], gene, above)
             dqueries[lead, block.rows] = block.times_keys(ds, genes[lead])
-            dkeys[lead, num_prefix:] += block.times_queries(ds, queries[lead]).masked_fill_(~problem[7][:, None], 0)
+            dkeys[lead, num_prefix:] += block.times_queries(ds, queries[lead]).masked_fill_(~problem[13][:, None], 0)
     for lead, here, token, s in _sharp_rows(sharp, queries, keys):
         # exp(s - rest), and -1 in the place of the sharp entry, which gets pull where others get their share of -pull; none has
         # one where rest is -inf
@@ -339,19 +343,19 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
-    *tensors, relation, num_prefix, scale, normalized = inputs
     keep_missing_grads(ctx)
     ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*output[1:], *tensors)
-    ctx.constants = relation, num_prefix, scale, normalized
+    ctx.save_for_backward(*output[1:], *inputs[:11], *inputs[12:14], *inputs[15:22])
+    ctx.segments, ctx.constants = (inputs[11], inputs[14]), inputs[22:]
 
 
 def _backward(ctx: Any, dloss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if dloss is None:
-        return (None,) * 20
+        return (None,) * 26
     saved = ctx.saved_tensors  # once: checkpointing hands each out a single time
-    dq, dk, dlse = _bce_rows_backward(dloss, *saved, *ctx.constants)
-    return dq, dk, None if saved[5] is None else dlse, *(None,) * 17
+    by_row, by_column = ctx.segments
+    dq, dk, dlse = _bce_rows_backward(dloss, *saved[:14], by_row, *saved[14:16], by_column, *saved[16:], *ctx.constants)
+    return dq, dk, None if saved[5] is None else dlse, *(None,) * 23
 
 
 _bce_rows.register_autograd(_backward, setup_context=_setup_context)
@@ -438,6 +442,12 @@ def _blocks(
     colptr: Tensor,
     row: Tensor,
     weight_by_column: Tensor,
+    row_segptr: Tensor,
+    segment_row: Tensor,
+    row_segments: list[int],
+    col_segptr: Tensor,
+    segment_col: Tensor,
+    col_segments: list[int],
     inv_mass: Tensor,
     known: Tensor,
     rows: Tensor | None,

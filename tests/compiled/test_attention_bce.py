@@ -14,6 +14,7 @@ from cellattn import MultiGraph, reference
 from cellattn.ops.attention_bce import sample_negatives, sample_negatives_of_graph
 
 from ..compare import leaves, random_graph
+from ..ptx.subjects import cut
 from .check import assert_on_chip, on_chip
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -133,21 +134,43 @@ def test_chosen_and_repeated_rows(rows: list[int], num_prefix: int, drawn: bool)
     assert_on_chip(80, op, definition, q, k, kernels=["bce_rows_fwd_kernel_edges", "bce_rows_bwd_kernel_dq"], parts=True)
 
 
-@pytest.mark.parametrize("link", ["softmax", pytest.param("sigmoid", marks=pytest.mark.tile(0))])
+EDGES = [f"bce_rows_{x}" for x in ("fwd_kernel_edges", "bwd_kernel_edges_dq", "bwd_kernel_edges_dk")]
+SEGMENTS = [name.replace("edges", "segments") for name in EDGES]
+
+
+@pytest.mark.parametrize("longest", [pytest.param(200, marks=pytest.mark.tile(2)), 70], ids=["whole", "segments"])
+@pytest.mark.parametrize(
+    ("arch", "link", "drawn"),
+    [
+        (80, "softmax", False),
+        (80, "sigmoid", True),
+        *(
+            pytest.param(*case, marks=pytest.mark.tile(i))
+            for i, case in enumerate(
+                [(90, "softmax", False), (90, "softmax", True), (80, "softmax", True), (80, "sigmoid", False)]
+            )
+        ),
+    ],
+)
 @pytest.mark.parametrize("rows", [None, pytest.param([0, 5, 0], marks=pytest.mark.tile(1))], ids=["every row", "chosen"])
-def test_hubs(rows: list[int] | None, link: str) -> None:
-    """A row and a column that have every gene, whose entries take several steps; rows without edges."""
+def test_hubs(rows: list[int] | None, arch: int, link: str, drawn: bool, longest: int) -> None:
+    """A row and a column that have every gene but a few, whose edges take several steps, or segments; rows without edges."""
     n = 170
     everyone = torch.arange(n)
     hub = torch.stack([torch.zeros_like(everyone), everyone])[:, :160]
-    graph = MultiGraph.from_edge_index({"a": hub}, n, undirected=True)
-    options: dict[str, Any] = {"rows": None if rows is None else torch.tensor(rows), "link": link, "reduction": "none"}
+    graph = cut(MultiGraph.from_edge_index({"a": hub}, n, undirected=True), longest)
+    chosen = None if rows is None else torch.tensor(rows)
+    options: dict[str, Any] = {"rows": chosen, "link": link, "reduction": "none"}
 
     def through(module: Any) -> Any:
         return lambda q, k: module.attention_bce(q, k, graph, "a", **options)
 
+    op, definition = through(cellattn), through(reference)
+    if drawn:
+        op, definition = with_drawn_negatives(graph, "a", chosen, 5, link=link, num_prefix=0)
     q, k = (x.detach() for x in leaves((n, 20), (n, 20), dtype=torch.bfloat16))
-    assert_on_chip(80, through(cellattn), through(reference), q, k, kernels=["bce_rows_bwd_kernel_edges_dk"], parts=True)
+    kernels = [*EDGES, *(SEGMENTS if longest < 160 else ())]
+    assert_on_chip(arch, op, definition, 3 * q, k, kernels=kernels, parts=True)
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cellattn import MultiGraph, reference
+from cellattn.graph import SEGMENT
 from cellattn.kernels import attention_bce as kernels
-from cellattn.kernels import config
+from cellattn.kernels import config, segments
 from cellattn.kernels.attention import attention
 from cellattn.ops.attention_bce import Negatives, sample_negatives, sample_negatives_of_graph
 
 from ..compare import cell_with_terms, leaves, random_graph
 from ..conftest import exhaustive
+from .test_row_dot import cut
 
 # Relative to the largest entry. float32: scores of up to 20 are rounded to 2e-6, and a / (1 - a) multiplies that. float16:
 # inputs are rounded before both sides, so that what is left is the 11 bits of a product's operand and of the result.
@@ -27,7 +29,8 @@ TOLERANCE = {torch.float32: 5e-5, torch.float16: 2e-3}
 
 @pytest.fixture(autouse=True)
 def _poisoned(poison: Callable[[ModuleType], None]) -> None:
-    poison(kernels)
+    for module in (kernels, segments):
+        poison(module)
 
 
 def dense(
@@ -74,14 +77,15 @@ def problem_of(
     num_prefix: int = 0,
     scale: float = 1.0,
     normalized: bool = True,
+    longest: int = SEGMENT,
 ) -> tuple[Any, ...]:
-    """The arguments of the launchers."""
+    """The arguments of the launchers, with rows and columns of more than `longest` edges cut."""
     drawn: tuple[Tensor | None, ...] = (None,) * 4
     if negatives is not None:
         drawn = (*negatives[:3], negatives.weight.float())
     return (
-        q, k, lse, *graph.stacked, *graph.stacked_by_column(), graph.inv_mass.float(), graph.known_columns(relation), rows,
-        *drawn, graph.relation_id(relation), num_prefix, scale, normalized,
+        q, k, lse, *cut(graph, longest), graph.inv_mass.float(), graph.known_columns(relation), rows, *drawn,
+        graph.relation_id(relation), num_prefix, scale, normalized,
     )  # fmt: skip
 
 
@@ -100,6 +104,7 @@ def check(
     scale: float | None = None,
     dtype: torch.dtype = torch.float32,
     floor: float = 1e-3,
+    longest: int = SEGMENT,
 ) -> None:
     """Compare the launchers with autograd through `dense`, inputs rounded to the dtype; errors relative to `floor` at least."""
     n = graph.num_nodes
@@ -126,7 +131,7 @@ def check(
 
     problem = problem_of(
         graph, relation, q, k, None if lse64 is None else lse64.detach().float(), rows, negatives,
-        num_prefix=num_prefix, scale=scale, normalized=normalized,
+        num_prefix=num_prefix, scale=scale, normalized=normalized, longest=longest,
     )  # fmt: skip
     got, *sharp = kernels.bce_rows(*problem)
     dq, dk, dlse = kernels.bce_rows_backward(dloss.float(), *sharp, *problem)
@@ -199,6 +204,103 @@ def test_relations_that_join_two_types(relation: str, link: str, negatives: dict
     """Rows are tokens of one type, valid pairs end at those of the other, of which one is unknown."""
     q, k = leaves((2, 33, 12), (2, 33, 12))
     check(cell_with_terms(), relation, q, k, link=link, **negatives)
+
+
+# Segments of at most 8 edges. Relation a has rows and columns of 8 (whole), 9, 30 and all 61; b, which is first, has hubs too.
+LONGEST, HUB_GENES = 8, 61
+
+
+def hubs_graph() -> MultiGraph:
+    """Rows and columns without an edge too; a gene that the relations do not know."""
+    g = torch.Generator().manual_seed(4)
+
+    def star(gene: int, degree: int) -> Tensor:
+        return torch.stack([torch.full((degree,), gene), torch.randperm(HUB_GENES, generator=g)[:degree]])
+
+    rows = [star(gene, degree) for gene, degree in ((3, 8), (5, 9), (20, 30), (7, HUB_GENES), (1, 1), (60, 2))]
+    columns = [star(gene, degree).flip(0) for gene, degree in ((4, 9), (0, 40), (20, 17))]
+    edges = {"b": torch.cat([star(9, 50), star(2, 5).flip(0)], 1), "a": torch.cat([*rows, *columns], 1)}
+    weight = {name: torch.rand(index.shape[1], generator=g) + 0.1 for name, index in edges.items()}
+    return MultiGraph.from_edge_index(edges, HUB_GENES, edge_weight=weight).extend(1)
+
+
+@pytest.mark.parametrize("negatives", [{}, {"num_negatives": 5}, {"ratio": 1.5}], ids=["dense", "drawn", "ratio"])
+@pytest.mark.parametrize("rows", [None, [20, 7, 3, 20, 11, 20, 5], [3, 0]], ids=["all rows", "repeated", "no hub"])
+@pytest.mark.parametrize(
+    ("link", "size"), [("softmax", 1.0), ("softmax", 12.0), ("sigmoid", 1.0)], ids=["", "sharp", "sigmoid"]
+)
+def test_hubs_in_segments(link: str, size: float, rows: list[int] | None, negatives: dict[str, Any]) -> None:
+    if rows is not None and "ratio" in negatives:
+        pytest.skip("a ratio draws for the whole graph")
+    q, k = leaves((2, HUB_GENES + 3, 20), (2, HUB_GENES + 3, 20))
+    index = None if rows is None else torch.tensor(rows)
+    options = {"rows": index, "num_prefix": 2, "link": link, "longest": LONGEST, **negatives}
+    check(hubs_graph(), "a", size * q, k, floor=1e-3 if size == 1 else 10 * size**2, **options)
+
+
+@pytest.mark.parametrize("longest", [180, 100, 10], ids=["whole", "two segments", "18 segments"])
+@pytest.mark.parametrize("d", [20, 128])
+def test_hubs_take_several_steps(d: int, longest: int) -> None:
+    """Degree 180 both ways: at D = 128 a row takes 4 edges at once, or 4 segments."""
+    n = 180
+    everyone = torch.arange(n)
+    hub = torch.stack([torch.zeros_like(everyone), everyone])
+    q, k = leaves((n, d), (n, d))
+    check(MultiGraph.from_edge_index({"a": hub}, n, undirected=True), "a", q, k, num_prefix=0, longest=longest)
+
+
+@pytest.mark.parametrize("num_negatives", [None, 3], ids=["dense", "drawn"])
+def test_a_row_named_repeatedly_is_cut_where_it_is_named_first(num_negatives: int | None) -> None:
+    """Its copies have other LSE and upstream gradients; each equals the row alone, where it is cut."""
+    graph, rows, p = hubs_graph(), torch.tensor([7, 20, 7, 1, 7]), 1
+    q, k = (x.detach().float() for x in leaves((HUB_GENES + 2, 8), (HUB_GENES + 2, 8)))
+    lse, dloss = 6 + torch.arange(5.0) / 4, torch.linspace(-1, 1, 5)
+    negatives = None
+    if num_negatives is not None:
+        negatives = sample_negatives(graph, "a", rows, num_negatives, torch.Generator().manual_seed(0))
+
+    def run(rows: Tensor, here: Tensor) -> list[Tensor]:
+        drawn = None
+        if negatives is not None and num_negatives is not None:
+            gene = negatives.gene.view(-1, num_negatives)[here].flatten()
+            row = torch.arange(here.numel()).repeat_interleave(num_negatives)
+            drawn = Negatives(gene, row, num_negatives * torch.arange(here.numel() + 1), negatives.weight[here])
+        problem = problem_of(graph, "a", q, k, lse[here], rows, drawn, num_prefix=p, scale=0.3, longest=LONGEST)
+        loss, *sharp = kernels.bce_rows(*problem)
+        dq, dk, dlse = kernels.bce_rows_backward(dloss[here], *sharp, *problem)
+        return [loss, dlse, dq, dk]
+
+    loss, dlse, dq, dk = run(rows, torch.arange(5))
+    alone = [run(rows[i : i + 1], torch.tensor([i])) for i in range(5)]
+    # sums of at most 61 terms, of which the largest is below 10, in two orders
+    got = loss, dlse, dq, dk
+    want = (torch.cat([x[i] for x in alone]) if i < 2 else torch.stack([x[i] for x in alone]).sum(0) for i in range(4))
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("relation", "longest", "is_cut"),
+    [("a", LONGEST, True), ("c", LONGEST, False), ("a", HUB_GENES, False)],
+    ids=["hubs", "hubs in other relations", "a hub of exactly the length"],
+)
+def test_segments_are_launched_where_the_relation_has_some(
+    relation: str, longest: int, is_cut: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+    choose_gather = kernels.choose_gather
+
+    def noted(name: str, *rest: Any) -> None:
+        names.append(name)
+        choose_gather(name, *rest)
+
+    monkeypatch.setattr(kernels, "choose_gather", noted)
+    hubs = hubs_graph()
+    edges = {name: hubs.edge_index(name) for name in ("b", "a")} | {"c": torch.tensor([[1, 2], [2, 9]])}
+    q, k = leaves((HUB_GENES + 1, 8), (HUB_GENES + 1, 8))
+    check(MultiGraph.from_edge_index(edges, HUB_GENES + 1), relation, q, k, num_prefix=0, longest=longest)
+    of_segments = ["bce_edges_fwd_segments", "bce_edges_bwd_dq_segments", "bce_edges_bwd_dk_segments"]
+    assert [name in names for name in of_segments] == [is_cut] * 3
 
 
 def test_strided_heads_without_prefix() -> None:
@@ -357,15 +459,18 @@ def test_autotuned_tiles_give_the_same(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(config, "_tuned", {})
     monkeypatch.setattr(config, "milliseconds", lambda launch, tile: float(tile[0]))
     q, k = leaves((36, 8), (36, 8))
-    check(mixed(35), "a", q, k)
+    check(mixed(35), "a", q, k, longest=4)
     assert {kernel: tile for (kernel, *_), tile in config._tuned.items()} == {
         "bce_edges_fwd": config.Gather(16, 1),
+        "bce_edges_fwd_segments": config.Gather(16, 1),
         "bce_dense_fwd": config.Tile(32, 32, 2, 1, tail=None),
         "bce_dense_fwd_rest": config.Tile(32, 32, 2, 1, tail=None),
         "bce_edges_bwd_dq": config.Gather(16, 1),
+        "bce_edges_bwd_dq_segments": config.Gather(16, 1),
         "bce_dense_bwd_dq": config.Tile(32, 32, 2, 1, tail=None),
         "bce_dense_bwd_dk": config.Tile(16, 64, 2, 1, tail=None),
         "bce_edges_bwd_dk": config.Gather(16, 1),
+        "bce_edges_bwd_dk_segments": config.Gather(16, 1),
     }
     assert f"cellattn: bce_edges_fwd, sm_80, torch.float32: 16: {config.Gather(16, 1)}," in capsys.readouterr().out
 
@@ -417,11 +522,16 @@ def test_small_and_large_probabilities_are_exact() -> None:
     torch.testing.assert_close(grad.double(), s.sigmoid(), rtol=2e-6, atol=1e-30)
 
 
-def test_repeats_bit_for_bit() -> None:
+@pytest.mark.parametrize("longest", [SEGMENT, 5], ids=["whole rows", "segments"])
+@pytest.mark.parametrize("num_negatives", [None, 3], ids=["dense", "drawn"])
+def test_repeats_bit_for_bit(num_negatives: int | None, longest: int) -> None:
     q, k = (x.detach().float() for x in leaves((50, 8), (50, 8)))
     graph = random_graph(49, {"a": 300})
     rows, lse = torch.tensor([4, 4, 9, 30]), torch.full((4,), 6.0)
-    problem = problem_of(graph, "a", q, k, lse, rows, num_prefix=1, scale=0.3)
+    negatives = None
+    if num_negatives is not None:
+        negatives = sample_negatives(graph, "a", rows, num_negatives, torch.Generator().manual_seed(0))
+    problem = problem_of(graph, "a", q, k, lse, rows, negatives, num_prefix=1, scale=0.3, longest=longest)
     runs = []
     for _ in range(2):
         loss, *sharp = kernels.bce_rows(*problem)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cellattn import MultiGraph
+from cellattn.graph import SEGMENT
 from cellattn.kernels import attention_bce, edge_attention, perturbation_attention, row_dot
 from cellattn.ops.attention_bce import sample_negatives
 
@@ -61,13 +62,14 @@ def assert_as_on_the_cpu(kernels: Any, forward: str, given: dict[str, Tensor], r
 TOKENS = {"unknown gene": PREFIX + UNKNOWN, "gene without an edge": PREFIX + LONELY, "gene": PREFIX + 3, "prefix": 0}
 
 
+@pytest.mark.parametrize("longest", [SEGMENT, 1], ids=["whole rows", "segments"])
 @pytest.mark.parametrize("drawn", [False, True], ids=["dense", "drawn"])
 @pytest.mark.parametrize(
     ("size", "rows"),
     [(1.0, None), (6.0, None), (6.0, [5, 0, 2, 5]), (None, None)],
     ids=["softmax", "sharp", "sharp, some rows", "sigmoid"],
 )
-def test_bce(size: float | None, drawn: bool, rows: list[int] | None) -> None:
+def test_bce(size: float | None, drawn: bool, rows: list[int] | None, longest: int) -> None:
     """With log-sum-exps of the caller's own, made before: only pairs of the loss are read, and by rows with a sharp entry, of
     which large scores make some, all tokens.
     """
@@ -89,7 +91,9 @@ def test_bce(size: float | None, drawn: bool, rows: list[int] | None) -> None:
     for i, (argument, token, value) in enumerate(cases):
         {"q": q, "k": k}[argument][i, token, 2] = value
     negatives = sample_negatives(GRAPH, "a", index, 3, torch.Generator().manual_seed(0)) if drawn else None
-    q, k, total, *rest = problem_of(GRAPH, "a", q, k, total, index, negatives, num_prefix=PREFIX, scale=0.5)
+    q, k, total, *rest = problem_of(
+        GRAPH, "a", q, k, total, index, negatives, num_prefix=PREFIX, scale=0.5, longest=longest
+    )  # fmt: skip
     assert_as_on_the_cpu(attention_bce, "bce_rows", {"q": q, "k": k, "lse": total}, tuple(rest))
 
 

@@ -17,7 +17,7 @@ N, EDGES, RELATIONS = 6607, 50_000, 2
 
 
 def launch(dtype: torch.dtype, dim: int, link: str, num_negatives: int | None, subset: bool) -> None:
-    """Forward and backward of one head in storage [T, D]."""
+    """Forward and backward of one head in storage [T, D], with hubs and without."""
 
     def meta(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
         return torch.empty(*shape, dtype=dtype, device="meta")
@@ -30,12 +30,14 @@ def launch(dtype: torch.dtype, dim: int, link: str, num_negatives: int | None, s
         draws = N * num_negatives
         drawn = meta(draws), meta(draws), meta(N + 1), meta(N, dtype=torch.float32)
         kernels.nonedges(*stacked[:2], meta(N), meta(N), meta(draws), meta(draws), 1)
-    problem = (
-        q, q, row if link == "softmax" else None, *stacked, *stacked, meta(RELATIONS * N, dtype=torch.float32),
-        meta(N, dtype=torch.bool), meta(N) if subset else None, *drawn, 1, 1, dim**-0.5, True,
-    )  # fmt: skip
-    _, *sharp = kernels.bce_rows(*problem)
-    kernels.bce_rows_backward(row, *sharp, *problem)
+    for offset in ([0, 30, 188], [0, 30, 30]):
+        cut = stacked[0], meta(offset[-1]), offset
+        problem = (
+            q, q, row if link == "softmax" else None, *stacked, *stacked, *cut, *cut, meta(RELATIONS * N, dtype=torch.float32),
+            meta(N, dtype=torch.bool), meta(N) if subset else None, *drawn, 1, 1, dim**-0.5, True,
+        )  # fmt: skip
+        _, *sharp = kernels.bce_rows(*problem)
+        kernels.bce_rows_backward(row, *sharp, *problem)
 
 
 def case(

@@ -48,7 +48,7 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     drawn = (torch.arange(3 * N) % N, torch.arange(3 * N) // 3, torch.arange(N + 1) * 3, torch.ones(N).double())
     cut_rows, cut_columns = g.segments
     dot = (*g.stacked, *g.stacked_by_column(), *cut_rows, *cut_columns)
-    problem = (*g.stacked, *g.stacked_by_column(), g.inv_mass, g.known("a"), rows)
+    problem = (*dot, g.inv_mass, g.known("a"), rows)
     sharp = torch.arange(N, dtype=torch.int32) - 1, *torch.full((2, N), 0.5).double().unbind(0)
     index, ptr = torch.tensor([1, 5, 3]), torch.tensor([0, 2, 2, 3])
     head = leaves((3, 8), (N, 8), (N, 5), (3,), (3, 5))

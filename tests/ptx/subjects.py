@@ -155,7 +155,7 @@ def _three(n: int, degree: int = 5) -> MultiGraph:
     return MultiGraph.from_edge_index(index, n, edge_weight=weight)
 
 
-def _cut(graph: MultiGraph, longest: int) -> MultiGraph:
+def cut(graph: MultiGraph, longest: int) -> MultiGraph:
     """Its rows and columns in segments of so many entries, far fewer than a GPU gets."""
     by_row, by_column = (
         cut_rows(ptr.diff(), graph.num_nodes, longest) for ptr in (graph.stacked[0], graph.stacked_by_column()[0])
@@ -188,10 +188,19 @@ def _kl(dtype: torch.dtype, lead: tuple[int, ...], n: int, d: int, rows: list[in
     )
 
 
+def _hubs(n: int, degree: int, longest: int) -> MultiGraph:
+    """`_weighted` cut, behind a relation that is cut too; the last gene is unknown."""
+    graph = _weighted(n, degree, n)
+    star = torch.stack([torch.full((n,), 4), torch.arange(n)])
+    edges = {"other": star, "a": graph.edge_index("a")}
+    return cut(MultiGraph.from_edge_index(edges, n, edge_weight={"a": graph.weight("a")}).extend(1), longest)
+
+
 def _bce(
-    dtype: torch.dtype, lead: tuple[int, ...], n: int, d: int, rows: list[int] | None, link: str, size: float = 1
-) -> Shape:
-    graph = random_graph(n, {"other": 7, "a": 4 * n}, weighted=True).extend(1)
+    dtype: torch.dtype, lead: tuple[int, ...], n: int, d: int, rows: list[int] | None, link: str, size: float = 1,
+    graph: MultiGraph | None = None,
+) -> Shape:  # fmt: skip
+    graph = graph or random_graph(n, {"other": 7, "a": 4 * n}, weighted=True).extend(1)
     options: dict[str, Any] = {"num_prefix": 1, "reduction": "none", "link": link}
     options["rows"] = None if rows is None else torch.tensor(rows)
     q, k = drawn(dtype, (*lead, n + 2, d), (*lead, n + 2, d))
@@ -229,12 +238,16 @@ def _edges_as_bits(n: int, rows: list[int] | None, shift: int) -> Shape:
     return Shape(op, dense, [x])
 
 
-def _drawn_bce(dtype: torch.dtype, n: int, d: int, count: int, link: str, size: float = 1) -> Shape:
+def _drawn_bce(
+    dtype: torch.dtype, n: int, d: int, count: int, link: str, size: float = 1, rows: list[int] | None = None,
+    graph: MultiGraph | None = None,
+) -> Shape:  # fmt: skip
     from ..compiled.test_attention_bce import with_drawn_negatives
 
-    graph = random_graph(n, {"other": 7, "a": 4 * n}, weighted=True).extend(1)
+    graph = graph or random_graph(n, {"other": 7, "a": 4 * n}, weighted=True).extend(1)
     q, k = drawn(dtype, (n + 2, d), (n + 2, d))
-    op, definition = with_drawn_negatives(graph, "a", None, count, link=link, num_prefix=1)
+    chosen = None if rows is None else torch.tensor(rows)
+    op, definition = with_drawn_negatives(graph, "a", chosen, count, link=link, num_prefix=1)
     return Shape(op, definition, [size * q, k], parts=True)
 
 
@@ -365,14 +378,14 @@ SUBJECTS = [
     ]),
     Subject("row_dot", "bf16, D 20", 80, [
         lambda: _kl(BF16, (2,), 63, 20, None, 63), lambda: _kl(BF16, (), 150, 20, None, 7),
-        lambda: _ties(BF16, (2,), _three(70, 20), 20, None), lambda: _ties(BF16, (2,), _cut(_three(90), 5), 20, None),
-        lambda: _ties(BF16, (), _cut(_three(280), 150), 20, None),
+        lambda: _ties(BF16, (2,), _three(70, 20), 20, None), lambda: _ties(BF16, (2,), cut(_three(90), 5), 20, None),
+        lambda: _ties(BF16, (), cut(_three(280), 150), 20, None),
     ]),
     Subject("row_dot", "chosen rows, bf16, D 20", 80, [
         lambda: _kl(BF16, (2,), 63, 20, [4, 4, 0, 4, 60, 2], 63),
         lambda: _ties(BF16, (2,), _three(70, 20), 20, [[9, 9, 0], None, [69, 2, 0, 9]]),
-        lambda: _ties(BF16, (2,), _cut(_three(90), 5), 20, [[0, 5, 0], None, [9, 0, 3]]),
-        lambda: _ties(BF16, (), _cut(_three(280), 150), 20, [[5, 0, 9, 9], None, [0]]),
+        lambda: _ties(BF16, (2,), cut(_three(90), 5), 20, [[0, 5, 0], None, [9, 0, 3]]),
+        lambda: _ties(BF16, (), cut(_three(280), 150), 20, [[5, 0, 9, 9], None, [0]]),
     ]),
     Subject("attention_bce", "bf16, D 20, softmax", 80, [
         lambda: _bce(BF16, (), 70, 20, None, "softmax", 3), lambda: _bce(BF16, (2,), 150, 20, None, "softmax"),
@@ -391,6 +404,14 @@ SUBJECTS = [
     Subject("attention_bce", "drawn negatives, bf16, D 20", 80, [
         lambda: _drawn_bce(BF16, 151, 20, 9, "softmax", 3), lambda: _drawn_bce(BF16, 133, 20, 37, "softmax", 20),
     ]),
+    Subject("attention_bce", "hubs, bf16, D 20, softmax", 80, [
+        lambda: _bce(BF16, (2,), 90, 20, None, "softmax", 3, _hubs(90, 9, 5)),
+        lambda: _bce(BF16, (), 150, 20, None, "softmax", 6, _hubs(150, 5, 80)),
+    ]),
+    Subject("attention_bce", "hubs, chosen rows, drawn negatives, bf16, D 20", 80, [
+        lambda: _drawn_bce(BF16, 90, 20, 9, "softmax", 3, [5, 0, 2, 0, 89, 7], _hubs(90, 9, 5)),
+        lambda: _drawn_bce(BF16, 150, 20, 3, "softmax", 6, [1, 1, *range(140, 2, -1), 0, 4], _hubs(150, 5, 80)),
+    ]),
     Subject("edge_attention", "bf16, D 20, DV 36", 80, [
         lambda: _edge_attention(BF16, (), _two_relations(25), 20, 36, 3, num_prefix=1, weighted=True),
         lambda: _edge_attention(BF16, (2,), _two_relations(40), 20, 36, num_prefix=19, weighted=True),
@@ -401,8 +422,8 @@ SUBJECTS = [
         lambda: _edge_attention(FP32, (2,), _two_relations(40), 7, 7, biased=False, num_prefix=35, self_loops=False),
     ]),
     Subject("edge_attention", "hubs, bf16, D 20", 80, [
-        lambda: _edge_attention(BF16, (), _cut(_weighted(100, 30, 100), 40), 20, 20, 3, num_prefix=1, weighted=True),
-        lambda: _edge_attention(BF16, (2,), _cut(_weighted(90, 9, 90), 5), 20, 20, num_prefix=2, weighted=True),
+        lambda: _edge_attention(BF16, (), cut(_weighted(100, 30, 100), 40), 20, 20, 3, num_prefix=1, weighted=True),
+        lambda: _edge_attention(BF16, (2,), cut(_weighted(90, 9, 90), 5), 20, 20, num_prefix=2, weighted=True),
     ]),
     Subject("masked_spmm", "bf16, F 20", 80, [
         lambda: _masked_spmm(BF16, 20, 20, 28, False, 0.8), lambda: _masked_spmm(BF16, 150, 20, 33, False, 0.3),
