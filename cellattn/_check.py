@@ -11,8 +11,12 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from torch import Tensor
+from torch._C import _are_functorch_transforms_active as transforms_active
 from torch._C import _functorch as functorch
 from torch._subclasses.fake_tensor import FakeTensor
+
+from ._extension import AVAILABLE
+from ._modes import is_plain
 
 _SHOWN = 80  # characters of a word
 
@@ -179,6 +183,41 @@ def require_ascending(name: str, index: Tensor, ptr: Tensor) -> None:
         raise ValueError(
             f"{name}: expected to ascend within a set, got {int(index[at + 1])} after {int(index[at])} at position {at + 1}"
         )
+
+
+def require_sets(
+    name: str,
+    index: Any,
+    ptr: Any,
+    size: int,
+    *,
+    num_sets: int | None = None,
+    ptr_name: str = "ptr",
+    ascending: bool = False,
+    distinct: bool = False,
+) -> None:
+    """Check a ragged batch of indices in [0, size), and that each set ascends, or holds none twice, if it has to."""
+    if _are_sets(index, ptr, size, num_sets, ascending, distinct):
+        return
+    require_ragged(name, index, ptr, num_sets=num_sets, ptr_name=ptr_name)
+    require_indices(name, index, size)
+    if ascending:
+        require_ascending(name, index, ptr)
+    if distinct:
+        require_distinct(name, index, ptr)
+
+
+def _are_sets(index: Any, ptr: Any, size: int, num_sets: int | None, ascending: bool, distinct: bool) -> bool:
+    """Whether there is nothing to say, by one look at the CPU's tensors, where they can be looked at like this."""
+    both = index, ptr
+    if not AVAILABLE or not all(isinstance(x, Tensor) for x in both) or not is_plain(both) or transforms_active():
+        return False
+    for x in both:
+        if x.dtype != torch.int64 or x.ndim != 1 or x.layout != torch.strided or not x.is_contiguous():
+            return False
+    if num_sets is not None and ptr.shape[0] != num_sets + 1:
+        return False
+    return bool(torch.ops.cellattn.are_sets.default(index, ptr, size, ascending, distinct))
 
 
 def require_distinct(name: str, index: Tensor, ptr: Tensor) -> None:

@@ -1,13 +1,15 @@
-"""What is made beside a user's tensors is where they are, whatever `torch.set_default_device` says."""
+"""What machinery of PyTorch is on: whether there is any; and how what is made beside a user's tensors is where they are."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
-from torch._C import _len_torch_function_stack
+from torch import Tensor
+from torch._C import _len_torch_dispatch_stack, _len_torch_function_stack
+from torch.nn import Parameter
 from typing_extensions import ParamSpec
 
 _P = ParamSpec("_P")
@@ -27,3 +29,16 @@ def without_function_modes(f: Callable[_P, _R]) -> Callable[_P, _R]:
             return f(*args, **kwargs)
 
     return call
+
+
+def is_plain(args: Iterable[Any]) -> bool:
+    """Whether the dispatcher would come to the CPU's implementation with nothing to do on the way but the gradient.
+
+    So it is in eager mode, for tensors of no subclass but parameters.
+    """
+    if torch.compiler.is_compiling() or _len_torch_dispatch_stack():
+        return False
+    return all(type(x) in _PLAIN and x.is_cpu for x in args if isinstance(x, Tensor))
+
+
+_PLAIN = (Tensor, Parameter)

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY_FRAGMENT(cellattn, m) {
+  m.def("are_sets(Tensor index, Tensor ptr, int size, bool ascending, bool distinct) -> Tensor");
   m.def("set_words(Tensor seeds, Tensor ptr, SymInt num_nodes, bool complement) -> Tensor");
   m.def(
       "khop_words(Tensor rowptr, Tensor col, Tensor colptr, Tensor row, Tensor seeds, Tensor ptr, SymInt num_nodes, "

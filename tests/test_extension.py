@@ -14,6 +14,7 @@ import cellattn._C
 from cellattn import _extension
 
 OPERATORS = (
+    "are_sets",
     "attention_rows",
     "attention_rows_backward",
     "bce_map",

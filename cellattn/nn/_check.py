@@ -13,10 +13,9 @@ from .._check import (
     describe,
     require,
     require_count,
-    require_distinct,
     require_indices,
-    require_ragged,
     require_same,
+    require_sets,
     require_several,
     require_tensor,
 )
@@ -91,11 +90,9 @@ def require_perturbations(
 
     Types of any number (`num_types` None) are checked by shape alone.
     """
-    require_ragged("seeds", seeds, ptr)
+    require_sets("seeds", seeds, ptr, num_genes, distinct=True)
     require_tensor("types", types, ndim=1, dtypes=(torch.int64,))
     require_same("length", seeds=len(seeds), types=len(types))
     require_same("device", module=device, seeds=seeds.device, types=types.device)
-    require_indices("seeds", seeds, num_genes)
     if num_types is not None:
         require_indices("types", types, num_types, "perturbation types")
-    require_distinct("seeds", seeds, ptr)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import _C, Tensor
 from torch._compile import _disable_dynamo
 from torch._library.custom_ops import CustomOpDef
-from torch.nn import Parameter
 
 
 class Definition(CustomOpDef):
@@ -53,19 +52,6 @@ class Definition(CustomOpDef):
         if _C.is_grad_enabled() and _C._any_requires_grad(*args):
             return self._formula.apply(*args, run)
         return run(*args)
-
-
-def is_plain(args: Iterable[Any]) -> bool:
-    """Whether the dispatcher would come to the CPU's implementation with nothing to do on the way but the gradient.
-
-    So it is in eager mode, for tensors of no subclass but parameters.
-    """
-    if torch.compiler.is_compiling() or _C._len_torch_dispatch_stack():
-        return False
-    return all(type(x) in _PLAIN and x.is_cpu for x in args if isinstance(x, Tensor))
-
-
-_PLAIN = (Tensor, Parameter)
 
 
 def _autograd_function(definition: Definition) -> Any:

@@ -21,10 +21,10 @@ from torch._C import _are_functorch_transforms_active as transforms_active
 from torch.autograd import forward_ad
 from torch.utils.weak import WeakIdKeyDictionary
 
+from .._modes import is_plain
 from ..graph import MultiGraph
 from ..graph.rows import of_any_mode
 from ._bernoulli import SHARP
-from ._definition import is_plain
 from ._operator import refuse_double_backward_through
 from ._rows import take
 from .attention import accumulation_dtype, as_dtype, is_ordinary

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch._C import _are_functorch_transforms_active as transforms_active
 from torch.autograd import forward_ad
 
-from .._modes import without_function_modes
-from ._definition import Definition, is_plain
+from .._modes import is_plain, without_function_modes
+from ._definition import Definition
 
 
 class Operator(Definition):

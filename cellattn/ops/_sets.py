@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from .._check import describe, require, require_indices, require_ragged, require_same
+from .._check import describe, require, require_same, require_sets
 from .._extension import require_extension
 from .._memory import available_memory
 from ..graph import MultiGraph
@@ -31,9 +31,8 @@ def check_graph(graph: Any) -> None:
 def check_sets(graph: Any, seeds: Any, ptr: Any) -> None:
     """Check a graph and a ragged batch of its genes."""
     check_graph(graph)
-    require_ragged("seeds", seeds, ptr)
+    require_sets("seeds", seeds, ptr, graph.num_nodes)
     require_same("device", graph=graph.device, seeds=seeds.device, ptr=ptr.device)
-    require_indices("seeds", seeds, graph.num_nodes)
 
 
 def allocating(make: Callable[[], T], num_bytes: int, like: Tensor, what: Callable[[], str], lower: str) -> T:

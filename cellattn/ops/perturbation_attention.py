@@ -19,11 +19,9 @@ from torch import Tensor
 from .._check import (
     FLOAT_DTYPES,
     require,
-    require_distinct,
-    require_indices,
     require_number,
-    require_ragged,
     require_same,
+    require_sets,
     require_tensor,
 )
 from ._operator import keep_missing_grads, operator, refuse_double_backward
@@ -83,9 +81,7 @@ def perturbation_attention(
 
 
 def _check_sets(index: Tensor, ptr: Tensor, num_sets: int, num_genes: int) -> None:
-    require_ragged("index", index, ptr, num_sets=num_sets)
-    require_indices("index", index, num_genes)
-    require_distinct("index", index, ptr)
+    require_sets("index", index, ptr, num_genes, num_sets=num_sets, distinct=True)
 
 
 # ------------------------------------------------------------------------------------------------------- operators

@@ -74,6 +74,11 @@ def _edge_words(graph: MultiGraph, relation: str, words: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------------- operators
 
 
+@fake("are_sets")
+def _(index: Tensor, ptr: Tensor, size: int, ascending: bool, distinct: bool) -> Tensor:
+    return index.new_empty((), dtype=torch.bool)
+
+
 @fake("set_words")
 def _(seeds: Tensor, ptr: Tensor, num_nodes: int, complement: bool) -> Tensor:
     return ptr.new_empty(num_nodes, num_words(ptr.shape[0] - 1))

@@ -26,17 +26,15 @@ from .._check import (
     FLOAT_DTYPES,
     describe,
     require,
-    require_ascending,
-    require_indices,
-    require_ragged,
     require_same,
+    require_sets,
     require_tensor,
 )
 from .._extension import cuda_kernel, fake
 from ..graph import MultiGraph
 from ._operator import keep_missing_grads, operator, refuse_double_backward
 from ._sets import allocating, check_graph
-from .attention import accumulation_dtype
+from .attention import accumulation_dtype, as_dtype
 
 
 def relational_spmm(
@@ -159,7 +157,7 @@ def _relation_ids(graph: MultiGraph, relations: Any) -> list[int]:
 def _weights(stack: tuple[Tensor, Tensor, Tensor], dtype: torch.dtype, weighted: bool) -> tuple[Tensor, Tensor, Tensor]:
     """A stack with its weights in a dtype, or with ones for them."""
     ptr, index, weight = stack
-    return ptr, index, weight.to(dtype) if weighted else torch.ones_like(weight, dtype=dtype)
+    return ptr, index, as_dtype(weight, dtype) if weighted else torch.ones_like(weight, dtype=dtype)
 
 
 def _check_between(graph: MultiGraph, source: Any, source_ptr: Any, target: Any, target_ptr: Any) -> None:
@@ -168,11 +166,9 @@ def _check_between(graph: MultiGraph, source: Any, source_ptr: Any, target: Any,
     if not torch.compiler.is_compiling() and target is source and target_ptr is source_ptr:
         del pairs[1]  # checked once
     for name, index, ptr in pairs:
-        require_ragged(name, index, ptr, num_sets=num_sets, ptr_name=f"{name}_ptr")
-        num_sets = ptr.numel() - 1
+        require_sets(name, index, ptr, graph.num_nodes, num_sets=num_sets, ptr_name=f"{name}_ptr", ascending=True)
         require_same("device", **{"graph": graph.device, name: index.device, f"{name}_ptr": ptr.device})
-        require_indices(name, index, graph.num_nodes)
-        require_ascending(name, index, ptr)
+        num_sets = ptr.numel() - 1
 
 
 def _check_scale(scale: Any, graph: MultiGraph, num_targets: int, num_relations: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._check import describe, require, require_count, require_indices, require_ragged, require_tensor
+from .._check import describe, require, require_count, require_indices, require_sets, require_tensor
 from ..data.dataset import PerturbationDataset
 from .ranks import MAX_ORDER, require_order
 from .sets import digest
@@ -34,8 +34,7 @@ class MeasuredSets:
 
     def __init__(self, seeds: Tensor, ptr: Tensor, *, num_genes: int, y: Tensor | None = None) -> None:
         require_count("num_genes", num_genes, minimum=1)
-        require_ragged("seeds", seeds, ptr)
-        require_indices("seeds", seeds, num_genes)
+        require_sets("seeds", seeds, ptr, num_genes)
         require(num_genes**MAX_ORDER <= 2**63, f"num_genes: expected at most {int(2 ** (63 / MAX_ORDER))}, got {num_genes}")
         self.num_genes = num_genes
         seeds, ptr = seeds.cpu(), ptr.cpu()

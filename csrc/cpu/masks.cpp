@@ -1,6 +1,8 @@
-// Sets as words, words as masks, on the CPU. Words and masks are transposes of each other, 64 by 64 bits at a time.
+// What is a batch of sets; sets as words, words as masks, on the CPU. Words and masks are transposes of each other, 64 by 64 bits at a time.
 
+#include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "values.h"
 
@@ -29,6 +31,32 @@ Word spread(Word bits) {
 
 // 8 bytes of 0 or 1 as 8 bits.
 Word gather(Word bytes) { return (bytes * 0x0102040810204080ull) >> 56; }
+
+// bool []: whether ptr rises from 0 to the length of index, whose entries are below size and, if asked for, ascend in each set or
+// stand once in it. One look that finds nothing to say; who is told false looks for what is wrong.
+Tensor are_sets(const Tensor& index, const Tensor& ptr, int64_t size, bool ascending, bool distinct) {
+  check_tensor("index", index, 1, {ScalarType::Long});
+  check_tensor("ptr", ptr, 1, {ScalarType::Long});
+  check_same_device("ptr", ptr, index);
+  Tensor result = empty_on(index, {}, ScalarType::Bool);
+  const int64_t* i = longs_of(index);
+  const int64_t* p = longs_of(ptr);
+  const int64_t length = index.numel(), ends = ptr.numel();
+  bool sound = ends >= 1 && p[0] == 0 && p[ends - 1] == length;
+  for (int64_t b = 1; b < ends; ++b) sound &= p[b - 1] <= p[b];
+  for (int64_t at = 0; at < length; ++at) sound &= i[at] >= 0 && i[at] < size;
+  for (int64_t b = 1; b < ends && sound && ascending; ++b) {
+    for (int64_t at = p[b - 1] + 1; at < p[b]; ++at) sound &= i[at - 1] < i[at];
+  }
+  std::vector<int64_t> set;
+  for (int64_t b = 1; b < ends && sound && distinct && !ascending; ++b) {
+    set.assign(i + p[b - 1], i + p[b]);
+    std::sort(set.begin(), set.end());
+    sound = std::adjacent_find(set.begin(), set.end()) == set.end();
+  }
+  *static_cast<bool*>(result.mutable_data_ptr()) = sound;
+  return result;
+}
 
 Tensor set_words(const Tensor& seeds, const Tensor& ptr, int64_t num_nodes, bool complement) {
   check_ragged(seeds, ptr);
@@ -123,6 +151,7 @@ Tensor edge_words(const Tensor& rowptr, const Tensor& col, const Tensor& words) 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(cellattn, CPU, m) {
+  m.impl("are_sets", TORCH_BOX(&are_sets));
   m.impl("set_words", TORCH_BOX(&set_words));
   m.impl("unpack_words", TORCH_BOX(&unpack_words));
   m.impl("pack_words", TORCH_BOX(&pack_words));

@@ -122,6 +122,9 @@ def right_arguments(draw: Draw) -> dict[str, Arguments]:
             **by_row, "colptr": colptr.clone(), "row": row.clone(),
             "log_weight_by_column": None if log_weight is None else log_weight.clone(), **edge_options,
         },
+        "are_sets": {
+            "index": sets["seeds"], "ptr": sets["ptr"], "size": n, "ascending": draw.of([False, True]), "distinct": True,
+        },
         "set_words": {**sets, "num_nodes": n, "complement": False},
         "khop_words": {
             **stack, "colptr": colptr.clone(), "row": row.clone(), **sets, "num_nodes": n, "num_hops": 2,

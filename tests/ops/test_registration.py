@@ -159,6 +159,7 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
             OPS.perturbation_correction_backward,
             (torch.ones(3, 5).double(), *(x.detach() for x in head[:4]), index, ptr, head[4].detach(), 0.3),
         ),
+        "are_sets": (OPS.are_sets, (seeds, sets_ptr, N, True, False)),
         "set_words": (OPS.set_words, (seeds, sets_ptr, N, True)),
         "khop_words": (OPS.khop_words, (rowptr, col, colptr, row, seeds, sets_ptr, N, 2, False, True, False)),
         "unpack_words": (OPS.unpack_words, (words, 70)),
