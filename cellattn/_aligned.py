@@ -36,7 +36,7 @@ def aligned_features(x: Tensor) -> Tensor:
 
     Otherwise one copy, [..., n, width(features)] with zeros behind the features, which all operators and their backward share.
     """
-    if x.device.type == "cpu" or x.dtype == torch.float64 or is_aligned(x):
+    if x.is_cpu or x.dtype == torch.float64 or is_aligned(x):
         return x
     return F.pad(x, (0, width(x.shape[-1], x.dtype) - x.shape[-1]))
 

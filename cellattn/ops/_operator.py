@@ -128,9 +128,9 @@ def operator(
         @without_function_modes
         @functools.wraps(implementation)
         def plainly(*args: Any) -> Any:
-            device_type = next(x.device.type for x in args if isinstance(x, Tensor))
-            if not torch.is_autocast_enabled(device_type):
+            if not torch._C._is_any_autocast_enabled():
                 return implementation(*args)
+            device_type = next(x.device.type for x in args if isinstance(x, Tensor))
             with torch.autocast(device_type, enabled=False):
                 return implementation(*args)
 

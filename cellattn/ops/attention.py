@@ -147,7 +147,9 @@ def attention_logsumexp(q: Tensor, k: Tensor, *, key_mask: Tensor | None = None,
 
 def of_one_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Under autocast, tensors of several dtypes in its own, as it has them for a product: q of a Linear, k of a norm."""
-    if not all(isinstance(x, Tensor) and x.is_floating_point() for x in tensors) or len({x.dtype for x in tensors}) == 1:
+    if len({x.dtype for x in tensors if isinstance(x, Tensor)}) == 1:
+        return tensors
+    if not all(isinstance(x, Tensor) and x.is_floating_point() for x in tensors):
         return tensors
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device) or any(x.dtype == torch.float64 for x in tensors):
@@ -393,7 +395,7 @@ def unrounded(q: Tensor, k: Tensor, lse: Tensor, scale: float) -> tuple[Tensor, 
 
 def _largest(*tensors: Tensor) -> tuple[float, ...]:
     """The largest absolute value of each; NaN if there is one, 0 of none."""
-    if AVAILABLE and len(tensors) == 3 and all(x.dtype in _EXTENSION_DTYPES and x.is_contiguous() for x in tensors):
+    if AVAILABLE and len(tensors) == 3 and tensors[0].dtype in _EXTENSION_DTYPES and all(map(Tensor.is_contiguous, tensors)):
         return tuple(_largest_values(*tensors).tolist())
     pairs = (x.aminmax() if x.numel() else (0.0, 0.0) for x in tensors)
     return tuple(max(-float(low), float(high)) for low, high in pairs)
@@ -408,7 +410,7 @@ def _chosen(
     Where the processor has vectors that the extension knows and no matrices of 16 bits, the extension's is the faster one.
     """
     rows, flash, dense = kernels
-    has_rows = AVAILABLE if draw is not None else _HAS_LOOPS and _kernel_dtype(q.dtype).itemsize > 2
+    has_rows = AVAILABLE if draw is not None else _IN_LOOPS[q.dtype]
     if has_rows:
         dtype = accumulation_dtype(q.dtype)
         q, k, v = (as_dtype(x, dtype).contiguous() for x in (q, k, v))
@@ -430,6 +432,9 @@ def _kernel_dtype(dtype: torch.dtype) -> torch.dtype:
     """
     native = {torch.bfloat16: torch.cpu._is_amx_tile_supported, torch.float16: torch.cpu._is_amx_fp16_supported}
     return torch.float32 if dtype in native and not native[dtype]() else dtype
+
+
+_IN_LOOPS = {dtype: _HAS_LOOPS and _kernel_dtype(dtype).itemsize > 2 for dtype in FLOAT_DTYPES}  # without dropout
 
 
 def _without_masked(k: Tensor, key_mask: Tensor) -> tuple[Tensor, Tensor]:
