@@ -128,7 +128,8 @@ def dense_bce(
         entries = _log_likelihood(take(s, -1, None, num_prefix), targets.positive, targets.negative)
     else:
         log_a = take(_log_of_map(s, lse, rows, num_prefix), -1, None, num_prefix)
-        if lse is not None:  # a key that is in no pair may not be among those of the caller's log-sum-exp
+        if lse is not None and graph.num_known(relation) < graph.num_nodes:
+            # a key that is in no pair may not be among those of the caller's log-sum-exp
             log_a = log_a.masked_fill(~graph.known_columns(relation), SHARP)
         entries = _softmax_entries(log_a, s, targets, num_prefix)
     if reduction == "none":
