@@ -21,7 +21,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from cellattn._file import write_atomic
+from cellattn._file import out_folder, write_atomic
 from cellattn.data.split import KINDS
 
 from .cells import data_dir
@@ -54,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, epilog=_variants(), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, help="folder of the yeast tables (default: CELLATTN_DATA, ../shared/data/yeast)")
-    parser.add_argument("--out", type=Path, default=Path("runs/training"), help="folder of runs and results (%(default)s)")
+    parser.add_argument(
+        "--out", type=out_folder, default=Path("runs/training"), help="folder of runs and results (%(default)s)"
+    )
     parser.add_argument(
         "--seeds",
         type=int,

@@ -75,6 +75,13 @@ def not_whole(path: Path, content: bytes, error: Exception) -> ValueError:
     return ValueError(f"path: {str(path)!r} is not a complete safetensors file ({error}){hint}")
 
 
+def out_folder(text: str) -> Path:
+    """A folder of a command line. Nothing, as of a variable of the shell that is not set, is not the one where one stands."""
+    if not text.strip():
+        raise ValueError("expected a folder")
+    return Path(text)
+
+
 def file_path(path: Any) -> Path:
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path: expected a path, got {describe(path)}")

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._check import describe, require
+from ._check import describe, require, require_tensor
 from ._file import file_path, not_whole, write_atomic
 from .genes import GeneList, require_same_genes
 from .graph import MultiGraph
@@ -72,7 +72,8 @@ def save(
 
     Args:
         path: the file.
-        model: any module. `load` makes those of `cellattn.nn` (`MODELS`) again by itself; for others it has to be given one.
+        model: any module; what `torch.compile`, data-parallel training or `AveragedModel` wrap around one is taken off, and is
+            not kept. `load` makes those of `cellattn.nn` (`MODELS`) again by itself; for others it has to be given one.
         genes: the names of the genes; those of the graph, where it has names, are the default.
         graph: the graph that the model is called with. Its digest is written, so that another one is noticed.
         graph_file: where `graph.save` wrote it, to be found from this file; stored relative to it.
@@ -88,6 +89,11 @@ def save(
 
     path = file_path(path)
     require(isinstance(model, nn.Module), f"model: expected a module, got {describe(model)}")
+    model = _bare(model)
+    if features is not None:
+        require_tensor("features", features, ndim=2)
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise TypeError(f"metadata: expected a dict, got {describe(metadata)}")
     genes = genes if genes is None or isinstance(genes, GeneList) else GeneList(genes)
     named = None if graph is None else graph.names
     if genes is not None and named is not None:
@@ -99,6 +105,8 @@ def save(
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     if features is not None:
         tensors["features"] = features
+    for name, value in tensors.items():
+        require(not value.is_meta, f"{name}: expected a tensor that holds values, got one on device meta")
     header: dict[str, Any] = {
         "model": _class_name(model),
         "config": _config_of(model),
@@ -194,6 +202,21 @@ def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------- models
+
+
+_WRAPPERS = {
+    "OptimizedModule": "_orig_mod",
+    "DistributedDataParallel": "module",
+    "DataParallel": "module",
+    "AveragedModel": "module",
+}
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """The module within what PyTorch wraps around it, which no file could make again."""
+    while type(model).__module__.startswith("torch.") and type(model).__name__ in _WRAPPERS:
+        model = getattr(model, _WRAPPERS[type(model).__name__])
+    return model
 
 
 def _class_name(model: nn.Module) -> str:

@@ -165,6 +165,24 @@ def test_the_graph_file_is_found_through_links(tmp_path: Path) -> None:
         assert MultiGraph.load(file) == GRAPH
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda model: torch.compile(model, backend="eager"),
+        torch.nn.DataParallel,
+        lambda model: torch.nn.DataParallel(torch.optim.swa_utils.AveragedModel(model)),
+    ],
+    ids=["compile", "data parallel", "averages in it"],
+)
+def test_what_pytorch_wraps_around_a_model_is_taken_off(tmp_path: Path, wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model = MODELS["pairwise"]().eval()
+    checkpoint.save(tmp_path / "plain", model)
+    checkpoint.save(tmp_path / "m", wrap(model))
+    found = checkpoint.load(tmp_path / "m")
+    assert type(found.model) is type(model)
+    assert found.digest == checkpoint.load(tmp_path / "plain").digest
+
+
 def test_files_of_torch_save_are_told(tmp_path: Path) -> None:
     torch.save(MODELS["dango"]().state_dict(), tmp_path / "m.pt")
     for load in (checkpoint.load, MultiGraph.load):
@@ -174,6 +192,13 @@ def test_files_of_torch_save_are_told(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     model = MODELS["pairwise"]()
+    with pytest.raises(TypeError, match=r"features: expected a tensor, got list \[\[1\.0\]\]"):
+        checkpoint.save(tmp_path / "m", model, features=[[1.0]])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"metadata: expected a dict, got list \[1\]"):
+        checkpoint.save(tmp_path / "m", model, metadata=[1])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"model\..*: expected a tensor that holds values, got one on device meta"):
+        checkpoint.save(tmp_path / "m", MODELS["pairwise"]().to("meta"))
+    assert not (tmp_path / "m").exists()
     with pytest.raises(ValueError, match="graph: 6 genes, but genes has 5 names"):
         checkpoint.save(tmp_path / "m", model, genes=NAMES[:5], graph=GRAPH)
     named = MultiGraph.from_edge_index(EDGES, N, names=NAMES)

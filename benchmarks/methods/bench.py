@@ -28,7 +28,7 @@ import torch
 from tqdm import tqdm
 
 from cellattn import MultiGraph
-from cellattn._file import write_atomic
+from cellattn._file import out_folder, write_atomic
 from cellattn._profiling import span
 from cellattn.data import PerturbationBatch, PerturbationDataset, synthetic_cell
 
@@ -296,7 +296,7 @@ def main() -> None:
     parser.add_argument("--device", default=DEVICE, choices=("cpu", "cuda"), help="%(default)s")
     parser.add_argument("--autocast", choices=("bf16",), help="dtype of matrix products")
     parser.add_argument("--seconds", type=float, help="after which nothing more is begun")
-    parser.add_argument("--out", type=Path, help="folder of the results (default: that of this device)")
+    parser.add_argument("--out", type=out_folder, help="folder of the results (default: that of this device)")
     given = parser.parse_args()
     plan = Plan() if given.full or given.device == "cuda" else short_plan()
     asked = {"methods": given.methods and tuple(given.methods), "seconds": given.seconds, "autocast": given.autocast}

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cellattn._file import write_atomic
+from cellattn._file import out_folder, write_atomic
 from cellattn.screen import merge, screen
 
 from ..cells import data_dir
@@ -96,7 +96,7 @@ which is a short schedule (validation Pearson {pearson}): the pages show what a 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of the yeast tables (default: CELLATTN_DATA, ../shared/data/yeast)")
-    parser.add_argument("--out", type=Path, default=Path("runs/screen"), help="folder of runs and screens (%(default)s)")
+    parser.add_argument("--out", type=out_folder, default=Path("runs/screen"), help="folder of runs and screens (%(default)s)")
     parser.add_argument("--tokens", default="full", help="labelled, neighbours:N or full (%(default)s)")
     parser.add_argument("--roster", type=int, default=632, metavar="GENES", help="of which all triples are made (%(default)s)")
     parser.add_argument("--epochs", type=int, default=3, help="of training (%(default)s)")

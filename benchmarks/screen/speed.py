@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from cellattn import MultiGraph, checkpoint
-from cellattn._file import write_atomic
+from cellattn._file import out_folder, write_atomic
 from cellattn.data import PERTURBATION_TYPES, synthetic_cell
 from cellattn.nn import CellTransformer, Dango, PairwiseInteraction, WildtypeDifference
 from cellattn.screen import Scorer, make_scorer, screen, status
@@ -421,7 +421,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="of a row in each round, about (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="%(default)s")
     parser.add_argument("--threads", type=int, default=2, help="%(default)s")
-    parser.add_argument("--out", type=Path, help="folder of the results (default: that of this device)")
+    parser.add_argument("--out", type=out_folder, help="folder of the results (default: that of this device)")
     given = parser.parse_args()
     options = vars(given)
     print(page(run(options.pop("rows"), **options)))

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from .._check import describe
+from .._file import out_folder
 from ..data._table import Table, read_string
 from ..data.dataset import PerturbationDataset
 from ..data.readers import read_interactions
@@ -211,7 +212,7 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(call=_run)
     add = run.add_argument
     add("checkpoints", nargs="*", type=Path, metavar="CHECKPOINT", help="files of cellattn.checkpoint; several are an ensemble")
-    add("--out", type=Path, required=True, metavar="FOLDER", help="of the screen; one that is there is gone on with")
+    add("--out", type=out_folder, required=True, metavar="FOLDER", help="of the screen; one that is there is gone on with")
     add("--genes", action="append", metavar="FILE[:N]", help="the roster, a name a line (default: all); or several, N of each")
     add("--order", type=int, metavar="K", help="genes of a set, 1 to 4 (2)")
     add("--sets", type=Path, metavar="FILE", help="the sets themselves, a line each, tabs between the names")

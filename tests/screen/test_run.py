@@ -16,6 +16,7 @@ import polars as pl
 import pytest
 import torch
 
+from benchmarks import train
 from cellattn import MultiGraph, checkpoint
 from cellattn.data import GeneList, PerturbationDataset
 from cellattn.nn import CellTransformer, PairwiseInteraction
@@ -570,6 +571,18 @@ def test_files_of_pairs_as_other_programs_write_them(name: str, tmp_path: Path) 
     words: list[str | Path] = ["--model", "tests.screen.stubs:Additive", "--names", tmp_path / "names", "--keep", "all"]
     assert cli(*words, "--apart", tmp_path / name, "--out", tmp_path / "s", "--quiet") == 0
     assert len(rows_of(tmp_path / "s")) == PAIRS - 1
+
+
+def test_no_folder_is_not_this_folder(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of `--out "$OUT"` where nobody has set it."""
+    monkeypatch.chdir(tmp_path)
+    for call in (main, train.main):
+        with pytest.raises(SystemExit):
+            call([str(files[0]), "--out", ""] if call is main else ["--out", ""])
+        assert "argument --out: invalid out_folder value: ''" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_command_that_is_spelled_wrong(capsys: pytest.CaptureFixture[str]) -> None:
