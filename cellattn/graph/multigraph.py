@@ -977,6 +977,8 @@ class MultiGraph:
             since["types"] = NodeTypes.of_genes(state["num_nodes"], len(state["relations"]))
             since["_known_rows"] = since["_known_columns"] = state["_known"]
         self.__dict__.update({**since, **state})
+        if self.device.type != "cpu":  # read to another device than it was written from: bits are of a CPU
+            self._bits = since["_bits"]
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, MultiGraph):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -104,6 +105,17 @@ def test_which_relations_are_packed() -> None:
     assert graph.hops("sparse", 3).bits("sparse") is None
     hub = torch.stack([torch.zeros(n, dtype=torch.int64), torch.arange(n)])
     assert MultiGraph.from_edge_index({"hub": hub}, n, undirected=True).hops("hub", 2).bits("hub") is not None
+
+
+@pytest.mark.usefixtures("packed")
+def test_bits_are_of_a_cpu(tmp_path: Path) -> None:
+    """A graph that is written there and read to another device, for which "meta" stands, is CSR, as one that is moved."""
+    graph = random_graph(20, {"a": 100})
+    torch.save(graph, tmp_path / "graph.pt")
+    here, there = (torch.load(tmp_path / "graph.pt", map_location=device) for device in ("cpu", "meta"))
+    assert here.bits("a") is not None
+    assert there.device.type == "meta"
+    assert there.bits("a") is None
 
 
 def both_graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[MultiGraph]:
