@@ -35,30 +35,38 @@ def attention(
 
 
 def dropout_multiplier(
-    shape: Sequence[int], dropout_p: float, generator: torch.Generator | None = None, *, device: torch.device | None = None
+    shape: Sequence[int],
+    dropout_p: float,
+    generator: torch.Generator | None = None,
+    *,
+    device: torch.device | None = None,
+    copies: Sequence[int] | None = None,
 ) -> Tensor:
     """What an attention map [..., Tq, Tk] is multiplied by: 0, or 1 / (1 - p) with p in steps of 2^-16; float64.
 
     Draws as `attention` does, so that equal states of the generator give equal entries. Entry (h, i, j) has 16 bits of its own
     of Philox4x32-10: those of place j // 8 % 8 in the result of counter (j // 64 * 8 + j % 8, i, h, offset) under the key seed.
+    With `copies` several entries of each pair, [copies, ..., Tq, Tk]: copy c has the bits of offset + c.
     """
     steps, low = 2**16, 2**32 - 1
     threshold = min(round(dropout_p * steps), steps - 1)
     if threshold == 0:
-        return torch.ones(*shape, dtype=torch.float64, device=device)
+        return torch.ones(*shape if copies is None else (len(copies), *shape), dtype=torch.float64, device=device)
     seed, offset = torch.randint(2**63 - 1, (2,), dtype=torch.int64, device=device, generator=generator).tolist()
+    c = torch.tensor([0] if copies is None else list(copies), device=device)
     *lead, num_rows, num_columns = shape
     h, i, j = (torch.arange(n, device=device) for n in (prod(lead), num_rows, num_columns))
-    h, i, j = torch.meshgrid(h, i, j, indexing="ij")
-    x0, x1, x2, x3 = j // 64 * 8 + j % 8, i, h, torch.full_like(h, offset & low)
+    c, h, i, j = torch.meshgrid(c, h, i, j, indexing="ij")
+    x0, x1, x2, x3 = j // 64 * 8 + j % 8, i, h, (offset & low) + c & low
     k0, k1 = seed & low, seed >> 32 & low
     for _ in range(10):
         a, b = x0 * 0xD2511F53, x2 * 0xCD9E8D57  # the lower 64 bits of the products
         x0, x1, x2, x3 = b >> 32 & low ^ x1 ^ k0, b & low, a >> 32 & low ^ x3 ^ k1, a & low
         k0, k1 = k0 + 0x9E3779B9 & low, k1 + 0xBB67AE85 & low
     halves = torch.stack([x >> shift & 0xFFFF for x in (x0, x1, x2, x3) for shift in (0, 16)])
-    bits = halves.gather(0, (j // 8 % 8)[None])[0].view(*shape)
-    return (bits >= threshold).double() * steps / (steps - threshold)
+    bits = halves.gather(0, (j // 8 % 8)[None])[0].view(c.shape[0], *shape)
+    z = (bits >= threshold).double() * steps / (steps - threshold)
+    return z[0] if copies is None else z
 
 
 def attention_logsumexp(q: Tensor, k: Tensor, *, key_mask: Tensor | None = None, scale: float | None = None) -> Tensor:
@@ -363,8 +371,14 @@ def edge_attention(
     weighted: bool = False,
     edge_bias: Tensor | None = None,
     scale: float | None = None,
+    dropout_p: float = 0.0,
+    generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Softmax over the entries that each head sees: every set of entries is a copy of the scores, -inf outside of it."""
+    """Softmax over the entries that each head sees: every set of entries is a copy of the scores, -inf outside of it.
+
+    With dropout each is dropped by itself, see `dropout_multiplier`: what a token sees as prefix or as itself, and rows of the
+    prefix, as copy 0, which is that of `attention`; the edges of pair t of `heads` as copy 1 + t.
+    """
     scores = _scores(q, k, scale)
     n, num_tokens = graph.num_nodes, q.shape[-2]
     everything = torch.zeros(num_tokens, num_tokens, dtype=torch.bool, device=q.device)
@@ -372,9 +386,11 @@ def edge_attention(
     diagonal = torch.zeros_like(everything)
     if self_loops:
         diagonal[num_prefix:, num_prefix:] = torch.eye(n, dtype=torch.bool, device=q.device)
+    # [1 + pairs, ..., H, T, T]
+    kept = dropout_multiplier(scores.shape, dropout_p, generator, device=q.device, copies=range(1 + len(heads))).to(q.dtype)
     outs, totals = [], []
     for head in range(q.shape[-3]):
-        entries = [(everything, scores[..., head, :, :]), (diagonal, scores[..., head, :, :])]
+        entries = [(seen, scores[..., head, :, :], kept[0][..., head, :, :]) for seen in (everything, diagonal)]
         for t, (relation, mine) in enumerate(heads):
             if mine == head:
                 row, col = graph.edge_index(relation)
@@ -383,13 +399,14 @@ def edge_attention(
                 if weighted:
                     added[num_prefix + row, num_prefix + col] = graph.weight(relation).double().log()
                 s = scores[..., head, :, :] + added.to(scores.dtype)
-                entries.append((seen, s if edge_bias is None else s + edge_bias[t]))
-        seen = torch.cat([seen for seen, _ in entries], -1)
+                entries.append((seen, s if edge_bias is None else s + edge_bias[t], kept[1 + t][..., head, :, :]))
+        seen = torch.cat([seen for seen, *_ in entries], -1)
         nothing = ~seen.any(-1)
-        s = torch.cat([s for _, s in entries], -1).masked_fill(~seen, -torch.inf).masked_fill(nothing[:, None], 0)
+        s = torch.cat([s for _, s, _ in entries], -1).masked_fill(~seen, -torch.inf).masked_fill(nothing[:, None], 0)
         values = torch.cat([v[..., head, :, :]] * len(entries), -2)
         seen = seen & ~nothing[:, None]
-        outs.append(torch.where(seen[..., None], s.softmax(-1)[..., None] * values[..., None, :, :], 0).sum(-2))
+        p = s.softmax(-1) * torch.cat([z for *_, z in entries], -1)
+        outs.append(torch.where(seen[..., None], p[..., None] * values[..., None, :, :], 0).sum(-2))
         totals.append(s.logsumexp(-1).masked_fill(nothing, -torch.inf))
     return torch.stack(outs, -3), torch.stack(totals, -2)
 

@@ -35,11 +35,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(cellattn, m) {
   m.def("largest_values(Tensor q, Tensor k, Tensor v) -> Tensor");
   m.def(
       "edge_rows(Tensor q, Tensor k, Tensor v, Tensor? edge_bias, Tensor rowptr, Tensor col, Tensor? log_weight, "
-      "int[] relations, int[] heads, int num_prefix, bool self_loops, float scale) -> (Tensor, Tensor)");
+      "int[] relations, int[] heads, int num_prefix, bool self_loops, float scale, Tensor? draw, int threshold) -> "
+      "(Tensor, Tensor)");
   m.def(
       "edge_rows_backward(Tensor dout, Tensor delta, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor? edge_bias, "
       "Tensor rowptr, Tensor col, Tensor? log_weight, Tensor colptr, Tensor row, Tensor? log_weight_by_column, "
-      "int[] relations, int[] heads, int num_prefix, bool self_loops, float scale) -> (Tensor, Tensor, Tensor, Tensor)");
+      "int[] relations, int[] heads, int num_prefix, bool self_loops, float scale, Tensor? draw, int threshold) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "bce_map(Tensor(a!) scores, Tensor? total, Tensor rows, Tensor rowptr, Tensor col, Tensor? weight, Tensor inv_mass, "
       "Tensor unknown, float least, float most) -> (Tensor, Tensor, Tensor, Tensor)");

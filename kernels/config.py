@@ -300,6 +300,17 @@ GATHERS: dict[tuple[str, int], dict[int, Gather]] = {
     ("masked_sddmm", 80): _EDGES,
     ("relational_spmm", 80): _ROWS | {16: Gather(64, 4), 64: Gather(32, 4, 128), 128: Gather(16, 4, 128)},
 }
+# With dropout, where others are than without: no spills.
+_EDGE_DROPOUT: dict[tuple[str, int], dict[int, Gather]] = {
+    ("edge_fwd", 80): {64: Gather(8, 1, 128)},
+    ("edge_fwd_segments", 80): {32: Gather(32, 4, 128), 64: Gather(16, 4, 128)},
+    ("edge_bwd_dq", 80): {256: Gather(2, 1, 128)},
+}
+GATHERS |= {
+    (f"{kernel}_dropout", arch): gathers | _EDGE_DROPOUT.get((kernel, arch), {})
+    for (kernel, arch), gathers in GATHERS.items()
+    if kernel.startswith("edge")
+}
 GATHERS_FLOAT32: dict[str, dict[int, Gather]] = {
     "masked_sddmm": {**_EDGES, 64: Gather(16, 4), 128: Gather(8, 4)},
 }

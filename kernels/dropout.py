@@ -53,6 +53,21 @@ def entries_kept(draw, value, i_l, o_rows, column, COLUMNS: tl.constexpr, ACROSS
 
 
 @triton.jit
+def single_kept(draw, copy, i_l, o_row, o_column, value):
+    """float32, of int32 rows and columns that broadcast: value where copy `copy` of the entry of head i_l stays, else 0.
+
+    Each entry has a counter to itself, seven eighths of which are not needed: entries that are gathered share none.
+    """
+    seed, offset, threshold = draw
+    offset = tl.add(offset, copy, sanitize_overflow=False)
+    o_counter = o_column // 64 * 8 + o_column % 8
+    b_0, b_1, b_2, b_3 = tl.philox(seed, o_counter, o_row, i_l.to(tl.int32), offset)
+    b_word = tl.where(o_column & 32 != 0, tl.where(o_column & 16 != 0, b_3, b_2), tl.where(o_column & 16 != 0, b_1, b_0))
+    b_bits = tl.where(o_column & 8 != 0, b_word >> 16, b_word & 0xFFFF)
+    return tl.where(b_bits >= threshold.to(tl.uint32), value, 0.0)
+
+
+@triton.jit
 def _two_places(b_word, least, PLACE: tl.constexpr):
     """Bits PLACE and PLACE + 1: whether the lower and the upper half of a word reach the threshold."""
     return tl.where(b_word << 16 >= least, 1 << PLACE, 0) | tl.where(b_word >= least, 2 << PLACE, 0)

@@ -4,8 +4,11 @@ The entries e = (i, j) of row i of a head are the prefix tokens, itself (SELF_LO
 to the head. With the scores s_e = scale q_i . k_j (+ log w_ij) (+ b_t of the tie t of e), LSE_i = log sum_e exp(s_e) and
 P_e = exp(s_e - LSE_i),
 
-    out_i = sum_e P_e v_j ,   delta_i = dOut_i . out_i - dLSE_i ,   dS_e = P_e (dOut_i . v_j - delta_i)
-    dQ_i = scale sum_e dS_e k_j ,   dK_j = scale sum_e dS_e q_i ,   dV_j = sum_e P_e dOut_i ,   db_t = sum_{e of t} dS_e
+    out_i = sum_e Z_e P_e v_j ,   delta_i = dOut_i . out_i - dLSE_i ,   dS_e = P_e (Z_e dOut_i . v_j - delta_i)
+    dQ_i = scale sum_e dS_e k_j ,   dK_j = scale sum_e dS_e q_i ,   dV_j = sum_e Z_e P_e dOut_i ,   db_t = sum_{e of t} dS_e
+
+where Z_e is 1, or with dropout 0 or 1 / (1 - p), made where it is needed (dropout.py): of copy 0 for prefix tokens and the gene
+itself, of copy 1 + t for the edges of tie t.
 
 One program, of one warp, takes one row (in dk and dv one column, along the transposed graph) and gathers EDGES entries at once.
 Each lane has a running maximum, sum and output of its own, brought together once after the last entry, so that in the loop
@@ -32,6 +35,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -40,6 +44,7 @@ from cellattn._aligned import wide, width
 
 from . import attention
 from .config import Gather, choose_gather, on_device
+from .dropout import read_draw, share_kept, single_kept
 from .segments import Segments, add_segments, device_ints, rows_of_ints, span_of_segment
 from .sums import sum_of_products
 from .tensors import aligned, check_devices, check_floats, grid_of, lead_strides, padded
@@ -52,7 +57,7 @@ LARGEST = attention.LARGEST
 # Sizes: L leading dimensions as one, H heads, N genes, T = num_prefix + N tokens, K relations, E entries, S segments. Strides
 # of rows are constants of the kernel, and those of heads are multiples of ALIGN, as in row_dot.py.
 
-SIZES = ["num_genes", "num_heads", "num_ties", "max_segments", "num_segments", "num_prefix"]
+SIZES = ["num_genes", "num_heads", "num_ties", "max_segments", "num_segments", "num_prefix", "threshold"]
 SIZES += [f"stride_{x}{dim}" for x in ("q", "k", "v", "do") for dim in "lh"]
 
 
@@ -90,12 +95,35 @@ def _bias(bias_ptr, tie):
 
 
 @triton.jit
-def _attend(b_m, b_l, b_o, b_s, b_v):
-    """Take one entry a lane, scores b_s [EDGES] and values b_v [EDGES, DV_PAD], into the running maximum, sum and output."""
+def _line(draw_ptr, threshold, i_l, num_heads, head, token):
+    """Of a row or a column of the map of a head, what `_factor` takes."""
+    return read_draw(draw_ptr, threshold), i_l * num_heads + head, token.to(tl.int32)
+
+
+@triton.jit
+def _factor(line, copy, o_other, BY_ROW: tl.constexpr):
+    """Z [EDGES] of entries in a row (BY_ROW) or a column, at the tokens o_other [EDGES] along it: 0 or 1 / (1 - p)."""
+    draw, i_lh, token = line
+    o_other = o_other.to(tl.int32)
+    value = 1 / share_kept(draw[2])
+    if BY_ROW:
+        return single_kept(draw, copy, i_lh, token, o_other, value)
+    return single_kept(draw, copy, i_lh, o_other, token, value)
+
+
+@triton.jit
+def _attend(b_m, b_l, b_o, b_s, b_v, b_z):
+    """Take one entry a lane, scores b_s [EDGES] and values b_v [EDGES, DV_PAD], into the running maximum, sum and output.
+
+    b_z [EDGES]: Z, or None.
+    """
     b_mn = tl.maximum(b_m, b_s)
     b_pivot = tl.minimum(b_mn, LARGEST)
     b_r, b_p = tl.exp2(b_m - b_pivot), tl.exp2(b_s - b_pivot)
-    return b_mn, b_l * b_r + b_p, b_o * b_r[:, None] + b_p[:, None] * b_v
+    b_l = b_l * b_r + b_p
+    if b_z is not None:
+        b_p *= b_z
+    return b_mn, b_l, b_o * b_r[:, None] + b_p[:, None] * b_v
 
 
 @triton.jit
@@ -109,22 +137,26 @@ def _across(b_m, b_l, b_o):
 
 @triton.jit
 def _see(
-    b_m, b_l, b_o, b_q, p_k, p_v, b_token, b_added, m_e, scale2,
+    b_m, b_l, b_o, b_q, p_k, p_v, b_token, b_added, m_e, scale2, line, copy, first,
     STRIDE_KT: tl.constexpr, STRIDE_VT: tl.constexpr, W: tl.constexpr, WV: tl.constexpr, D_PAD: tl.constexpr,
     DV_PAD: tl.constexpr,
 ):  # fmt: skip
-    """One entry a lane, of the tokens b_token [EDGES], into the running maximum, sum and output of the row b_q [D_PAD]."""
+    """One entry a lane, of the tokens b_token [EDGES], into the running maximum, sum and output of the row b_q [D_PAD].
+
+    line: of the row, or None; entries are `copy` of the tokens first + b_token.
+    """
     # [EDGES, D_PAD], [EDGES, DV_PAD]
     b_k = _gather(p_k, b_token, m_e, STRIDE_KT, W, D_PAD)
     b_v = _gather(p_v, b_token, m_e, STRIDE_VT, WV, DV_PAD)
     # [EDGES]
     b_s = scale2 * sum_of_products(b_q[None, :], b_k, m_e[:, None], 1) + b_added
-    return _attend(b_m, b_l, b_o, tl.where(m_e, b_s, float("-inf")), b_v)
+    b_z = _factor(line, copy, first + b_token, True) if line is not None else None
+    return _attend(b_m, b_l, b_o, tl.where(m_e, b_s, float("-inf")), b_v, b_z)
 
 
 @triton.jit
 def _see_edges(
-    b_m, b_l, b_o, b_q, p_k, p_v, col_ptr, log_weight_ptr, bias2, start, end, scale2,
+    b_m, b_l, b_o, b_q, p_k, p_v, col_ptr, log_weight_ptr, bias2, start, end, scale2, line, copy, first,
     STRIDE_KT: tl.constexpr, STRIDE_VT: tl.constexpr, W: tl.constexpr, WV: tl.constexpr, D_PAD: tl.constexpr,
     DV_PAD: tl.constexpr, EDGES: tl.constexpr,
 ):  # fmt: skip
@@ -138,8 +170,9 @@ def _see_edges(
         b_added = _added(log_weight_ptr, bias2, e + o_e, m_e)
         b_col = tl.load(col_ptr + e + EDGES + o_e, mask=e + EDGES + o_e < end, other=0)
         b_m, b_l, b_o = _see(
-            b_m, b_l, b_o, b_q, p_k, p_v, b_token, b_added, m_e, scale2, STRIDE_KT, STRIDE_VT, W, WV, D_PAD, DV_PAD
-        )
+            b_m, b_l, b_o, b_q, p_k, p_v, b_token, b_added, m_e, scale2, line, copy, first,
+            STRIDE_KT, STRIDE_VT, W, WV, D_PAD, DV_PAD,
+        )  # fmt: skip
     return b_m, b_l, b_o
 
 
@@ -157,12 +190,15 @@ def edge_fwd_kernel_segments(
     ties_ptr,  # int64 [num_ties, 4]: head, first segment of the relation, how many, what leads from them to their results
     lse2_ptr,  # float32 [L, num_segments], base 2
     out_ptr,  # float32 [L, num_segments, DV]
+    draw_ptr,  # int64 [2], seed and offset, or None
     scale2,
     num_genes,  # N
+    num_heads,
     num_ties,
     max_segments,  # of the tie that has most
     num_segments,  # of all ties
     num_prefix,
+    threshold,  # p * 2^16, or None
     stride_ql,
     stride_qh,
     stride_kl,
@@ -195,15 +231,17 @@ def edge_fwd_kernel_segments(
     p_q = q_ptr + i_l * (stride_ql // ALIGN * ALIGN) + head * (stride_qh // ALIGN * ALIGN)
     p_k = k_ptr + i_l * (stride_kl // ALIGN * ALIGN) + head * (stride_kh // ALIGN * ALIGN) + num_prefix * STRIDE_KT
     p_v = v_ptr + i_l * (stride_vl // ALIGN * ALIGN) + head * (stride_vh // ALIGN * ALIGN) + num_prefix * STRIDE_VT
+    gene = stacked % num_genes
+    line = _line(draw_ptr, threshold, i_l, num_heads, head, num_prefix + gene) if draw_ptr is not None else None
     # [D_PAD]
-    b_q = _row(p_q + stacked % num_genes * STRIDE_QT, W, D_PAD)
+    b_q = _row(p_q + gene * STRIDE_QT, W, D_PAD)
     # [EDGES], [EDGES, DV_PAD]
     b_m = tl.full([EDGES], -LARGEST, tl.float32)
     b_l = tl.zeros([EDGES], tl.float32)
     b_o = tl.zeros([EDGES, DV_PAD], tl.float32)
     b_m, b_l, b_o = _see_edges(
         b_m, b_l, b_o, b_q, p_k, p_v, col_ptr, log_weight_ptr, _bias(bias_ptr, i_t), start, end, scale2,
-        STRIDE_KT, STRIDE_VT, W, WV, D_PAD, DV_PAD, EDGES,
+        line, 1 + i_t, num_prefix, STRIDE_KT, STRIDE_VT, W, WV, D_PAD, DV_PAD, EDGES,
     )  # fmt: skip
     m, total, b_out = _across(b_m, b_l, b_o)
     # [DV_PAD]
@@ -229,11 +267,13 @@ def edge_fwd_kernel(
     ties_ptr,  # int64 [num_ties, 3]: tie, relation, and what leads from segments to their results; by head
     out_ptr,  # [L, H, N, DV]
     lse_ptr,  # float32 [L, H, N], natural log
+    draw_ptr,  # int64 [2], seed and offset, or None
     scale2,
     num_genes,
     num_heads,
     num_segments,
     num_prefix,
+    threshold,
     stride_ql,
     stride_qh,
     stride_kl,
@@ -269,17 +309,19 @@ def edge_fwd_kernel(
     b_m = tl.full([EDGES], -LARGEST, tl.float32)
     b_l = tl.zeros([EDGES], tl.float32)
     b_o = tl.zeros([EDGES, DV_PAD], tl.float32)
+    line = _line(draw_ptr, threshold, i_l, num_heads, head, num_prefix + gene) if draw_ptr is not None else None
     num_near = num_prefix + 1 if SELF_LOOPS else num_prefix
     num_seen = num_near.to(tl.int64)
     for n in range(0, num_near, EDGES):
         m_e = n + o_e < num_near
         b_token = tl.where(n + o_e < num_prefix, n + o_e, num_prefix + gene.to(tl.int32))
         b_m, b_l, b_o = _see(
-            b_m, b_l, b_o, b_q, p_k, p_v, b_token, 0.0, m_e, scale2, STRIDE_KT, STRIDE_VT, W, WV, D_PAD, DV_PAD
+            b_m, b_l, b_o, b_q, p_k, p_v, b_token, 0.0, m_e, scale2, line, 0, 0, STRIDE_KT, STRIDE_VT, W, WV, D_PAD, DV_PAD
         )
     for i in range(tl.load(headptr_ptr + head), tl.load(headptr_ptr + head + 1)):
         p_t = ties_ptr + i * 3
-        bias2 = _bias(bias_ptr, tl.load(p_t))
+        tie = tl.load(p_t)
+        bias2 = _bias(bias_ptr, tie)
         stacked = tl.load(p_t + 1) * num_genes + gene
         start = tl.load(rowptr_ptr + stacked)
         end = tl.load(rowptr_ptr + stacked + 1)
@@ -292,11 +334,11 @@ def edge_fwd_kernel(
                 m_s = s + o_e < last
                 b_s = tl.load(part_lse2_ptr + o_part + s + o_e, mask=m_s, other=float("-inf"))
                 b_v = _gather(part_out_ptr + o_part * DV, s + o_e, m_s, DV, DV, DV_PAD)
-                b_m, b_l, b_o = _attend(b_m, b_l, b_o, b_s, b_v)
+                b_m, b_l, b_o = _attend(b_m, b_l, b_o, b_s, b_v, None)
             end = tl.where(first < last, start, end)
         b_m, b_l, b_o = _see_edges(
             b_m, b_l, b_o, b_q, p_k + num_prefix * STRIDE_KT, p_v + num_prefix * STRIDE_VT, col_ptr, log_weight_ptr, bias2,
-            start, end, scale2, STRIDE_KT, STRIDE_VT, W, WV, D_PAD, DV_PAD, EDGES,
+            start, end, scale2, line, (1 + tie).to(tl.int32), num_prefix, STRIDE_KT, STRIDE_VT, W, WV, D_PAD, DV_PAD, EDGES,
         )  # fmt: skip
     m, total, b_out = _across(b_m, b_l, b_o)
     # [DV_PAD]
@@ -310,7 +352,8 @@ def edge_fwd_kernel(
 
 
 @triton.jit
-def _slopes(b_q, b_do, lse2, delta, p_k, p_v, b_token, b_added, m_e, scale2,
+def _slopes(
+    b_q, b_do, lse2, delta, p_k, p_v, b_token, b_added, m_e, scale2, line, copy, first,
     STRIDE_KT: tl.constexpr, STRIDE_VT: tl.constexpr, W: tl.constexpr, WV: tl.constexpr, D_PAD: tl.constexpr,
     DV_PAD: tl.constexpr,
 ):  # fmt: skip
@@ -319,12 +362,14 @@ def _slopes(b_q, b_do, lse2, delta, p_k, p_v, b_token, b_added, m_e, scale2,
     b_v = _gather(p_v, b_token, m_e, STRIDE_VT, WV, DV_PAD)
     b_s = scale2 * sum_of_products(b_q[None, :], b_k, m_e[:, None], 1) + b_added
     b_dp = sum_of_products(b_do[None, :], b_v, m_e[:, None], 1)
+    if line is not None:
+        b_dp *= _factor(line, copy, first + b_token, True)
     return tl.where(m_e, tl.exp2(b_s - lse2) * (b_dp - delta), 0.0), b_k
 
 
 @triton.jit
 def _add_row(
-    b_dq, b_db, b_q, b_do, lse2, delta, p_k, p_v, col_ptr, log_weight_ptr, bias2, start, end, scale2,
+    b_dq, b_db, b_q, b_do, lse2, delta, p_k, p_v, col_ptr, log_weight_ptr, bias2, start, end, scale2, line, copy, first,
     STRIDE_KT: tl.constexpr, STRIDE_VT: tl.constexpr, W: tl.constexpr, WV: tl.constexpr, D_PAD: tl.constexpr,
     DV_PAD: tl.constexpr, EDGES: tl.constexpr,
 ):  # fmt: skip
@@ -337,8 +382,9 @@ def _add_row(
         b_added = _added(log_weight_ptr, bias2, e + o_e, m_e)
         b_col = tl.load(col_ptr + e + EDGES + o_e, mask=e + EDGES + o_e < end, other=0)
         b_ds, b_k = _slopes(
-            b_q, b_do, lse2, delta, p_k, p_v, b_token, b_added, m_e, scale2, STRIDE_KT, STRIDE_VT, W, WV, D_PAD, DV_PAD
-        )
+            b_q, b_do, lse2, delta, p_k, p_v, b_token, b_added, m_e, scale2, line, copy, first,
+            STRIDE_KT, STRIDE_VT, W, WV, D_PAD, DV_PAD,
+        )  # fmt: skip
         b_dq += b_ds[:, None] * b_k
         b_db += b_ds
     return b_dq, b_db
@@ -352,7 +398,8 @@ def edge_bwd_kernel_dq_segments(
     delta_ptr,  # float32 [L, H, N]
     dq_ptr,  # float32 [L, num_segments, D], without the scale
     dbias_ptr,  # float32 [L, num_segments] or None
-    scale2, num_genes, num_heads, num_ties, max_segments, num_segments, num_prefix,
+    draw_ptr,  # as in the forward
+    scale2, num_genes, num_heads, num_ties, max_segments, num_segments, num_prefix, threshold,
     stride_ql, stride_qh, stride_kl, stride_kh, stride_vl, stride_vh, stride_dol, stride_doh,
     STRIDE_QT: tl.constexpr, STRIDE_KT: tl.constexpr, STRIDE_VT: tl.constexpr, STRIDE_DOT: tl.constexpr, ALIGN: tl.constexpr,
     D: tl.constexpr, DV: tl.constexpr, W: tl.constexpr, WV: tl.constexpr, D_PAD: tl.constexpr, DV_PAD: tl.constexpr,
@@ -378,12 +425,14 @@ def edge_bwd_kernel_dq_segments(
     # [D_PAD], [DV_PAD]
     b_q = _row(p_q + gene * STRIDE_QT, W, D_PAD)
     b_do = _row(p_do + gene * STRIDE_DOT, WV, DV_PAD)
+    line = _line(draw_ptr, threshold, i_l, num_heads, head, num_prefix + gene) if draw_ptr is not None else None
     # [EDGES, D_PAD], [EDGES]
     b_dq = tl.zeros([EDGES, D_PAD], tl.float32)
     b_db = tl.zeros([EDGES], tl.float32)
     b_dq, b_db = _add_row(
         b_dq, b_db, b_q, b_do, tl.load(lse2_ptr + i_row), tl.load(delta_ptr + i_row), p_k, p_v, col_ptr, log_weight_ptr,
-        _bias(bias_ptr, i_t), start, end, scale2, STRIDE_KT, STRIDE_VT, W, WV, D_PAD, DV_PAD, EDGES,
+        _bias(bias_ptr, i_t), start, end, scale2, line, 1 + i_t, num_prefix,
+        STRIDE_KT, STRIDE_VT, W, WV, D_PAD, DV_PAD, EDGES,
     )  # fmt: skip
     # [D_PAD]
     o_d = tl.arange(0, D_PAD)
@@ -401,7 +450,8 @@ def edge_bwd_kernel_dq(
     do_ptr, lse2_ptr, delta_ptr,  # as of a segment
     dq_ptr,  # [L, H, N, D]
     dbias_ptr,  # float32 [L, N, num_ties] or None
-    scale, scale2, num_genes, num_heads, num_ties, num_segments, num_prefix,
+    draw_ptr,  # as in the forward
+    scale, scale2, num_genes, num_heads, num_ties, num_segments, num_prefix, threshold,
     stride_ql, stride_qh, stride_kl, stride_kh, stride_vl, stride_vh, stride_dol, stride_doh,
     SELF_LOOPS: tl.constexpr, HAS_SEGMENTS: tl.constexpr,
     STRIDE_QT: tl.constexpr, STRIDE_KT: tl.constexpr, STRIDE_VT: tl.constexpr, STRIDE_DOT: tl.constexpr, ALIGN: tl.constexpr,
@@ -421,6 +471,7 @@ def edge_bwd_kernel_dq(
     b_q = _row(p_q + gene * STRIDE_QT, W, D_PAD)
     b_do = _row(p_do + gene * STRIDE_DOT, WV, DV_PAD)
     lse2, delta = tl.load(lse2_ptr + i_row), tl.load(delta_ptr + i_row)
+    line = _line(draw_ptr, threshold, i_l, num_heads, head, num_prefix + gene) if draw_ptr is not None else None
     # [EDGES], [EDGES, D_PAD]
     o_e = tl.arange(0, EDGES)
     b_dq = tl.zeros([EDGES, D_PAD], tl.float32)
@@ -429,8 +480,9 @@ def edge_bwd_kernel_dq(
         m_e = n + o_e < num_near
         b_token = tl.where(n + o_e < num_prefix, n + o_e, num_prefix + gene.to(tl.int32))
         b_ds, b_k = _slopes(
-            b_q, b_do, lse2, delta, p_k, p_v, b_token, 0.0, m_e, scale2, STRIDE_KT, STRIDE_VT, W, WV, D_PAD, DV_PAD
-        )
+            b_q, b_do, lse2, delta, p_k, p_v, b_token, 0.0, m_e, scale2, line, 0, 0,
+            STRIDE_KT, STRIDE_VT, W, WV, D_PAD, DV_PAD,
+        )  # fmt: skip
         b_dq += b_ds[:, None] * b_k
     for i in range(tl.load(headptr_ptr + head), tl.load(headptr_ptr + head + 1)):
         p_t = ties_ptr + i * 3
@@ -450,7 +502,8 @@ def edge_bwd_kernel_dq(
             end = tl.where(first < last, start, end)
         b_dq, b_db = _add_row(
             b_dq, b_db, b_q, b_do, lse2, delta, p_k + num_prefix * STRIDE_KT, p_v + num_prefix * STRIDE_VT, col_ptr,
-            log_weight_ptr, _bias(bias_ptr, tie), start, end, scale2, STRIDE_KT, STRIDE_VT, W, WV, D_PAD, DV_PAD, EDGES,
+            log_weight_ptr, _bias(bias_ptr, tie), start, end, scale2, line, (1 + tie).to(tl.int32), num_prefix,
+            STRIDE_KT, STRIDE_VT, W, WV, D_PAD, DV_PAD, EDGES,
         )  # fmt: skip
         if dbias_ptr is not None:
             tl.store(dbias_ptr + (i_l * num_genes + gene) * num_ties + tie, tl.sum(b_db, 0))
@@ -461,11 +514,14 @@ def edge_bwd_kernel_dq(
 
 @triton.jit
 def _be_seen(
-    b_dk, b_dv, b_k, b_v, p_q, p_do, p_lse2, p_delta, b_row, b_added, m_e, scale2,
+    b_dk, b_dv, b_k, b_v, p_q, p_do, p_lse2, p_delta, b_row, b_added, m_e, scale2, line, copy, first,
     STRIDE_QT: tl.constexpr, STRIDE_DOT: tl.constexpr, W: tl.constexpr, WV: tl.constexpr, D_PAD: tl.constexpr,
     DV_PAD: tl.constexpr,
 ):  # fmt: skip
-    """Add dS_e q_i to b_dk [EDGES, D_PAD] and P_e dOut_i to b_dv [EDGES, DV_PAD], of one row a lane that sees the column."""
+    """Add dS_e q_i to b_dk [EDGES, D_PAD] and Z_e P_e dOut_i to b_dv [EDGES, DV_PAD], of one row a lane that sees the column.
+
+    line: of the column, or None; entries are `copy` of the tokens first + b_row.
+    """
     b_q = _gather(p_q, b_row, m_e, STRIDE_QT, W, D_PAD)
     b_do = _gather(p_do, b_row, m_e, STRIDE_DOT, WV, DV_PAD)
     b_lse2 = tl.load(p_lse2 + b_row, mask=m_e, other=0.0)
@@ -473,12 +529,17 @@ def _be_seen(
     b_s = scale2 * sum_of_products(b_k[None, :], b_q, m_e[:, None], 1) + b_added
     b_dp = sum_of_products(b_v[None, :], b_do, m_e[:, None], 1)
     b_p = tl.where(m_e, tl.exp2(b_s - b_lse2), 0.0)
-    return b_dk + (b_p * (b_dp - b_delta))[:, None] * b_q, b_dv + b_p[:, None] * b_do
+    b_zp = b_p
+    if line is not None:
+        b_z = _factor(line, copy, first + b_row, False)
+        b_dp *= b_z
+        b_zp *= b_z
+    return b_dk + (b_p * (b_dp - b_delta))[:, None] * b_q, b_dv + b_zp[:, None] * b_do
 
 
 @triton.jit
 def _add_column(
-    b_dk, b_dv, b_k, b_v, p_q, p_do, p_lse2, p_delta, row_ptr, log_weight_ptr, bias2, start, end, scale2,
+    b_dk, b_dv, b_k, b_v, p_q, p_do, p_lse2, p_delta, row_ptr, log_weight_ptr, bias2, start, end, scale2, line, copy, first,
     STRIDE_QT: tl.constexpr, STRIDE_DOT: tl.constexpr, W: tl.constexpr, WV: tl.constexpr, D_PAD: tl.constexpr,
     DV_PAD: tl.constexpr, EDGES: tl.constexpr,
 ):  # fmt: skip
@@ -491,7 +552,7 @@ def _add_column(
         b_added = _added(log_weight_ptr, bias2, e + o_e, m_e)
         b_row = tl.load(row_ptr + e + EDGES + o_e, mask=e + EDGES + o_e < end, other=0)
         b_dk, b_dv = _be_seen(
-            b_dk, b_dv, b_k, b_v, p_q, p_do, p_lse2, p_delta, b_token, b_added, m_e, scale2,
+            b_dk, b_dv, b_k, b_v, p_q, p_do, p_lse2, p_delta, b_token, b_added, m_e, scale2, line, copy, first,
             STRIDE_QT, STRIDE_DOT, W, WV, D_PAD, DV_PAD,
         )  # fmt: skip
     return b_dk, b_dv
@@ -509,7 +570,8 @@ def edge_bwd_kernel_dkv_segments(
     do_ptr, lse2_ptr, delta_ptr,  # as in dq
     dk_ptr,  # float32 [L, num_segments, D], without the scale
     dv_ptr,  # float32 [L, num_segments, DV]
-    scale2, num_genes, num_heads, num_ties, max_segments, num_segments, num_prefix,
+    draw_ptr,  # as in the forward
+    scale2, num_genes, num_heads, num_ties, max_segments, num_segments, num_prefix, threshold,
     stride_ql, stride_qh, stride_kl, stride_kh, stride_vl, stride_vh, stride_dol, stride_doh,
     STRIDE_QT: tl.constexpr, STRIDE_KT: tl.constexpr, STRIDE_VT: tl.constexpr, STRIDE_DOT: tl.constexpr, ALIGN: tl.constexpr,
     D: tl.constexpr, DV: tl.constexpr, W: tl.constexpr, WV: tl.constexpr, D_PAD: tl.constexpr, DV_PAD: tl.constexpr,
@@ -535,12 +597,13 @@ def edge_bwd_kernel_dkv_segments(
     # [D_PAD], [DV_PAD]
     b_k = _row(p_k + (num_prefix + gene) * STRIDE_KT, W, D_PAD)
     b_v = _row(p_v + (num_prefix + gene) * STRIDE_VT, WV, DV_PAD)
+    line = _line(draw_ptr, threshold, i_l, num_heads, head, num_prefix + gene) if draw_ptr is not None else None
     # [EDGES, D_PAD], [EDGES, DV_PAD]
     b_dk = tl.zeros([EDGES, D_PAD], tl.float32)
     b_dv = tl.zeros([EDGES, DV_PAD], tl.float32)
     b_dk, b_dv = _add_column(
         b_dk, b_dv, b_k, b_v, p_q, p_do, lse2_ptr + o_row, delta_ptr + o_row, row_ptr, log_weight_ptr, _bias(bias_ptr, i_t),
-        start, end, scale2, STRIDE_QT, STRIDE_DOT, W, WV, D_PAD, DV_PAD, EDGES,
+        start, end, scale2, line, 1 + i_t, num_prefix, STRIDE_QT, STRIDE_DOT, W, WV, D_PAD, DV_PAD, EDGES,
     )  # fmt: skip
     # [D_PAD], [DV_PAD]
     o_d, o_v = tl.arange(0, D_PAD), tl.arange(0, DV_PAD)
@@ -557,7 +620,8 @@ def edge_bwd_kernel_dkv(
     do_ptr, lse2_ptr, delta_ptr,  # as in dq
     dk_ptr,  # [L, H, T, D], of which the rows of prefix tokens are not written
     dv_ptr,  # [L, H, T, DV], likewise
-    scale, scale2, num_genes, num_heads, num_segments, num_prefix,
+    draw_ptr,  # as in the forward
+    scale, scale2, num_genes, num_heads, num_segments, num_prefix, threshold,
     stride_ql, stride_qh, stride_kl, stride_kh, stride_vl, stride_vh, stride_dol, stride_doh,
     SELF_LOOPS: tl.constexpr, HAS_SEGMENTS: tl.constexpr,
     STRIDE_QT: tl.constexpr, STRIDE_KT: tl.constexpr, STRIDE_VT: tl.constexpr, STRIDE_DOT: tl.constexpr, ALIGN: tl.constexpr,
@@ -582,14 +646,16 @@ def edge_bwd_kernel_dkv(
     o_e = tl.arange(0, EDGES)
     b_dk = tl.zeros([EDGES, D_PAD], tl.float32)
     b_dv = tl.zeros([EDGES, DV_PAD], tl.float32)
+    line = _line(draw_ptr, threshold, i_l, num_heads, head, num_prefix + gene) if draw_ptr is not None else None
     if SELF_LOOPS:
         b_dk, b_dv = _be_seen(
             b_dk, b_dv, b_k, b_v, p_q, p_do, lse2_ptr + o_row, delta_ptr + o_row, gene + o_e * 0, 0.0, o_e < 1, scale2,
-            STRIDE_QT, STRIDE_DOT, W, WV, D_PAD, DV_PAD,
+            line, 0, num_prefix, STRIDE_QT, STRIDE_DOT, W, WV, D_PAD, DV_PAD,
         )  # fmt: skip
     for i in range(tl.load(headptr_ptr + head), tl.load(headptr_ptr + head + 1)):
         p_t = ties_ptr + i * 3
-        bias2 = _bias(bias_ptr, tl.load(p_t))
+        tie = tl.load(p_t)
+        bias2 = _bias(bias_ptr, tie)
         stacked = tl.load(p_t + 1) * num_genes + gene
         start = tl.load(colptr_ptr + stacked)
         end = tl.load(colptr_ptr + stacked + 1)
@@ -602,7 +668,7 @@ def edge_bwd_kernel_dkv(
             end = tl.where(first < last, start, end)
         b_dk, b_dv = _add_column(
             b_dk, b_dv, b_k, b_v, p_q, p_do, lse2_ptr + o_row, delta_ptr + o_row, row_ptr, log_weight_ptr, bias2, start, end,
-            scale2, STRIDE_QT, STRIDE_DOT, W, WV, D_PAD, DV_PAD, EDGES,
+            scale2, line, (1 + tie).to(tl.int32), num_prefix, STRIDE_QT, STRIDE_DOT, W, WV, D_PAD, DV_PAD, EDGES,
         )  # fmt: skip
     # [D_PAD], [DV_PAD]
     o_d, o_v = tl.arange(0, D_PAD), tl.arange(0, DV_PAD)
@@ -636,12 +702,14 @@ def edge_attention(
     num_prefix: int,
     self_loops: bool,
     scale: float,
+    draw: Tensor | None = None,
+    threshold: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """(out [..., H, N, DV] in the dtype of q, lse [..., H, N] float32); the operator `cellattn::edge_attention`."""
     check_floats(q=q, k=k, v=v)
     check_devices(
         q=q, k=k, v=v, edge_bias=bias, rowptr=rowptr, col=col, log_weight=log_weight, row_segptr=row_segptr,
-        segment_row=segment_row,
+        segment_row=segment_row, draw=draw,
     )  # fmt: skip
     out = q.new_empty(*q.shape[:-1], v.shape[-1])
     lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
@@ -649,6 +717,7 @@ def edge_attention(
         return out, lse
     num_heads, num_genes = q.shape[-3:-1]
     cut = Segments.of_ties(relations, row_segments)
+    steps, suffix = (None, "") if draw is None else (threshold, "_dropout")
     q, k, v = aligned(q, 2), aligned(k, 2), aligned(v, 2)
     shape, lead = _shape(q, k, v)
     tile_dim = max(shape["D_PAD"], shape["DV_PAD"])
@@ -658,7 +727,7 @@ def edge_attention(
     def launch_segments(tile: Gather) -> None:
         edge_fwd_kernel_segments[grid_of(q.shape[0] * len(heads) * cut.most, q=q)](
             q, k, v, bias, rowptr, col, log_weight, row_segptr, segment_row, cut.table(heads, q.device), part_lse2, part_out,
-            scale * attention.LOG2E, num_genes, len(heads), cut.most, cut.total, num_prefix, *lead,
+            draw, scale * attention.LOG2E, num_genes, num_heads, len(heads), cut.most, cut.total, num_prefix, steps, *lead,
             **shape, EDGES=tile.rows, **tile.options,
         )  # fmt: skip
 
@@ -666,14 +735,14 @@ def edge_attention(
         edge_fwd_kernel[grid_of(q.shape[0] * num_heads * num_genes, q=q)](
             q, k, v, bias, rowptr, col, log_weight, row_segptr, part_lse2, part_out,
             *_by_head(relations, heads, num_heads, cut, q.device), out, lse,
-            scale * attention.LOG2E, num_genes, num_heads, cut.total, num_prefix, *lead,
+            draw, scale * attention.LOG2E, num_genes, num_heads, cut.total, num_prefix, steps, *lead,
             SELF_LOOPS=self_loops, HAS_SEGMENTS=cut.total > 0, **shape, EDGES=tile.rows, **tile.options,
         )  # fmt: skip
 
     with on_device(q):
         if cut.total > 0:
-            choose_gather("edge_fwd_segments", q, tile_dim, launch_segments)
-        choose_gather("edge_fwd", q, tile_dim, launch)
+            choose_gather("edge_fwd_segments" + suffix, q, tile_dim, launch_segments)
+        choose_gather("edge_fwd" + suffix, q, tile_dim, launch)
     return out, lse
 
 
@@ -703,14 +772,19 @@ def edge_attention_backward(
     num_prefix: int,
     self_loops: bool,
     scale: float,
+    draw: Tensor | None = None,
+    threshold: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(dq, dk, dv, and float32 [..., N, ties], what each row gives to the bias); `cellattn::edge_attention_backward`."""
     check_floats(q=q, k=k, v=v)
     check_devices(
         q=q, k=k, v=v, dout=dout, dlse=dlse, out=out, lse=lse, edge_bias=bias, rowptr=rowptr, col=col, log_weight=log_weight,
         colptr=colptr, row=row, log_weight_by_column=log_weight_by_column, row_segptr=row_segptr, segment_row=segment_row,
-        col_segptr=col_segptr, segment_col=segment_col,
+        col_segptr=col_segptr, segment_col=segment_col, draw=draw,
     )  # fmt: skip
+    if dout is None:  # the log-sum-exp is of the whole map
+        draw = None
+    steps, suffix = (None, "") if draw is None else (threshold, "_dropout")
     (num_heads, num_genes), num_ties = q.shape[-3:-1], len(heads)
     dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
     dbias = lse.new_empty(*q.shape[:-3], num_genes, 0 if bias is None else num_ties)
@@ -733,41 +807,46 @@ def edge_attention_backward(
     def launch_dq_segments(tile: Gather) -> None:
         edge_bwd_kernel_dq_segments[grid_of(q.shape[0] * num_ties * by_row.most, q=q)](
             q, k, v, bias, *graph_by_row, segment_row, by_row.table(heads, q.device), *of_rows, part_dq, part_dbias,
-            *numbers[1:], num_ties, by_row.most, by_row.total, num_prefix, *lead, **shape, EDGES=tile.rows, **tile.options,
+            draw, *numbers[1:], num_ties, by_row.most, by_row.total, num_prefix, steps, *lead, **shape, EDGES=tile.rows,
+            **tile.options,
         )  # fmt: skip
 
     def launch_dq(tile: Gather) -> None:
         edge_bwd_kernel_dq[grid_of(q.shape[0] * num_heads * num_genes, q=q)](
             q, k, v, bias, *graph_by_row, part_dq, part_dbias, *_by_head(relations, heads, num_heads, by_row, q.device),
-            *of_rows, dq, None if bias is None else dbias, *numbers, num_ties, by_row.total, num_prefix, *lead,
+            *of_rows, dq, None if bias is None else dbias, draw, *numbers, num_ties, by_row.total, num_prefix, steps, *lead,
             SELF_LOOPS=self_loops, HAS_SEGMENTS=by_row.total > 0, **shape, EDGES=tile.rows, **tile.options,
         )  # fmt: skip
 
     def launch_dkv_segments(tile: Gather) -> None:
         edge_bwd_kernel_dkv_segments[grid_of(q.shape[0] * num_ties * by_column.most, q=q)](
             q, k, v, bias, *graph_by_column, segment_col, by_column.table(heads, q.device), *of_rows, part_dk, part_dv,
-            *numbers[1:], num_ties, by_column.most, by_column.total, num_prefix, *lead, **shape, EDGES=tile.rows,
+            draw, *numbers[1:], num_ties, by_column.most, by_column.total, num_prefix, steps, *lead, **shape, EDGES=tile.rows,
             **tile.options,
         )  # fmt: skip
 
     def launch_dkv(tile: Gather) -> None:
         edge_bwd_kernel_dkv[grid_of(q.shape[0] * num_heads * num_genes, q=q)](
             q, k, v, bias, *graph_by_column, part_dk, part_dv, *_by_head(relations, heads, num_heads, by_column, q.device),
-            *of_rows, dk, dv, *numbers, by_column.total, num_prefix, *lead,
+            *of_rows, dk, dv, draw, *numbers, by_column.total, num_prefix, steps, *lead,
             SELF_LOOPS=self_loops, HAS_SEGMENTS=by_column.total > 0, **shape, EDGES=tile.rows, **tile.options,
         )  # fmt: skip
 
     with on_device(q):
         if by_row.total > 0:
-            choose_gather("edge_bwd_dq_segments", q, tile_dim, launch_dq_segments)
-        choose_gather("edge_bwd_dq", q, tile_dim, launch_dq)
+            choose_gather("edge_bwd_dq_segments" + suffix, q, tile_dim, launch_dq_segments)
+        choose_gather("edge_bwd_dq" + suffix, q, tile_dim, launch_dq)
         if by_column.total > 0:
-            choose_gather("edge_bwd_dkv_segments", q, tile_dim, launch_dkv_segments)
-        choose_gather("edge_bwd_dkv", q, tile_dim, launch_dkv)
+            choose_gather("edge_bwd_dkv_segments" + suffix, q, tile_dim, launch_dkv_segments)
+        choose_gather("edge_bwd_dkv" + suffix, q, tile_dim, launch_dkv)
     if num_prefix > 0:
         k, v = k[..., :num_prefix, :], v[..., :num_prefix, :]
         of_prefix = k.new_empty(*k.shape[:-1], dk.shape[-1]), v.new_empty(*v.shape[:-1], dv.shape[-1])
-        attention.backward(do, rows, q, k, v, None, scale, None, 0, None, *of_prefix)
+        if draw is not None:  # where dropout counts the rows of genes from: rows of zeros, which add nothing
+            do, q = (aligned(F.pad(x, (0, 0, num_prefix, 0)), 2) for x in (do, q))
+            lse2, delta = (F.pad(x, (num_prefix, 0)) for x in (rows.lse2, rows.delta))
+            rows = rows._replace(lse2=lse2, delta=delta)
+        attention.backward(do, rows, q, k, v, None, scale, draw, threshold, None, *of_prefix)
         for whole, part in zip((dk, dv), of_prefix, strict=True):
             whole[..., :num_prefix, :] = part.view(*whole.shape[:-2], num_prefix, -1)
     if dout is None:

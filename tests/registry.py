@@ -194,6 +194,14 @@ OPS: dict[str, Entry] = {
         lambda **x: cellattn.edge_attention(graph=GRAPH, heads=[("a", 1), ("b", 0), ("b", 1)], weighted=True, **x),
         {**QKV, "edge_bias": draw(3)},
     ),
+    "edge_attention dropout": Entry(
+        ["edge_attention"],
+        lambda **x: cellattn.edge_attention(
+            graph=GRAPH, heads=[("a", 1), ("b", 0), ("b", 1)], dropout_p=0.2, generator=_generator(7), **x
+        ),
+        {**QKV, "edge_bias": draw(3)},
+        fullgraph=False,
+    ),
     "graph_attention": Entry(
         ["graph_attention"], lambda **x: cellattn.graph_attention(graph=GRAPH, ties=[("a", 1), ("b", 0)], **x), QKV
     ),

@@ -92,10 +92,14 @@ class Dense(nn.Module):
             scores = scores.masked_fill(~seen, -torch.inf)
         alpha = scores.softmax(-1)
         dropped = alpha
-        if self.option.dropout > 0:  # no entry of a masked head is dropped, and the others count from 0
-            free = self.option.tied
+        if self.option.dropout > 0:  # masked heads draw first, and each kind counts from 0
             mask = torch.ones(alpha.shape, dtype=alpha.dtype)
-            mask[free] = reference.dropout_multiplier((len(free), N + 1, N + 1), self.option.dropout, generator).to(mask.dtype)
+            masked, tied = list(self.option.masked), self.option.tied
+            if masked:
+                mask[masked] = self.masked_multiplier(len(masked), generator).to(mask.dtype)
+            if tied:
+                shape = len(tied), N + 1, N + 1
+                mask[tied] = reference.dropout_multiplier(shape, self.option.dropout, generator).to(mask.dtype)
             dropped = alpha * mask
         y = self.o((dropped @ v).transpose(0, 1).reshape(N + 1, DIM))
         if self.option.norm == "rezero":
@@ -105,6 +109,13 @@ class Dense(nn.Module):
             x = self.norm1(x + y)
             x = self.norm2(x + self.ffn(x))
         return x, alpha[:, 1:, 1:], scores[:, 1:, 1:]
+
+    def masked_multiplier(self, heads: int, generator: torch.Generator) -> Tensor:
+        """Of masked heads, a relation each: entries of CLS and of a gene itself are copy 0, edges that of their relation."""
+        shape, tokens = (heads, N + 1, N + 1), torch.arange(N + 1)
+        near = (tokens[:, None] == 0) | (tokens[None, :] == 0) | (tokens[:, None] == tokens[None, :])
+        own, *edges = reference.dropout_multiplier(shape, self.option.dropout, generator, copies=range(heads + 1))
+        return torch.where(near, own, torch.stack([copy[head] for head, copy in enumerate(edges)]))
 
     def read(self, h: Tensor, members: Tensor) -> Tensor:
         """All genes attend to one set; its rows are pooled: [1]."""
@@ -254,6 +265,7 @@ OPTIONS: dict[str, Option] = {
     "permuted": Option(graph=GRAPH.permuted(None, seed=3)),
     # a mask of bool has each gene see itself once, where a relation's own self-loop is a second entry
     "hard masks": Option(masked=range(HEADS), dropout=0.0, graph=GRAPH.without_self_loops(None)),
+    "hard masks, dropout": Option(masked=range(HEADS), graph=GRAPH.without_self_loops(None)),
     "tied and masked heads": Option(masked=(1, 4, 8), graph=GRAPH.without_self_loops(None)),
     "options a tie": Option(own={0: {"loss": "bce"}, 3: {"over": "valid"}, 5: SIGMOID}),
     "sum": Option(pool="sum"),

@@ -26,7 +26,7 @@ READERS = [name for name, entry in ENTRIES.items() if (entry.floats or entry.con
 
 # Read where other numbers may not show it: a factor of sums that are 0; a value that is dropped; a row without an edge, whose
 # log-sum-exp is made; what is put in order.
-FACTORS = {("relational_spmm", "scale"), ("attention dropout", "v"), ("graph_attention dropout", "v")}
+FACTORS = {("relational_spmm", "scale"), *((f"{op} dropout", "v") for op in ("attention", "edge_attention", "graph_attention"))}
 ROWS = {("attention_kl valid", "q"), ("attention_kl_comembership valid", "q"), ("attention_bce drawn", "q")}
 TAKEN_OFF = {("attention_kl_comembership", "k")}  # a gene's own key, out of the sums over its terms
 ORDERS = {"edge_recovery", "record_layers"}

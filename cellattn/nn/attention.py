@@ -58,9 +58,9 @@ class GraphRegularizedAttention(nn.Module):
         head_dim: width of a head; `dim / num_heads` by default.
         ties: pairs (relation, head): soft, the head sees everything and has a loss.
         masks: pairs (relation, head): hard, the head sees prefix, itself and its neighbours (`edge_attention`), and has no
-            loss; a head may have several, and then no tie. Heads in neither are free. Masked maps have no dropout.
+            loss; a head may have several, and then no tie. Heads in neither are free.
         num_prefix: tokens before the genes (CLS).
-        dropout_p: probability that an entry of the map is dropped, in training alone; the losses see the map before that.
+        dropout_p: probability that an entry of a map is dropped, in training alone; the losses see the map before that.
         bias: whether the projections have one.
         tie_options: for each tie the options in which its loss differs from `loss_options`.
         loss_options: see `GraphLossOptions`; of all ties.
@@ -140,7 +140,8 @@ class GraphRegularizedAttention(nn.Module):
             x: [..., T, dim], floating, T = num_prefix + graph.num_nodes.
             graph: the gene graphs; needed where there are ties or masks.
             rows: gene indices int64 whose rows enter the losses, one tensor or one a relation; all by default.
-            generator: draws what dropout leaves out and the negatives of a sampled "bce", on the device of x.
+            generator: draws what dropout leaves out, of masked heads first, and the negatives of a sampled "bce", on the device
+                of x.
             attn_mask, is_causal: of `nn.MultiheadAttention`, at their defaults alone: an error says what to use instead.
 
         Returns:
@@ -160,6 +161,10 @@ class GraphRegularizedAttention(nn.Module):
             out, losses = self._attend(q, k, v, self.ties, graph, rows, generator)
         return self.out(out.transpose(-3, -2).flatten(-2)), losses
 
+    @property
+    def _dropped(self) -> float:
+        return self.dropout_p if self.training else 0.0
+
     def _attend(
         self,
         q: Tensor,
@@ -171,7 +176,7 @@ class GraphRegularizedAttention(nn.Module):
         generator: torch.Generator | None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Heads that see everything, and the losses of their ties."""
-        dropout_p = self.dropout_p if self.training else 0.0
+        dropout_p = self._dropped
         if graph is not None and ties and not any(self.tie_options):
             return graph_attention(
                 q, k, v, graph, ties, rows=rows, num_prefix=self.num_prefix, dropout_p=dropout_p, generator=generator,
@@ -198,7 +203,9 @@ class GraphRegularizedAttention(nn.Module):
 
         masks = [(relation, self.masked.index(head)) for relation, head in self.masks]
         q_masked, k_masked, v_masked = of(self.masked)
-        out, _ = edge_attention(q_masked, k_masked, v_masked, graph, masks, num_prefix=self.num_prefix)
+        out, _ = edge_attention(
+            q_masked, k_masked, v_masked, graph, masks, num_prefix=self.num_prefix, dropout_p=self._dropped, generator=generator
+        )
         by_head = dict(zip(self.masked, out.unbind(-3), strict=True))
         losses: tuple[Tensor, ...] = ()
         if self.seeing:

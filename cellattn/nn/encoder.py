@@ -91,8 +91,7 @@ class CellEncoder(nn.Module):
         norm: "pre" (with a last LayerNorm after all layers), "post" (as the published model has it) or "rezero": no norms, each
             branch times a number that is learned from 0 on (`rezero` of the layer), so that the encoder starts as x.
         dropout: probability on the residual branches.
-        dropout_p: probability on the entries of the attention maps of heads that see everything; the losses see the maps before
-            it, and masked heads have none.
+        dropout_p: probability on the entries of the attention maps, masked ones too; the losses see the maps before it.
         ffn_dropout: probability inside the FFN, behind its GELU, where `nn.TransformerEncoderLayer` has it.
         ffn_dim: hidden width of the GELU FFN; `4 * dim` by default.
         loss_options: see `GraphLossOptions`; reduction "mean" or "sum".

@@ -9,6 +9,9 @@ into 128 random bits. With (seed, offset) drawn a call, entry (row, column) of h
 
 16 bits u of its own: eight entries, in columns 8 apart, share the 40 products of a counter, so that a group of eight counters
 is 64 columns in order. The entry stays where u >= threshold, of probability 1 - threshold / 65536.
+
+Where several entries are of one row and column, as along the edges of several relations, copy c of them has offset + c in place
+of offset, modulo 2^32.
 """
 
 from __future__ import annotations

@@ -3,9 +3,13 @@
 The entries e = (i, j) of row i are the prefix tokens, itself, and its neighbours in the relations of its head. With the scores
 s_e = scale * q_i . k_j (+ log w_ij) (+ b_t of the tie t of e), LSE_i = log sum_e exp(s_e) and P_e = exp(s_e - LSE_i),
 
-    out_i = sum_e P_e v_j
-    dV_j  = sum_e P_e dOut_i ,   dS_e = P_e (dOut_i . v_j - D_i + dLSE_i) ,   D_i = dOut_i . out_i
+    out_i = sum_e Z_e P_e v_j
+    dV_j  = sum_e Z_e P_e dOut_i ,   dS_e = P_e (Z_e dOut_i . v_j - D_i + dLSE_i) ,   D_i = dOut_i . out_i
     dQ_i  = scale sum_e dS_e k_j ,   dK_j = scale sum_e dS_e q_i ,   db_t = sum of dS_e over the entries of t
+
+where Z_e is 1, or with dropout 0 or 1 / (1 - p), a function of the draw, the head, the tokens i and j and the copy of the pair
+(`_dropout`): entries of prefix tokens and of a gene itself are copy 0, as those of the rows of prefix tokens, and the edges of
+tie t of `heads` are copy 1 + t.
 
 dQ and db go by rows, dK and dV by columns over the transposed graph: gathers, in a fixed order, no scatter. Scores are made
 again rather than kept. Rows of prefix tokens see everything: they are `attention`.
@@ -26,11 +30,12 @@ from .._aligned import aligned_features, first_features
 from .._check import require, require_same, require_tensor
 from .._extension import fake, require_extension
 from ..graph import MultiGraph
+from ._dropout import draw_dropout, threshold_of
 from ._operator import keep_missing_grads, operator, refuse_double_backward
 from ._rows import check_graph
 from .attention import (
+    _attention,
     accumulation_dtype,
-    attention,
     check_qk,
     check_v,
     of_one_dtype,
@@ -53,7 +58,8 @@ def edge_attention(
     weighted: bool = False,
     edge_bias: Tensor | None = None,
     scale: float | None = None,
-    dropout_p: float = 0,
+    dropout_p: float = 0,  # no 0.0: compiled with dynamic shapes, a float of a default is traced as an input
+    generator: torch.Generator | None = None,
     attn_mask: None = None,
     is_causal: bool = False,
     enable_gqa: bool = False,
@@ -72,7 +78,10 @@ def edge_attention(
         weighted: whether the score of an edge gains log w_ij: its exponential is multiplied by the weight.
         edge_bias: [len(heads)], in the dtype of q or float32, differentiable: what the scores of each pair's edges gain.
         scale: factor of the scores, 1 / sqrt(D) if None.
-        dropout_p: 0: these maps have no dropout.
+        dropout_p: see `attention`: a probability that an entry is 0 in `out`, the others divided by 1 - dropout_p, and lse that
+            of the whole map. An edge in two relations is two entries, dropped independently. Which entries stay depends on the
+            draw, the head, the two tokens and the place of the pair in `heads` alone.
+        generator: of that draw, see `attention`.
         attn_mask, is_causal, enable_gqa: see `attention`.
 
     Returns:
@@ -85,10 +94,6 @@ def edge_attention(
         RuntimeError: on double backward. ImportError: on a CPU without the compiled extension.
     """
     refuse_habits(attn_mask, is_causal, enable_gqa)
-    require(
-        dropout_p == 0,
-        lambda: f"dropout_p: expected 0, got {dropout_p!r}: hard masks have none; nn.Dropout on out, or drop edges",
-    )
     q, k, v = of_one_dtype(q, k, v)
     check_qk(q, k)
     require(q.ndim >= 3, lambda: f"q: expected shape [..., heads, tokens, head_dim], got {list(q.shape)}")
@@ -112,6 +117,8 @@ def edge_attention(
         bias = edge_bias.to(dtype).contiguous()
     if q.device.type == "cpu":
         require_extension(q.device)
+    threshold = threshold_of(dropout_p)
+    draw = draw_dropout(threshold, generator, q.device)
     scale, dim_v = resolve_scale(scale, q.shape[-1]), v.shape[-1]
     q, k, v = (aligned_features(x) for x in (q, k, v))
     by_row, by_column = graph.stacked, graph.stacked_by_column()
@@ -120,9 +127,10 @@ def edge_attention(
     out, lse = _edge_attention(
         q[..., num_prefix:, :], k, v, bias, *by_row[:2], logs[0], *by_column[:2], logs[1], *cut_rows, *cut_columns,
         [graph.relation_id(relation) for relation, _ in ties], [head for _, head in ties], num_prefix, self_loops, scale,
+        draw, threshold,
     )  # fmt: skip
     if num_prefix > 0:
-        prefix_out, prefix_lse = attention(q[..., :num_prefix, :], k, v, scale=scale)
+        prefix_out, prefix_lse = _attention(q[..., :num_prefix, :], k, v, None, scale, draw, threshold)
         out, lse = torch.cat([prefix_out, out], -2), torch.cat([prefix_lse, lse], -1)
     return first_features(out, dim_v), lse
 
@@ -136,16 +144,17 @@ _GRAPH = (
     "Tensor rowptr, Tensor col, Tensor? log_weight, Tensor colptr, Tensor row, Tensor? log_weight_by_column, "
     "Tensor row_segptr, Tensor segment_row, int[] row_segments, Tensor col_segptr, Tensor segment_col, int[] col_segments"
 )
-_TIES = "int[] relations, int[] heads, int num_prefix, bool self_loops, float scale"
+_TIES = "int[] relations, int[] heads, int num_prefix, bool self_loops, float scale, Tensor? draw, int threshold"
 
 
 @operator(
     "edge_attention",
     leading=("q", "k", "v"),
+    by_place=("draw",),
     schema=f"(Tensor q, Tensor k, Tensor v, Tensor? edge_bias, {_GRAPH}, {_TIES}) -> (Tensor, Tensor)",
 )
 def _edge_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
-    dtype = score_dtype(q, k, rest[-1], bias)
+    dtype = score_dtype(q, k, rest[16], bias)
     queries, keys, values = (_flat(x, dtype) for x in (q, k, v))
     out, lse = _edge_rows(queries, keys, values, bias, rest)
     return out.to(q.dtype).view(*q.shape[:-1], v.shape[-1]), lse.to(accumulation_dtype(q.dtype)).view(q.shape[:-1])
@@ -160,6 +169,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 @operator(
     "edge_attention_backward",
     leading=("dout", "dlse", "out", "lse", "q", "k", "v"),
+    by_place=("draw",),
     schema=f"(Tensor? dout, Tensor? dlse, Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor? edge_bias, {_GRAPH}, "
     f"{_TIES}) -> (Tensor, Tensor, Tensor, Tensor)",
 )
@@ -168,7 +178,9 @@ def _edge_attention_backward(
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of q, k and v, and of the bias one a leading dimension and gene: [..., N, ties]."""
-    dtype = score_dtype(q, k, rest[-1], bias)
+    dtype = score_dtype(q, k, rest[16], bias)
+    if dout is None:  # the log-sum-exp is of the whole map
+        rest = (*rest[:17], None, 0)
     above = torch.zeros_like(out) if dout is None else dout
     above, out, queries, keys, values = (_flat(x, dtype) for x in (above, out, q, k, v))
     if dtype == lse.dtype:
@@ -204,20 +216,21 @@ def _(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     keep_missing_grads(ctx)
     row_segments, col_segments = inputs[12], inputs[15]
-    ctx.save_for_backward(*output, *inputs[:12], *inputs[13:15])
-    ctx.segments, ctx.ties = (row_segments, col_segments), inputs[16:]
+    *ties, draw, threshold = inputs[16:]
+    ctx.save_for_backward(*output, *inputs[:12], *inputs[13:15], draw)
+    ctx.segments, ctx.ties, ctx.threshold = (row_segments, col_segments), ties, threshold
 
 
 def _backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
     if dout is None and dlse is None:
-        return (None,) * 21
-    *tensors, col_segptr, segment_col = ctx.saved_tensors
+        return (None,) * 23
+    *tensors, col_segptr, segment_col, draw = ctx.saved_tensors
     row_segments, col_segments = ctx.segments
     dq, dk, dv, dbias = _edge_attention_backward(
-        dout, dlse, *tensors, row_segments, col_segptr, segment_col, col_segments, *ctx.ties
+        dout, dlse, *tensors, row_segments, col_segptr, segment_col, col_segments, *ctx.ties, draw, ctx.threshold
     )
     bias = tensors[5]
-    return dq, dk, dv, None if bias is None else dbias.flatten(0, -2).sum(0), *(None,) * 17
+    return dq, dk, dv, None if bias is None else dbias.flatten(0, -2).sum(0), *(None,) * 19
 
 
 _edge_attention.register_autograd(_backward, setup_context=_setup_context)

@@ -1,4 +1,5 @@
-// The backward of attention by parts of a head's queries, each with a dk and a dv of its own: what whole and masked maps share.
+// What whole and masked maps share: the draw of dropout, and the backward by parts of a head's queries, each with a dk and a dv of
+// its own.
 
 #pragma once
 
@@ -7,6 +8,31 @@
 #include "values.h"
 
 namespace cellattn {
+
+// Seed and offset, int64 [2], and the probability in steps of 2^-16; nothing, and 0, where nothing is dropped.
+inline void check_draw(const std::optional<Tensor>& draw, int64_t threshold, const Tensor& q) {
+  if (draw) {
+    check_tensor("draw", *draw, 1, {ScalarType::Long});
+    check_same_device("draw", *draw, q);
+    check_size("draw", draw->numel(), 2);
+  }
+  STD_TORCH_CHECK(
+      draw ? threshold >= 1 && threshold <= 65535 : threshold == 0,
+      "threshold: expected 65536 times a probability, 1 to 65535, or 0 without a draw, got ", threshold);
+}
+
+inline DropoutBits bits_of(const std::optional<Tensor>& draw, int64_t threshold) {
+  if (!draw) return {};
+  const uint64_t seed = static_cast<uint64_t>(longs_of(*draw)[0]);
+  const uint32_t offset = static_cast<uint32_t>(longs_of(*draw)[1]);
+  return {{static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)}, offset, static_cast<int32_t>(threshold)};
+}
+
+// 1 / (1 - p)
+template <class T>
+inline T rescale_of(int64_t threshold) {
+  return static_cast<T>(65536.0 / (65536.0 - static_cast<double>(threshold)));
+}
 
 // f(task) for every task, by this thread alone where one is what the work is worth.
 template <class F>

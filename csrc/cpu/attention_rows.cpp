@@ -73,14 +73,7 @@ void check_problem(
     check_same_device("key_mask", *key_mask, q);
     for (int64_t d = 0; d < n - 1; ++d) check_size("key_mask", key_mask->size(d), k.size(d));
   }
-  if (draw) {
-    check_tensor("draw", *draw, 1, {ScalarType::Long});
-    check_same_device("draw", *draw, q);
-    check_size("draw", draw->numel(), 2);
-  }
-  STD_TORCH_CHECK(
-      draw ? threshold >= 1 && threshold <= 65535 : threshold == 0,
-      "threshold: expected 65536 times a probability, 1 to 65535, or 0 without a draw, got ", threshold);
+  check_draw(draw, threshold, q);
 }
 
 template <class T>
@@ -104,14 +97,8 @@ AttentionRows<T> problem(
   task.width_v = ceil_div(task.dim_v, lanes) * lanes;
   task.padded_keys = ceil_div(task.num_keys, piece) * piece;
   task.scale = static_cast<T>(scale);
-  task.rescale = static_cast<T>(65536.0 / (65536.0 - static_cast<double>(threshold)));
-  if (draw) {
-    const uint64_t seed = static_cast<uint64_t>(longs_of(*draw)[0]);
-    task.bits.seed[0] = static_cast<uint32_t>(seed);
-    task.bits.seed[1] = static_cast<uint32_t>(seed >> 32);
-    task.bits.offset = static_cast<uint32_t>(longs_of(*draw)[1]);
-    task.bits.threshold = static_cast<int32_t>(threshold);
-  }
+  task.rescale = rescale_of<T>(threshold);
+  task.bits = bits_of(draw, threshold);
   return task;
 }
 

@@ -6,18 +6,12 @@
 
 #include <cstdint>
 
+#include "dropout.h"
+
 namespace cellattn {
 
 constexpr int64_t kMapRows = 32;  // of a block of the map
 constexpr int64_t kMapKeys = 64;  // of a block of the map; a group of Philox counters, see fill_keep
-
-// Philox counts 64 keys of a row in 8 calls of 128 bits: key j is 16 bits of counter (j / 64 * 8 + j % 8, row, head, offset), half
-// j / 8 % 2 of word j / 16 % 4. An entry stays where its 16 bits are at least `threshold`.
-struct DropoutBits {
-  uint32_t seed[2];
-  uint32_t offset;
-  int32_t threshold;  // in [1, 65535]; 0 where nothing is dropped
-};
 
 // T is float or double; heads stand one after another. Rows are padded with zeros to whole vectors, and keys to whole vectors
 // and a multiple of 4.

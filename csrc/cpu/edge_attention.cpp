@@ -59,6 +59,14 @@ struct Stack {
   }
 };
 
+// Dropout of the map.
+struct Dropout {
+  const std::optional<Tensor>& draw;
+  int64_t threshold;
+
+  DropoutBits bits() const { return bits_of(draw, threshold); }
+};
+
 struct Problem {
   int64_t num_leading, num_heads, num_nodes, num_prefix, dim, dim_v, num_ties;
   ScalarType dtype;
@@ -167,9 +175,9 @@ void for_each_tokens(
   const int64_t blocks = ceil_div(num_tokens, kTokens);
   for_each_task(static_cast<int64_t>(tasks.size()) * blocks, [&](int64_t t) {
     std::vector<int32_t> index(longest);
-    Room<T> score(longest), slope(longest);
+    Room<T> score(longest), slope(longest), keep(tasks[t / blocks].bits.threshold ? longest : 0);
     const int64_t begin = t % blocks * kTokens;
-    pass(tasks[t / blocks], begin, std::min(begin + kTokens, num_tokens), {index.data(), score.data(), slope.data()});
+    pass(tasks[t / blocks], begin, std::min(begin + kTokens, num_tokens), {index.data(), score.data(), slope.data(), keep.data()});
   });
 }
 
@@ -193,6 +201,7 @@ struct DenseHeads {
   std::vector<int64_t> heads, others;  // of all leading dimensions
   std::vector<const uint64_t*> seen;
   std::vector<const uint8_t*> twice;
+  std::vector<int64_t> tie;
   std::map<int64_t, std::pair<std::vector<uint64_t>, std::vector<uint8_t>>> masks;  // by relation
 
   template <class T>
@@ -200,10 +209,10 @@ struct DenseHeads {
       const Problem& about, const Stack& by_row, bool has_bias, bool self_loops, double scale, const Tensor& q, const Tensor& k,
       const Tensor& v, const Tensor* dout, const Tensor* delta, T) {
     const int64_t n = about.num_nodes, all = about.num_leading * about.num_heads;
-    std::vector<int64_t> relation(about.num_heads, -1);
+    std::vector<int64_t> relation(about.num_heads, -1), last(about.num_heads);
     if (!has_bias && !by_row.log_weight && n >= kFewest && about.dim > 0 && about.dim_v > 0) {
       std::vector<int64_t> count(about.num_heads);
-      for (int64_t t = 0; t < about.num_ties; ++t) ++count[about.heads[t]];
+      for (int64_t t = 0; t < about.num_ties; ++t) ++count[about.heads[t]], last[about.heads[t]] = t;
       for (int64_t t = 0; t < about.num_ties; ++t) {
         const int64_t* ptr = longs_of(by_row.ptr) + about.relations[t] * n;
         if (count[about.heads[t]] == 1 && ptr[n] - ptr[0] >= n * n / kDense) relation[about.heads[t]] = about.relations[t];
@@ -219,6 +228,7 @@ struct DenseHeads {
     }
     seen.resize(all);
     twice.resize(all);
+    tie.resize(all);
     for (int64_t l = 0; l < all; ++l) {
       const int64_t r = relation[l % about.num_heads];
       (r >= 0 ? heads : others).push_back(l);
@@ -227,6 +237,7 @@ struct DenseHeads {
       if (found == masks.end()) found = masks.emplace(r, mask_of(about, by_row, r, self_loops)).first;
       seen[l] = found->second.first.data();
       twice[l] = found->second.second.data();
+      tie[l] = last[l % about.num_heads];
     }
   }
 
@@ -252,7 +263,9 @@ struct DenseHeads {
   }
 
   template <class T>
-  EdgeBlocks<T> task(const Problem& about, const Tensor& q, const Tensor& k, const Tensor& v, double scale) const {
+  EdgeBlocks<T> task(
+      const Problem& about, const Tensor& q, const Tensor& k, const Tensor& v, bool self_loops, double scale,
+      const Dropout& dropout) const {
     EdgeBlocks<T> task = {};
     AttentionRows<T>& rows = task.rows;
     rows.q = static_cast<const T*>(q.const_data_ptr());
@@ -264,10 +277,13 @@ struct DenseHeads {
     rows.dim = about.dim;
     rows.dim_v = about.dim_v;
     rows.scale = static_cast<T>(scale);
-    rows.rescale = 1;
+    rows.rescale = rescale_of<T>(dropout.threshold);
+    rows.bits = dropout.bits();
     task.seen = seen.data();
     task.twice = twice.data();
+    task.tie = tie.data();
     task.num_prefix = about.num_prefix;
+    task.self_loops = self_loops;
     return task;
   }
 };
@@ -345,8 +361,8 @@ void attend_blocks_backward(EdgeBlocks<T> task, const std::vector<int64_t>& head
 template <class T>
 std::vector<EdgeHead<T>> heads_of(
     const Problem& about, const Stack& by_row, const std::vector<std::vector<EdgeTie>>& ties,
-    const std::optional<Tensor>& bias, bool self_loops, double scale, int64_t width, int64_t width_v, const T* q, const T* k,
-    const T* v) {
+    const std::optional<Tensor>& bias, bool self_loops, double scale, const Dropout& dropout, int64_t width, int64_t width_v,
+    const T* q, const T* k, const T* v) {
   std::vector<EdgeHead<T>> tasks;
   const int64_t n = about.num_nodes, tokens = about.num_prefix + n;
   for (int64_t l = 0; l < about.num_leading * about.num_heads; ++l) {
@@ -366,6 +382,9 @@ std::vector<EdgeHead<T>> heads_of(
     head.bias = data_of<T>(bias);
     head.self_loops = self_loops;
     head.scale = static_cast<T>(scale);
+    head.rescale = rescale_of<T>(dropout.threshold);
+    head.bits = dropout.bits();
+    head.number = l;
     tasks.push_back(head);
   }
   return tasks;
@@ -386,10 +405,10 @@ int64_t width_of(int64_t dim, const EdgeLoops<T>& loops) {
 template <class T>
 void run_forward(
     const Problem& about, const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& bias,
-    const Stack& by_row, bool self_loops, double scale, const Tensor& out, const Tensor& lse) {
+    const Stack& by_row, bool self_loops, double scale, const Dropout& dropout, const Tensor& out, const Tensor& lse) {
   const DenseHeads dense(about, by_row, bias.has_value(), self_loops, scale, q, k, v, nullptr, nullptr, T{});
   if (!dense.heads.empty()) {
-    EdgeBlocks<T> task = dense.task<T>(about, q, k, v, scale);
+    EdgeBlocks<T> task = dense.task<T>(about, q, k, v, self_loops, scale, dropout);
     task.rows.out = static_cast<T*>(out.mutable_data_ptr());
     task.rows.lse = static_cast<T*>(lse.mutable_data_ptr());
     attend_blocks(task, dense.heads);
@@ -401,7 +420,7 @@ void run_forward(
   Padded<T> result(about.num_leading * about.num_heads * n, width_v);
   const auto ties = about.ties_of(by_row);
   auto tasks = heads_of<T>(
-      about, by_row, ties, bias, self_loops, scale, width, width_v, queries.data(), keys.data(), values.data());
+      about, by_row, ties, bias, self_loops, scale, dropout, width, width_v, queries.data(), keys.data(), values.data());
   for (size_t l = 0; l < tasks.size(); ++l) {
     tasks[l].out = result.data() + l * n * width_v;
     tasks[l].lse = static_cast<T*>(lse.mutable_data_ptr()) + l * n;
@@ -415,10 +434,10 @@ template <class T>
 void run_backward(
     const Problem& about, const Tensor& dout, const Tensor& delta, const Tensor& lse, const Tensor& q, const Tensor& k,
     const Tensor& v, const std::optional<Tensor>& bias, const Stack& by_row, const Stack& by_column, bool self_loops,
-    double scale, const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dbias) {
+    double scale, const Dropout& dropout, const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dbias) {
   const DenseHeads dense(about, by_row, bias.has_value(), self_loops, scale, q, k, v, &dout, &delta, T{});
   if (!dense.heads.empty()) {
-    EdgeBlocks<T> task = dense.task<T>(about, q, k, v, scale);
+    EdgeBlocks<T> task = dense.task<T>(about, q, k, v, self_loops, scale, dropout);
     task.rows.dout = static_cast<const T*>(dout.const_data_ptr());
     task.delta = static_cast<const T*>(delta.const_data_ptr());
     task.rows.lse = const_cast<T*>(static_cast<const T*>(lse.const_data_ptr()));
@@ -435,7 +454,7 @@ void run_backward(
   Padded<T> queries_grad(num_heads * n, width), keys_grad(num_heads * tokens, width), values_grad(num_heads * tokens, width_v);
   const auto ties = about.ties_of(by_row), ties_by_column = about.ties_of(by_column);
   auto tasks = heads_of<T>(
-      about, by_row, ties, bias, self_loops, scale, width, width_v, queries.data(), keys.data(), values.data());
+      about, by_row, ties, bias, self_loops, scale, dropout, width, width_v, queries.data(), keys.data(), values.data());
   for (size_t l = 0; l < tasks.size(); ++l) {
     EdgeHead<T>& head = tasks[l];
     head.by_column = ties_by_column[l % about.num_heads].data();
@@ -461,14 +480,16 @@ void run_backward(
 std::tuple<Tensor, Tensor> edge_rows(
     const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& bias, const Tensor& rowptr,
     const Tensor& col, const std::optional<Tensor>& log_weight, std::vector<int64_t> relations, std::vector<int64_t> heads,
-    int64_t num_prefix, bool self_loops, double scale) {
+    int64_t num_prefix, bool self_loops, double scale, std::optional<Tensor> draw, int64_t threshold) {
   const Stack by_row{rowptr, col, log_weight};
   const Problem about(q, k, v, bias, by_row, std::move(relations), std::move(heads), num_prefix);
+  check_draw(draw, threshold, q);
+  const Dropout dropout{draw, threshold};
   Tensor out = empty_on(q, {about.num_leading, about.num_heads, about.num_nodes, about.dim_v}, about.dtype);
   Tensor lse = empty_on(q, {about.num_leading, about.num_heads, about.num_nodes}, about.dtype);
   if (lse.numel() > 0) {
-    about.dtype == ScalarType::Double ? run_forward<double>(about, q, k, v, bias, by_row, self_loops, scale, out, lse)
-                                      : run_forward<float>(about, q, k, v, bias, by_row, self_loops, scale, out, lse);
+    const auto run = about.dtype == ScalarType::Double ? &run_forward<double> : &run_forward<float>;
+    run(about, q, k, v, bias, by_row, self_loops, scale, dropout, out, lse);
   }
   return {out, lse};
 }
@@ -477,9 +498,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> edge_rows_backward(
     const Tensor& dout, const Tensor& delta, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
     const std::optional<Tensor>& bias, const Tensor& rowptr, const Tensor& col, const std::optional<Tensor>& log_weight,
     const Tensor& colptr, const Tensor& row, const std::optional<Tensor>& log_weight_by_column, std::vector<int64_t> relations,
-    std::vector<int64_t> heads, int64_t num_prefix, bool self_loops, double scale) {
+    std::vector<int64_t> heads, int64_t num_prefix, bool self_loops, double scale, std::optional<Tensor> draw, int64_t threshold) {
   const Stack by_row{rowptr, col, log_weight}, by_column{colptr, row, log_weight_by_column};
   const Problem about(q, k, v, bias, by_row, std::move(relations), std::move(heads), num_prefix);
+  check_draw(draw, threshold, q);
+  const Dropout dropout{draw, threshold};
   by_column.check(about.num_nodes, about.dtype, q);
   check_size("colptr", colptr.numel(), rowptr.numel());
   STD_TORCH_CHECK(
@@ -501,7 +524,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> edge_rows_backward(
   Tensor dbias = empty_on(q, {about.num_leading, about.num_nodes, bias ? about.num_ties : 0}, about.dtype);
   if (lse.numel() > 0) {
     const auto run = about.dtype == ScalarType::Double ? &run_backward<double> : &run_backward<float>;
-    run(about, dout, delta, lse, q, k, v, bias, by_row, by_column, self_loops, scale, dq, dk, dv, dbias);
+    run(about, dout, delta, lse, q, k, v, bias, by_row, by_column, self_loops, scale, dropout, dq, dk, dv, dbias);
   }
   return {dq, dk, dv, dbias};
 }

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "dropout.h"
 #include "kept_row.h"
 
 namespace cellattn {
@@ -25,7 +26,9 @@ struct EdgeHead {
   const T *log_weight, *log_weight_by_column;  // null for zeros
   const T* bias;                               // by tie; null for zeros
   bool self_loops;
-  T scale;
+  T scale, rescale;  // of the scores; 1 / (1 - p)
+  DropoutBits bits;  // copy 0 is of prefix and own entries, copy 1 + t of those of tie t
+  int64_t number;    // of the head, over all leading dimensions
   // forward
   T* out;  // [N, width_v]
   T* lse;  // [N]; an input of the backward, NaN where it is not finite
@@ -41,6 +44,7 @@ template <class T>
 struct EdgeRoom {
   int32_t* index;
   T *score, *slope;
+  T* keep;  // where the map is dropped
 };
 
 #define CELLATTN_EDGE_FUNCTIONS(T)                                                                             \

@@ -1,6 +1,7 @@
 // The body of edge_attention_{portable,avx2,avx512}.cpp: the same text, compiled for each instruction set.
 
 #include "exp_impl.h"
+#include "philox_impl.h"
 #include "row_sum_impl.h"
 
 // dot_n = a . x[index_n]: each sum in the same order whichever of the two is gathered, so that a score is the same number in the
@@ -44,6 +45,20 @@ inline int64_t list_entries(
   return n;
 }
 
+// Whether the listed entries of a token's row (ByRow) or column stay: `near` ones, and those by ties.
+template <bool ByRow, class T>
+inline void list_kept(
+    const EdgeHead<T>& head, const EdgeTie* ties, int64_t num_ties, int64_t token, int64_t near, const int32_t* index, T* keep) {
+  const int64_t first = ByRow ? 0 : head.num_prefix, gene = token - head.num_prefix;
+  keep_entries<ByRow>(head.bits, head.number, token, first, index, near, keep);
+  int64_t e = near;
+  for (int64_t t = 0; t < num_ties; ++t) {
+    const int64_t n = ties[t].ptr[gene + 1] - ties[t].ptr[gene];
+    keep_entries<ByRow>(head.bits.copy(1 + ties[t].tie), head.number, token, first, index + e, n, keep + e);
+    e += n;
+  }
+}
+
 template <class T>
 void forward(const EdgeHead<T>& head, int64_t begin, int64_t end, const EdgeRoom<T>& room) {
   using V = typename Lanes<T>::Load;
@@ -69,16 +84,22 @@ void forward(const EdgeHead<T>& head, int64_t begin, int64_t end, const EdgeRoom
       for (int64_t lane = 0; lane < kLanes; ++lane) total += p[lane];
     }
     head.lse[i] = pivot + log_of(total);
+    if (head.bits.threshold) {
+      const int64_t near = head.num_prefix + head.self_loops;
+      list_kept<true>(head, head.by_row, head.num_ties, head.num_prefix + i, near, room.index, room.keep);
+      for (int64_t e = 0; e < n; ++e) s[e] *= room.keep[e];
+    }
     if (n == 0) {
       zero_row(head.width_v, head.out + i * head.width_v);
     } else {
       sum_features<T, true, false>(
-          room.index, s, n, head.v, head.width_v, head.width_v, T{1} / total, head.out + i * head.width_v);
+          room.index, s, n, head.v, head.width_v, head.width_v, head.rescale / total, head.out + i * head.width_v);
     }
   }
 }
 
-// With P_e = exp(s_e - LSE_i) of an entry e = (i, j):  dS_e = P_e (dOut_i . v_j - delta_i),  dQ_i = scale sum_e dS_e k_j.
+// With P_e = exp(s_e - LSE_i) of an entry e = (i, j) and Z_e = keep / (1 - p):  dS_e = P_e (Z_e dOut_i . v_j - delta_i),
+// dQ_i = scale sum_e dS_e k_j.
 template <class T>
 void backward_rows(const EdgeHead<T>& head, int64_t begin, int64_t end, const EdgeRoom<T>& room) {
   using V = typename Lanes<T>::Load;
@@ -89,6 +110,11 @@ void backward_rows(const EdgeHead<T>& head, int64_t begin, int64_t end, const Ed
     dots(head.q + i * head.width, head.k, room.index, n, head.width, s);
     for (int64_t e = 0; e < n; ++e) s[e] = head.scale * s[e] + slope[e];
     dots(head.dout + i * head.width_v, head.v, room.index, n, head.width_v, slope);
+    if (head.bits.threshold) {
+      const int64_t near = head.num_prefix + head.self_loops;
+      list_kept<true>(head, head.by_row, head.num_ties, head.num_prefix + i, near, room.index, room.keep);
+      for (int64_t e = 0; e < n; ++e) slope[e] *= head.rescale * room.keep[e];
+    }
     for (int64_t e = 0; e < n; e += kLanes) {
       const auto p = exp_of(*reinterpret_cast<const V*>(s + e) - head.lse[i]);
       *reinterpret_cast<V*>(slope + e) = p * (*reinterpret_cast<const V*>(slope + e) - head.delta[i]);
@@ -106,14 +132,15 @@ void backward_rows(const EdgeHead<T>& head, int64_t begin, int64_t end, const Ed
   }
 }
 
-// dV_j = sum_e P_e dOut_i,  dK_j = scale sum_e dS_e q_i over what sees token j: genes, and of a prefix token all of them.
+// dV_j = sum_e Z_e P_e dOut_i,  dK_j = scale sum_e dS_e q_i over what sees token j: genes, and of a prefix token all of them.
 template <class T>
 void backward_columns(const EdgeHead<T>& head, int64_t begin, int64_t end, const EdgeRoom<T>& room) {
   T *s = room.score, *slope = room.slope;
   for (int64_t j = begin; j < end; ++j) {
-    int64_t n;
+    int64_t n, near = head.self_loops;
     if (j < head.num_prefix) {
       for (n = 0; n < head.num_nodes; ++n) room.index[n] = static_cast<int32_t>(n), slope[n] = 0;
+      near = n;
     } else {
       n = list_entries(
           head, head.by_column, head.row, head.log_weight_by_column, j - head.num_prefix, 0, room.index, slope);
@@ -126,8 +153,17 @@ void backward_columns(const EdgeHead<T>& head, int64_t begin, int64_t end, const
       auto* p = reinterpret_cast<typename Lanes<T>::Load*>(s + e);
       *p = exp_of(*p);
     }
+    if (head.bits.threshold) {
+      list_kept<false>(
+          head, head.by_column, j < head.num_prefix ? 0 : head.num_ties, j, near, room.index, room.keep);
+      for (int64_t e = 0; e < n; ++e) slope[e] *= head.rescale * room.keep[e];
+    }
     for (int64_t e = 0; e < n; ++e) slope[e] = s[e] * (slope[e] - head.delta[room.index[e]]);
-    sum_features<T, true, false>(room.index, s, n, head.dout, head.width_v, head.width_v, T{1}, head.dv + j * head.width_v);
+    if (head.bits.threshold) {
+      for (int64_t e = 0; e < n; ++e) s[e] *= room.keep[e];
+    }
+    sum_features<T, true, false>(
+        room.index, s, n, head.dout, head.width_v, head.width_v, head.rescale, head.dv + j * head.width_v);
     sum_features<T, true, false>(room.index, slope, n, head.q, head.width, head.width, head.scale, head.dk + j * head.width);
   }
 }

@@ -8,13 +8,15 @@ namespace cellattn {
 
 // Heads stand one after another; `rows` holds sizes, widths, inputs and outputs, keys padded to whole blocks of kMapKeys. Of each
 // head, bit j % 64 of word i * (padded_keys / 64) + j / 64 of `seen` says whether query i sees key j, and `twice` whether it sees
-// key num_prefix + i twice: by an edge and by itself.
+// key num_prefix + i twice: by an edge and by itself. Of rows.bits copy 0 is of prefix and own entries, copy 1 + tie[head] of edges.
 template <class T>
 struct EdgeBlocks {
   AttentionRows<T> rows;
   const uint64_t* const* seen;
   const uint8_t* const* twice;
+  const int64_t* tie;
   int64_t num_prefix;
+  bool self_loops;
   const T* delta;  // [L, Tq]: dout . out - dlse
 };
 

@@ -21,6 +21,33 @@ inline bool see(const EdgeBlocks<T>& task, int64_t head, int64_t i, int64_t j, T
   return true;
 }
 
+// Which of the keys from j on stay, if seen. Returns what of its own entry does, in its block: of two, one may.
+template <class T>
+inline T fill_stay(const EdgeBlocks<T>& task, int64_t head, int64_t i, int64_t j, int32_t* stay) {
+  const DropoutBits& bits = task.rows.bits;
+  const int64_t row = task.num_prefix + i, own = row - j;
+  const bool sees_itself = task.self_loops && own >= 0 && own < kMapKeys;
+  fill_keep(bits.copy(1 + task.tie[head]), head, row, j / kMapKeys, stay);
+  if (!sees_itself && j >= task.num_prefix) return T{1};
+  alignas(64) int32_t near[kMapKeys];
+  fill_keep(bits, head, row, j / kMapKeys, near);
+  for (int64_t c = 0; c < kMapKeys && j + c < task.num_prefix; ++c) stay[c] = near[c];
+  if (!sees_itself) return T{1};
+  const bool by_edge = task.twice[head][i] && stay[own], by_itself = near[own];
+  stay[own] = by_edge || by_itself ? -1 : 0;
+  return task.twice[head][i] && by_edge != by_itself ? static_cast<T>(0.5) : T{1};
+}
+
+// A row's entries of a block, 0 where they do not stay.
+template <class T>
+inline void drop(const EdgeBlocks<T>& task, int64_t i, int64_t j, const int32_t* stay, T part, T* row) {
+  using V = typename Lanes<T>::Value;
+  constexpr int64_t kLanes = Lanes<T>::kCount;
+  V* entry = reinterpret_cast<V*>(row);
+  for (int64_t c = 0; c < kMapKeys / kLanes; ++c) entry[c] = kept(entry[c], stay + c * kLanes);
+  if (part != T{1}) row[task.num_prefix + i - j] *= part;
+}
+
 template <class T>
 void masked_forward(const EdgeBlocks<T>& blocks, int64_t head, int64_t begin, int64_t end, T* room) {
   using V = typename Lanes<T>::Value;
@@ -68,6 +95,10 @@ void masked_forward(const EdgeBlocks<T>& blocks, int64_t head, int64_t begin, in
           entry[c] = p;
         }
         for (int64_t c = 0; c < kLanes; ++c) total[r] += sum[c];
+        if (task.bits.threshold) {
+          const T part = fill_stay(blocks, head, first + r, j, keep);
+          drop(blocks, first + r, j, keep, part, row);
+        }
       }
       multiply<true>(kRows, wv, kKeys, s, kKeys, 1, v + j * wv, wv, o, wv);
     }
@@ -75,13 +106,13 @@ void masked_forward(const EdgeBlocks<T>& blocks, int64_t head, int64_t begin, in
       const int64_t i = head * task.num_queries + first + r;
       const bool none = !(total[r] > 0);
       task.lse[i] = none ? nothing : largest[r] + log_of(total[r]);
-      const T factor = none ? T{0} : T{1} / total[r];
+      const T factor = none ? T{0} : task.rescale / total[r];
       for (int64_t c = 0; c < dv; ++c) task.out[i * dv + c] = o[r * wv + c] * factor;
     }
   }
 }
 
-// dV = P' dOut,  dS = P (dOut V' - delta),  dQ = scale dS K,  dK = scale dS' Q.
+// With Z = keep / (1 - p):  dV = (P Z)' dOut,  dS = P (Z dOut V' - delta),  dQ = scale dS K,  dK = scale dS' Q.
 template <class T>
 void masked_backward(const EdgeBlocks<T>& blocks, int64_t head, int64_t begin, int64_t end, T* dk, T* dv, T* room) {
   using V = typename Lanes<T>::Value;
@@ -93,7 +124,7 @@ void masked_backward(const EdgeBlocks<T>& blocks, int64_t head, int64_t begin, i
   T* q = ds + kRows * kKeys;
   T* dq = q + kRows * w;
   T* g = dq + kRows * w;
-  alignas(64) int32_t keep[kKeys];
+  alignas(64) int32_t keep[kKeys], stay[kKeys];
   const T* k_columns = task.k_columns + head * d * padded;
   const T* v_columns = task.v_columns + head * e * padded;
   const T* k_rows = task.k_rows + head * padded * w;
@@ -102,7 +133,7 @@ void masked_backward(const EdgeBlocks<T>& blocks, int64_t head, int64_t begin, i
     zero(q, 2 * kRows * w);  // and dq; rows past the end add nothing
     zero(g, kRows * wv);
     copy_rows(task.q + at * d, rows, d, task.scale, q, w);
-    copy_rows(task.dout + at * e, rows, e, T{1}, g, wv);
+    copy_rows(task.dout + at * e, rows, e, task.rescale, g, wv);
     for (int64_t j = 0; j < padded; j += kKeys) {
       multiply<false>(kRows, kKeys, d, q, w, 1, k_columns + j, padded, s, kKeys);
       multiply<false>(kRows, kKeys, e, g, wv, 1, v_columns + j, padded, ds, kKeys);
@@ -111,10 +142,14 @@ void masked_backward(const EdgeBlocks<T>& blocks, int64_t head, int64_t begin, i
         V* slope = reinterpret_cast<V*>(ds + r * kKeys);
         const bool some = r < rows && see(blocks, head, first + r, j, s + r * kKeys, keep);
         const T lse = some ? task.lse[at + r] : T{0}, delta = some ? blocks.delta[at + r] : T{0};
+        const bool dropped = some && task.bits.threshold;
+        const T part = dropped ? fill_stay(blocks, head, first + r, j, stay) : T{1};
+        if (dropped) drop(blocks, first + r, j, stay, part, ds + r * kKeys);
         for (int64_t c = 0; c < kKeys / kLanes; ++c) {
           entry[c] = some ? kept(exp_of(entry[c] - lse), keep + c * kLanes) : V{};
           slope[c] = some ? entry[c] * (slope[c] - delta) : V{};
         }
+        if (dropped) drop(blocks, first + r, j, stay, part, s + r * kKeys);
       }
       multiply<true>(kRows, w, kKeys, ds, kKeys, 1, k_rows + j * w, w, dq, w);
       multiply<true>(kKeys, w, kRows, ds, 1, kKeys, q, w, dk + j * w, w);

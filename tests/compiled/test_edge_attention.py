@@ -22,7 +22,7 @@ HEADS = [("a", 0), ("b", 1), ("a", 1)]
 
 def check(
     arch: int, dtype: str, graph: MultiGraph, heads: Sequence[tuple[str, int]], d: int, dv: int, lead: tuple[int, ...] = (),
-    *, kernels: Sequence[str], **options: Any,
+    *, kernels: Sequence[str], dropout_p: float = 0.0, **options: Any,
 ) -> None:  # fmt: skip
     num_heads, tokens = 1 + max(head for _, head in heads), options.get("num_prefix", 1) + graph.num_nodes
     shapes = [(*lead, num_heads, tokens, width) for width in (d, d, dv)]
@@ -30,7 +30,9 @@ def check(
     given += [x.detach() for x in leaves((len(heads),), dtype=torch.float32, seed=1)]
 
     def through(module: Any) -> Any:
-        return lambda q, k, v, bias: module.edge_attention(q, k, v, graph, heads, edge_bias=bias, **options)
+        return lambda q, k, v, bias: module.edge_attention(
+            q, k, v, graph, heads, edge_bias=bias, dropout_p=dropout_p, generator=torch.Generator().manual_seed(3), **options
+        )
 
     assert_on_chip(arch, through(cellattn), through(reference), *given, kernels=kernels, parts=True)
 
@@ -62,6 +64,21 @@ def test_without_prefix_and_of_leading_dimensions(arch: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arch", "dtype", "d"),
+    [
+        (80, "bf16", 20),
+        (90, "fp16", 64),
+        *(pytest.param(*case, marks=pytest.mark.tile(i)) for i, case in enumerate([(80, "fp32", 32), (89, "bf16", 128)])),
+    ],
+)
+def test_dropout(arch: int, dtype: str, d: int) -> None:
+    """Behind 50 prefix tokens genes are on both sides of a group of 64."""
+    graph = random_graph(25, {"a": 150, "b": 30}, weighted=True)
+    kernels = [*ROWS, "attention_bwd_kernel_dkv"]
+    check(arch, dtype, graph, HEADS, d, d, (2,), num_prefix=50, dropout_p=0.3, kernels=kernels)
+
+
+@pytest.mark.parametrize(
     ("arch", "dtype"),
     [(80, "bf16"), *(pytest.param(*case, marks=pytest.mark.tile(i)) for i, case in enumerate([(90, "bf16"), (80, "fp32")]))],
 )
@@ -72,3 +89,10 @@ def test_hubs_in_segments(arch: int, dtype: str) -> None:
     star = {"a": torch.stack([torch.zeros_like(everyone), everyone])}
     graph = MultiGraph.from_edge_index(star, n, undirected=True, edge_weight={"a": 0.5 + everyone / n})
     check(arch, dtype, graph, [("a", 0)], 20, 20, weighted=True, self_loops=False, kernels=[*ROWS, *SEGMENTS])
+
+
+def test_dropout_of_hubs_in_segments() -> None:
+    n = 1100
+    everyone = torch.arange(n)
+    graph = MultiGraph.from_edge_index({"a": torch.stack([torch.zeros_like(everyone), everyone])}, n, undirected=True)
+    check(80, "fp32", graph, [("a", 0)], 20, 20, self_loops=False, dropout_p=0.3, kernels=[*ROWS, *SEGMENTS])

@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
+import cellattn
 from cellattn import MultiGraph, reference
 from cellattn.graph import SEGMENT, cut_rows
 from cellattn.kernels import attention, config, segments, tensors
 from cellattn.kernels import edge_attention as kernels
+from cellattn.ops._dropout import draw_dropout, threshold_of
 
 from ..bounds import assert_within, with_bounds
 from ..compare import leaves, random_graph
@@ -39,7 +41,7 @@ def problem(
 def check(
     graph: MultiGraph, heads: Sequence[tuple[str, int]], qkv: list[Tensor], bias: Tensor | None = None, *,
     num_prefix: int = 1, self_loops: bool = True, weighted: bool = False, scale: float = 0.4, longest: int = SEGMENT,
-    without: int | None = None,
+    without: int | None = None, dropout_p: float = 0.0,
 ) -> list[Tensor]:  # fmt: skip
     """out, lse and the gradients of the launchers against the dense definition in float64, within rounding.
 
@@ -54,10 +56,13 @@ def check(
     def dense(q: Tensor, k: Tensor, v: Tensor, *bias: Tensor) -> tuple[Tensor, Tensor]:
         tokens = torch.cat([k[..., :num_prefix, :], q], -2)  # rows of the prefix are those of `attention`
         edge_bias = bias[0] if bias else None
-        out, lse = reference.edge_attention(tokens, k, v, graph, heads, edge_bias=edge_bias, **options)
+        dropout: dict[str, Any] = {"dropout_p": dropout_p, "generator": torch.Generator().manual_seed(3)}
+        out, lse = reference.edge_attention(tokens, k, v, graph, heads, edge_bias=edge_bias, **dropout, **options)
         return out[..., num_prefix:, :], lse[..., num_prefix:]
 
-    rest = problem(graph, heads, weighted, longest, num_prefix, self_loops, scale)
+    threshold = threshold_of(dropout_p)
+    draw = draw_dropout(threshold, torch.Generator().manual_seed(3), torch.device("cpu"))
+    rest = problem(graph, heads, weighted, longest, num_prefix, self_loops, scale, draw, threshold)
     out, lse = kernels.edge_attention(*given[:3], given[3] if bias is not None else None, *rest)
     assert (out.dtype, lse.dtype) == (dtype, torch.float32)
     g = torch.Generator().manual_seed(3)
@@ -210,6 +215,47 @@ def test_segments_are_launched_where_a_tie_has_some(
     of_segments = ["edge_fwd_segments", "edge_bwd_dq_segments", "edge_bwd_dkv_segments"]
     assert [name in names for name in of_segments] == [is_cut] * 3
     assert {"edge_fwd", "edge_bwd_dq", "edge_bwd_dkv"} <= set(names)
+
+
+@pytest.mark.parametrize(
+    ("num_prefix", "self_loops", "dtype"),
+    [(0, True, torch.float16), (2, False, torch.float32), (61, True, torch.float32)],
+    ids=str,
+)
+def test_dropout(num_prefix: int, self_loops: bool, dtype: torch.dtype) -> None:
+    """Pairs in two relations, and twice in one; behind 61 prefix tokens genes are on both sides of a group of 64."""
+    n = 8
+    graph = random_graph(n, {"a": 30, "b": 20}, weighted=True)
+    check(
+        graph, HEADS, inputs(n, num_prefix, 8, 5, (2,), dtype=dtype), bias_of(HEADS), num_prefix=num_prefix,
+        self_loops=self_loops, weighted=True, dropout_p=0.3,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("num_prefix", [0, 2])
+def test_dropout_of_segments(num_prefix: int) -> None:
+    qkv = inputs(HUB_GENES, num_prefix, 20, 12, (2,))
+    check(hubs_graph(), HUB_HEADS, qkv, bias_of(HUB_HEADS), num_prefix=num_prefix, longest=LONGEST, dropout_p=0.4)
+
+
+@pytest.mark.parametrize("without", [0, 1], ids=["lse alone", "out alone"])
+def test_dropout_where_one_output_alone_has_a_gradient(without: int) -> None:
+    graph = random_graph(5, {"a": 12, "b": 6}, weighted=True)
+    check(graph, HEADS, inputs(5, 2, 8, 5), bias_of(HEADS), num_prefix=2, without=without, dropout_p=0.4)
+
+
+def test_entries_dropped_are_those_of_the_cpu() -> None:
+    """Bit for bit, read off an identity as values."""
+    graph = random_graph(70, {"a": 1500, "b": 900}).without_self_loops(None)
+    q, k, v = torch.zeros(2, 70, 8), torch.zeros(2, 72, 8), torch.eye(72).expand(2, 72, 72)
+    p, threshold = 0.3, threshold_of(0.3)
+    draw = draw_dropout(threshold, torch.Generator().manual_seed(3), torch.device("cpu"))
+    rest = problem(graph, HEADS[:2], False, 10, 2, True, 0.3, draw, threshold)
+    out, _ = kernels.edge_attention(q, k, v, None, *rest)
+    whole = torch.cat([k[..., :2, :], q], -2)
+    generator = torch.Generator().manual_seed(3)
+    want, _ = cellattn.edge_attention(whole, k, v, graph, HEADS[:2], num_prefix=2, dropout_p=p, generator=generator)
+    assert torch.equal(out != 0, want[:, 2:] != 0)
 
 
 def test_repeats_bit_for_bit() -> None:

@@ -134,6 +134,11 @@ def calls(x: Inputs, dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], S
             [out, ((B, H, T), f32)],
             [x.q, x.k, x.v, x.bias],
         ),
+        "edge_attention dropout": (
+            lambda: cellattn.edge_attention(x.q, x.k, x.v, x.graph, MASKS, edge_bias=x.bias, dropout_p=0.3),
+            [out, ((B, H, T), f32)],
+            [x.q, x.k, x.v, x.bias],
+        ),
         "edge_attention no prefix": (
             lambda: cellattn.edge_attention(
                 x.q[..., 1:, :], x.k[..., 1:, :], x.v[..., 1:, :], x.graph, MASKS, num_prefix=0, self_loops=False

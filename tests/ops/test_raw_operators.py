@@ -93,6 +93,7 @@ def right_arguments(draw: Draw) -> dict[str, Arguments]:
     edge_options = {
         "relations": [draw.int(0, len(graph.relations)) for _ in range(ties)], "heads": [draw.int(0, 3) for _ in range(ties)],
         "num_prefix": num_prefix, "self_loops": draw.of([False, True]), "scale": 0.5,
+        "draw": attention["draw"], "threshold": threshold,
     }  # fmt: skip
     rows_of_scores, dtype_of_scores = draw.int(0, 5), draw.of([torch.float32, torch.float64])
     bce = {

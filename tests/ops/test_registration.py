@@ -62,6 +62,7 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     logs = [x[2].double().log() for x in (g.stacked, g.stacked_by_column())]
     edges_of, of_ties = (rowptr, col, logs[0], colptr, row, logs[1]), ([0, 1, 0, 1], [0, 1, 2, 2], 1, True, 0.3)
     edges_cut = (*edges_of, *cut_rows, *cut_columns, *of_ties)
+    whole = None, 0
     seeds, sets_ptr = random_sets(N, 70)
     one = g.rowptr("a"), g.col("a")
     words = OPS.set_words(seeds, sets_ptr, N, False)
@@ -105,20 +106,26 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
             OPS.attention_rows_backward, (dout, None, *detached, detached[1][..., 0] > 0, dout, lse, None, 0.3, 0)
         ),
         "largest_values": (OPS.largest_values, tuple(detached)),
-        "edge_attention": (OPS.edge_attention, (q[..., 1:, :], k, v, bias, *edges_cut)),
+        "edge_attention": (OPS.edge_attention, (q[..., 1:, :], k, v, bias, *edges_cut, *whole)),
         "edge_attention plain": (
-            OPS.edge_attention, (q[..., 1:, :], k, v, None, rowptr, col, None, colptr, row, None, *edges_cut[6:])
+            OPS.edge_attention, (q[..., 1:, :], k, v, None, rowptr, col, None, colptr, row, None, *edges_cut[6:], *whole)
         ),
         "edge_attention_backward": (
             OPS.edge_attention_backward,
             (dout[..., 1:, :], dlse[..., 1:], dout[..., 1:, :], lse[..., 1:], q.detach()[..., 1:, :], *detached[1:],
-             bias.detach(), *edges_cut),
+             bias.detach(), *edges_cut, *whole),
         ),
-        "edge_rows": (OPS.edge_rows, (genes, *detached[1:], bias.detach(), *edges_of[:3], *of_ties)),
+        "edge_attention dropout": (OPS.edge_attention, (q[..., 1:, :], k, v, bias, *edges_cut, draw, 20_000)),
+        "edge_attention_backward dropout": (
+            OPS.edge_attention_backward,
+            (dout[..., 1:, :], dlse[..., 1:], dout[..., 1:, :], lse[..., 1:], q.detach()[..., 1:, :], *detached[1:],
+             bias.detach(), *edges_cut, draw, 20_000),
+        ),
+        "edge_rows": (OPS.edge_rows, (genes, *detached[1:], bias.detach(), *edges_of[:3], *of_ties, draw, 20_000)),
         "edge_rows_backward": (
             OPS.edge_rows_backward,
             (dout[..., 1:, :].contiguous(), dlse[..., 1:].contiguous(), lse[..., 1:].contiguous(), genes, *detached[1:],
-             bias.detach(), *edges_of, *of_ties),
+             bias.detach(), *edges_of, *of_ties, *whole),
         ),
         "row_dot": (OPS.row_dot, (q, k, *dot, [0, 1], [2, 0], None, [N, N], 1)),
         "row_dot rows": (OPS.row_dot, (q, k, *dot, [0, 1], [2, 0], torch.tensor([1, 2, 0]), [2, 1], 1)),
