@@ -269,6 +269,7 @@ _ROWS = {16: Gather(128, 4), 32: Gather(64, 4), 64: Gather(32, 4), 128: Gather(1
 # the entries a step would take the places of the next step's rows through shared memory.
 _ROW_OF_A_WARP = {16: Gather(32, 1), 32: Gather(16, 1), 64: Gather(8, 1), 128: Gather(4, 1), 256: Gather(2, 1)}
 _EDGES = {16: Gather(32, 4), 32: Gather(32, 4), 64: Gather(32, 4, 128), 128: Gather(16, 4), 256: Gather(8, 4)}
+_EDGES_OF_HUBS = _EDGES | {16: Gather(64, 4)}
 # Few sets, so that none waits long for the fullest. Triton 3.6 does not compile the forward for 32 sets and more.
 _SETS = {16: Gather(16, 1), 32: Gather(16, 2), 64: Gather(16, 4), 128: Gather(8, 4), 256: Gather(4, 4)}
 # Keys and values: one piece of 16 bytes a thread of each.
@@ -286,11 +287,11 @@ GATHERS: dict[tuple[str, int], dict[int, Gather]] = {
     ("edge_bwd_dkv", 80): _ROW_OF_A_WARP,
     ("edge_bwd_dkv_segments", 80): _HUB_SEGMENT,
     ("bce_edges_fwd", 80): _ROW_OF_A_WARP,
-    ("bce_edges_fwd_segments", 80): _EDGES,
+    ("bce_edges_fwd_segments", 80): _EDGES_OF_HUBS,
     ("bce_edges_bwd_dq", 80): _ROW_OF_A_WARP,
-    ("bce_edges_bwd_dq_segments", 80): _EDGES,
+    ("bce_edges_bwd_dq_segments", 80): _EDGES_OF_HUBS,
     ("bce_edges_bwd_dk", 80): _ROW_OF_A_WARP,
-    ("bce_edges_bwd_dk_segments", 80): _EDGES | {32: Gather(32, 4, 128)},
+    ("bce_edges_bwd_dk_segments", 80): _EDGES_OF_HUBS | {32: Gather(32, 4, 128)},
     ("perturbation_fwd", 80): _SETS,
     ("perturbation_bwd_sets", 80): _SETS,
     ("perturbation_bwd_genes", 80): _ROWS,

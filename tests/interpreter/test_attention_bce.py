@@ -462,15 +462,15 @@ def test_autotuned_tiles_give_the_same(monkeypatch: pytest.MonkeyPatch, capsys: 
     check(mixed(35), "a", q, k, longest=4)
     assert {kernel: tile for (kernel, *_), tile in config._tuned.items()} == {
         "bce_edges_fwd": config.Gather(16, 1),
-        "bce_edges_fwd_segments": config.Gather(16, 1),
+        "bce_edges_fwd_segments": config.Gather(32, 1),
         "bce_dense_fwd": config.Tile(32, 32, 2, 1, tail=None),
         "bce_dense_fwd_rest": config.Tile(32, 32, 2, 1, tail=None),
         "bce_edges_bwd_dq": config.Gather(16, 1),
-        "bce_edges_bwd_dq_segments": config.Gather(16, 1),
+        "bce_edges_bwd_dq_segments": config.Gather(32, 1),
         "bce_dense_bwd_dq": config.Tile(32, 32, 2, 1, tail=None),
         "bce_dense_bwd_dk": config.Tile(16, 64, 2, 1, tail=None),
         "bce_edges_bwd_dk": config.Gather(16, 1),
-        "bce_edges_bwd_dk_segments": config.Gather(16, 1),
+        "bce_edges_bwd_dk_segments": config.Gather(32, 1),
     }
     assert f"cellattn: bce_edges_fwd, sm_80, torch.float32: 16: {config.Gather(16, 1)}," in capsys.readouterr().out
 

@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from cellattn.kernels import attention, edge_attention, masked_spmm, perturbation_attention, relational_spmm, row_dot
+from cellattn.kernels import (
+    attention,
+    attention_bce,
+    edge_attention,
+    masked_spmm,
+    perturbation_attention,
+    relational_spmm,
+    row_dot,
+)
 
 from ..conftest import exhaustive
 from .aot import recorded
@@ -80,6 +88,20 @@ def _graph(num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
     return _longs(num_rows + 1), torch.empty(entries, dtype=torch.int32, device="meta"), torch.empty(entries, device="meta")
 
 
+def _attention_bce(make: Callable[[], Tensor]) -> None:
+    """Edges alone with drawn negatives of the sigmoid link, and every pair of the softmax link."""
+    n, q, k = T - 1, make(), make()
+    row = torch.empty(H, n, device="meta")
+    cut = _longs(n + 1), _longs(3), [0, 3]
+    for lse, drawn in ((None, (_longs(5 * n), _longs(5 * n), _longs(n + 1), row[0])), (row, (None,) * 4)):
+        problem = (
+            q, k, lse, *_graph(n), *_graph(n), *cut, *cut, row[0], torch.empty(n, dtype=torch.bool, device="meta"), None,
+            *drawn, 0, 1, 0.3, True,
+        )  # fmt: skip
+        _, *sharp = attention_bce.bce_rows(*problem)
+        attention_bce.bce_rows_backward(row, *sharp, *problem)
+
+
 def _masked_spmm(make: Callable[[], Tensor]) -> None:
     """H samples, and what they share."""
     x = make()
@@ -114,6 +136,7 @@ def _perturbation_attention(make: Callable[[], Tensor]) -> None:
 LAUNCHERS: dict[str, tuple[Callable[[Callable[[], Tensor]], None], set[str]]] = {
     "attention": (_attention, {"attention_fwd_kernel_combine", "attention_bwd_kernel_delta"}),
     "edge_attention": (_edge_attention, {"attention_bwd_kernel_delta"}),
+    "attention_bce": (_attention_bce, {"bce_rows_fwd_kernel_sharp", "bce_rows_bwd_kernel_operands"}),
     "row_dot": (_row_dot, {"row_dot_bwd_kernel_dq"}),
     "masked_spmm": (_masked_spmm, set()),
     "relational_spmm": (_relational_spmm, {"place_table_kernel"}),
@@ -132,7 +155,7 @@ THROUGH_SHARED = {
     (name, "odd") for name in ("edge_attention", "row_dot", "masked_spmm", "relational_spmm", "perturbation_attention")
 }
 # A tile of 64 rows of 16 numbers is four a thread.
-WIDTHS = {("attention", "odd"): {8, 16}}
+WIDTHS = {("attention", "odd"): {8, 16}, ("attention_bce", "odd"): {8, 16}}
 CASES = [(name, layout, 80) for name in LAUNCHERS for layout in LAYOUTS if (name, layout) not in THROUGH_SHARED] + [
     (name, "heads of 20", 90) for name in LAUNCHERS
 ]
