@@ -129,12 +129,13 @@ class MultiGraph:
         by_relation = degree.view(known.shape)
         self._max_degree: list[int] = by_relation.amax(1).tolist()
         self._rows_with_edges: list[int] = by_relation.clamp_max(1).sum(1).tolist()
-        ends = self._known_columns
-        self._num_known: list[int] = ends.sum(1).tolist()
-        self._by_rank, self._rank_of = torch.argsort(~ends, stable=True), ends.cumsum(1) - 1
-        self._num_free = ends.sum(1, keepdim=True) - by_relation
-        self._free_ends = torch.where(by_relation > 0, self._num_free, 0).cumsum(1)
         double = row_targets(rowptr, weight, self.num_nodes)
+        ends = self._known_columns
+        num_known = ends.sum(1, keepdim=True)
+        self._num_known: list[int] = num_known.view(-1).tolist()
+        self._by_rank, self._rank_of = torch.argsort(~ends, stable=True), ends.cumsum(1) - 1
+        self._num_free = num_known - by_relation
+        self._free_ends = self._num_free.masked_fill(double.without_edge, 0).cumsum(1)
         self._targets = double, double._replace(inv_mass=double.inv_mass.float(), entropy=double.entropy.float())
         # Not made when first needed, as the transpose is: how many segments there are depends on values, which a compiled
         # region cannot look at.

@@ -155,10 +155,10 @@ def row_targets(rowptr: Tensor, weight: Tensor, num_nodes: int) -> Targets:
     w = weight.double()
     mass = torch.segment_reduce(w, "sum", offsets=rowptr, initial=0)
     w_log_w = torch.segment_reduce(torch.xlogy(w, w), "sum", offsets=rowptr, initial=0)
-    inv_mass = torch.where(mass > 0, mass.reciprocal(), 0)
-    entropy = torch.where(mass > 0, w_log_w * inv_mass - mass.log(), 0)
-    inv_mass, entropy = (x.view(-1, num_nodes) for x in (inv_mass, entropy))
-    without_edge = inv_mass == 0
+    without_edge = mass == 0
+    inv_mass = mass.reciprocal().masked_fill_(without_edge, 0)
+    entropy = w_log_w.mul_(inv_mass).sub_(mass.log_()).masked_fill_(without_edge, 0)
+    inv_mass, entropy, without_edge = (x.view(-1, num_nodes) for x in (inv_mass, entropy, without_edge))
     return Targets(inv_mass, entropy, without_edge, (~without_edge).sum(1).clamp_min(1))
 
 
