@@ -113,7 +113,7 @@ def _draw_scores(axis: Axes, runs: dict[str, list[dict[str, Any]]], variants: di
     axis.invert_yaxis()
     axis.margins(x=0.12)
     best = next(iter(known), None)
-    title = f"Best on test pairs: {variants[best]['title']}" if best and len(known) > 1 else "Test pairs"
+    title = f"Best on test pairs:\n{variants[best]['title']}" if best and len(known) > 1 else "Test pairs"
     finding(axis, title, xlabel="test Pearson correlation; points are seeds")
 
 
@@ -137,7 +137,7 @@ def _draw_curves(axis: Axes, graph_axis: Axes, curves: dict[str, list[list[dict[
             graph_ends.append(((epochs[-1], shares[-1]), variants[name]["title"], colour))
             fallen.append(1 / shares[-1])
     (_, best, _) = max(ends, key=lambda end: end[0][1])
-    finding(axis, f"Highest at its end: {best}", xlabel="epoch", ylabel="validation Pearson correlation")
+    finding(axis, f"Highest at its end:\n{best}", xlabel="epoch", ylabel="validation Pearson correlation")
     title = f"The graph term falls {span(fallen)} times" if fallen else "No model has a graph term"
     finding(graph_axis, title, xlabel="epoch", ylabel="graph term, share of the first epoch's")
     if fallen:
