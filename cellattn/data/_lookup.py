@@ -111,6 +111,8 @@ def find_genes(frame: pl.DataFrame, columns: Mapping[str, str | int], genes: Gen
 
 def renamed(rename: Rename, text: str) -> Sequence[str]:
     """The names that `rename` gives for a field."""
+    if not callable(rename):
+        raise TypeError(f"rename: expected a function of a name, got {describe(rename)}")
     given = rename(text)
     if isinstance(given, str):
         return [given]

@@ -107,6 +107,12 @@ class Table:
 
     # ------------------------------------------------------------------------------------------------ columns
 
+    def require_format(self, name: str, columns: Collection[str]) -> None:
+        """Check that a file of a published format has its columns: none of the caller's arguments would bring them."""
+        lacks = [column for column in columns if column not in self.header]
+        if lacks:
+            raise ValueError(f"{self.path}: not {name}: no column {shown(lacks[0])}, its columns are {listed(self.header)}")
+
     def require_columns(self, columns: Mapping[str, str | int]) -> None:
         """Check that columns, by argument name, are there, once, and different from each other."""
         for argument, column in columns.items():
@@ -124,7 +130,7 @@ class Table:
             if found == 0:
                 there = listed(self.header) if self._named else f"0 to {len(self.header) - 1}"
                 raise ValueError(
-                    f"{argument}: {self.path} has no column {shown(column)}, its columns are {there}{self._hint()}"
+                    f"{argument}: {self.path} has no column {shown(column)}, its columns are {there}{self._hint(column)}"
                 )
             where = f"{argument}: {self.path}" + ("" if self._in_comment else f", line {self._first}")
             require(found == 1, f"{where}: column {shown(column)} stands twice in the header {listed(self.header)}")
@@ -132,11 +138,14 @@ class Table:
             for other, same in columns.items():
                 require(other == argument or same != column, f"{other}: column {column!r} is {argument} already")
 
-    def _hint(self) -> str:
+    def _hint(self, column: str | int) -> str:
         """Where a header without the column may come from."""
         first = self.header[0]
         if not self._named:
             return ""
+        alike = [word for word in self.header if word.strip().casefold() == str(column).strip().casefold()]
+        if alike:
+            return f"; did you mean {alike[0]!r}?"
         if self._mark is None and first[:1] in ("#", "!", "%"):
             return f"; comment={first[0]!r} leaves lines out that begin so"
         if self._quote is None and first[:1] in ('"', "'"):

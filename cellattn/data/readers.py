@@ -81,6 +81,7 @@ def read_string_links(
     )
     require_genes(genes)
     table = Table(path, " ")
+    table.require_format("a STRING links file", _STRING_PROTEINS.values())
     table.require_columns(_STRING_PROTEINS)
     if channels == "all":
         proteins = _STRING_PROTEINS.values()
@@ -296,6 +297,7 @@ def read_biogrid(
     if systems is not None:
         require_several("systems", systems, "several names or None")
     table = Table(path, "\t")
+    table.require_format("BioGRID's TAB 2.0 or 3.0", _BIOGRID.values())
     table.require_columns(_BIOGRID)
     frame = table.read(_BIOGRID)
     for system in systems or ():

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from .._check import describe, require, require_choice, require_count, tensor_of
 from .._extension import fake
@@ -101,7 +102,13 @@ def khop_subgraph(
         "lower the number of samples",
     )
     if capacity is None:
-        num_nodes, *num_edges = torch.cat([node_ptr[-1:], edge_ptr[:, -1]]).tolist()  # the one wait for a GPU
+        try:
+            num_nodes, *num_edges = torch.cat([node_ptr[-1:], edge_ptr[:, -1]]).tolist()  # the one wait for a GPU
+        except DataDependentOutputException as error:
+            raise NotImplementedError(
+                "cellattn.ops: khop_subgraph: sizes are found out by value, which fake tensors have not: give max_nodes and "
+                "max_edges"
+            ) from error
         overflow = torch.zeros((), dtype=torch.bool, device=graph.device)
     else:
         num_nodes, num_edges = capacity
@@ -206,7 +213,11 @@ def _allocate(
 @fake("induced_sizes")
 def _(rowptr: Tensor, col: Tensor, words: Tensor, num_sets: int) -> tuple[Tensor, Tensor, Tensor]:
     num_relations = (rowptr.shape[0] - 1) // words.shape[0]
-    num_chunks = torch.library.get_ctx().new_dynamic_size()  # the backend's own
+    num_chunks: int | torch.SymInt
+    try:
+        num_chunks = torch.library.get_ctx().new_dynamic_size()  # the backend's own
+    except DynamicOutputShapeException:  # outside of a compilation; nothing that is returned depends on it
+        num_chunks = 1
     return (
         words.new_empty(num_sets + 1),
         words.new_empty(num_relations, num_sets + 1),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._check import describe, require, require_choice, require_indices, require_number, require_tensor
+from .._modes import without_function_modes
 from ..genes import GeneList
 from .measured import MeasuredSets
 from .rosters import gene_indices
@@ -33,6 +34,7 @@ class PairFilter:
         TypeError, ValueError: names that are unknown, an index out of range, a gene paired with itself.
     """
 
+    @without_function_modes
     def __init__(self, names: GeneList, pairs: Tensor | Sequence[tuple[str, str]], *, which: str = "none") -> None:
         require_choice("which", which, WHICH)
         if not isinstance(pairs, Tensor):
@@ -110,6 +112,7 @@ class LabelFilter:
         TypeError, ValueError: names that are unknown, labels that are no strings.
     """
 
+    @without_function_modes
     def __init__(self, names: GeneList, labels: Mapping[str, str | Sequence[str]]) -> None:
         if not isinstance(labels, Mapping):
             raise TypeError(f"labels: expected a dict by gene, got {describe(labels)}")
@@ -155,6 +158,7 @@ class DistanceFilter:
         TypeError, ValueError: names that are unknown, positions that are no numbers, a negative distance.
     """
 
+    @without_function_modes
     def __init__(self, names: GeneList, position: Mapping[str, tuple[str, int]], *, distance: float) -> None:
         if not isinstance(position, Mapping):
             raise TypeError(f"position: expected a dict by gene, got {describe(position)}")

@@ -11,6 +11,7 @@ import polars as pl
 
 from .._check import require_count
 from .._file import write_atomic
+from .._modes import without_function_modes
 from ..genes import GeneList
 from .agreement import Agreement
 from .keep import Bins, Keep, Tables
@@ -42,6 +43,7 @@ class Merged(NamedTuple):
     agreement: Agreement
 
 
+@without_function_modes
 def merge(folder: str | os.PathLike[str], *, top: int = 10_000) -> Path:
     """Write `result/` into the folder of a screen whose units are all done: `ranking.parquet`, `genes.parquet`, and `page.md`
     with its figures, for which matplotlib has to be installed.

@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from .._check import describe, device_of, require, require_choice, require_count
+from .._modes import without_function_modes
 from ..data.dataset import PerturbationDataset
 from ..genes import GeneList
 from ..graph import MultiGraph
@@ -31,6 +32,7 @@ from .store import Status, Store, shard_of
 _SMALLEST, _LARGEST = 1 << 12, 1_000_000  # ranks of a unit, if not said otherwise
 
 
+@without_function_modes
 def screen(
     models: Model | Sequence[Model],
     graph: MultiGraph | Path_ | None = None,
@@ -202,6 +204,7 @@ def _work(store: Store, job: Job, engine: str, mine: Sequence[int], devices: Seq
         raise OSError(error.errno, text) from error
 
 
+@without_function_modes
 def status(folder: str | os.PathLike[str]) -> Status:
     """How far a screen is; every file of it is read once and held to its checksum.
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .._check import describe, device_of, require, require_count, require_indices, require_same, require_tensor, values_visible
+from .._modes import without_function_modes
 from ..data.dataset import PERTURBATION_TYPES
 from ..graph import MultiGraph
 from ..nn._check import require_phenotype
@@ -53,6 +54,7 @@ class Scorer(Protocol):
         ...
 
 
+@without_function_modes
 def make_scorer(
     model: nn.Module,
     graph: MultiGraph | None = None,

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .._check import describe, listed, require, require_choice, require_count, require_indices, require_same, require_tensor
+from .._modes import without_function_modes
 from ..data._table import Table
 from ..data.dataset import PERTURBATION_TYPES
 from ..genes import GeneList
@@ -99,6 +100,7 @@ class SetSpace:
                 raise TypeError(f"filters: expected filters of cellattn.screen.filters, or their like, got {describe(f)}")
 
     @classmethod
+    @without_function_modes
     def combinations(
         cls,
         names: GeneList,
@@ -127,6 +129,7 @@ class SetSpace:
         return cls.crossed(names, [(everything, order)], types=types, filters=filters)
 
     @classmethod
+    @without_function_modes
     def crossed(
         cls,
         names: GeneList,
@@ -165,6 +168,7 @@ class SetSpace:
         return cls(names, source, roster, filters)
 
     @classmethod
+    @without_function_modes
     def listed(
         cls, names: GeneList, genes: Tensor, *, types: Tensor | Types = "deleted", filters: Iterable[Filter] = ()
     ) -> SetSpace:
@@ -195,6 +199,7 @@ class SetSpace:
         return cls(names, _Listed(len(names), genes, of_set), roster, filters)
 
     @classmethod
+    @without_function_modes
     def from_file(
         cls,
         path: str | PathLike[str],
@@ -225,6 +230,7 @@ class SetSpace:
     def __len__(self) -> int:
         return self.total
 
+    @without_function_modes
     def set_of(self, rank: Tensor) -> GeneSets:
         """The sets with these ranks, whether filters leave them or not.
 
@@ -262,6 +268,7 @@ class SetSpace:
         _require_types(types, genes)
         return self._source.rank_of(genes, types)
 
+    @without_function_modes
     def block(self, begin: int, end: int) -> Block:
         """The sets with ranks begin to end that filters leave, by far faster than by `set_of`.
 

@@ -729,6 +729,32 @@ def test_messages_stay_short(text: str, words: str, tmp_path: Path) -> None:
     assert len(said) < 1000 + len(str(path))
 
 
+@pytest.mark.parametrize(
+    ("reader", "what"), [(read_string_links, "a STRING links file"), (read_biogrid, "BioGRID's TAB 2.0 or 3.0")]
+)
+def test_another_table_than_a_format(reader: Callable[..., Any], what: str, tmp_path: Path) -> None:
+    """No option of the reader is offered that it does not have."""
+    path = tmp_path / "t.tsv"
+    path.write_text("a\tb\nG1\tG2\n")
+    with pytest.raises(ValueError, match=rf"^{path}: not {what}: no column '\w[\w ]*', its columns are '[ab\\t', ]+'$"):
+        reader(path, GeneList(["G1", "G2"]))
+
+
+@pytest.mark.parametrize("header", ["Gene_A\tb", " gene_a \tb", "gene_a\r\tb"])
+def test_columns_that_nearly_fit(header: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.tsv"
+    path.write_text(f"{header}\nG1\tG2\n", newline="")
+    with pytest.raises(ValueError, match=r"has no column 'gene_a', its columns are .*; did you mean '.*'\?$"):
+        read_edge_table(path, GeneList(["G1", "G2"]), source="gene_a", target="b")
+
+
+def test_rename_is_a_function(tmp_path: Path) -> None:
+    path = tmp_path / "t.tsv"
+    path.write_text("a\tb\nG1\tG2\n")
+    with pytest.raises(TypeError, match=r"rename: expected a function of a name, got dict \{'G1': 'G2'\}"):
+        read_edge_table(path, GeneList(["G1", "G2"]), source="a", target="b", rename={"G1": "G2"})  # type: ignore[arg-type]
+
+
 def test_names_that_nearly_fit_are_told(tmp_path: Path) -> None:
     """Unknown but for the case of letters or spaces around, which are seen."""
     path = tmp_path / "t.tsv"

@@ -221,7 +221,7 @@ BAD_ARGUMENTS = [
     pytest.param(
         links, DETAILED, {"channels": ["coexpression"] * 2}, ValueError, "channels: ", "named twice", id="channel-twice"
     ),
-    pytest.param(links, EDGES, {}, ValueError, "source: ", "no column 'protein1'", id="links-other-table"),
+    pytest.param(links, EDGES, {}, ValueError, "not a STRING links file: ", "no column 'protein1'", id="links-other-table"),
     pytest.param(edges, EDGES, {"source": "tf"}, ValueError, "source: ", "'source', 'target', 'value'", id="no-column"),
     pytest.param(edges, EDGES, {"target": "source"}, ValueError, "target: ", "'source' is source", id="column-twice"),
     pytest.param(edges, EDGES, {"weight": 2}, TypeError, "weight: expected", "int 2", id="column-type"),

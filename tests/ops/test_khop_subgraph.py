@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import cellattn
 from cellattn import MultiGraph, SubgraphBatch, reference
@@ -391,3 +392,19 @@ def test_equal_from_run_to_run() -> None:
 @pytest.mark.parametrize(("index_dtype", "layout"), FORMATS)
 def test_nothing_is_written_past_the_ends(index_dtype: torch.dtype, layout: str) -> None:
     assert_kept_past_the_ends(problem(7, 64, [500, 0, 2000], 70), index_dtype, layout, nullcontext())
+
+
+def test_fake_tensors() -> None:
+    """Shapes and dtypes where sizes are given, otherwise an error that says to give them."""
+    graph = MultiGraph.from_edge_index({"a": torch.tensor([[0, 1, 2], [1, 2, 0]])}, 4)
+    seeds, ptr = torch.tensor([0, 3]), torch.tensor([0, 1, 2])
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        given = mode.from_tensor(seeds), mode.from_tensor(ptr)
+        found = cellattn.khop_subgraph(graph, *given, 1, max_nodes=9, max_edges=7)
+        with pytest.raises(NotImplementedError, match=r"cellattn\.ops: khop_subgraph: .* give max_nodes and max_edges"):
+            cellattn.khop_subgraph(graph, *given, 1)
+    real = cellattn.khop_subgraph(graph, seeds, ptr, 1, max_nodes=9, max_edges=7)
+    for fake, x in zip(found._buffers, real._buffers, strict=True):
+        assert (fake is None) == (x is None)
+        assert x is None or (fake is not None and (fake.shape, fake.dtype) == (x.shape, x.dtype))
+    assert cellattn.khop_subgraph(graph, seeds, ptr, 1).num_nodes == 3

@@ -20,7 +20,7 @@ from benchmarks import train
 from cellattn import MultiGraph, checkpoint
 from cellattn.data import GeneList, PerturbationDataset
 from cellattn.nn import CellTransformer, PairwiseInteraction
-from cellattn.screen import Bins, ScreenError, SetSpace, merge, screen, status
+from cellattn.screen import Bins, PairFilter, ScreenError, SetSpace, merge, screen, status
 from cellattn.screen.__main__ import main
 from cellattn.screen.run import parse_shard, unit_size
 
@@ -316,6 +316,29 @@ def test_another_graph_is_refused(files: list[Path], tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "m", model_of(0), graph=GRAPH, graph_file=tmp_path / "gone")
     with pytest.raises(ValueError, match=r"graph: expected one for '.*m': '.*gone', which it names, is not there"):
         screen(tmp_path / "m", out=tmp_path / "s", **QUIET)
+
+
+def test_another_default_device_changes_nothing(files: list[Path], tmp_path: Path) -> None:
+    """On meta, since what goes there by mistake is lost on any machine."""
+    support = PerturbationDataset.from_sets([["Y01", "Y02"]], [0.5], genes=GeneList(NAMES))
+    (tmp_path / "sets").write_text("Y03\tY04\nY05\tY06\n")
+    screens: dict[str, dict[str, Any]] = {
+        "pairs": {"order": 2, "support": support, "unmeasured": True},
+        "crossed": {"genes": [(NAMES[:4], 1), (NAMES[4:9], 1)], "keep": "all"},
+    }
+    for name, options in screens.items():
+        screen(files, out=tmp_path / name, **QUIET, **options)
+        merge(tmp_path / name)
+        with torch.device("meta"):
+            filters = [PairFilter(GeneList(NAMES), [("Y07", "Y08")])]
+            assert (
+                SetSpace.from_file(tmp_path / "sets", GeneList(NAMES), filters=filters).block(0, 2).genes.device.type == "cpu"
+            )
+            assert screen(files, out=tmp_path / f"{name}-meta", **QUIET, **options).complete
+            assert status(tmp_path / f"{name}-meta").complete
+            merge(tmp_path / f"{name}-meta")
+        for file in ("unit-00000000.parquet", "result/ranking.parquet", "result/genes.parquet"):
+            assert pl.read_parquet(tmp_path / name / file).equals(pl.read_parquet(tmp_path / f"{name}-meta" / file))
 
 
 def test_a_model_that_reads_no_graph_needs_none(tmp_path: Path) -> None:
