@@ -109,9 +109,10 @@ PROBLEMS = {
 
 
 aten = torch.ops.aten
-# Constants, of which some are overwritten, and what is only compared.
+# Constants, of which some are overwritten, what is only compared, and a scale of which the result is freed again.
 NOT_COMPUTED = {
-    aten.aminmax, aten.empty, aten.empty_like, aten.new_empty, aten.new_zeros, aten.ones, aten.zeros, aten.zeros_like
+    aten.aminmax, aten.empty, aten.empty_like, aten.exp2_, aten.new_empty, aten.new_zeros, aten.ones, aten.zeros,
+    aten.zeros_like,
 }  # fmt: skip
 
 
