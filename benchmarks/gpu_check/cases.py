@@ -69,6 +69,7 @@ def cases(graph: MultiGraph) -> Iterator[Case]:
         head = ((2, t, d),) * 2
         yield both(f"attention D{d}", *head, (2, t, d), f=lambda m, q, k, v: m.attention(q, k, v))
         yield both(f"attention_logsumexp D{d}", *head, f=lambda m, q, k: m.attention_logsumexp(q, k))
+    yield both("attention D20, dropout", *((2, t, 20),) * 3, f=lambda m, q, k, v: m.attention(q, k, v, dropout_p=0.25))
     pair = ((t, 20),) * 2
     yield both("attention D100 Dv30", (1, t, 100), (1, t, 100), (1, t, 30), f=lambda m, q, k, v: m.attention(q, k, v))
     yield both("attention_kl", *pair, f=lambda m, q, k: m.attention_kl(q, k, graph, "dense", num_prefix=1))
@@ -158,10 +159,13 @@ def hub_cases(device: torch.device) -> Iterator[Case]:
         )  # fmt: skip
     # few values: the definition holds those of all pairs
     one = tuple((1, everyone.numel() + 1, width) for width in (20, 20, 2))
-    yield both(
-        "edge_attention, a hub", *one, (1,),
-        f=lambda m, q, k, v, bias: m.edge_attention(q, k, v, graph, [("hub", 0)], edge_bias=bias, weighted=True),
-    )  # fmt: skip
+    for name, dropout_p in (("edge_attention, a hub", 0.0), ("edge_attention, a hub, dropout", 0.25)):
+        yield both(
+            name, *one, (1,),
+            f=lambda m, q, k, v, bias, dropout_p=dropout_p: m.edge_attention(
+                q, k, v, graph, [("hub", 0)], edge_bias=bias, weighted=True, dropout_p=dropout_p
+            ),
+        )  # fmt: skip
 
 
 def all_cases(graph: MultiGraph) -> list[Case]:
