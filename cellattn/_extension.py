@@ -7,6 +7,7 @@ with every non-edge of more than some 500 genes.
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -49,13 +50,31 @@ def require_extension(device: torch.device) -> None:
 
 
 def fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register the fake of one of the extension's operators; nothing where the extension is not there."""
-    if AVAILABLE and not torch._C._dispatch_has_kernel(f"cellattn::{name}"):
-        raise ImportError(
-            f"cellattn: the extension cellattn._C has no operator cellattn::{name}: it was built from other sources; build it "
-            "again: `pip install .`, or `python setup.py build_ext --inplace` in a checkout"
-        )
-    return torch.library.register_fake(f"cellattn::{name}") if AVAILABLE else lambda f: f
+    """Register the fake of one of the extension's operators; nothing where the extension is not there.
+
+    Raises:
+        ImportError: the extension is of other sources: it has no such operator, or one of other arguments.
+    """
+    if not AVAILABLE:
+        return lambda f: f
+    if not torch._C._dispatch_has_kernel(f"cellattn::{name}"):
+        raise _of_other_sources(f"has no operator cellattn::{name}")
+
+    def register(f: Callable[..., Any]) -> Callable[..., Any]:
+        parameters = inspect.signature(f).parameters.values()
+        takes = len(torch._C._get_schema(f"cellattn::{name}", "").arguments)
+        if all(p.kind is not p.VAR_POSITIONAL for p in parameters) and len(parameters) != takes:
+            raise _of_other_sources(f"has an operator cellattn::{name} of {takes} arguments, expected {len(parameters)}")
+        return torch.library.register_fake(f"cellattn::{name}")(f)
+
+    return register
+
+
+def _of_other_sources(what: str) -> ImportError:
+    return ImportError(
+        f"cellattn: the extension cellattn._C {what}: it was built from other sources; build it again: `pip install .`, or "
+        "`python setup.py build_ext --inplace` in a checkout"
+    )
 
 
 def cuda_kernel(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -66,3 +66,12 @@ def test_an_extension_of_other_sources_says_so():
     """As after a change of branch: the file is there, and lacks an operator that the ops were written for."""
     with pytest.raises(ImportError, match="has no operator cellattn::of_tomorrow: it was built from other sources; build it"):
         _extension.fake("of_tomorrow")
+    takes = len(torch._C._get_schema("cellattn::khop_words", "").arguments)
+    message = (
+        rf"has an operator cellattn::khop_words of {takes} arguments, expected 1: it was built from other sources; build it"
+    )
+    with pytest.raises(ImportError, match=message):
+
+        @_extension.fake("khop_words")
+        def _(x: torch.Tensor) -> torch.Tensor:
+            return x

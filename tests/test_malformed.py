@@ -31,7 +31,7 @@ from cellattn import (
     sample_rows,
 )
 from cellattn.data import GeneList, PerturbationDataset, read_edge_table, read_string_links, synthetic_cell
-from cellattn.nn import CellEncoder, GeneTokens, GraphRegularizedAttention, HyperSAGNN, PerturbationHead
+from cellattn.nn import CellEncoder, GeneTokens, GraphRegularizedAttention, HyperSAGNN, PerturbationHead, extend_genes
 
 N, H, D = 5, 2, 4
 T = N + 1  # one prefix token
@@ -860,6 +860,8 @@ MODULES: list[Case] = [
         ValueError,
         ("gene_ids", "cpu", "meta"),
     ),
+    ("extend-model", lambda: extend_genes("m", 1), TypeError, ("model", "'m'")),  # type: ignore[arg-type]
+    ("extend-nothing", lambda: extend_genes(torch.nn.Linear(2, 2), 1), ValueError, ("model", "GeneTokens", "Linear")),
     ("layer", lambda: CellEncoder(8, 1, 2, ties=[(1, 0, "r", 1.0)]), ValueError, ("ties", "layer", "1")),
     ("sagnn-ptr", lambda: HyperSAGNN(8)(rand(3, 8), ids([0, 2])), ValueError, ("ptr", "2")),
     ("pool", lambda: PerturbationHead(8, num_types=5, pool="max"), ValueError, ("pool", "'max'")),

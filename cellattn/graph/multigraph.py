@@ -868,7 +868,8 @@ class MultiGraph:
         return graph
 
     def to_hetero_data(self) -> Any:
-        """A PyG `HeteroData`, which `from_hetero_data` reads back: what is known and aliases of names alone are not in it.
+        """A PyG `HeteroData`, which `from_hetero_data` reads back, but for what is known, aliases of names, and types that no
+        relation joins.
 
         Each node type holds `num_nodes` and, where the graph has names, `names`; each edge type `edge_index` int64 [2, E], by
         positions within its two types, and `edge_weight` [E] unless all are 1.

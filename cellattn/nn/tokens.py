@@ -143,8 +143,11 @@ def extend_genes(model: nn.Module, num_new: int, *, at: int | None = None) -> No
         at: the row before which they come; the end of the tables by default.
 
     Raises:
-        ValueError: a number out of range. TypeError: one of a wrong type.
+        ValueError: a number out of range, or a model without `GeneTokens`. TypeError: an argument of a wrong type.
     """
-    for module in model.modules():
-        if isinstance(module, GeneTokens):
-            module.extend(num_new, at=at)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a module, got {describe(model)}")
+    tables = [module for module in model.modules() if isinstance(module, GeneTokens)]
+    require(len(tables) > 0, lambda: f"model: expected one with GeneTokens, got a {type(model).__name__} without")
+    for table in tables:
+        table.extend(num_new, at=at)
