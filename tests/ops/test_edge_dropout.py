@@ -35,7 +35,7 @@ def both(graph: MultiGraph, dropout_p: float = 0.3, **options: Any) -> tuple[Cal
 
 @problems
 @pytest.mark.parametrize(("num_prefix", "self_loops"), [(0, False), (1, True), (3, False)], ids=str)
-@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("weighted", [True, *exhaustive(False)])
 def test_values_and_gradients(problem, num_prefix: int, self_loops: bool, weighted: bool) -> None:
     n, edges_a, edges_b, d, dv = problem
     graph = random_graph(n, {"a": edges_a, "b": edges_b}, weighted=True)
@@ -48,13 +48,13 @@ def test_values_and_gradients(problem, num_prefix: int, self_loops: bool, weight
 
 
 @pytest.mark.parametrize(("num_prefix", "self_loops"), [(0, False), (0, True), (1, True), (3, False), (70, True)], ids=str)
-@pytest.mark.parametrize("p", [0.3, 0.9])
+@pytest.mark.parametrize("p", [0.3, *exhaustive(0.9)])
 def test_dense_relations(num_prefix: int, self_loops: bool, p: float) -> None:
-    """In blocks, beside heads that go along the entries; some genes see themselves twice."""
-    heads = [("s", 1), ("d", 0), ("d", 2), ("s", 2)]
+    """In blocks, beside a head that goes along the entries; some genes see themselves twice."""
+    heads = [("s", 1), ("d", 0)]
     ours, theirs = both(DENSE, p, heads=heads, num_prefix=num_prefix, self_loops=self_loops)
     t = num_prefix + 600
-    assert_same(ours, theirs, *leaves((3, t, 5), (3, t, 5), (3, t, 3)))
+    assert_same(ours, theirs, *leaves((2, t, 5), (2, t, 5), (2, t, 3)))
 
 
 @pytest.mark.parametrize("isa", ["", "portable"])
