@@ -27,7 +27,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -126,8 +126,8 @@ class Mutant:
     source: str  # the line of Triton that it comes from
 
     @property
-    def key(self) -> tuple[str, int, str]:
-        return self.code, self.instruction, _digest(self.after)[:6]
+    def key(self) -> tuple[str, str, str]:
+        return self.code, str(self.instruction), _digest(self.after)[:6]
 
     def of(self, text: str) -> str:
         """The mutated PTX."""
@@ -231,6 +231,7 @@ class Run:
     warps: dict[str, np.ndarray]  # by PTX, [instructions]
     names: dict[str, str]
     launches: list[Launched]
+    steps: int  # of the batch of CTAs that took most
 
 
 def results_of(
@@ -261,7 +262,13 @@ def runs_of(number: int) -> list[Run]:
             launched.append((text, kernel))
             return text
 
-        with knowing(launches):
+        steps, plain = [0], Machine.run
+
+        def run(m: Machine, steps: list[int] = steps, plain: Callable[[Machine], None] = plain) -> None:
+            plain(m)
+            steps.append(m.done)
+
+        with knowing(launches), mock.patch.object(Machine, "run", run):
             results, upstream, made = results_of(subject, shape, None, mutate=note, count=True)
         warps = dict[str, np.ndarray]()
         if shape.exact:
@@ -271,7 +278,7 @@ def runs_of(number: int) -> list[Run]:
             wanted = list(with_bounds(shape.definition, shape.inputs, given, fast_exp=False))
         for (text, _), counts in zip(launched, made.counts, strict=True):
             warps[text] = warps.get(text, 0) + counts.warps
-        runs.append(Run(shape, upstream, results, wanted, warps, dict(launched), launches))
+        runs.append(Run(shape, upstream, results, wanted, warps, dict(launched), launches, max(steps)))
         assert not differing(runs[-1], results), f"{subject}: the kernels as they are fail"
     return runs
 
@@ -284,7 +291,7 @@ def differing(run: Run, results: list[Tensor]) -> list[str]:
     ratios = [ratio_to_bound(got, wanted, parts=run.shape.parts) for got, wanted in pairs]
     if run.shape.ratios:
         ratios += run.shape.ratios(results[len(pairs) :], run.upstream)
-    return [f"result {i}: {x:.3g} times as far as rounding explains" for i, x in enumerate(ratios) if not x <= 1]
+    return [f"result {i}: {x:.2g} bounds off" for i, x in enumerate(ratios) if not x <= 1]
 
 
 def same_bytes(a: list[Tensor], b: list[Tensor]) -> bool:
@@ -363,20 +370,20 @@ def kernels_commit() -> str:
 
 @dataclass(frozen=True, order=True)
 class Verdict:
-    """On one mutant: a row of mutations.csv."""
+    """On one mutant: a row of mutations.csv, in which the first row of some code names its kernel, chip and commit."""
 
     kernel: str
-    arch: int
+    arch: str
+    commit: str  # the last that changed a kernel then
     code: str  # digest of the kernel's as it was compiled
-    instruction: int  # of the code, from 0
+    instruction: str  # its number in the code, from 0
     kind: str
     change: str  # digest of what the instruction became
     verdict: str
     why: str  # of one that survived: the instruction and what it became
-    commit: str  # the last that changed a kernel then
 
     @property
-    def key(self) -> tuple[str, int, str]:
+    def key(self) -> tuple[str, str, str]:
         return self.code, self.instruction, self.change
 
 
@@ -390,9 +397,8 @@ def judge(number: int, mutant: Mutant, *, reasons: bool = True) -> Verdict:
         return mutant.of(text) if digest(text) == mutant.code else text
 
     for run in reached:
-        limit = 3 * max(int(c.sum()) for c in run.warps.values()) + 10_000  # as many, were the warps to run one by one
         try:
-            with mock.patch.object(machine, "MAX_STEPS", limit), knowing(run.launches):
+            with mock.patch.object(machine, "MAX_STEPS", 20 * run.steps + 10_000), knowing(run.launches):
                 results, *_ = results_of(subject, run.shape, run.upstream, mutate=mutate)
         except Fault as fault:
             verdict, why = "reported", _detector(str(fault).splitlines()[0].partition(": ")[2])
@@ -413,13 +419,15 @@ def judge(number: int, mutant: Mutant, *, reasons: bool = True) -> Verdict:
         why = reason(subject, mutant, reached, mutate)
     code, instruction, change = mutant.key
     return Verdict(
-        mutant.kernel, subject.arch, code, instruction, mutant.kind, change, verdict, why, kernels_commit()
+        mutant.kernel, str(subject.arch), kernels_commit(), code, instruction, mutant.kind, change, verdict, why
     )  # fmt: skip
 
 
 def _detector(fault: str) -> str:
     """A fault without the numbers and arguments that are of one mutant."""
-    return re.sub(r"(argument|bytes of|values to|input) (?!(?:its|shared)\b)\w+", r"\1 ...", re.sub(r"\d+ ", "n ", fault))
+    return re.sub(
+        r"(argument|bytes of|values to|input) (?!(?:its|shared)\b)\w+", r"\1 ...", re.sub(r"\d+ ", "n ", fault)
+    ).replace(" (n bytes)", "")
 
 
 def _plain(text: str) -> str:
@@ -517,11 +525,19 @@ round before read it, for which ptxas made every product wait | "BCE of drawn ne
 side; it is executed for that chip too" |
 """.replace("\\\n", "")
 
-# (kernel, kind, a part of the instruction): why no comparison can see it
+# (the kernel's name or how it begins, kind, a part of the instruction): why no comparison can see it
 EXPLAINED = {
+    ("bce_rows_fwd_kernel_edges", "swap", "sub.s64 %rd10"): "the last of a hub's segments comes before the first, so that it \
+walks the hub whole: the same sum in another order",
+    ("bce_rows_fwd_kernel_edges", "swap", "sub.s64 %rd8"): "the degree of a row with its sign turned: the target of a row's \
+only edge is its weight over its weight, rounded twice, for 1",
+    ("bce_rows_bwd_kernel_segments_dk", "stride", "add.s64"): "the last edge of a segment of over 64 taken for one of the \
+first row, one term of seventy: below the bound of a bfloat16 sum of that length",
     ("row_dot_fwd_kernel", "offset", "ld.global.b64"): "reads where the segments of a hub end for where they begin, so that \
 it walks the hub whole: the same sum in another order",
     ("attention_fwd_kernel", "swap", "fma.rn.ftz"): "a high coefficient of the polynomial of a logarithm",
+    ("bce_rows_fwd_kernel", "swap", "fma.rn.ftz"): "a coefficient of the polynomial of log(1 - a), which moves that by 3e-4 at \
+most, where a is nearly 2/3, and is multiplied by its target in an edge of a hub; the bound of a row's loss is 1e-4 here",
 }  # fmt: skip
 
 EARLIER = """
@@ -594,7 +610,7 @@ def _family(x: Verdict) -> str:
 
 def _explanation(x: Verdict) -> str:
     for (kernel, kind, part), why in EXPLAINED.items():
-        if (x.kernel, x.kind) == (kernel, kind) and part in x.why:
+        if x.kernel.startswith(kernel) and x.kind == kind and part in x.why:
             return why
     return "not explained yet"
 
@@ -636,24 +652,30 @@ def page(results: list[Verdict]) -> str:
     return "\n".join([introduction, FAULTS, tables(results)])
 
 
+_OF_CODE = "kernel", "arch", "commit"
+
+
 def read(path: Path) -> list[Verdict]:
     """The latest verdict on each mutant."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        found = [
-            Verdict(**{**x, "arch": int(x["arch"]), "instruction": int(x["instruction"])})  # type: ignore[arg-type]
-            for x in csv.DictReader(file)
-        ]
-    return sorted({x.key: x for x in found}.values())
+        rows = list(csv.DictReader(file))
+    of_code = {x["code"]: {name: x[name] for name in _OF_CODE} for x in reversed(rows) if x["kernel"]}
+    found = [Verdict(**{**x, **of_code[x["code"]]}) for x in rows]
+    return sorted({x.key: x for x in found}.values(), key=lambda x: (x.kernel, x.arch, x.code, int(x.instruction), x))
 
 
 def write(path: Path, results: Collection[Verdict], mode: str = "w") -> None:
+    """Results in the order of `read`, or more of them to those that are there."""
+    named = set[str]()
     with path.open(mode, newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
         if mode == "w":
             rows.writerow(x.name for x in fields(Verdict))
-        rows.writerows(astuple(x) for x in results)
+        for x in results:
+            rows.writerow("" if name in _OF_CODE and x.code in named else value for name, value in asdict(x).items())
+            named.add(x.code)
 
 
 def main() -> None:

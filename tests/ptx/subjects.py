@@ -198,12 +198,15 @@ def _hubs(n: int, degree: int, longest: int) -> MultiGraph:
 
 def _bce(
     dtype: torch.dtype, lead: tuple[int, ...], n: int, d: int, rows: list[int] | None, link: str, size: float = 1,
-    graph: MultiGraph | None = None,
+    graph: MultiGraph | None = None, *, heavy: float = 0,
 ) -> Shape:  # fmt: skip
+    """`heavy`: how much of each row is with the first gene: of 70 genes a quarter, more or less, with 8, and half with 11."""
     graph = graph or random_graph(n, {"other": 7, "a": 4 * n}, weighted=True).extend(1)
     options: dict[str, Any] = {"num_prefix": 1, "reduction": "none", "link": link}
     options["rows"] = None if rows is None else torch.tensor(rows)
     q, k = drawn(dtype, (*lead, n + 2, d), (*lead, n + 2, d))
+    if heavy:
+        q[..., 0], k[..., 1, 0] = 2, heavy
     return both(lambda module: lambda q, k: module.attention_bce(q, k, graph, "a", **options), [size * q, k], parts=True)
 
 
@@ -391,6 +394,8 @@ SUBJECTS = [
         lambda: _bce(BF16, (), 70, 20, None, "softmax", 3), lambda: _bce(BF16, (2,), 150, 20, None, "softmax"),
         lambda: _bce(BF16, (), 133, 20, None, "softmax", 20),
         lambda: _bce(BF16, (3,), 70, 20, None, "softmax", 6),
+        lambda: _bce(BF16, (2,), 70, 20, None, "softmax", 1, _weighted(70, 1, 70).extend(1), heavy=8),
+        lambda: _bce(BF16, (2,), 70, 20, None, "softmax", 1, _weighted(70, 1, 70).extend(1), heavy=11),
     ]),
     Subject("attention_bce", "chosen rows, bf16, D 32, sigmoid", 80, [
         lambda: _bce(BF16, (), 70, 32, [3, 0, 17, 17, 69], "sigmoid"),
@@ -407,10 +412,18 @@ SUBJECTS = [
     Subject("attention_bce", "hubs, bf16, D 20, softmax", 80, [
         lambda: _bce(BF16, (2,), 90, 20, None, "softmax", 3, _hubs(90, 9, 5)),
         lambda: _bce(BF16, (), 150, 20, None, "softmax", 6, _hubs(150, 5, 80)),
+        lambda: _bce(BF16, (), 140, 20, None, "softmax", 3, _hubs(140, 1, 80)),
+        lambda: _bce(BF16, (6,), 70, 20, None, "softmax", 1, _hubs(70, 3, 5), heavy=11),
+    ]),
+    Subject("attention_bce", "hubs, fp32, D 20, softmax", 80, [
+        lambda: _bce(FP32, (2,), 90, 20, None, "softmax", 3, _hubs(90, 9, 5)),
+        lambda: _bce(FP32, (), 140, 20, None, "softmax", 6, _hubs(140, 1, 80)),
+        lambda: _bce(FP32, (6,), 70, 20, None, "softmax", 1, _hubs(70, 3, 5), heavy=11),
     ]),
     Subject("attention_bce", "hubs, chosen rows, drawn negatives, bf16, D 20", 80, [
         lambda: _drawn_bce(BF16, 90, 20, 9, "softmax", 3, [5, 0, 2, 0, 89, 7], _hubs(90, 9, 5)),
         lambda: _drawn_bce(BF16, 150, 20, 3, "softmax", 6, [1, 1, *range(140, 2, -1), 0, 4], _hubs(150, 5, 80)),
+        lambda: _drawn_bce(BF16, 140, 20, 3, "softmax", 1, [*range(139, -1, -1)], _hubs(140, 1, 80)),
     ]),
     Subject("edge_attention", "bf16, D 20, DV 36", 80, [
         lambda: _edge_attention(BF16, (), _two_relations(25), 20, 36, 3, num_prefix=1, weighted=True),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import collections
+import csv
 from pathlib import Path
 
 import pytest
 
-from .mutations import PAGE, RESULTS, judge, mutants_of_line, read, sample, tables, write
+from .mutations import PAGE, RESULTS, ROOT, judge, mutants_of_line, read, sample, tables, write
 
 SUBJECTS = (
     "attention, bf16, D 32, sm_80", "attention, bf16, D 64, sm_90", "masked_spmm, bf16, F 20, sm_80",
@@ -75,3 +76,11 @@ def test_the_page_is_of_the_verdicts_that_are_kept(tmp_path: Path) -> None:
     assert PAGE.read_text().endswith("\n" + tables(verdicts)), "python -m tests.ptx.mutations --page"
     write(tmp_path / "again.csv", verdicts)
     assert RESULTS.read_text() == (tmp_path / "again.csv").read_text(), "rows in another order, or twice"
+
+
+def test_every_kernel_is_planted_in() -> None:
+    """Of kernels/ and csrc/cuda, by the tables of their registers."""
+    paths = (ROOT / "kernels" / "resources.csv", ROOT / "csrc" / "resources.csv")
+    kernels = {row["kernel"].partition("<")[0] for path in paths for row in csv.DictReader(path.read_text().splitlines())}
+    missing = kernels - {x.kernel for x in read(RESULTS)}
+    assert not missing, f"python -m tests.ptx.mutations plants in {sorted(missing)}"
