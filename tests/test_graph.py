@@ -655,6 +655,21 @@ def test_new_content_is_never_open_to_others(tmp_path: Path, monkeypatch: pytest
     assert path.read_bytes() == b"new"
 
 
+def test_a_full_disk_is_said_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "f"
+    write_atomic(path, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=rf"No space left on device: '{path}'") as caught:
+        write_atomic(path, b"new")
+    assert caught.value.errno == errno.ENOSPC
+    assert [file.name for file in tmp_path.iterdir()] == ["f"]
+    assert path.read_bytes() == b"old"
+
+
 @pytest.mark.parametrize("links", [1, 3])
 @pytest.mark.parametrize("there", [True, False], ids=["there", "dangling"])
 def test_links_are_written_through(tmp_path: Path, links: int, there: bool) -> None:
