@@ -683,6 +683,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--per-kind", type=int, default=PER_KIND, help="mutants of one kind in one kernel")
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES, metavar="FAMILY", help="%(choices)s")
+    parser.add_argument("--again", action="store_true", help="judge the equivalent anew too: shapes may have been added since")
     parser.add_argument("--page", action="store_true", help="write docs/compiled.md of the results, and plant nothing")
     arguments = parser.parse_args()
     results = read(arguments.results)
@@ -692,9 +693,10 @@ def main() -> None:
         return
     mutants = all_mutants(arguments.per_kind, arguments.families)
     # what is compiled otherwise now says nothing any more; shapes may have been added since, to find what survived
+    unsure = {"surviving", "equivalent"} if arguments.again else {"surviving"}
     codes = {mutant.code for _, mutant in mutants}
     results = [x for x in results if x.code in codes or family_of(x.kernel) not in arguments.families]
-    known = {x.key for x in results if x.verdict != "surviving"}
+    known = {x.key for x in results if x.verdict not in unsure}
     left = [x for x in mutants if x[1].key not in known]
     write(arguments.results, results)
     print(f"{len(mutants)} mutants, {len(left)} to plant", flush=True)
