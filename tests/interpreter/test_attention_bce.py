@@ -206,7 +206,7 @@ def test_relations_that_join_two_types(relation: str, link: str, negatives: dict
     check(cell_with_terms(), relation, q, k, link=link, **negatives)
 
 
-# Segments of at most 8 edges. Relation a has rows and columns of 8 (whole), 9, 30 and all 61; b, which is first, has hubs too.
+# Segments of at most 8 edges. Relation a has rows and columns of 8 (whole), 9, 30 and all 61; b, which is first, has both too.
 LONGEST, HUB_GENES = 8, 61
 
 
@@ -219,7 +219,7 @@ def hubs_graph() -> MultiGraph:
 
     rows = [star(gene, degree) for gene, degree in ((3, 8), (5, 9), (20, 30), (7, HUB_GENES), (1, 1), (60, 2))]
     columns = [star(gene, degree).flip(0) for gene, degree in ((4, 9), (0, 40), (20, 17))]
-    edges = {"b": torch.cat([star(9, 50), star(2, 5).flip(0)], 1), "a": torch.cat([*rows, *columns], 1)}
+    edges = {"b": torch.cat([star(9, 50), star(2, 40).flip(0)], 1), "a": torch.cat([*rows, *columns], 1)}
     weight = {name: torch.rand(index.shape[1], generator=g) + 0.1 for name, index in edges.items()}
     return MultiGraph.from_edge_index(edges, HUB_GENES, edge_weight=weight).extend(1)
 

@@ -192,7 +192,7 @@ def _hubs(n: int, degree: int, longest: int) -> MultiGraph:
     """`_weighted` cut, behind a relation that is cut too; the last gene is unknown."""
     graph = _weighted(n, degree, n)
     star = torch.stack([torch.full((n,), 4), torch.arange(n)])
-    edges = {"other": star, "a": graph.edge_index("a")}
+    edges = {"other": torch.cat([star, star.flip(0)[:, 5:]], 1), "a": graph.edge_index("a")}
     return cut(MultiGraph.from_edge_index(edges, n, edge_weight={"a": graph.weight("a")}).extend(1), longest)
 
 
