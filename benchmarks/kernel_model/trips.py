@@ -51,8 +51,10 @@ class Tied:
         """
         by_row, by_column = graph.segments
         sides = []
-        known = {"rowptr_ptr": _stacked(graph), "colptr_ptr": graph.transpose()[0].numpy()}
-        for pointers, segments in zip(known.values(), (by_row, by_column), strict=True):
+        pointers_of = {"rowptr_ptr": _stacked(graph), "colptr_ptr": graph.transpose()[0].numpy()}
+        known = pointers_of | {"row_segptr": by_row.ptr.numpy(), "segrow_ptr": by_row.row.numpy()}
+        known |= {"col_segptr": by_column.ptr.numpy(), "segcol_ptr": by_column.row.numpy()}
+        for pointers, segments in zip(pointers_of.values(), (by_row, by_column), strict=True):
             degree, cut = np.diff(pointers), np.diff(segments.ptr.numpy())
             n = graph.num_nodes
             sides.append([Side(degree[r * n : (r + 1) * n], cut[r * n : (r + 1) * n]) for r in range(len(graph.relations))])
@@ -166,14 +168,14 @@ def _rows_backward(launch: Launch, tied: Tied | None) -> Trips:
     return Trips(launch.ctas, [launch.ctas * launch.args["num_ties"] // launch.args["num_heads"]])
 
 
-def _values(launch: Launch, name: str, tied: Tied | None) -> np.ndarray:
-    """Of an argument, or where it has none those that it stands for."""
+def _values(launch: Launch, name: str, tied: Tied | None, known: str | None = None) -> np.ndarray:
+    """Of an argument, or where it has none those that it stands for, `known` by another name."""
     x = launch.args[name]
     assert isinstance(x, Tensor)
     if x.device.type != "meta":
         found: np.ndarray = x.detach().numpy()
         return found
-    found = (tied.values if tied is not None else {})[name]
+    found = (tied.values if tied is not None else {})[known or name]
     assert found.shape == x.shape, f"{launch.fn.__name__}: {name} is {list(x.shape)}, what is known {list(found.shape)}"
     return found
 
@@ -302,7 +304,7 @@ def _bce_rows(launch: Launch, tied: Tied | None) -> tuple[np.ndarray, np.ndarray
     degree = np.diff(_values(launch, "rowptr_ptr", tied))[a["first_row"] + genes]
     cut = np.zeros_like(degree)
     if a["HAS_SEGMENTS"]:
-        cut = np.diff(_values(launch, "segptr_ptr", tied))[a["first_row"] + genes]
+        cut = np.diff(_values(launch, "segptr_ptr", tied, "row_segptr"))[a["first_row"] + genes]
         if a["slot_ptr"] is not None:  # where a gene is named first
             cut = cut * (_values(launch, "slot_ptr", tied)[genes] == np.arange(genes.size))
     drawn = np.zeros_like(degree) if a["DENSE"] else np.diff(_values(launch, "negptr_ptr", tied)) * (degree > 0)
@@ -331,8 +333,8 @@ def _bce_segments(pointers: str, owner: str, *, parts: bool) -> Callable[[Launch
         if a.get("slot_ptr") is not None:  # a segment of a row that was not chosen returns
             genes = _values(launch, owner, tied)[mine] - a["first_row"]
             mine = mine[_values(launch, "slot_ptr", tied)[genes] < a["num_rows"]]
-        pointer, first, rows = (_values(launch, name, tied) for name in (pointers, "segptr_ptr", owner))
-        rows = rows[mine]
+        pointer, rows = _values(launch, pointers, tied), _values(launch, owner, tied)[mine]
+        first = _values(launch, "segptr_ptr", tied, "row_segptr" if pointers == "rowptr_ptr" else "col_segptr")
         degree, cut, rank = np.diff(pointer)[rows], np.diff(first)[rows], mine - first[rows]
         ends = degree * rank // cut, degree * (rank + 1) // cut
         loops = [lead * mine.size * a["num_parts"]] if parts and a["DENSE"] and not a["SIGMOID"] else []
@@ -385,7 +387,7 @@ def _bce_edges_dk(launch: Launch, tied: Tied | None) -> Trips:
     degree = np.diff(pointers)
     cut = np.zeros_like(degree)
     if a["HAS_SEGMENTS"]:
-        cut = np.diff(_values(launch, "segptr_ptr", tied))[a["first_row"] : a["first_row"] + a["num_genes"]]
+        cut = np.diff(_values(launch, "segptr_ptr", tied, "col_segptr"))[a["first_row"] : a["first_row"] + a["num_genes"]]
     walked = np.where(cut > 0, 0, degree)
     loops = [lead * _walked(cut, a["BE"])] if a["HAS_SEGMENTS"] else []
     loops += [lead * _walked(walked, a["BE"])]
