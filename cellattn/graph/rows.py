@@ -10,6 +10,8 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch._C import _are_functorch_transforms_active as transforms_active
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._python_dispatch import _disable_current_modes
 from typing_extensions import ParamSpec
 
@@ -26,7 +28,8 @@ def of_any_mode(make: Callable[_P, _R]) -> Callable[_P, _R]:
     """Make what a graph keeps outside of the modes that are on.
 
     What is first asked for in inference mode serves training too; what is first asked for under fake tensors or by torch.export
-    holds values; what is made under another default device is where the graph is.
+    holds values; what is made under another default device is where the graph is; what is first asked for within a transform of
+    torch.func is none of its tensors, which have no storage once it ends.
     """
 
     @without_function_modes
@@ -39,6 +42,8 @@ def of_any_mode(make: Callable[_P, _R]) -> Callable[_P, _R]:
                 stack.enter_context(torch.inference_mode(False))
             if torch._C._len_torch_dispatch_stack():
                 stack.enter_context(_disable_current_modes())
+            if transforms_active():
+                stack.enter_context(temporarily_clear_interpreter_stack())
             return make(*args, **kwargs)
 
     return outside

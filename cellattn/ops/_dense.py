@@ -5,14 +5,14 @@ With s the scores of the chosen rows, t their targets and w = 1 - t on valid pai
     KL_i  = sum_j t_ij log t_ij - sum_j t_ij log a_ij
     BCE_i = - sum_j [ t_ij log a_ij + w_ij log(1 - a_ij) ]
 
-as in `attention_kl.py` and `attention_bce.py`, written in operations whose gradient PyTorch knows: it walks them back without
-Python, which at these sizes is what a call costs. The streamed way is the faster one from some 500 genes, and the only one for
-what is not finite or so large that float32 is not enough.
+as in `attention_kl.py` and `attention_bce.py`, written in operations whose gradient PyTorch knows: it walks them back with no
+Python but hooks that refuse a second derivative, and at these sizes Python is what a call costs. The streamed way is the faster
+one from some 500 genes, and the only one for what is not finite or so large that float32 is not enough.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,17 +32,13 @@ from .attention import accumulation_dtype, as_dtype, is_ordinary
 # Entries of a map up to which the dense way is the faster one, forward and backward: measured on an AMD EPYC, one and two
 # threads, where the two cross between 400 and 600 genes.
 LARGEST = 2**18
-
-
-def fits_dense(device: torch.device, num_entries: int) -> bool:
-    """Whether a map of so many entries is to be made."""
-    return device.type == "cpu" and 0 < num_entries <= LARGEST
+MOST_KEPT = 2**20  # pairs of genes of which a graph keeps the targets, for a few rows too: 8 MB a relation
 
 
 def is_small(q: Tensor, k: Tensor, lse: Tensor | None, rows: Tensor | None, num_genes: int, scale: float) -> bool:
     """Whether the map of q, k [..., T, D] is to be made: on a CPU, not in a compiled function, with nothing special in it."""
     num_entries = q.shape[:-1].numel() * (num_genes if rows is None else rows.shape[0])
-    if not fits_dense(q.device, num_entries) or not is_plain((q, k, lse)):
+    if not 0 < num_entries <= LARGEST or num_genes**2 > MOST_KEPT or not is_plain((q, k, lse)):
         return False
     if transforms_active() or forward_ad._current_level >= 0:
         return False
@@ -56,12 +52,18 @@ class DenseTargets(NamedTuple):
     positive: Tensor  # [R, N]: t
     negative: Tensor  # [R, N]: 1 - t on valid pairs
     entropy: Tensor  # [R]: sum_j t_ij log t_ij
+    without_edge: Tensor  # bool [R]
     total_entropy: float
     num_counted: int  # rows with an edge
 
     @classmethod
-    def of(cls, positive: Tensor, negative: Tensor, entropy: Tensor, with_edge: Tensor) -> DenseTargets:
-        return cls(positive, negative, entropy, float(entropy.sum(dtype=torch.float64)), int(with_edge.sum()))
+    def of(cls, positive: Tensor, negative: Tensor, entropy: Tensor, without_edge: Tensor) -> DenseTargets:
+        total, num_counted = entropy.sum(dtype=torch.float64), without_edge.numel() - without_edge.sum()
+        return cls(positive, negative, entropy, without_edge, float(total), int(num_counted))
+
+    def each(self, loss: Tensor) -> Tensor:
+        """loss [..., R] with exactly 0 in rows without an edge, and nothing of their upstream gradient, NaN or not."""
+        return loss.masked_fill(self.without_edge, 0) if self.num_counted < self.without_edge.shape[0] else loss
 
 
 _kept = WeakIdKeyDictionary()  # by graph, by what tells the targets apart
@@ -70,15 +72,14 @@ _kept = WeakIdKeyDictionary()  # by graph, by what tells the targets apart
 def dense_targets(
     graph: MultiGraph, relation: str, dtype: torch.dtype, rows: Tensor | None = None, normalized: bool = True
 ) -> DenseTargets:
-    """Those of all rows are made once a graph: a small one's are a few times its edges."""
+    """Those of all rows are made once a graph, whichever are asked for."""
     kept = _kept.setdefault(graph, {})
     key = relation, dtype, normalized
     if key not in kept:
         kept[key] = _make_targets(graph, relation, dtype, normalized)
     if rows is None:
         return kept[key]
-    with_edge = graph.targets(dtype).without_edge[graph.relation_id(relation)].logical_not()
-    return DenseTargets.of(*(x.index_select(0, rows) for x in (*kept[key][:3], with_edge)))
+    return DenseTargets.of(*(x.index_select(0, rows) for x in kept[key][:4]))
 
 
 @of_any_mode
@@ -91,9 +92,8 @@ def _make_targets(graph: MultiGraph, relation: str, dtype: torch.dtype, normaliz
         degree = graph.rowptr(relation).diff()
         t = torch.where(degree[row] > 1, graph.weight(relation).to(dtype) * inv_mass[row], t)
     positive = torch.zeros(graph.num_nodes, graph.num_nodes, dtype=dtype).index_put_((row, col), t)
-    with_edge = ~without_edge
-    valid = with_edge[:, None] & graph.known_columns(relation)
-    return DenseTargets.of(positive, valid.to(dtype) - positive, entropy, with_edge)
+    valid = ~without_edge[:, None] & graph.known_columns(relation)
+    return DenseTargets.of(positive, valid.to(dtype) - positive, entropy, without_edge)
 
 
 def dense_kl(
@@ -109,10 +109,10 @@ def dense_kl(
         log_a = s.log_softmax(-1)
     else:
         s = _scores(q, k, rows, num_prefix, scale, "attention_kl")
-        log_a = take(_log_of_map(s, lse, rows, num_prefix), -1, None, num_prefix)
+        log_a = take(_log_of_map(s, lse, rows, num_prefix, "attention_kl"), -1, None, num_prefix)
     entries = targets.positive * log_a
     if reduction == "none":
-        return targets.entropy - entries.sum(-1)
+        return targets.each(targets.entropy - entries.sum(-1))
     factor = _factor(targets, q, reduction)
     return torch.rsub(entries.sum(), factor * targets.total_entropy * q.shape[:-2].numel(), alpha=factor)
 
@@ -127,31 +127,51 @@ def dense_bce(
     if link == "sigmoid":
         entries = _log_likelihood(take(s, -1, None, num_prefix), targets.positive, targets.negative)
     else:
-        log_a = take(_log_of_map(s, lse, rows, num_prefix), -1, None, num_prefix)
+        log_a = take(_log_of_map(s, lse, rows, num_prefix, "attention_bce"), -1, None, num_prefix)
         if lse is not None and graph.num_known(relation) < graph.num_nodes:
             # a key that is in no pair may not be among those of the caller's log-sum-exp
             log_a = log_a.masked_fill(~graph.known_columns(relation), SHARP)
         entries = _softmax_entries(log_a, s, targets, num_prefix)
     if reduction == "none":
-        return entries.sum(-1).neg()
+        return targets.each(entries.sum(-1).neg())
     return entries.sum() * -_factor(targets, q, reduction)
 
 
 def _scores(q: Tensor, k: Tensor, rows: Tensor | None, num_prefix: int, scale: float, public: str) -> Tensor:
     """[..., R, keys]"""
     dtype = accumulation_dtype(q.dtype)
-    queries, keys = as_dtype(take(q, -2, rows, num_prefix), dtype) * scale, as_dtype(k, dtype).mT
-    if torch.is_autocast_enabled("cpu"):  # which would turn this product, of all that is done here, into bfloat16
+    # rows are chosen in the dtype of the arithmetic, in which the gradients of one that is named twice are added
+    queries, keys = take(as_dtype(q, dtype), -2, rows, num_prefix) * scale, as_dtype(k, dtype).mT
+    for x in (queries, keys):
+        refuse_double_backward_through(x, public)
+    if torch.is_autocast_enabled("cpu"):
+        scores: Tensor = _Product.apply(queries, keys)
+        return scores
+    return queries @ keys
+
+
+class _Product(torch.autograd.Function):
+    """queries @ keys under autocast, which of all that is done here would turn this and its gradient into bfloat16."""
+
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, keys: Tensor) -> Tensor:
+        ctx.save_for_backward(queries, keys)
         with torch.autocast("cpu", enabled=False):
-            s = queries @ keys
-    else:
-        s = queries @ keys
-    refuse_double_backward_through(s, public)
-    return s
+            return queries @ keys
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+        queries, keys = ctx.saved_tensors
+        with torch.autocast("cpu", enabled=False):
+            return g @ keys.mT, (g.mT @ queries).mT  # in the order in which PyTorch has it of one map
 
 
-def _log_of_map(s: Tensor, lse: Tensor | None, rows: Tensor | None, num_prefix: int) -> Tensor:
-    return s.log_softmax(-1) if lse is None else s - take(lse, -1, rows, num_prefix).unsqueeze(-1)
+def _log_of_map(s: Tensor, lse: Tensor | None, rows: Tensor | None, num_prefix: int, public: str) -> Tensor:
+    if lse is None:
+        return s.log_softmax(-1)
+    total = take(lse, -1, rows, num_prefix).unsqueeze(-1)
+    refuse_double_backward_through(total, public)
+    return s - total
 
 
 def _factor(targets: DenseTargets, q: Tensor, reduction: str) -> float:

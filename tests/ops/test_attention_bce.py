@@ -424,6 +424,41 @@ def test_gradcheck_and_double_backward() -> None:
     (dq,) = torch.autograd.grad(cellattn.attention_bce(q, k, graph, "a", num_prefix=1), q, create_graph=True)
     with pytest.raises(RuntimeError, match="double backward is not supported"):
         dq.sum().backward()
+    lse = cellattn.attention_logsumexp(q, k).detach().requires_grad_()
+    (dlse,) = torch.autograd.grad(
+        cellattn.attention_bce(q, k, graph, "a", lse=lse, num_prefix=1), lse, create_graph=True
+    )  # fmt: skip
+    for x in (q, k, lse):
+        with pytest.raises(RuntimeError, match="double backward is not supported"):
+            torch.autograd.grad(dlse.sum(), x, retain_graph=True)
+
+
+@pytest.mark.parametrize("link", ["softmax", "sigmoid"])
+def test_no_upstream_gradient_of_a_row_without_an_edge(link: str) -> None:
+    """Such as the NaN of a division by its degree, left out by `where` afterwards."""
+    graph = random_graph(30, {"a": 20})
+    degree = graph["a"].degree
+    assert (degree == 0).any()
+    q, k = leaves((31, 8), (31, 8))
+    loss = cellattn.attention_bce(q, k, graph, "a", num_prefix=1, link=link, reduction="none")
+    got = torch.autograd.grad(torch.where(degree > 0, loss / degree, 0).sum(), (q, k), retain_graph=True)
+    want = torch.autograd.grad((loss / degree.clamp_min(1)).sum(), (q, k))
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_gradients_of_a_row_that_is_named_often_are_rounded_once(dtype: torch.dtype) -> None:
+    """Added in their own 8 bits, 500 equal ones would be those of 256."""
+    graph = random_graph(100, {"a": 900})
+    q, k = (x.detach().to(dtype).requires_grad_() for x in leaves((2, 101, 8), (2, 101, 8)))
+    rows, lse = graph.edge_index("a")[0, :1].expand(500), cellattn.attention_logsumexp(q, k).detach()
+
+    def gradient(rows: Tensor, factor: int) -> Tensor:
+        loss = cellattn.attention_bce(q, k, graph, "a", lse=lse, rows=rows, num_prefix=1, reduction="sum")
+        return factor * torch.autograd.grad(loss, q)[0].float()
+
+    # twice half a spacing of the dtype, and the sum of 500 in float32
+    torch.testing.assert_close(gradient(rows, 1), gradient(rows[:1], 500), rtol=2 * torch.finfo(dtype).eps, atol=1e-4)
 
 
 @pytest.mark.parametrize("num_negatives", [None, 3])

@@ -163,6 +163,30 @@ def test_gradcheck_and_double_backward() -> None:
         dq.sum().backward()
 
 
+@pytest.mark.parametrize("over", ["tokens", "valid"])
+def test_no_upstream_gradient_of_a_row_without_an_edge(over: str) -> None:
+    """Such as the NaN of a division by its degree, left out by `where` afterwards."""
+    graph = random_graph(30, {"a": 20})
+    degree = graph["a"].degree
+    assert (degree == 0).any()
+    q, k = leaves((31, 8), (31, 8))
+    loss = cellattn.attention_kl(q, k, graph, "a", num_prefix=1, over=over, reduction="none")
+    got = torch.autograd.grad(torch.where(degree > 0, loss / degree, 0).sum(), (q, k), retain_graph=True)
+    want = torch.autograd.grad((loss / degree.clamp_min(1)).sum(), (q, k))
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("loss", [cellattn.attention_kl, cellattn.attention_bce], ids=lambda loss: loss.__name__)
+def test_a_few_rows_of_many_genes_need_no_square_of_them(loss: Callable[..., torch.Tensor]) -> None:
+    """One row of 200,000 is a small map, and the targets of all of them are 160 GB."""
+    n = 200_000
+    graph = MultiGraph.from_edge_index({"a": torch.tensor([[5, 5, 7], [1, 9, n - 1]])}, n)
+    q, k = torch.ones(n, 1), torch.zeros(n, 1)
+    value = loss(q, k, graph, "a", rows=torch.tensor([5]))
+    if loss is cellattn.attention_kl:
+        torch.testing.assert_close(value, torch.tensor(n / 2).log())
+
+
 def test_bit_equal_from_run_to_run() -> None:
     graph = random_graph(500, {"a": 20_000}, weighted=True)
     q, k = leaves((4, 501, 20), (4, 501, 20), dtype=torch.float32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -27,6 +29,22 @@ def test_autocast_does_not_reach_into_operators() -> None:
             return step(*x)
 
     for a, b in zip(everything(step, *inputs), everything(cast, *inputs), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("loss", [cellattn.attention_kl, cellattn.attention_bce], ids=lambda loss: loss.__name__)
+def test_a_backward_that_is_called_under_it(loss: Callable[..., torch.Tensor]) -> None:
+    """Of a map that is made of PyTorch's own operations."""
+    graph = random_graph(30, {"a": 200})
+    q, k = leaves((31, 8), (31, 8), dtype=torch.float32)
+
+    def gradients() -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(loss(q, k, graph, "a", num_prefix=1), (q, k))
+
+    want = gradients()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = gradients()
+    for a, b in zip(got, want, strict=True):
         assert torch.equal(a, b)
 
 

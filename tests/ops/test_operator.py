@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +12,7 @@ from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacrev, jvp, vjp, vmap
 
 import cellattn
+from cellattn.ops._csr import both_ways
 from cellattn.ops.set_sum import set_sum
 
 from ..compare import leaves, random_graph
@@ -119,3 +121,18 @@ def test_transforms_inside_a_compiled_function_run_uncompiled() -> None:
     step = torch.compile(lambda q: grad(lambda q: cellattn.attention_logsumexp(q, k).sum())(q), backend="aot_eager")
     close(step(q), by_backward(lambda q: cellattn.attention_logsumexp(q, k).sum(), q)[0])
     torch._dynamo.reset()  # what ran uncompiled is remembered otherwise
+
+
+@pytest.mark.parametrize(
+    "transform", [lambda f, x: grad(f)(x), vjp, lambda f, x: jvp(f, (x,), (x,))], ids=["grad", "vjp", "jvp"]
+)
+def test_what_a_graph_keeps_of_its_first_use_outlives_the_transform(transform: Callable[..., object]) -> None:
+    """Tensors of a transform have no storage once it ends: no process could be sent the graph."""
+    graph = random_graph(N, {"a": 20, "b": 9}, weighted=True)
+
+    def f(x: Tensor) -> Tensor:
+        return cellattn.masked_spmm(graph, "b", x, KEEP).sum()
+
+    transform(f, torch.randn(N, 4))
+    assert pickle.loads(pickle.dumps(graph)) == graph
+    assert all(y.data_ptr() or not y.numel() for y in (*graph.transpose(), *both_ways(graph, 1)))
