@@ -434,7 +434,12 @@ def _kernel_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in native and not native[dtype]() else dtype
 
 
-_IN_LOOPS = {dtype: _HAS_LOOPS and _kernel_dtype(dtype).itemsize > 2 for dtype in FLOAT_DTYPES}  # without dropout
+def _in_loops() -> dict[torch.dtype, bool]:
+    """Whether the extension's loops are the faster ones, without dropout."""
+    return {dtype: _HAS_LOOPS and _kernel_dtype(dtype).itemsize > 2 for dtype in FLOAT_DTYPES}
+
+
+_IN_LOOPS = _in_loops()
 
 
 def _without_masked(k: Tensor, key_mask: Tensor) -> tuple[Tensor, Tensor]:
