@@ -36,7 +36,7 @@ token, the row of a gene without an edge. A row that has one of these among the 
 
 dq and dLSE by rows; dk by keys in the dense pass, over the transposed graph for edges, over the drawn pairs sorted by gene for
 those. Passes, and parts of passes, write partial sums to places of their own, added up in a fixed order: no atomics. `rows` may
-name a gene twice: dq gathers its copies. Grids and sizes follow from shapes alone, and nothing is read back to the host.
+name a gene twice: dq gathers its copies. Grids follow from shapes and the graph's number of segments; nothing is read back.
 
 Edges are walked as in row_dot.py: one warp a row (in dk a column), which returns where there is none, and before that segments
 of the long ones, each in a program of its own. A segment leaves what the row adds: losses, the weights of the sharp entry if it

@@ -842,6 +842,7 @@ class MultiGraph:
         require_seed("seed", seed)
         return self._replaced(relation, lambda name: derive.permuted(self, name, seed))
 
+    @of_any_mode
     def _replaced(self, relation: str | Sequence[str] | None, make: Callable[[str], Rows]) -> MultiGraph:
         """The graph with some relations made anew."""
         chosen = self.relations if relation is None else (relation,) if isinstance(relation, str) else relation

@@ -410,6 +410,7 @@ def _chosen(
     Where the processor has vectors that the extension knows and no matrices of 16 bits, the extension's is the faster one.
     """
     rows, flash, dense = kernels
+    require_tensor("q", q, dtypes=FLOAT_DTYPES)
     has_rows = AVAILABLE if draw is not None else _IN_LOOPS[q.dtype]
     if has_rows:
         dtype = accumulation_dtype(q.dtype)

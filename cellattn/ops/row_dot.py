@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..graph import Bits, MultiGraph
 from ._csr import spmm, take_rows
-from ._operator import keep_missing_grads, operator, refuse_double_backward
+from ._operator import keep_missing_grads, operator, refuse_derivative, refuse_double_backward
 from ._rows import take
 from .attention import accumulation_dtype
 from .bit_sum import bit_sum
@@ -163,18 +163,19 @@ def _(dy: Tensor, q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, _, _, _, _, colptr, row, weight, _, _, _, segptr, segment_col, segments, relations, heads, rows, *rest = inputs
+    q, k, _, _, _, colptr, row, weight, _, _, _, segptr, segment_col, segments, relations, heads, rows, *rest = inputs
     keep_missing_grads(ctx)
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(q, output[1], colptr, row, weight, segptr, segment_col, rows)
+    ctx.save_for_backward(k, q, output[1], colptr, row, weight, segptr, segment_col, rows)
     ctx.segments, ctx.ties, ctx.rest = segments, (relations, heads), rest
 
 
 def _backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if dy is None:
         return (None,) * 19
-    *tensors, rows = ctx.saved_tensors
-    dq, dk = _row_dot_backward(dy, *tensors, ctx.segments, *ctx.ties, rows, *ctx.rest)
+    k, q, kbar, *tensors, rows = ctx.saved_tensors
+    kbar = refuse_derivative(kbar, k, "attention_kl")  # which is made of k, and dq of it
+    dq, dk = _row_dot_backward(dy, q, kbar, *tensors, ctx.segments, *ctx.ties, rows, *ctx.rest)
     return dq, dk, *(None,) * 17
 
 

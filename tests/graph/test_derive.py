@@ -17,6 +17,7 @@ from cellattn import MultiGraph
 from cellattn.data import synthetic_cell
 from cellattn.graph import derive
 
+from ..compare import random_graph
 from ..test_graph import INDEX, NAMES, WEIGHT, N, check_dense, check_invariants, dense, edge_lists, named, weighted
 
 EdgeLists = tuple[int, dict[str, Tensor], dict[str, Tensor]]
@@ -245,6 +246,19 @@ def test_permuted_is_the_graph_under_other_names(edges: EdgeLists, seed: int) ->
     old = ((place - 1) / (n + 1)).long()
     graph = graph_of(edges)
     changed(graph, lambda g: g.permuted(None, seed), lambda a: a[old][:, old])
+
+
+def test_within_a_transform_of_torch_func() -> None:
+    """A graph holds no tensors of the transform's, which have no storage."""
+    graph = random_graph(12, {"a": 30})
+
+    def loss(x: Tensor) -> Tensor:
+        made.append(graph.permuted("a", seed=1))
+        return x.sum()
+
+    made: list[MultiGraph] = []
+    torch.func.grad(loss)(torch.ones(3))
+    assert made[0].digest() == graph.permuted("a", seed=1).digest()
 
 
 def test_permuted_leaves_unknown_genes_alone() -> None:

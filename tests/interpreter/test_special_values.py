@@ -137,7 +137,7 @@ def test_edge_attention(longest: int) -> None:
     given = {name: draw(len(cases), 1, N + PREFIX * (name != "q"), 4, seed=i) for i, name in enumerate("qkv")}
     for i, (argument, row, value) in enumerate(cases):
         given[argument][i, 0, row, 2] = value
-    rest = None, *edge_problem(GRAPH, [("a", 0), ("a", 0)], False, longest, PREFIX, True, 0.5)
+    rest = None, *edge_problem(GRAPH, [("a", 0), ("a", 0)], False, longest, PREFIX, True, 0.5), None, 0
     problem = (*given.values(), *rest)
 
     def run(module: Any) -> list[Tensor]:

@@ -163,6 +163,17 @@ def test_gradcheck_and_double_backward() -> None:
         dq.sum().backward()
 
 
+@pytest.mark.parametrize("num_genes", [40, 600])
+def test_no_double_backward_beside_a_given_lse(num_genes: int) -> None:
+    """dq is a product with k, however it is made: an error, not a derivative of 0."""
+    graph = random_graph(num_genes, {"a": 200})
+    q, k = leaves((num_genes, 3), (num_genes, 3), dtype=torch.float32)
+    lse = torch.full((num_genes,), 4.0)
+    (dq,) = torch.autograd.grad(cellattn.attention_kl(q, k, graph, "a", lse=lse), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="attention_kl: double backward is not supported"):
+        torch.autograd.grad(dq.sum(), k, allow_unused=True)
+
+
 @pytest.mark.parametrize("over", ["tokens", "valid"])
 def test_no_upstream_gradient_of_a_row_without_an_edge(over: str) -> None:
     """Such as the NaN of a division by its degree, left out by `where` afterwards."""
