@@ -281,11 +281,12 @@ GATHERS: dict[tuple[str, int], dict[int, Gather]] = {
     ("row_dot_bwd_dk", 80): _ROW_OF_A_WARP,
     ("row_dot_bwd_dk_segments", 80): _ROWS,
     ("edge_fwd", 80): _ROW_OF_A_WARP,
-    ("edge_fwd_segments", 80): _HUB_SEGMENT,
-    ("edge_bwd_dq", 80): _ROW_OF_A_WARP,
-    ("edge_bwd_dq_segments", 80): _HUB_SEGMENT,
+    # without weights or a bias ptxas left to choose takes too few registers for these
+    ("edge_fwd_segments", 80): _HUB_SEGMENT | {128: Gather(8, 4, 128)},
+    ("edge_bwd_dq", 80): _ROW_OF_A_WARP | {16: Gather(32, 1, 96), 64: Gather(8, 1, 96)},
+    ("edge_bwd_dq_segments", 80): _HUB_SEGMENT | {32: Gather(32, 4, 128), 64: Gather(16, 4, 128)},
     ("edge_bwd_dkv", 80): _ROW_OF_A_WARP,
-    ("edge_bwd_dkv_segments", 80): _HUB_SEGMENT,
+    ("edge_bwd_dkv_segments", 80): _HUB_SEGMENT | {16: Gather(64, 4, 128), 32: Gather(32, 4, 128), 64: Gather(16, 4, 128)},
     ("bce_edges_fwd", 80): _ROW_OF_A_WARP,
     ("bce_edges_fwd_segments", 80): _EDGES_OF_HUBS,
     ("bce_edges_bwd_dq", 80): _ROW_OF_A_WARP,
@@ -305,7 +306,8 @@ GATHERS: dict[tuple[str, int], dict[int, Gather]] = {
 _EDGE_DROPOUT: dict[tuple[str, int], dict[int, Gather]] = {
     ("edge_fwd", 80): {64: Gather(8, 1, 128)},
     ("edge_fwd_segments", 80): {32: Gather(32, 4, 128), 64: Gather(16, 4, 128)},
-    ("edge_bwd_dq", 80): {256: Gather(2, 1, 128)},
+    ("edge_bwd_dq", 80): {32: Gather(16, 1, 96), 128: Gather(4, 1, 96), 256: Gather(2, 1, 128)},
+    ("edge_bwd_dkv", 80): {32: Gather(16, 1, 168), 64: Gather(8, 1, 168), 128: Gather(4, 1, 168)},
 }
 GATHERS |= {
     (f"{kernel}_dropout", arch): gathers | _EDGE_DROPOUT.get((kernel, arch), {})
@@ -313,6 +315,7 @@ GATHERS |= {
     if kernel.startswith("edge")
 }
 GATHERS_FLOAT32: dict[str, dict[int, Gather]] = {
+    "edge_bwd_dq_dropout": {width: row._replace(registers=128) for width, row in _ROW_OF_A_WARP.items()},
     "masked_sddmm": {**_EDGES, 64: Gather(16, 4), 128: Gather(8, 4)},
 }
 
