@@ -16,7 +16,7 @@ import triton.language as tl
 
 @triton.jit
 def read_draw(draw, threshold):
-    """(seed, offset, threshold) for `entries_kept`."""
+    """(seed, offset, threshold) for `entries_kept` and `single_kept`."""
     return tl.load(draw), tl.load(draw + 1).to(tl.int32), threshold
 
 

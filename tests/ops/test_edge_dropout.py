@@ -68,11 +68,18 @@ def test_other_precisions_are_within_rounding(dtype: torch.dtype, isa: str, monk
     assert_within_rounding(of(cellattn), of(reference), *inputs(60, 1, 20, 20, (), dtype)[:3], parts=True)
 
 
-def kept(graph: MultiGraph, heads: Any, p: float = 0.3, dtype: torch.dtype = torch.float64, **options: Any) -> Tensor:
-    """bool [H, T, T]: whether anything that a token sees of another stays, read off an identity as values."""
+def kept(
+    graph: MultiGraph,
+    heads: Any,
+    p: float = 0.3,
+    dtype: torch.dtype = torch.float64,
+    lead: tuple[int, ...] = (),
+    **options: Any,
+) -> Tensor:
+    """bool [*lead, H, T, T]: whether anything that a token sees of another stays, read off an identity as values."""
     num_heads, t = 1 + max(head for _, head in heads), graph.num_nodes + options.get("num_prefix", 1)
-    q = torch.zeros(num_heads, t, 1, dtype=dtype)
-    v = torch.eye(t, dtype=dtype).expand(num_heads, t, t)
+    q = torch.zeros(*lead, num_heads, t, 1, dtype=dtype)
+    v = torch.eye(t, dtype=dtype).expand(*lead, num_heads, t, t)
     return cellattn.edge_attention(q, q, v, graph, heads, dropout_p=p, generator=generator(), **options)[0] != 0
 
 
@@ -111,9 +118,13 @@ def test_rows_and_entries_of_the_prefix_are_those_of_attention() -> None:
 
 
 def test_blocks_and_entries_drop_the_same() -> None:
-    """Weights, all of them 1, go along the entries."""
-    blocks, entries = (kept(DENSE, [("d", 0), ("d", 1)], weighted=weighted, dtype=torch.float32) for weighted in (False, True))
+    """Weights, all of them 1, go along the entries. Heads are counted over leading dimensions too."""
+    blocks, entries = (
+        kept(DENSE, [("d", 0), ("d", 1)], weighted=weighted, dtype=torch.float32, lead=(2,)) for weighted in (False, True)
+    )
     assert torch.equal(blocks, entries)
+    assert not torch.equal(blocks[0], blocks[1])
+    blocks = blocks[0]
     assert 0.6 < float(blocks.float().sum() / kept(DENSE, [("d", 0), ("d", 1)], 0.0).sum()) < 0.8
 
 
