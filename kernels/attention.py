@@ -42,7 +42,7 @@ from cellattn._check import require
 from .config import Tile, choose, num_multiprocessors, on_device, options, parts_for
 from .dropout import entries_kept, read_draw, share_kept
 from .sums import sum_of_products
-from .tensors import aligned, check_devices, check_floats, grid_of, padded, precision
+from .tensors import aligned, check_devices, check_draw, check_floats, grid_of, padded, precision
 
 LOG2E = 1 / log(2)
 LARGEST = tl.constexpr(3.4028234663852886e38)  # the largest float32, as a pivot
@@ -238,6 +238,7 @@ def attention(
     """
     check_floats(q=q, k=k, v=v)
     check_devices(q=q, k=k, v=v, key_mask=key_mask, draw=draw)
+    check_draw(draw, threshold)
     require(draw is None or key_mask is None, "key_mask: expected None beside dropout")
     (Tq, D), (Tk, DV) = q.shape[-2:], v.shape[-2:]
     out = q.new_empty(*q.shape[:-1], DV)
@@ -763,6 +764,7 @@ def attention_backward(
     """
     check_floats(q=q, k=k, v=v)
     check_devices(q=q, k=k, v=v, key_mask=key_mask, dout=dout, dlse=dlse, out=out, lse=lse, draw=draw)
+    check_draw(draw, threshold)
     require(draw is None or key_mask is None, "key_mask: expected None beside dropout")
     has_do = dout is not None and v.shape[-1] > 0
     if lse.numel() == 0 or not (has_do or dlse is not None):

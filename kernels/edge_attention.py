@@ -47,7 +47,7 @@ from .config import Gather, choose_gather, on_device
 from .dropout import read_draw, share_kept, single_kept
 from .segments import Segments, add_segments, device_ints, rows_of_ints, span_of_segment
 from .sums import sum_of_products
-from .tensors import aligned, check_devices, check_floats, grid_of, lead_strides, padded
+from .tensors import aligned, check_devices, check_draw, check_floats, grid_of, lead_strides, padded
 
 LOG2E = tl.constexpr(attention.LOG2E)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -711,6 +711,7 @@ def edge_attention(
         q=q, k=k, v=v, edge_bias=bias, rowptr=rowptr, col=col, log_weight=log_weight, row_segptr=row_segptr,
         segment_row=segment_row, draw=draw,
     )  # fmt: skip
+    check_draw(draw, threshold)
     out = q.new_empty(*q.shape[:-1], v.shape[-1])
     lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
     if lse.numel() == 0:
@@ -782,6 +783,7 @@ def edge_attention_backward(
         colptr=colptr, row=row, log_weight_by_column=log_weight_by_column, row_segptr=row_segptr, segment_row=segment_row,
         col_segptr=col_segptr, segment_col=segment_col, draw=draw,
     )  # fmt: skip
+    check_draw(draw, threshold)
     if dout is None:  # the log-sum-exp is of the whole map
         draw = None
     steps, suffix = (None, "") if draw is None else (threshold, "_dropout")

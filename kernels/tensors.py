@@ -40,6 +40,15 @@ def check_devices(**tensors: Tensor | None) -> None:
     require_same("device", **{name: x.device for name, x in tensors.items() if x is not None})
 
 
+def check_draw(draw: Tensor | None, threshold: int) -> None:
+    """Check seed and offset, int64 [2], and a probability in steps of 2^-16; 0 without a draw."""
+    if draw is not None:
+        require_tensor("draw", draw, ndim=1, dtypes=(torch.int64,))
+        require(draw.shape[0] == 2, lambda: f"draw: expected size 2, got {draw.shape[0]}")
+    right = threshold == 0 if draw is None else 1 <= threshold <= 65535
+    require(right, lambda: f"threshold: expected 1 to 65535, or 0 without a draw, got {threshold}")
+
+
 def grid_of(programs: int, **shapes: Tensor) -> tuple[int]:
     """The grid of a launch, if a launch may have as many programs; they come from the shapes of the named tensors."""
     require(

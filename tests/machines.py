@@ -38,6 +38,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     "mkl-sse": {"MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},  # heeded by Intel's processors alone
     "onednn-avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2"},
     "openblas-haswell": {"OPENBLAS_CORETYPE": "Haswell"},
+    "avx2": {"CELLATTN_ISA": "avx2"},
     "portable": {"CELLATTN_ISA": "portable"},
     "plain-1": {**PLAIN, "OMP_NUM_THREADS": "1"},
     "plain-4": {**PLAIN, **FOUR_THREADS},

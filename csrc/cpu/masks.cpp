@@ -1,4 +1,5 @@
-// What is a batch of sets; sets as words, words as masks, on the CPU. Words and masks are transposes of each other, 64 by 64 bits at a time.
+// What is a batch of sets; sets as words, words as masks, on the CPU. Words and masks are transposes of each other, 64 by 64
+// bits at a time.
 
 #include <algorithm>
 #include <cstring>

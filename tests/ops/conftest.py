@@ -5,14 +5,16 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from ..conftest import exhaustive
 
-@pytest.fixture(params=["native", "portable"])
+
+@pytest.fixture(params=["native", "portable", *exhaustive("avx2")])
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both paths of the CPU code: the processor's own, and the one that every processor runs."""
-    if request.param == "portable":
-        monkeypatch.setenv("CELLATTN_ISA", "portable")
-    else:
+    """Each path of the CPU code: the processor's own, the one that every processor runs, and that of one without AVX-512."""
+    if request.param == "native":
         monkeypatch.delenv("CELLATTN_ISA", raising=False)
+    else:
+        monkeypatch.setenv("CELLATTN_ISA", request.param)
     return request.param
 
 

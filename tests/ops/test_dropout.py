@@ -93,7 +93,7 @@ def test_entries_are_those_of_the_definition(dtype: torch.dtype, backend: str) -
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("isa", ["", "portable"])
+@pytest.mark.parametrize("isa", ["", "portable", *exhaustive("avx2")])
 def test_entries_do_not_depend_on_threads_or_instructions(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CELLATTN_ISA", isa)
     want = reference.dropout_multiplier((2, 300, 70), 0.3, generator()) != 0

@@ -64,7 +64,7 @@ def _finite(outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return out, lse.masked_fill(lse == -torch.inf, 0)
 
 
-@pytest.mark.parametrize("isa", ["", "portable"])
+@pytest.mark.parametrize("isa", ["", "portable", *exhaustive("avx2")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_other_precisions_are_within_rounding(dtype: torch.dtype, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CELLATTN_ISA", isa)
@@ -73,7 +73,7 @@ def test_other_precisions_are_within_rounding(dtype: torch.dtype, isa: str, monk
     assert_within_rounding(ours, theirs, *inputs(60, 1, 20, 20, (), dtype)[:3], parts=True)
 
 
-@pytest.mark.parametrize("isa", ["", "portable"])
+@pytest.mark.parametrize("isa", ["", "portable", *exhaustive("avx2")])
 def test_instructions(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CELLATTN_ISA", isa)
     graph = random_graph(60, {"a": 400, "b": 90}, weighted=True)

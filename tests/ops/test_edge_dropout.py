@@ -57,7 +57,7 @@ def test_dense_relations(num_prefix: int, self_loops: bool, p: float) -> None:
     assert_same(ours, theirs, *leaves((2, t, 5), (2, t, 5), (2, t, 3)))
 
 
-@pytest.mark.parametrize("isa", ["", "portable"])
+@pytest.mark.parametrize("isa", ["", "portable", *exhaustive("avx2")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_other_precisions_are_within_rounding(dtype: torch.dtype, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CELLATTN_ISA", isa)
@@ -83,7 +83,7 @@ def kept(
     return cellattn.edge_attention(q, q, v, graph, heads, dropout_p=p, generator=generator(), **options)[0] != 0
 
 
-@pytest.mark.parametrize("isa", ["", "portable"])
+@pytest.mark.parametrize("isa", ["", "portable", *exhaustive("avx2")])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_entries_are_those_of_the_definition(isa: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prefix, own and edge entries of 4 pairs, bit for bit, whatever the instructions and threads."""

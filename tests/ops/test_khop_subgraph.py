@@ -184,7 +184,7 @@ def test_arrays_that_begin_anywhere_in_a_line(index_dtype: torch.dtype, isa: str
 
 def test_loops_of_16_bit_ranks_are_for_graphs_that_fit(isa: str) -> None:
     assert not OPS.induced_avx512(2**15)
-    assert not (isa == "portable" and OPS.induced_avx512(100))
+    assert not (isa != "native" and OPS.induced_avx512(100))
 
 
 def test_edge_id_gathers_the_weights() -> None:
