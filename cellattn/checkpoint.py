@@ -82,14 +82,16 @@ def save(
         state: tensors and plain values, in dicts, lists and tuples, that `load` gives back equal: of an optimizer, for one.
 
     Raises:
-        ValueError: names that do not fit the graph, or the features; numbers of genes that differ. TypeError: a value that the
-            file cannot hold.
+        ValueError: names that do not fit the graph, or the features; numbers of genes that differ; a model of `MODELS` whose
+            weights are not those that its class makes (pruned, parametrized, with modules added), so that `load` would fail.
+            TypeError: a value that the file cannot hold.
     """
     from safetensors.torch import save as to_bytes
 
     path = file_path(path)
     require(isinstance(model, nn.Module), f"model: expected a module, got {describe(model)}")
     model = _bare(model)
+    _require_own_weights(model)
     if features is not None:
         require_tensor("features", features, ndim=2)
     if metadata is not None and not isinstance(metadata, Mapping):
@@ -217,6 +219,22 @@ def _bare(model: nn.Module) -> nn.Module:
     while type(model).__module__.startswith("torch.") and type(model).__name__ in _WRAPPERS:
         model = getattr(model, _WRAPPERS[type(model).__name__])
     return model
+
+
+def _require_own_weights(model: nn.Module) -> None:
+    """Find out now what `load` could not take: weights by other names than an equal model has, or of other shapes."""
+    config = _config_of(model)
+    if config is None:
+        return
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        equal = type(model)(**config)
+    want, got = ({(name, *value.shape) for name, value in x.state_dict().items()} for x in (equal, model))
+    if want != got:
+        more, fewer = (", ".join(sorted({str(name) for name, *_ in x})) or "none" for x in (got - want, want - got))
+        raise ValueError(
+            f"model: expected the weights that a {_class_name(model)} of its arguments has, so that it can be made again; "
+            f"got of its own {more}; without its own {fewer}; save a plain copy, or the `state_dict` by `torch.save`"
+        )
 
 
 def _class_name(model: nn.Module) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from cellattn import MultiGraph, checkpoint
 from cellattn.data import GeneList
@@ -181,6 +182,27 @@ def test_what_pytorch_wraps_around_a_model_is_taken_off(tmp_path: Path, wrap: Ca
     found = checkpoint.load(tmp_path / "m")
     assert type(found.model) is type(model)
     assert found.digest == checkpoint.load(tmp_path / "plain").digest
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_that_could_not_be_made_again_is_not_saved(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    pruned, grown, cut = (MODELS[name]() for _ in range(3))
+    linear = next(x for x in pruned.modules() if isinstance(x, nn.Linear))
+    prune.random_unstructured(linear, "weight", 0.5)
+    grown.add_module("extra", nn.Linear(2, 2))
+    next(x for x in cut.modules() if isinstance(x, nn.Linear)).weight = nn.Parameter(torch.ones(1, 1))
+    for model, words in (
+        (pruned, "weight_mask, .*weight_orig; without"),
+        (grown, "own extra.bias, extra.weight; without its own none"),
+        (cut, "weight; without its own"),
+    ):
+        with pytest.raises(ValueError, match=f"model: expected the weights that a .* has, .*{words}"):
+            checkpoint.save(file, model)
+        assert not file.exists()
+    prune.remove(linear, "weight")
+    checkpoint.save(file, pruned)
+    assert checkpoint.load(file).digest == checkpoint.digest(pruned)
 
 
 def test_files_of_torch_save_are_told(tmp_path: Path) -> None:
