@@ -172,7 +172,7 @@ def refuse_derivative(made: Tensor, source: Tensor, name: str) -> Tensor:
     """In a backward: what a forward made of `source` and kept, as a tensor whose derivative by it is that error, not 0."""
     if not source.requires_grad or not torch.is_grad_enabled() or not is_plain((made, source)):
         return made
-    refused: tuple[Tensor, Tensor] = torch._C._functions.DelayedError(_twice(name).encode(), 2)(made, source)
+    refused: tuple[Tensor, ...] = torch._C._functions.DelayedError(_twice(name).encode(), 2)(made, source)
     return refused[0]
 
 
