@@ -123,13 +123,21 @@ def test_gradcheck(self_loops: bool) -> None:
     assert torch.autograd.gradcheck(bound(cellattn.edge_attention, graph, weighted=True, self_loops=self_loops), x)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e300])
+SPECIAL = [float("nan"), float("inf"), -float("inf"), 1e300]
+
+
+def with_special(name: str, value: float) -> tuple[MultiGraph, dict[str, Tensor]]:
+    """A graph, and q, k, v of which one has this value in one token."""
+    given = dict(zip(("q", "k", "v"), (x.detach() for x in inputs(30, 1, 4, 4, ())[:3]), strict=True))
+    given[name][0, 4, 1] = value
+    return random_graph(30, {"a": 60, "b": 40}), given
+
+
+@pytest.mark.parametrize("value", SPECIAL)
 @pytest.mark.parametrize("name", ["q", "k", "v"])
 def test_special_values(name: str, value: float) -> None:
     """Of rows that see what is not finite alone; the others are as without it."""
-    graph = random_graph(30, {"a": 60, "b": 40})
-    given = dict(zip(("q", "k", "v"), (x.detach() for x in inputs(30, 1, 4, 4, ())[:3]), strict=True))
-    given[name][0, 4, 1] = value
+    graph, given = with_special(name, value)
 
     def run(f: Callable[..., Any]) -> list[Tensor]:
         x = [y.clone().requires_grad_() for y in given.values()]

@@ -17,7 +17,7 @@ from ..bounds import assert_within_rounding
 from ..compare import assert_same, everything, leaves, random_graph
 from ..conftest import exhaustive
 from .test_dropout import agreement, generator
-from .test_edge_attention import DENSE, HEADS, _finite, bound, dense_graph, inputs, problems
+from .test_edge_attention import DENSE, HEADS, SPECIAL, _finite, bound, dense_graph, inputs, problems, with_special
 
 GRAPH = random_graph(60, {"a": 400, "b": 90}, weighted=True)
 
@@ -173,12 +173,10 @@ def test_almost_everything_dropped_is_finite() -> None:
         assert_same(*both(graph, 1 - 1e-9, heads=heads), *leaves(*[(1, n + 1, 6)] * 3))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e300])
+@pytest.mark.parametrize("value", SPECIAL)
 @pytest.mark.parametrize("name", ["q", "k", "v"])
 def test_special_values(name: str, value: float) -> None:
-    graph = random_graph(30, {"a": 60, "b": 40})
-    given = dict(zip(("q", "k", "v"), (x.detach() for x in inputs(30, 1, 4, 4, ())[:3]), strict=True))
-    given[name][0, 4, 1] = value
+    graph, given = with_special(name, value)
     for a, b in zip(*(f(*given.values()) for f in both(graph, 0.5)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12, equal_nan=True)
 

@@ -407,7 +407,8 @@ def judge(number: int, mutant: Mutant, *, reasons: bool = True) -> Verdict:
             verdict, why = "no PTX", str(error)
             break
         except (RuntimeError, ValueError, MemoryError) as error:  # of host code that was given wrong sizes
-            verdict, why = "failing", f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            message = re.sub(r"\S*/(?=csrc/)", "", str(error).splitlines()[0])  # wherever it was compiled
+            verdict, why = "failing", f"{type(error).__name__}: {message}"
             break
         if same_bytes(results, run.results):
             continue
