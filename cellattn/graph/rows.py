@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._C import _are_functorch_transforms_active as transforms_active
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils.weak import WeakIdKeyDictionary
 from typing_extensions import ParamSpec
 
 from .._modes import without_function_modes
@@ -47,6 +48,17 @@ def of_any_mode(make: Callable[_P, _R]) -> Callable[_P, _R]:
             return make(*args, **kwargs)
 
     return outside
+
+
+_made = WeakIdKeyDictionary()  # by graph
+
+
+def once_a_graph(graph: object, key: Hashable, make: Callable[[], _R]) -> _R:
+    """What an op makes of a graph, outside of the modes that are on: kept under a key as long as the graph lives."""
+    made: dict[Hashable, _R] = _made.setdefault(graph, {})
+    if key not in made:
+        made[key] = of_any_mode(make)()
+    return made[key]
 
 
 class Transpose(NamedTuple):

@@ -9,27 +9,20 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from ..graph import MultiGraph
-from ..graph.rows import of_any_mode
+from ..graph.rows import once_a_graph
 
 with warnings.catch_warnings():  # PyTorch says once that its CSR support is in beta
     warnings.simplefilter("ignore")
     torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.empty(0, dtype=torch.int64), torch.empty(0), (1, 1))
 
 
-_kept = WeakIdKeyDictionary()  # by graph, by relation
-
-
 def both_ways(graph: MultiGraph, r: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(rowptr, col, colptr, row, edge) of one relation alone: entry p by columns is entry edge[p] by rows."""
     if torch.compiler.is_compiling():
         return _both_ways(graph, r)
-    kept = _kept.setdefault(graph, {})
-    if r not in kept:
-        kept[r] = of_any_mode(_both_ways)(graph, r)
-    return kept[r]
+    return once_a_graph(graph, ("both ways", r), lambda: _both_ways(graph, r))
 
 
 def _both_ways(graph: MultiGraph, r: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

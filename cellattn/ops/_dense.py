@@ -19,11 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active as transforms_active
 from torch.autograd import forward_ad
-from torch.utils.weak import WeakIdKeyDictionary
 
 from .._modes import is_plain
 from ..graph import MultiGraph
-from ..graph.rows import of_any_mode
+from ..graph.rows import once_a_graph
 from ._bernoulli import SHARP
 from ._operator import refuse_double_backward_through
 from ._rows import take
@@ -66,23 +65,15 @@ class DenseTargets(NamedTuple):
         return loss.masked_fill(self.without_edge, 0) if self.num_counted < self.without_edge.shape[0] else loss
 
 
-_kept = WeakIdKeyDictionary()  # by graph, by what tells the targets apart
-
-
 def dense_targets(
     graph: MultiGraph, relation: str, dtype: torch.dtype, rows: Tensor | None = None, normalized: bool = True
 ) -> DenseTargets:
     """Those of all rows are made once a graph, whichever are asked for."""
-    kept = _kept.setdefault(graph, {})
-    key = relation, dtype, normalized
-    if key not in kept:
-        kept[key] = _make_targets(graph, relation, dtype, normalized)
-    if rows is None:
-        return kept[key]
-    return DenseTargets.of(*(x.index_select(0, rows) for x in kept[key][:4]))
+    key = "dense targets", relation, dtype, normalized
+    targets = once_a_graph(graph, key, lambda: _make_targets(graph, relation, dtype, normalized))
+    return targets if rows is None else DenseTargets.of(*(x.index_select(0, rows) for x in targets[:4]))
 
 
-@of_any_mode
 @torch.no_grad()
 def _make_targets(graph: MultiGraph, relation: str, dtype: torch.dtype, normalized: bool) -> DenseTargets:
     inv_mass, entropy, without_edge = (x[graph.relation_id(relation)] for x in graph.targets(dtype)[:3])
