@@ -48,9 +48,7 @@ class Comembership:
     def of(cls, graph: MultiGraph, relation: str, weight: Any, diagonal: bool) -> Comembership:
         """See `MultiGraph.comembership`."""
         genes, terms = (graph.node_types[end] for end in graph.joins(relation))
-        if weight is None:
-            weight = torch.ones(len(terms), dtype=torch.float64, device=graph.device)
-        weight = _checked(tensor_of(weight), graph, len(terms))
+        weight = graph.column_weight(relation) if weight is None else check_column_weight(weight, graph, len(terms))
         here = graph.select([relation]).to("cpu")  # constants that are the same to the last bit wherever they go
         ptr, col, b = here.rowptr(relation), here.col(relation).long(), here.weight(relation).double()
         shared = b.new_zeros(graph.num_nodes)
@@ -108,8 +106,9 @@ class Comembership:
         return f"Comembership({self.relation!r}, {counted} of {len(self.genes)} {source}s share a {target})"
 
 
-def _checked(weight: Any, graph: MultiGraph, num_terms: int) -> Tensor:
+def check_column_weight(weight: Any, graph: MultiGraph, num_terms: int) -> Tensor:
     """W in float64."""
+    weight = tensor_of(weight)
     require_tensor("weight", weight, ndim=1)
     require(not (weight.is_complex() or weight.dtype == torch.bool), f"weight: expected numbers, got dtype {weight.dtype}")
     require(weight.numel() == num_terms, f"weight: expected {num_terms}, one a column's token, got {weight.numel()}")

@@ -33,11 +33,15 @@ class Rows(NamedTuple):
     col: Tensor  # [E], ascending within a row
     weight: Tensor  # [E]
     known: Tensor  # bool [N]
+    column_weight: Tensor | None = None  # float64 [N], W of `comembership`, 1 at tokens that are no columns
 
 
 def rows_of(graph: MultiGraph, relation: str) -> Rows:
     """A relation as it is."""
-    return Rows(graph.degree(relation), graph.col(relation), graph.weight(relation), graph.known(relation))
+    return Rows(
+        graph.degree(relation), graph.col(relation), graph.weight(relation), graph.known(relation),
+        graph._all_column_weights(relation),
+    )  # fmt: skip
 
 
 def hops(graph: MultiGraph, relation: str, k: int) -> Rows:
@@ -58,7 +62,7 @@ def hops(graph: MultiGraph, relation: str, k: int) -> Rows:
         reached = khop_mask(alone, seeds, ptr - ptr[0], k - 1, direction="out")
         blocks.append((reached.sum(1), reached.nonzero()[:, 1].to(old.col.dtype)))
     degree, col = (torch.cat(part) for part in zip(*blocks, strict=True))
-    return Rows(degree, col, old.weight.new_ones(col.numel()), old.known)
+    return old._replace(degree=degree, col=col, weight=old.weight.new_ones(col.numel()))
 
 
 def symmetrized(graph: MultiGraph, relation: str) -> Rows:
@@ -134,7 +138,7 @@ def _from_blocks(graph: MultiGraph, relation: str, blocks: Iterable[_Entries]) -
         degree += torch.div(key, n, rounding_mode="floor").bincount(minlength=n)
         cols.append((key % n).to(old.col.dtype))
         weights.append(weight.new_zeros(key.numel()).scatter_reduce_(0, place, weight, reduce="amax"))
-    return Rows(degree, torch.cat(cols), torch.cat(weights), old.known)
+    return old._replace(degree=degree, col=torch.cat(cols), weight=torch.cat(weights))
 
 
 # ------------------------------------------------------------------------------------------------------------ controls
@@ -150,7 +154,11 @@ def permuted(graph: MultiGraph, relation: str, seed: int) -> Rows:
         mine = known[(known >= at.start) & (known < at.stop)]
         place[mine] = mine[np.argsort(draw[mine], kind="stable")]
     source, target = place[graph.edge_index(relation).cpu().numpy()]
-    return _from_edges(graph, relation, source, target, old.weight.cpu().numpy())
+    made = _from_edges(graph, relation, source, target, old.weight.cpu().numpy())
+    if old.column_weight is None:
+        return made
+    there = torch.from_numpy(place).to(old.column_weight.device)
+    return made._replace(column_weight=torch.empty_like(old.column_weight).index_copy_(0, there, old.column_weight))
 
 
 def rewired(graph: MultiGraph, relation: str, seed: int) -> Rows:
@@ -229,4 +237,4 @@ def _from_edges(graph: MultiGraph, relation: str, source: np.ndarray, target: np
     order = np.argsort(source * graph.num_nodes + target)
     degree = torch.from_numpy(np.bincount(source, minlength=graph.num_nodes))
     col, dealt = torch.from_numpy(target[order]), torch.from_numpy(weight[order])
-    return Rows(degree.to(old.degree), col.to(old.col), dealt.to(old.weight), old.known)
+    return old._replace(degree=degree.to(old.degree), col=col.to(old.col), weight=dealt.to(old.weight))

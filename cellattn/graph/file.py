@@ -20,6 +20,7 @@ _TEXTS = {  # of each format, which is the oldest that can hold a graph
     "cellattn.MultiGraph/1": ("relations",),
     "cellattn.MultiGraph/2": ("relations", "names"),
     "cellattn.MultiGraph/3": ("relations", "names", "node_types", "joins"),
+    "cellattn.MultiGraph/4": ("relations", "names", "node_types", "joins"),  # and, as an array, the weights of columns
 }
 _OWN = ("format", "relations", "names", "node_types", "joins", "crc32")  # texts of the file itself; others are notes
 
@@ -49,7 +50,8 @@ def write(
         "joins": None if types.are_genes else types.joins,
     }
     needed = {name for name, value in told.items() if value is not None}
-    format, fields = next((format, fields) for format, fields in _TEXTS.items() if needed <= set(fields))
+    fitting = [(format, fields) for format, fields in _TEXTS.items() if needed <= set(fields)]
+    format, fields = fitting[-1 if "column_weight" in arrays else 0]
     texts = {name: json.dumps(told[name]) for name in fields} | dict(sorted(notes.items()))
     metadata = {"format": format, **texts, "crc32": _checksum(texts, tensors)}
     write_atomic(path, save(tensors, metadata))
@@ -68,7 +70,7 @@ def read(path: str | os.PathLike[str]) -> tuple[tuple[Any, ...], GeneList | None
         if told.get("names") is not None:
             names, aliases = told["names"]
             genes = GeneList(names, aliases=aliases)
-        if "node_types" in told:
+        if told.get("node_types") is not None:
             kinds, sizes = zip(*told["node_types"], strict=True)
             types = NodeTypes(kinds, sizes, tuple(map(tuple, told["joins"])))
         return tuple(told["relations"]), genes, types, tensors

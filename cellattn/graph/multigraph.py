@@ -55,7 +55,7 @@ from .build import (
     undirected_set,
     warn_of_other_attributes,
 )
-from .comembership import Comembership
+from .comembership import Comembership, check_column_weight
 from .derive import Rows
 from .node_types import NodeTypes, require_one_type
 from .rows import (
@@ -112,6 +112,7 @@ class MultiGraph:
         known: Tensor,
         names: GeneList | None = None,
         types: NodeTypes | None = None,
+        column_weight: Tensor | None = None,
     ) -> None:
         """Take sorted, merged arrays as they are; `from_edge_index` is the constructor that checks and sorts."""
         self.relations = relations
@@ -122,6 +123,7 @@ class MultiGraph:
         self._col = col  # int32 [E], int64 if N needs it
         self._weight = weight  # float32 or float64 [E], > 0
         self._known = known  # bool [K, N]
+        self._column_weight = column_weight  # float64 [K, N], or None where all are 1
         self.types = NodeTypes.of_genes(self.num_nodes, len(relations)) if types is None else types
         self._known_rows, self._known_columns = self.types.masks(known)  # `known` itself where there is one type
         self._offset: list[int] = rowptr[:: self.num_nodes].tolist()
@@ -262,13 +264,18 @@ class MultiGraph:
         col = torch.empty(0, dtype=col_dtype, device=device)
         weight = torch.empty(0, dtype=dtype, device=device)
         known = torch.ones(0, num_nodes, dtype=torch.bool, device=device)
+        column_weight = None
         if parts:
             torch.cumsum(torch.cat([part.degree for part in parts]), 0, out=rowptr[1:])
             col = torch.cat([part.col.to(col_dtype) for part in parts])
             weight = torch.cat([part.weight for part in parts])
             known = torch.stack([part.known for part in parts])
+            given = [part.column_weight for part in parts]
+            if any(w is not None for w in given):
+                ones = torch.ones(num_nodes, dtype=torch.float64, device=device)
+                column_weight = torch.stack([ones if w is None else w for w in given])
         check_mass(relations, rowptr, weight, num_nodes)
-        return cls(relations, rowptr, col, weight, known, names, types)
+        return cls(relations, rowptr, col, weight, known, names, types, column_weight)
 
     @classmethod
     def from_hetero_data(
@@ -495,6 +502,18 @@ class MultiGraph:
         r = self.relation_id(relation)
         return self._weight[self._offset[r] : self._offset[r + 1]]
 
+    def column_weight(self, relation: str) -> Tensor:
+        """float64 [tokens of the columns' type]: what each column weighs in `comembership`, 1 unless `with_column_weight`."""
+        terms = self.node_types[self.joins(relation)[1]]
+        weight = self._all_column_weights(relation)
+        if weight is None:
+            return torch.ones(len(terms), dtype=torch.float64, device=self.device)
+        return weight[terms.start : terms.stop]
+
+    def _all_column_weights(self, relation: str) -> Tensor | None:
+        """`column_weight` of all tokens, 1 at those of other types, float64 [N]; None where no relation has any but 1."""
+        return None if self._column_weight is None else self._column_weight[self.relation_id(relation)]
+
     @property
     def node_types(self) -> dict[str, range]:
         """The tokens of each type: `len(graph.node_types["gene"])` genes, the first of which is `.start`."""
@@ -681,10 +700,13 @@ class MultiGraph:
             known = torch.zeros(total, dtype=torch.bool, device=self.device)
             known[here] = self.known(name)
             known[fresh.reshape(-1)] = True
+            column_weight = self._all_column_weights(name)
+            if column_weight is not None:
+                column_weight = column_weight.new_ones(total).index_copy_(0, here, column_weight)
             row, col = torch.cat([here[self.edge_index(name)], fresh], 1).unbind(0)
             weight = torch.cat([self.weight(name).to(dtype), new.weight(name).to(dtype)])
             row, col, weight = coalesce(row, col, weight, total, None, dtype)
-            parts.append(Rows(row.bincount(minlength=total), col, weight, known))
+            parts.append(Rows(row.bincount(minlength=total), col, weight, known, column_weight))
         everyone = None if self.names is None else self.names.extend(new_names or self.names.fresh(num_new), at=first)
         return MultiGraph._stack(self.relations, parts, total, self.device, dtype, everyone, types)
 
@@ -728,7 +750,8 @@ class MultiGraph:
         if self._lightest < MASS_RANGE[0]:  # a heavier edge alone may have borne the row
             check_mass(self.relations, rowptr, weight, nodes.numel())
         names = None if self.names is None else self.names.select(nodes)
-        return MultiGraph(self.relations, rowptr, col, weight, known, names, types)
+        column_weight = None if self._column_weight is None else self._column_weight.index_select(1, nodes)
+        return MultiGraph(self.relations, rowptr, col, weight, known, names, types, column_weight)
 
     def select(self, relations: Sequence[str]) -> MultiGraph:
         """The graph of these relations alone, in this order. It is kept, so that asking again costs nothing.
@@ -783,13 +806,13 @@ class MultiGraph:
 
         T = D⁻¹ C with C_ij = sum_e b_ie w_e b_je over the tokens e of the columns' type, b the relation's weights, and D the
         row sums: a target for `attention_kl_comembership`, and for ties with loss="kl_comembership", of which no matrix is
-        made. Its constants take (entries of the relation) x (tokens of its rows' type) operations, once: those without `weight`
-        are kept. A function compiled with fullgraph=True finds them where this was called before.
+        made. Its constants take (entries of the relation) x (tokens of its rows' type) operations, once: those of the graph's
+        own weights are kept. A function compiled with fullgraph=True finds them where this was called before.
 
         Args:
             relation: B, from genes to terms.
-            weight: [tokens of the columns' type], w_e, finite and not negative; 1 by default. With 1 / (genes of e - 1) every
-                term of a gene, large or small, is an equal part of its row.
+            weight: [tokens of the columns' type], w_e, finite and not negative; by default the graph's `column_weight`: 1, or
+                what `with_column_weight` gave, as it has to for ties.
             diagonal: whether a gene shares its terms with itself.
 
         Raises:
@@ -807,6 +830,25 @@ class MultiGraph:
             self._share(relation, diagonal)
         weight, *constants = self._shared[key]
         return Comembership(self, relation, weight.clone(), diagonal, *constants)  # what is kept is nobody's to change
+
+    def with_column_weight(self, relation: str, weight: Tensor) -> MultiGraph:
+        """The graph with weights w_e of a relation's columns, the diagonal of W in the T = D⁻¹ B W Bᵀ of `comembership`.
+
+        Ties with loss="kl_comembership" have them, and no other loss. They go along into files, copies and the graphs made from
+        this one, in which a new token weighs 1. With w_e = 1 / (genes of e - 1) every term of a gene, large or small, is an
+        equal part of its row.
+
+        Args:
+            relation: B, from genes to terms.
+            weight: [tokens of the columns' type], finite and not negative; kept in float64.
+
+        Raises:
+            ValueError, TypeError: naming the argument.
+        """
+        terms = self.node_types[self.joins(relation)[1]]
+        everyone = torch.ones(self.num_nodes, dtype=torch.float64, device=self.device)
+        everyone[terms.start : terms.stop] = check_column_weight(weight, self, len(terms))
+        return self._replaced(relation, lambda name: derive.rows_of(self, name)._replace(column_weight=everyone))
 
     @_disable_dynamo  # torch.compiler.disable would load Dynamo here, which takes longer than all else that is imported
     def _share(self, relation: str, diagonal: bool) -> None:
@@ -859,8 +901,8 @@ class MultiGraph:
         target = device_of("device", device, present=True)
         if target == self.device:
             return self
-        rowptr, col, weight, known = (x.to(device) for x in self._arrays())
-        graph = MultiGraph(self.relations, rowptr, col, weight, known, self.names, self.types)
+        arrays = {name: x.to(device) for name, x in self._arrays().items()}
+        graph = MultiGraph(self.relations, names=self.names, types=self.types, **arrays)
         if self._transpose is not None:
             graph._transpose = Transpose(*(x.to(device) for x in self._transpose))
         if self._weight_by_column is not None:
@@ -869,8 +911,8 @@ class MultiGraph:
         return graph
 
     def to_hetero_data(self) -> Any:
-        """A PyG `HeteroData`, which `from_hetero_data` reads back, but for what is known, aliases of names, and types that no
-        relation joins.
+        """A PyG `HeteroData`, which `from_hetero_data` reads back, but for what is known, weights of columns, aliases of names,
+        and types that no relation joins.
 
         Each node type holds `num_nodes` and, where the graph has names, `names`; each edge type `edge_index` int64 [2, E], by
         positions within its two types, and `edge_weight` [E] unless all are 1.
@@ -900,8 +942,7 @@ class MultiGraph:
             path: the file.
             notes: texts to keep in the file's metadata, by name; `load` leaves them alone.
         """
-        arrays = dict(zip(("rowptr", "col", "weight", "known"), self._arrays(), strict=True))
-        file.write(path, self.relations, self.names, self.types, arrays, notes or {})
+        file.write(path, self.relations, self.names, self.types, self._arrays(), notes or {})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -921,6 +962,7 @@ class MultiGraph:
         col: Tensor,
         weight: Tensor,
         known: Tensor,
+        column_weight: Tensor | None = None,
     ) -> Self:
         """Check stacked arrays from outside by the same door as any edge list."""
         require_tensor("rowptr", rowptr, ndim=1, dtypes=(torch.int64,))
@@ -939,7 +981,7 @@ class MultiGraph:
         row = torch.arange(n, device=rowptr.device).repeat(len(relations)).repeat_interleave(rowptr.diff())
         offset = rowptr[::n].tolist()
         span = {name: slice(offset[r], offset[r + 1]) for r, name in enumerate(relations)}
-        return cls.from_edge_index(
+        graph = cls.from_edge_index(
             {name: torch.stack([row[at], col[at].long()]) for name, at in span.items()},
             n,
             edge_weight={name: weight[at] for name, at in span.items()},
@@ -948,6 +990,15 @@ class MultiGraph:
             node_types=None if types is None else dict(zip(types.names, types.sizes, strict=True)),
             joins=None if types is None else dict(zip(relations, types.joins, strict=True)),
         )
+        if column_weight is None:
+            return graph
+        require_tensor("column_weight", column_weight, ndim=2, dtypes=(torch.float64,))
+        require(
+            column_weight.shape == known.shape,
+            f"column_weight: expected {list(known.shape)}, got {list(column_weight.shape)}",
+        )
+        check_column_weight(column_weight.view(-1), graph, known.numel())
+        return cls(graph.relations, names=graph.names, types=graph.types, **graph._arrays(), column_weight=column_weight)
 
     # ------------------------------------------------------------------------------------------------ Python's own
 
@@ -976,6 +1027,7 @@ class MultiGraph:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         since: dict[str, Any] = {"_selected": {}, "_passing": {}, "_shared": {}, "_bits": (None,) * len(state["relations"])}
+        since["_column_weight"] = None
         if "types" not in state:
             since["types"] = NodeTypes.of_genes(state["num_nodes"], len(state["relations"]))
             since["_known_rows"] = since["_known_columns"] = state["_known"]
@@ -992,7 +1044,8 @@ class MultiGraph:
             and self.types == other.types
             and self.device == other.device
             and self._known.shape == other._known.shape
-            and all(torch.equal(a, b) for a, b in zip(self._arrays(), other._arrays(), strict=True))
+            and self._arrays().keys() == other._arrays().keys()
+            and all(torch.equal(array, other._arrays()[name]) for name, array in self._arrays().items())
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -1009,13 +1062,15 @@ class MultiGraph:
         names = None if self.names is None else self.names.digest()
         types = [] if self.types.are_genes else [self.types]
         hashed = hashlib.sha256(json.dumps([list(self.relations), self.num_nodes, names, *types]).encode())
-        for x in self._arrays():
+        for x in self._arrays().values():
             hashed.update(f"{x.dtype} {list(x.shape)}".encode())
             hashed.update(x.cpu().contiguous().numpy().data)
         return hashed.hexdigest()
 
-    def _arrays(self) -> tuple[Tensor, ...]:
-        return self._rowptr, self._col, self._weight, self._known
+    def _arrays(self) -> dict[str, Tensor]:
+        """Those that make the graph again, by the constructor's names."""
+        arrays = {"rowptr": self._rowptr, "col": self._col, "weight": self._weight, "known": self._known}
+        return arrays if self._column_weight is None else {**arrays, "column_weight": self._column_weight}
 
     def __repr__(self) -> str:
         named = "" if self.names is None else f", names={self.names}"

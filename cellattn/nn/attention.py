@@ -24,7 +24,8 @@ Rows = Tensor | Mapping[str, Tensor]
 class GraphLossOptions(TypedDict, total=False):
     """How a tied head is compared with its graph: the options of `cellattn.graph_attention` of the same names."""
 
-    loss: str  # "kl" (default), "bce", or "kl_comembership": whom a gene shares the columns of the relation with
+    loss: str  # "kl" (default), "bce", or "kl_comembership": whom a gene shares the columns of the relation with,
+    # T = D⁻¹ B W Bᵀ, W by `MultiGraph.with_column_weight`
     over: str  # "tokens" (default) or "valid"
     reduction: str  # "mean" (default), "sum" or "none"
     num_negatives: int | None  # bce: sampled non-edges a row; None: every one

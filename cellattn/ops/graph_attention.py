@@ -52,7 +52,8 @@ def graph_attention(
         graph: N genes.
         ties: (relation, head) pairs; a head may be tied to several relations, a relation to several heads.
         loss: "kl" (see `attention_kl`), "bce" (see `attention_bce`) or "kl_comembership" (see `attention_kl_comembership`):
-            the target of a tie is then whom a gene shares columns of the relation with, `graph.comembership(relation)`.
+            the target of a tie is then whom a gene shares columns of the relation with, `graph.comembership(relation)`, with
+            the columns' weights of `graph.with_column_weight`.
         rows: int64 [R], the genes whose rows are compared, for all ties; or a dict by relation (all rows of a relation that
             is not named); default: all.
         num_prefix: tokens before the genes, such as CLS.

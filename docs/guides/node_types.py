@@ -69,11 +69,17 @@ assert h_genes.shape == (6, 32)
 # Genes that share a reaction, as the target of a head, with no token for reactions and no matrix of pairs: T = D⁻¹ B W Bᵀ.
 # With weights 1 / (genes - 1) a large reaction is no larger part of a gene's row than a small one.
 size = torch.bincount(model.gene_reaction.edge_index[1], minlength=len(model.reactions))
-shared = graph.comembership("catalyses", weight=1 / (size - 1).clamp(min=1))
+weight = 1 / (size - 1).clamp(min=1)
+shared = graph.comembership("catalyses", weight=weight)
 q, k, v = torch.randn(3, 1 + len(genes), 8).unbind(0)  # CLS and the genes
 out, lse = cellattn.attention(q, k, v)
 kl = cellattn.attention_kl_comembership(q, k, shared, lse=lse, num_prefix=1)
 print(shared, f"{float(kl):.3f} nats")
+
+# A head of the encoder is tied to it by its loss, and finds the weights in the graph.
+tie = (0, 0, "catalyses", 0.1, {"loss": "kl_comembership"})
+_, _, losses = nn.CellEncoder(32, 1, 4, ties=[tie])(tokens.weight, graph.with_column_weight("catalyses", weight))
+assert list(losses) == ["kl_comembership/layer0/head0/catalyses"]
 
 # Terms and complexes likewise: `read_go_annotations(...).edge_index`, or a table of two columns. With PyG,
 # `MultiGraph.from_hetero_data(data)` takes all node types that its edge types join; `graph.to_hetero_data()` gives them back.

@@ -51,7 +51,7 @@ def test_products_along_long_maps() -> None:
 def test_graphs_that_are_made_in_inference_mode() -> None:
     with torch.inference_mode():
         cell = graph().subgraph(torch.arange(N - 1)).extend(1).without_self_loops("a").select(["b", "a"])
-        assert not any(x.is_inference() for x in cell._arrays())
+        assert not any(x.is_inference() for x in cell._arrays().values())
     encoder = nn.CellEncoder(8, 1, 2, ties=[(0, 0, "a", 0.1)], masks=[(0, 1, "b")])
     encoder(torch.randn(N, 8), cell)[1].sum().backward()
 

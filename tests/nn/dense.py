@@ -43,9 +43,9 @@ def kl(alpha: Tensor, graph: MultiGraph, relation: str) -> Tensor:
 
 
 def comembership(graph: MultiGraph, relation: str, diagonal: bool) -> MultiGraph:
-    """Who shares columns with whom as a relation of its own: C = B Bᵀ."""
-    b = adjacency(graph, relation)
-    c = b @ b.T
+    """Who shares columns with whom as a relation of its own: C = B W Bᵀ."""
+    b = adjacency(graph, relation)[:, list(graph.node_types[graph.joins(relation)[1]])]
+    c = b * graph.column_weight(relation) @ b.T
     c = c if diagonal else c.fill_diagonal_(0)
     index = c.nonzero().T
     return MultiGraph.from_edge_index({relation: index}, graph.num_nodes, edge_weight={relation: c[tuple(index)]})
