@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <map>
+#include <optional>
 
 #include "attention_parts.h"
 #include "edge_blocks.h"
@@ -135,38 +136,69 @@ struct Problem {
   }
 };
 
-// Rows of `dim` numbers as rows of whole vectors, zeros behind them.
+// Rows [rows, dim] of every head as rows of whole vectors: where they stand, or, of some heads at a time, with zeros behind them.
 template <class T>
-class Padded {
+class HeadRows {
  public:
-  Padded(const Tensor& x, int64_t dim, int64_t width) : room_(x.size(0) * x.size(1) * x.size(2) * width) {
-    if (dim == 0) return;
-    const T* from = static_cast<const T*>(x.const_data_ptr());
-    T* to = room_.data();
-    for_each_block(x.numel() / dim, 4096, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) std::copy(from + i * dim, from + (i + 1) * dim, to + i * width);
-    });
+  HeadRows(const Tensor& x, int64_t width, int64_t vector_bytes)
+      : data_(static_cast<const T*>(x.const_data_ptr())),
+        rows_(x.size(2)),
+        dim_(x.size(3)),
+        width_(width),
+        copied_(dim_ != width || reinterpret_cast<uintptr_t>(data_) % vector_bytes != 0) {}
+
+  bool copied() const { return copied_; }
+  // Of the head of this number, which is at place `at` among those that were made room for.
+  T* head(int64_t at, int64_t number) { return copied_ ? room_->data() + at * rows_ * width_ : own(number); }
+
+  void make_room(int64_t heads) {
+    if (copied_) room_.emplace(heads * rows_ * width_);
   }
-  Padded(int64_t rows, int64_t width) : room_(rows * width) {}
-
-  T* data() { return room_.data(); }
-
-  // The rows of some heads, `rows` of each.
-  void copy_to(const Tensor& x, int64_t dim, int64_t width, int64_t rows, const std::vector<int64_t>& heads) {
-    if (dim == 0) return;
-    T* to = static_cast<T*>(x.mutable_data_ptr());
-    const T* from = room_.data();
-    for_each_block(static_cast<int64_t>(heads.size()) * rows, 4096, [&](int64_t first, int64_t last) {
-      for (int64_t at = first; at < last; ++at) {
-        const int64_t i = heads[at / rows] * rows + at % rows;
-        std::copy(from + i * width, from + i * width + dim, to + i * dim);
-      }
-    });
+  void take(const int64_t* heads, int64_t count) {
+    if (copied_) copy(heads, count, [&](const T* own, T* padded) { std::copy(own, own + dim_, padded); });
+  }
+  void give(const int64_t* heads, int64_t count) {
+    if (copied_) copy(heads, count, [&](T* own, const T* padded) { std::copy(padded, padded + dim_, own); });
   }
 
  private:
-  Room<T> room_;
+  T* own(int64_t number) const { return const_cast<T*>(data_) + number * rows_ * dim_; }
+
+  template <class F>
+  void copy(const int64_t* heads, int64_t count, const F& f) {
+    T* room = room_->data();
+    for_each_block(count * rows_, 4096, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) f(own(heads[i / rows_]) + i % rows_ * dim_, room + i * width_);
+    });
+  }
+
+  const T* data_;
+  int64_t rows_, dim_, width_;
+  bool copied_;
+  std::optional<Room<T>> room_;
 };
+
+// run(heads, count) of some heads after others, with their rows: of all at once where nothing is copied, else of as many as keep
+// the threads busy. A head's numbers depend on no other.
+template <class T, class Run>
+void for_some_heads(
+    const std::vector<int64_t>& heads, int64_t num_tokens, const std::vector<HeadRows<T>*>& inputs,
+    const std::vector<HeadRows<T>*>& outputs, const Run& run) {
+  const auto copied = [](const HeadRows<T>* rows) { return rows->copied(); };
+  const bool any = std::any_of(inputs.begin(), inputs.end(), copied) || std::any_of(outputs.begin(), outputs.end(), copied);
+  const int64_t all = static_cast<int64_t>(heads.size());
+  const int64_t busy = ceil_div(8 * static_cast<int64_t>(torch::stable::get_num_threads()), ceil_div(num_tokens, kTokens));
+  const int64_t step = any ? std::min(all, busy) : all;
+  for (HeadRows<T>* rows : inputs) rows->make_room(step);
+  for (HeadRows<T>* rows : outputs) rows->make_room(step);
+  for (int64_t begin = 0; begin < all; begin += step) {
+    const int64_t* some = heads.data() + begin;
+    const int64_t count = std::min(step, all - begin);
+    for (HeadRows<T>* rows : inputs) rows->take(some, count);
+    run(some, count);
+    for (HeadRows<T>* rows : outputs) rows->give(some, count);
+  }
+}
 
 // pass(head, begin, end, room) over tokens [0, num_tokens) of every head.
 template <class T>
@@ -358,42 +390,29 @@ void attend_blocks_backward(EdgeBlocks<T> task, const std::vector<int64_t>& head
       rows, torch::stable::get_num_threads(), count, parts, [&](int64_t h) { return heads[h]; }, backward, dk, dv);
 }
 
+// Of a head by its number, but its features.
 template <class T>
-std::vector<EdgeHead<T>> heads_of(
+EdgeHead<T> head_of(
     const Problem& about, const Stack& by_row, const std::vector<std::vector<EdgeTie>>& ties,
     const std::optional<Tensor>& bias, bool self_loops, double scale, const Dropout& dropout, int64_t width, int64_t width_v,
-    const T* q, const T* k, const T* v) {
-  std::vector<EdgeHead<T>> tasks;
-  const int64_t n = about.num_nodes, tokens = about.num_prefix + n;
-  for (int64_t l = 0; l < about.num_leading * about.num_heads; ++l) {
-    EdgeHead<T> head = {};
-    const auto& mine = ties[l % about.num_heads];
-    head.q = q + l * n * width;
-    head.k = k + l * tokens * width;
-    head.v = v + l * tokens * width_v;
-    head.by_row = mine.data();
-    head.num_ties = static_cast<int64_t>(mine.size());
-    head.num_nodes = n;
-    head.num_prefix = about.num_prefix;
-    head.width = width;
-    head.width_v = width_v;
-    head.col = ints_of(by_row.neighbour);
-    head.log_weight = data_of<T>(by_row.log_weight);
-    head.bias = data_of<T>(bias);
-    head.self_loops = self_loops;
-    head.scale = static_cast<T>(scale);
-    head.rescale = rescale_of<T>(dropout.threshold);
-    head.bits = dropout.bits();
-    head.number = l;
-    tasks.push_back(head);
-  }
-  return tasks;
-}
-
-template <class T>
-void keep_heads(std::vector<EdgeHead<T>>& tasks, const std::vector<int64_t>& heads) {
-  for (size_t at = 0; at < heads.size(); ++at) tasks[at] = tasks[heads[at]];  // ascending
-  tasks.resize(heads.size());
+    int64_t number) {
+  EdgeHead<T> head = {};
+  const auto& mine = ties[number % about.num_heads];
+  head.by_row = mine.data();
+  head.num_ties = static_cast<int64_t>(mine.size());
+  head.num_nodes = about.num_nodes;
+  head.num_prefix = about.num_prefix;
+  head.width = width;
+  head.width_v = width_v;
+  head.col = ints_of(by_row.neighbour);
+  head.log_weight = data_of<T>(by_row.log_weight);
+  head.bias = data_of<T>(bias);
+  head.self_loops = self_loops;
+  head.scale = static_cast<T>(scale);
+  head.rescale = rescale_of<T>(dropout.threshold);
+  head.bits = dropout.bits();
+  head.number = number;
+  return head;
 }
 
 template <class T>
@@ -416,18 +435,24 @@ void run_forward(
   if (dense.others.empty()) return;
   const EdgeLoops<T> loops;
   const int64_t width = width_of(about.dim, loops), width_v = width_of(about.dim_v, loops), n = about.num_nodes;
-  Padded<T> queries(q, about.dim, width), keys(k, about.dim, width), values(v, about.dim_v, width_v);
-  Padded<T> result(about.num_leading * about.num_heads * n, width_v);
+  const int64_t bytes = loops.vector_bytes;
+  HeadRows<T> queries(q, width, bytes), keys(k, width, bytes), values(v, width_v, bytes), result(out, width_v, bytes);
   const auto ties = about.ties_of(by_row);
-  auto tasks = heads_of<T>(
-      about, by_row, ties, bias, self_loops, scale, dropout, width, width_v, queries.data(), keys.data(), values.data());
-  for (size_t l = 0; l < tasks.size(); ++l) {
-    tasks[l].out = result.data() + l * n * width_v;
-    tasks[l].lse = static_cast<T*>(lse.mutable_data_ptr()) + l * n;
-  }
-  keep_heads(tasks, dense.others);
-  for_each_tokens(tasks, n, about.longest(ties), loops.forward);
-  result.copy_to(out, about.dim_v, width_v, n, dense.others);
+  const int64_t longest = about.longest(ties);
+  for_some_heads<T>(dense.others, n, {&queries, &keys, &values}, {&result}, [&](const int64_t* heads, int64_t count) {
+    std::vector<EdgeHead<T>> tasks;
+    for (int64_t at = 0; at < count; ++at) {
+      const int64_t l = heads[at];
+      EdgeHead<T> head = head_of<T>(about, by_row, ties, bias, self_loops, scale, dropout, width, width_v, l);
+      head.q = queries.head(at, l);
+      head.k = keys.head(at, l);
+      head.v = values.head(at, l);
+      head.out = result.head(at, l);
+      head.lse = static_cast<T*>(lse.mutable_data_ptr()) + l * n;
+      tasks.push_back(head);
+    }
+    for_each_tokens(tasks, n, longest, loops.forward);
+  });
 }
 
 template <class T>
@@ -448,33 +473,37 @@ void run_backward(
   if (dense.others.empty()) return;
   const EdgeLoops<T> loops;
   const int64_t width = width_of(about.dim, loops), width_v = width_of(about.dim_v, loops), n = about.num_nodes;
-  const int64_t tokens = about.num_prefix + n, num_heads = about.num_leading * about.num_heads;
-  Padded<T> queries(q, about.dim, width), keys(k, about.dim, width), values(v, about.dim_v, width_v);
-  Padded<T> above(dout, about.dim_v, width_v);
-  Padded<T> queries_grad(num_heads * n, width), keys_grad(num_heads * tokens, width), values_grad(num_heads * tokens, width_v);
+  const int64_t tokens = about.num_prefix + n, bytes = loops.vector_bytes;
+  HeadRows<T> queries(q, width, bytes), keys(k, width, bytes), values(v, width_v, bytes), above(dout, width_v, bytes);
+  HeadRows<T> queries_grad(dq, width, bytes), keys_grad(dk, width, bytes), values_grad(dv, width_v, bytes);
   const auto ties = about.ties_of(by_row), ties_by_column = about.ties_of(by_column);
-  auto tasks = heads_of<T>(
-      about, by_row, ties, bias, self_loops, scale, dropout, width, width_v, queries.data(), keys.data(), values.data());
-  for (size_t l = 0; l < tasks.size(); ++l) {
-    EdgeHead<T>& head = tasks[l];
-    head.by_column = ties_by_column[l % about.num_heads].data();
-    head.row = ints_of(by_column.neighbour);
-    head.log_weight_by_column = data_of<T>(by_column.log_weight);
-    head.lse = const_cast<T*>(static_cast<const T*>(lse.const_data_ptr())) + l * n;
-    head.delta = static_cast<const T*>(delta.const_data_ptr()) + l * n;
-    head.dout = above.data() + l * n * width_v;
-    head.dq = queries_grad.data() + l * n * width;
-    head.dk = keys_grad.data() + l * tokens * width;
-    head.dv = values_grad.data() + l * tokens * width_v;
-    head.dbias_stride = about.num_ties;
-    head.dbias = bias ? static_cast<T*>(dbias.mutable_data_ptr()) + l / about.num_heads * n * about.num_ties : nullptr;
-  }
-  keep_heads(tasks, dense.others);
-  for_each_tokens(tasks, n, about.longest(ties), loops.rows);
-  for_each_tokens(tasks, tokens, about.longest(ties_by_column), loops.columns);
-  queries_grad.copy_to(dq, about.dim, width, n, dense.others);
-  keys_grad.copy_to(dk, about.dim, width, tokens, dense.others);
-  values_grad.copy_to(dv, about.dim_v, width_v, tokens, dense.others);
+  const int64_t longest_row = about.longest(ties), longest_column = about.longest(ties_by_column);
+  const auto run = [&](const int64_t* heads, int64_t count) {
+    std::vector<EdgeHead<T>> tasks;
+    for (int64_t at = 0; at < count; ++at) {
+      const int64_t l = heads[at];
+      EdgeHead<T> head = head_of<T>(about, by_row, ties, bias, self_loops, scale, dropout, width, width_v, l);
+      head.by_column = ties_by_column[l % about.num_heads].data();
+      head.row = ints_of(by_column.neighbour);
+      head.log_weight_by_column = data_of<T>(by_column.log_weight);
+      head.lse = const_cast<T*>(static_cast<const T*>(lse.const_data_ptr())) + l * n;
+      head.delta = static_cast<const T*>(delta.const_data_ptr()) + l * n;
+      head.q = queries.head(at, l);
+      head.k = keys.head(at, l);
+      head.v = values.head(at, l);
+      head.dout = above.head(at, l);
+      head.dq = queries_grad.head(at, l);
+      head.dk = keys_grad.head(at, l);
+      head.dv = values_grad.head(at, l);
+      head.dbias_stride = about.num_ties;
+      head.dbias = bias ? static_cast<T*>(dbias.mutable_data_ptr()) + l / about.num_heads * n * about.num_ties : nullptr;
+      tasks.push_back(head);
+    }
+    for_each_tokens(tasks, n, longest_row, loops.rows);
+    for_each_tokens(tasks, tokens, longest_column, loops.columns);
+  };
+  for_some_heads<T>(
+      dense.others, n, {&queries, &keys, &values, &above}, {&queries_grad, &keys_grad, &values_grad}, run);
 }
 
 std::tuple<Tensor, Tensor> edge_rows(

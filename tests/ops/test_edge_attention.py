@@ -219,6 +219,24 @@ def test_memory_is_of_tokens_not_of_pairs(two_threads: None) -> None:
     assert peak_memory(step) < 40e6
 
 
+@pytest.mark.parametrize(("dim", "most"), [(16, 15), (20, 18)], ids=["whole vectors", "copied"])
+def test_memory_in_tensors(dim: int, most: int, two_threads: None) -> None:
+    """Of the size of q: results, gradients, and what the operator copies. A copy of every tensor more would be seven."""
+    from benchmarks.measure import peak_memory
+
+    tokens = 20_000
+    graph = random_graph(tokens - 1, {"a": 50_000})
+    q, k, v = leaves(*((4, tokens, dim),) * 3, dtype=torch.float32)
+
+    def step() -> None:
+        out, _ = cellattn.edge_attention(q, k, v, graph, [("a", head) for head in range(4)])
+        torch.autograd.grad(out.sum(), (q, k, v))
+
+    step()
+    least = min(peak_memory(step) for _ in range(3))  # a process grows beside what is measured
+    assert least < most * q.nbytes, least / q.nbytes
+
+
 def dense_graph(n: int = 600, share: float = 0.4) -> MultiGraph:
     """d is made in blocks, s is not: one row of d is empty, one full with its loop, and no row of d sees gene 7."""
     g = torch.Generator().manual_seed(0)
