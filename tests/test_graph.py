@@ -321,8 +321,9 @@ def test_networkx_reads_the_attribute_that_is_asked_for() -> None:
         assert MultiGraph.from_networkx(graphs, [0, 1, 2], weight=None).weight("r").tolist() == [1, 1, 1]
     with pytest.warns(
         UserWarning, match=r"graphs\['r'\]: no edge has the attribute 'weight'.*ignored: 'score', of which weight="
-    ):
+    ) as caught:
         assert MultiGraph.from_networkx(graphs, [0, 1, 2]).weight("r").tolist() == [1, 1, 1]
+    assert caught[0].filename == __file__
 
 
 @pytest.mark.parametrize("weight", ["1", None, 1j, [1], 10**400], ids=["text", "none", "complex", "list", "large"])

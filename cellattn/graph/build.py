@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from numbers import Real
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._check import describe, require, require_several, require_tensor, unknown
+from .._check import describe, require, require_tensor, unknown
 
 MASS_RANGE = (1e-30, 1e30)  # of a row's weights: the losses divide by their sum, in float32 too
 
@@ -44,106 +41,6 @@ def check_edge_index(where: str, index: Any, num_rows: int, num_columns: int) ->
 
 def check_has_values(where: str, x: Tensor) -> None:
     require(x.device.type != "meta", f"{where}: expected a tensor that holds values, got one on device {x.device}")
-
-
-def real(value: Tensor) -> Tensor:
-    """Weights [E] of any real dtype as floating ones [E]; a column [E, 1] too."""
-    value = value[:, 0] if value.ndim == 2 and value.shape[1] == 1 else value
-    return value if value.is_floating_point() or value.is_complex() else value.float()
-
-
-def numbered(where: str, index: Any, ends: tuple[range, range]) -> Tensor:
-    """Edges as PyG has them, by positions within the two types, as edges between tokens."""
-    rows, columns = ends
-    row, col = check_edge_index(where, index, len(rows), len(columns))
-    return torch.stack([row + rows.start, col + columns.start])
-
-
-def hetero_weight(store: Any, edge_type: tuple[str, str, str]) -> Tensor | None:
-    """The weights of one edge type of a `HeteroData`, None where it has none; see `MultiGraph.from_hetero_data`."""
-    num_edges = store.edge_index.shape[-1]
-    others = []
-    for name in ("edge_weight", "edge_attr", "weight"):
-        value = store.get(name)
-        if not isinstance(value, Tensor):
-            continue
-        if name == "edge_attr" and value.ndim == 2 and value.shape[1] != 1:
-            others.append(f"{name} {list(value.shape)}")
-            continue
-        return real(value)
-    for name, value in store.items():
-        if isinstance(value, Tensor) and value.is_floating_point() and tuple(value.shape) in {(num_edges,), (num_edges, 1)}:
-            others.append(f"{name} {list(value.shape)}")
-    if others:
-        warnings.warn(
-            f"data: edge type {edge_type} has weight 1, {', '.join(others)} ignored; set edge_weight to what is meant",
-            stacklevel=3,
-        )
-    return None
-
-
-def hetero_relations(data: Any, node_type: str, relations: Sequence[str] | None) -> dict[str, tuple[str, str, str]]:
-    """The edge types of a `HeteroData` that become relations, by name: those named, or all.
-
-    A relation is called as its edge type is, or "source__relation__target", as PyG has it in one word, where that name is
-    another's: the one that joins `node_type` to itself has it before all others.
-    """
-    shared = Counter(name for _, name, _ in data.edge_types)
-    there = {}
-    for edge_type in data.edge_types:
-        source, name, target = edge_type
-        there[name if source == target == node_type or shared[name] == 1 else "__".join(edge_type)] = edge_type
-    if relations is None:
-        return there
-    require_several("relations", relations)
-    for name in relations:
-        if name not in there:
-            unknown("relations", name, there)
-    return {name: there[name] for name in relations}
-
-
-def hetero_types(data: Any, node_type: str, edge_types: Iterable[tuple[str, str, str]]) -> dict[str, int]:
-    """`node_type`, then the other types that the relations join, in the order of the `HeteroData`, and how many there are."""
-    joined = {end for source, _, target in edge_types for end in (source, target)}
-    sizes = {}
-    for name in (node_type, *(other for other in data.node_types if other in joined and other != node_type)):
-        num_nodes = data[name].num_nodes
-        require(num_nodes is not None, f"data: node type {name!r} has no features and no num_nodes")
-        sizes[name] = int(num_nodes)
-    return sizes
-
-
-def hetero_names(data: Any, node_types: Iterable[str]) -> list[str] | None:
-    """The names that the node types of a `HeteroData` bring along, None where one has none."""
-    names: list[str] = []
-    for node_type in node_types:
-        fields = (data[node_type].get(field) for field in ("names", "node_ids"))
-        found = next((f for f in fields if isinstance(f, Sequence) and f and all(isinstance(name, str) for name in f)), None)
-        if found is None:
-            return None
-        names += found
-    return names
-
-
-def warn_of_other_attributes(relation: str, weight: str, attributes: Sequence[Mapping[Any, Any]]) -> None:
-    if not attributes or any(weight in one for one in attributes):
-        return
-    numbers = [name for name, value in attributes[0].items() if isinstance(value, Real)]
-    if numbers:
-        warnings.warn(
-            f"graphs[{relation!r}]: no edge has the attribute {weight!r}, all have weight 1; ignored: "
-            f"{', '.join(map(repr, numbers))}, of which weight= takes one",
-            stacklevel=3,
-        )
-
-
-def number(relation: str, edge: tuple[Any, Any], weight: Any) -> float:
-    try:
-        if isinstance(weight, (str, bytes)):
-            raise TypeError  # float would read it
-        return float(weight)
-    except (TypeError, ValueError, OverflowError, RuntimeError):
-        raise ValueError(f"graphs[{relation!r}]: edge {edge} has weight {weight!r}, expected a number") from None
 
 
 def is_float64(weight: Any) -> bool:

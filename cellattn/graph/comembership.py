@@ -48,7 +48,7 @@ class Comembership:
     def of(cls, graph: MultiGraph, relation: str, weight: Any, diagonal: bool) -> Comembership:
         """See `MultiGraph.comembership`."""
         genes, terms = (graph.node_types[end] for end in graph.joins(relation))
-        weight = graph.column_weight(relation) if weight is None else check_column_weight(weight, graph, len(terms))
+        weight = graph.column_weight(relation) if weight is None else check_column_weight(weight, len(terms), graph.device)
         here = graph.select([relation]).to("cpu")  # constants that are the same to the last bit wherever they go
         ptr, col, b = here.rowptr(relation), here.col(relation).long(), here.weight(relation).double()
         shared = b.new_zeros(graph.num_nodes)
@@ -106,13 +106,13 @@ class Comembership:
         return f"Comembership({self.relation!r}, {counted} of {len(self.genes)} {source}s share a {target})"
 
 
-def check_column_weight(weight: Any, graph: MultiGraph, num_terms: int) -> Tensor:
+def check_column_weight(weight: Any, num_terms: int, device: torch.device) -> Tensor:
     """W in float64."""
     weight = tensor_of(weight)
     require_tensor("weight", weight, ndim=1)
     require(not (weight.is_complex() or weight.dtype == torch.bool), f"weight: expected numbers, got dtype {weight.dtype}")
     require(weight.numel() == num_terms, f"weight: expected {num_terms}, one a column's token, got {weight.numel()}")
-    require(weight.device == graph.device, f"weight: expected device {graph.device} of the graph, got {weight.device}")
+    require(weight.device == device, f"weight: expected device {device} of the graph, got {weight.device}")
     weight = weight.detach().double()
     wrong = ~(torch.isfinite(weight) & (weight >= 0))
     if wrong.any():

@@ -9,11 +9,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from .._check import describe, require
+from .._check import describe, require, require_tensor
 from .._file import file_path, not_whole, write_atomic
 from ..genes import GeneList
+from .comembership import check_column_weight
 from .node_types import NodeTypes
 
 _TEXTS = {  # of each format, which is the oldest that can hold a graph
@@ -57,11 +59,11 @@ def write(
     write_atomic(path, save(tensors, metadata))
 
 
-def read(path: str | os.PathLike[str]) -> tuple[tuple[Any, ...], GeneList | None, NodeTypes | None, dict[str, Tensor]]:
-    """What `write` was given, as far as the file tells: its checksum fits, and nothing else is checked.
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Tensor | None]:
+    """What `write` was given, as the arguments of `from_edge_index`, which checks the edges, and weights of columns, if any.
 
     Raises:
-        ValueError: no whole safetensors file, another format, or a damaged one.
+        ValueError: no whole safetensors file, another format, a damaged one, or arrays that are no graph.
     """
     metadata, tensors = _parts(path)
     with of_file(path):
@@ -73,7 +75,54 @@ def read(path: str | os.PathLike[str]) -> tuple[tuple[Any, ...], GeneList | None
         if told.get("node_types") is not None:
             kinds, sizes = zip(*told["node_types"], strict=True)
             types = NodeTypes(kinds, sizes, tuple(map(tuple, told["joins"])))
-        return tuple(told["relations"]), genes, types, tensors
+        return _edges_of(tuple(told["relations"]), genes, types, **tensors)
+
+
+def _edges_of(
+    relations: tuple[Any, ...],
+    names: GeneList | None,
+    types: NodeTypes | None,
+    *,
+    rowptr: Tensor,
+    col: Tensor,
+    weight: Tensor,
+    known: Tensor,
+    column_weight: Tensor | None = None,
+) -> tuple[dict[str, Any], Tensor | None]:
+    """Stacked arrays, checked, as edges by relation: they enter by the same door as any others."""
+    require_tensor("rowptr", rowptr, ndim=1, dtypes=(torch.int64,))
+    require_tensor("col", col, ndim=1, dtypes=(torch.int32, torch.int64))
+    require_tensor("weight", weight, ndim=1, dtypes=(torch.float32, torch.float64))
+    require_tensor("known", known, ndim=2, dtypes=(torch.bool,))
+    n = known.shape[1]
+    require(len(set(relations)) == len(relations), f"relations: expected distinct names, got {list(relations)}")
+    require(known.shape[0] == len(relations), f"known: expected {len(relations)} rows, got {known.shape[0]}")
+    require(
+        rowptr.numel() == len(relations) * n + 1,
+        f"rowptr: expected {len(relations) * n + 1} entries, got {rowptr.numel()}",
+    )
+    require(bool((rowptr.diff() >= 0).all()) and int(rowptr[0]) == 0, "rowptr: expected to rise from 0")
+    require(int(rowptr[-1]) == col.numel() == weight.numel(), "rowptr, col, weight: lengths differ")
+    if column_weight is not None:
+        require_tensor("column_weight", column_weight, ndim=2, dtypes=(torch.float64,))
+        require(
+            column_weight.shape == known.shape,
+            f"column_weight: expected {list(known.shape)}, got {list(column_weight.shape)}",
+        )
+        check_column_weight(column_weight.view(-1), known.numel(), known.device)
+    row = torch.arange(n, device=rowptr.device).repeat(len(relations)).repeat_interleave(rowptr.diff())
+    offset = rowptr[::n].tolist()
+    span = {name: slice(offset[r], offset[r + 1]) for r, name in enumerate(relations)}
+    given = {
+        "edge_index": {name: torch.stack([row[at], col[at].long()]) for name, at in span.items()},
+        "num_nodes": n,
+        "edge_weight": {name: weight[at] for name, at in span.items()},
+        "known": dict(zip(relations, known, strict=True)),
+        "names": names,
+        "node_types": None if types is None else dict(zip(types.names, types.sizes, strict=True)),
+        "joins": None if types is None else dict(zip(relations, types.joins, strict=True)),
+    }
+    return given, column_weight
 
 
 def notes_of(path: str | os.PathLike[str]) -> dict[str, str]:

@@ -34,7 +34,7 @@ from .._check import (
 )
 from .._extension import AVAILABLE
 from ..genes import GeneList, as_names
-from . import derive, file
+from . import derive, file, foreign
 from .build import (
     MASS_RANGE,
     check_edge_index,
@@ -44,16 +44,8 @@ from .build import (
     check_mass,
     check_weight,
     coalesce,
-    hetero_names,
-    hetero_relations,
-    hetero_types,
-    hetero_weight,
     is_float64,
-    number,
-    numbered,
-    real,
     undirected_set,
-    warn_of_other_attributes,
 )
 from .comembership import Comembership, check_column_weight
 from .derive import Rows
@@ -79,7 +71,6 @@ if TYPE_CHECKING:
 _INT32_MAX = 2**31 - 1
 _MAX_NODES = isqrt(2**63 - 1)  # an edge is sorted by the key i * N + j, in int64
 _MIN_PACKED, _DENSE = 512, 1 / 8  # genes, and edges over pairs, from which on sums over bits are faster than along CSR rows
-_SPARSE_LAYOUTS = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 
 
 class MultiGraph:
@@ -305,33 +296,10 @@ class MultiGraph:
         Warns:
             UserWarning: weights stay 1 although an edge type has attributes that may be meant, as `edge_attr` [E, k].
         """
-        require(hasattr(data, "edge_types"), f"data: expected a HeteroData, got {type(data).__name__}")
-        if node_type not in data.node_types:
-            ends = {end for source, _, target in data.edge_types for end in (source, target)}
-            require(
-                node_type not in ends,
-                f"data: node type {node_type!r} has edges, but no size; set data[{node_type!r}].num_nodes",
-            )
-            unknown("node_type", node_type, data.node_types)
-        chosen = hetero_relations(data, node_type, relations)
-        sizes = hetero_types(data, node_type, chosen.values())
-        num_nodes = sum(sizes.values())
-        joins = {name: (source, target) for name, (source, _, target) in chosen.items()}
-        types = NodeTypes.checked(sizes, joins, tuple(chosen), num_nodes)
-        edge_index, edge_weight = {}, {}
-        for r, (name, edge_type) in enumerate(chosen.items()):
-            store = data[edge_type]
-            instead = ", but adj_t, its transpose: undo ToSparseTensor, or set edge_index" if "adj_t" in store else ""
-            require("edge_index" in store, f"data: edge type {edge_type} has no edge_index{instead}")
-            edge_index[name] = numbered(f"edge_index[{name!r}]", tensor_of(store.edge_index), types.ends(r))
-            weight = hetero_weight(store, edge_type)
-            if weight is not None:
-                edge_weight[name] = weight
-        names = hetero_names(data, sizes) if names is None else names
-        options: dict[str, Any] = {"undirected": undirected, "undirected_reduce": undirected_reduce, "names": names}
-        return cls.from_edge_index(
-            edge_index, num_nodes, edge_weight=edge_weight, node_types=sizes, joins=joins, **options
-        )  # fmt: skip
+        given = foreign.of_hetero_data(data, node_type, relations)
+        if names is not None:
+            given["names"] = names
+        return cls.from_edge_index(**given, undirected=undirected, undirected_reduce=undirected_reduce)
 
     @classmethod
     def from_scipy(
@@ -347,19 +315,8 @@ class MultiGraph:
         Their entries are the weights, added where a place has several; those of a bool matrix have no weights. Other
         arguments are those of `from_edge_index`.
         """
-        require_mapping("matrices", matrices)
-        coo: dict[str, tuple[Any, Tensor, Tensor, Tensor | None]] = {}
-        for name, matrix in matrices.items():
-            where = f"matrices[{name!r}]"
-            require(hasattr(matrix, "tocoo"), f"{where}: expected a scipy sparse matrix, got {describe(matrix)}")
-            require(matrix.ndim == 2, f"{where}: expected a matrix, got shape {matrix.shape}")
-            real = matrix.dtype.kind in "biu" or matrix.dtype in ("float32", "float64")
-            require(real, f"{where}: expected entries of a real dtype, float32 or float64 at most, got {matrix.dtype}")
-            m = matrix.tocoo()
-            index = (torch.from_numpy(x.astype("int64")) for x in (m.row, m.col))
-            kind = {"b": "bool", "f": str(m.dtype)}.get(m.dtype.kind, "float32")
-            coo[name] = (m.shape, *index, torch.from_numpy(m.data.astype(kind)))
-        return cls._from_coo("matrices", coo, undirected, undirected_reduce, names)
+        given = foreign.of_scipy(matrices)
+        return cls.from_edge_index(**given, undirected=undirected, undirected_reduce=undirected_reduce, names=names)
 
     @classmethod
     def from_sparse_tensor(
@@ -375,48 +332,8 @@ class MultiGraph:
         Their entries are the weights, added where a place has several; those of a bool tensor, as those of a SparseTensor
         without values, have no weights. Other arguments are those of `from_edge_index`.
         """
-        require_mapping("tensors", tensors)
-        coo: dict[str, tuple[Any, Tensor, Tensor, Tensor | None]] = {}
-        for name, tensor in tensors.items():
-            if isinstance(tensor, Tensor):
-                matrix = tensor.layout in _SPARSE_LAYOUTS and tensor.ndim == 2 and tensor.dense_dim() == 0
-                require(matrix, f"tensors[{name!r}]: expected a sparse matrix, got a {describe(tensor)} and {tensor.layout}")
-                check_has_values(f"tensors[{name!r}]", tensor)
-                t = tensor.detach().to_sparse_coo()  # not coalesced, which would add in the tensor's dtype
-                coo[name] = (tuple(t.shape), *t._indices().unbind(0), t._values())
-            else:
-                require(
-                    hasattr(tensor, "coo") and hasattr(tensor, "sizes"),
-                    f"tensors[{name!r}]: expected a SparseTensor, got {describe(tensor)}",
-                )
-                row, col, value = tensor.coo()
-                coo[name] = (tuple(tensor.sizes()), row, col, value)
-        return cls._from_coo("tensors", coo, undirected, undirected_reduce, names)
-
-    @classmethod
-    def _from_coo(
-        cls,
-        argument: str,
-        coo: Mapping[str, tuple[Any, Tensor, Tensor, Tensor | None]],
-        undirected: bool | Collection[str],
-        undirected_reduce: str,
-        names: GeneList | Sequence[str] | None,
-    ) -> Self:
-        require(len(coo) > 0, f"{argument}: expected at least one relation, which gives the number of nodes")
-        num_nodes = next(iter(coo.values()))[0][0]
-        edge_index, edge_weight = {}, {}
-        for name, (shape, row, col, value) in coo.items():
-            require(
-                tuple(shape) == (num_nodes, num_nodes),
-                f"{argument}[{name!r}]: expected shape {(num_nodes, num_nodes)}, got {tuple(shape)}",
-            )
-            edge_index[name] = torch.stack([row, col])
-            if value is not None and value.dtype == torch.bool:
-                edge_index[name] = edge_index[name][:, value]
-            elif value is not None:
-                edge_weight[name] = real(value)
-        options: dict[str, Any] = {"undirected": undirected, "undirected_reduce": undirected_reduce, "names": names}
-        return cls.from_edge_index(edge_index, num_nodes, edge_weight=edge_weight, **options)
+        given = foreign.of_sparse_tensors(tensors)
+        return cls.from_edge_index(**given, undirected=undirected, undirected_reduce=undirected_reduce, names=names)
 
     @classmethod
     def from_networkx(
@@ -442,34 +359,8 @@ class MultiGraph:
         Warns:
             UserWarning: no edge of a graph has this attribute, but the first one has another that is a number.
         """
-        require_mapping("graphs", graphs)
-        if not isinstance(nodelist, Collection) or isinstance(nodelist, (str, set, frozenset)):  # a set has no order
-            raise TypeError(f"nodelist: expected a sequence of nodes, got {describe(nodelist)}")
-        try:
-            index = {node: i for i, node in enumerate(nodelist)}
-        except TypeError as error:
-            raise TypeError(f"nodelist: expected nodes, got {describe(nodelist)}: {error}") from error
-        require(len(index) == len(nodelist), f"nodelist: expected distinct nodes, got {len(nodelist) - len(index)} repeated")
-        edge_index, edge_weight = {}, {}
-        for name, graph in graphs.items():
-            require(hasattr(graph, "is_directed"), f"graphs[{name!r}]: expected a networkx graph, got {describe(graph)}")
-            for node in graph.nodes:
-                require(node in index, f"graphs[{name!r}]: node {node!r} is not in nodelist")
-            edges = list(graph.edges(data=True))
-            ends = [(index[u], index[v]) for u, v, _ in edges]
-            pairs = torch.tensor(ends, dtype=torch.int64, device="cpu").reshape(-1, 2).t()
-            if weight is not None:
-                warn_of_other_attributes(name, weight, [attributes for _, _, attributes in edges])
-                given = [number(name, (u, v), attributes.get(weight, 1)) for u, v, attributes in edges]
-                edge_weight[name] = torch.tensor(given, dtype=torch.float64, device="cpu").float()
-            if not graph.is_directed():
-                other = pairs[0] != pairs[1]
-                pairs = torch.cat([pairs, pairs.flip(0)[:, other]], 1)
-                if name in edge_weight:
-                    edge_weight[name] = torch.cat([edge_weight[name], edge_weight[name][other]])
-            edge_index[name] = pairs
-        options: dict[str, Any] = {"undirected": undirected, "undirected_reduce": undirected_reduce, "names": names}
-        return cls.from_edge_index(edge_index, len(nodelist), edge_weight=edge_weight, **options)
+        given = foreign.of_networkx(graphs, nodelist, weight)
+        return cls.from_edge_index(**given, undirected=undirected, undirected_reduce=undirected_reduce, names=names)
 
     # ------------------------------------------------------------------------------------------------ what it holds
 
@@ -847,7 +738,7 @@ class MultiGraph:
         """
         terms = self.node_types[self.joins(relation)[1]]
         everyone = torch.ones(self.num_nodes, dtype=torch.float64, device=self.device)
-        everyone[terms.start : terms.stop] = check_column_weight(weight, self, len(terms))
+        everyone[terms.start : terms.stop] = check_column_weight(weight, len(terms), self.device)
         return self._replaced(relation, lambda name: derive.rows_of(self, name)._replace(column_weight=everyone))
 
     @_disable_dynamo  # torch.compiler.disable would load Dynamo here, which takes longer than all else that is imported
@@ -917,21 +808,7 @@ class MultiGraph:
         Each node type holds `num_nodes` and, where the graph has names, `names`; each edge type `edge_index` int64 [2, E], by
         positions within its two types, and `edge_weight` [E] unless all are 1.
         """
-        from torch_geometric.data import HeteroData
-
-        data = HeteroData()
-        for name, at in self.node_types.items():
-            data[name].num_nodes = len(at)
-            if self.names is not None:
-                data[name].names = list(self.names.names[at.start : at.stop])
-        for r, name in enumerate(self.relations):
-            source, target = self.joins(name)
-            row, col = (end - at.start for end, at in zip(self.edge_index(name), self.types.ends(r), strict=True))
-            store = data[source, name, target]
-            store.edge_index = torch.stack([row, col])
-            if bool((self.weight(name) != 1).any()):
-                store.edge_weight = self.weight(name)
-        return data
+        return foreign.to_hetero_data(self)
 
     # ------------------------------------------------------------------------------------------------ files
 
@@ -947,57 +824,11 @@ class MultiGraph:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read a file written by `save`, checking all that the constructors check. Raises ValueError with the path."""
-        relations, names, types, arrays = file.read(path)
+        given, column_weight = file.read(path)
         with file.of_file(path):
-            return cls._from_arrays(relations, names, types, **arrays)
-
-    @classmethod
-    def _from_arrays(
-        cls,
-        relations: tuple[str, ...],
-        names: GeneList | None,
-        types: NodeTypes | None,
-        *,
-        rowptr: Tensor,
-        col: Tensor,
-        weight: Tensor,
-        known: Tensor,
-        column_weight: Tensor | None = None,
-    ) -> Self:
-        """Check stacked arrays from outside by the same door as any edge list."""
-        require_tensor("rowptr", rowptr, ndim=1, dtypes=(torch.int64,))
-        require_tensor("col", col, ndim=1, dtypes=(torch.int32, torch.int64))
-        require_tensor("weight", weight, ndim=1, dtypes=(torch.float32, torch.float64))
-        require_tensor("known", known, ndim=2, dtypes=(torch.bool,))
-        n = known.shape[1]
-        require(len(set(relations)) == len(relations), f"relations: expected distinct names, got {list(relations)}")
-        require(known.shape[0] == len(relations), f"known: expected {len(relations)} rows, got {known.shape[0]}")
-        require(
-            rowptr.numel() == len(relations) * n + 1,
-            f"rowptr: expected {len(relations) * n + 1} entries, got {rowptr.numel()}",
-        )
-        require(bool((rowptr.diff() >= 0).all()) and int(rowptr[0]) == 0, "rowptr: expected to rise from 0")
-        require(int(rowptr[-1]) == col.numel() == weight.numel(), "rowptr, col, weight: lengths differ")
-        row = torch.arange(n, device=rowptr.device).repeat(len(relations)).repeat_interleave(rowptr.diff())
-        offset = rowptr[::n].tolist()
-        span = {name: slice(offset[r], offset[r + 1]) for r, name in enumerate(relations)}
-        graph = cls.from_edge_index(
-            {name: torch.stack([row[at], col[at].long()]) for name, at in span.items()},
-            n,
-            edge_weight={name: weight[at] for name, at in span.items()},
-            known=dict(zip(relations, known, strict=True)),
-            names=names,
-            node_types=None if types is None else dict(zip(types.names, types.sizes, strict=True)),
-            joins=None if types is None else dict(zip(relations, types.joins, strict=True)),
-        )
+            graph = cls.from_edge_index(**given)
         if column_weight is None:
             return graph
-        require_tensor("column_weight", column_weight, ndim=2, dtypes=(torch.float64,))
-        require(
-            column_weight.shape == known.shape,
-            f"column_weight: expected {list(known.shape)}, got {list(column_weight.shape)}",
-        )
-        check_column_weight(column_weight.view(-1), graph, known.numel())
         return cls(graph.relations, names=graph.names, types=graph.types, **graph._arrays(), column_weight=column_weight)
 
     # ------------------------------------------------------------------------------------------------ Python's own
