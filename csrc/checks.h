@@ -109,23 +109,34 @@ inline int64_t bytes_of(ScalarType dtype) {
 }
 
 // An uninitialised tensor on the device of `like`. No other operator's error is to be had here: a size below 0 is refused before.
-inline Tensor empty_on(const Tensor& like, std::vector<int64_t> sizes, ScalarType dtype) {
-  int64_t num_bytes = bytes_of(dtype);
+// Not by torch::stable::new_empty, which goes through the dispatcher with boxed arguments: small problems are all calls.
+inline Tensor empty_on(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t count = 1, num_bytes = bytes_of(dtype);
   bool too_large = false;
-  std::string shape = "[";
-  for (size_t d = 0; d < sizes.size(); ++d) {
+  for (size_t d = sizes.size(); d-- > 0;) {
     STD_TORCH_CHECK(sizes[d] >= 0, "expected sizes of at least 0, got ", sizes[d]);
-    shape += (d ? ", " : "") + std::to_string(sizes[d]);
+    strides[d] = count;
+    too_large = __builtin_mul_overflow(count, std::max<int64_t>(sizes[d], 1), &count) || too_large;
   }
+  too_large = __builtin_mul_overflow(num_bytes, count, &num_bytes) || too_large;
   const bool none = std::find(sizes.begin(), sizes.end(), 0) != sizes.end();
-  for (int64_t size : sizes) too_large = too_large || (!none && __builtin_mul_overflow(num_bytes, size, &num_bytes));
-  const std::string what = "a tensor of shape " + shape + "]";
-  if (too_large) throw OutOfMemory("cannot allocate " + what + ": it has more than 2^63 bytes");
-  try {
-    return torch::stable::new_empty(like, sizes, dtype);
-  } catch (const std::exception&) {
-    throw OutOfMemory("cannot allocate " + std::to_string(none ? 0 : num_bytes) + " bytes of memory for " + what);
+  const auto what = [&] {
+    std::string shape;
+    for (int64_t size : sizes) shape += (shape.empty() ? "" : ", ") + std::to_string(size);
+    return "a tensor of shape [" + shape + "]";
+  };
+  if (too_large && !none) throw OutOfMemory("cannot allocate " + what() + ": it has more than 2^63 bytes");
+  int32_t device_type, device_index;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  const int32_t type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  AtenTensorHandle made;
+  if (aoti_torch_empty_strided(
+          static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), type, device_type, device_index, &made)) {
+    throw OutOfMemory("cannot allocate " + std::to_string(none ? 0 : num_bytes) + " bytes of memory for " + what());
   }
+  return Tensor(made);
 }
 
 // Arguments of induced_write, checked for shapes on either device; the number of relations.
