@@ -38,7 +38,10 @@ def is_plain(args: Iterable[Any]) -> bool:
     """
     if torch.compiler.is_compiling() or _len_torch_dispatch_stack():
         return False
-    return all(type(x) in _PLAIN and x.is_cpu for x in args if isinstance(x, Tensor))
+    for x in args:  # noqa: SIM110  (a generator takes longer, and small problems are all calls)
+        if isinstance(x, Tensor) and not (type(x) in _PLAIN and x.is_cpu):
+            return False
+    return True
 
 
 _PLAIN = (Tensor, Parameter)

@@ -9,6 +9,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(cellattn, m) {
   m.def(
       "khop_words(Tensor rowptr, Tensor col, Tensor colptr, Tensor row, Tensor seeds, Tensor ptr, SymInt num_nodes, "
       "SymInt num_hops, bool mixed, bool incoming, bool outgoing) -> Tensor");
+  m.def("subgraph_rows(Tensor rowptr, Tensor col, Tensor nodes, SymInt num_nodes) -> (Tensor, Tensor, Tensor)");
   m.def("unpack_words(Tensor words, SymInt num_sets) -> Tensor");
   m.def("pack_words(Tensor keep) -> Tensor");
   m.def("bit_spmm(Tensor words, Tensor? rows, Tensor x) -> Tensor");
@@ -27,12 +28,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(cellattn, m) {
       "Tensor target_ptr, Tensor? source_scale, Tensor? target_scale, int[] relations, SymInt num_nodes, bool shared, "
       "bool sum_relations, bool sum_samples) -> Tensor");
   m.def(
-      "attention_rows(Tensor q, Tensor k, Tensor v, Tensor? key_mask, Tensor? draw, float scale, int threshold) "
-      "-> (Tensor, Tensor)");
+      "attention_rows(Tensor q, Tensor k, Tensor v, Tensor? key_mask, Tensor? draw, float scale, int threshold, "
+      "float rounding) -> (Tensor, Tensor)");
   m.def(
       "attention_rows_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor? key_mask, Tensor out, "
-      "Tensor lse, Tensor? draw, float scale, int threshold) -> (Tensor, Tensor, Tensor)");
-  m.def("largest_values(Tensor q, Tensor k, Tensor v) -> Tensor");
+      "Tensor lse, Tensor? draw, float scale, int threshold, float rounding) -> (Tensor, Tensor, Tensor)");
+  m.def("is_ordinary(Tensor q, Tensor k, Tensor v, float rounding) -> Tensor");
   m.def(
       "edge_rows(Tensor q, Tensor k, Tensor v, Tensor? edge_bias, Tensor rowptr, Tensor col, Tensor? log_weight, "
       "int[] relations, int[] heads, int num_prefix, bool self_loops, float scale, Tensor? draw, int threshold) -> "

@@ -25,8 +25,8 @@ OPERATORS = (
     "edge_words",
     "induced_sizes",
     "induced_write",
+    "is_ordinary",
     "khop_words",
-    "largest_values",
     "masked_degree",
     "masked_spmm",
     "masked_sddmm",
@@ -37,6 +37,7 @@ OPERATORS = (
     "screen_mlp",
     "screen_readout",
     "set_words",
+    "subgraph_rows",
     "unpack_words",
 )
 

@@ -576,13 +576,20 @@ def test_extended_row_targets_follow_the_new_edges() -> None:
 # ------------------------------------------------------------------------------------------------- subgraph, to, files
 
 
-@pytest.mark.parametrize("nodes", [[2, 0, 3], [6], [5, 4, 3, 2, 1, 0]], ids=["three", "one", "six"])
-def test_subgraph_agrees_with_dense(nodes: list[int]) -> None:
+@pytest.mark.parametrize("available", [True, False], ids=["extension", "torch"])
+@pytest.mark.parametrize("nodes", [[2, 0, 3], [6], [0, 2, 3], [5, 4, 3, 2, 1, 0]], ids=["three", "one", "ascending", "six"])
+def test_subgraph_agrees_with_dense(nodes: list[int], available: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cellattn.graph.rows.AVAILABLE", available)
     known = torch.tensor([True] * 5 + [False, True])
     old = MultiGraph.from_edge_index(INDEX, N, edge_weight=WEIGHT, known={"empty": known})
     graph = old.subgraph(torch.tensor(nodes))
     check_dense(graph, {name: a[nodes][:, nodes] for name, a in DENSE.items()})
     assert torch.equal(graph.known("empty"), known[nodes])
+
+
+def test_subgraph_of_no_relation() -> None:
+    graph = MultiGraph.from_edge_index({}, N).subgraph(torch.tensor([3, 1]))
+    assert (graph.num_nodes, graph.relations, graph.num_edges()) == (2, (), 0)
 
 
 def test_to_the_same_device_is_the_same_graph() -> None:

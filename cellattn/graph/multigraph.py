@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
 from math import isqrt
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -61,12 +61,14 @@ from .rows import (
     cut_rows,
     of_any_mode,
     row_targets,
-    spread,
+    subgraph_rows,
     transpose_of,
 )
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+_T = TypeVar("_T")
 
 _INT32_MAX = 2**31 - 1
 _MAX_NODES = isqrt(2**63 - 1)  # an edge is sorted by the key i * N + j, in int64
@@ -120,18 +122,13 @@ class MultiGraph:
         self._offset: list[int] = rowptr[:: self.num_nodes].tolist()
         degree = rowptr.diff()
         by_relation = degree.view(known.shape)
-        self._max_degree: list[int] = by_relation.amax(1).tolist()
-        self._rows_with_edges: list[int] = by_relation.clamp_max(1).sum(1).tolist()
-        double = row_targets(rowptr, weight, self.num_nodes)
-        ends = self._known_columns
-        num_known = ends.sum(1, keepdim=True)
-        self._num_known: list[int] = num_known.view(-1).tolist()
-        self._by_rank, self._rank_of = torch.argsort(~ends, stable=True), ends.cumsum(1) - 1
-        self._num_free = num_known - by_relation
-        self._free_ends = self._num_free.masked_fill(double.without_edge, 0).cumsum(1)
-        self._targets = double, double._replace(inv_mass=double.inv_mass.float(), entropy=double.entropy.float())
-        # Not made when first needed, as the transpose is: how many segments there are depends on values, which a compiled
-        # region cannot look at.
+        # Numbers are not made when first needed, as tensors are: a compiled region cannot look at values.
+        num_known = self._known_columns.sum(1)
+        counts = torch.stack([by_relation.amax(1), by_relation.count_nonzero(1), num_known])
+        self._max_degree, self._rows_with_edges, self._num_known = counts.tolist()
+        self._targets: tuple[Targets, Targets] | None = None  # in float64, in float32
+        self._ranks: tuple[Tensor, Tensor] | None = None
+        self._free: tuple[Tensor, Tensor] | None = None
         self._segments = self._cut(degree)
         self._transpose: Transpose | None = None
         self._bits = tuple(self._pack(name) for name in relations)
@@ -139,6 +136,7 @@ class MultiGraph:
         self._shared: dict[tuple[str, bool], tuple[Tensor, ...]] = {}
         self._weight_by_column: Tensor | None = None
         self._passing: dict[str, Any] = {}
+        self._made: dict[Hashable, Any] = {}
 
     def _pack(self, relation: str) -> Bits | None:
         """The bits of a relation, where they are what its sums are faster with: a CPU's, dense, and no weight but 1."""
@@ -441,15 +439,16 @@ class MultiGraph:
     def known_ranks(self, relation: str) -> tuple[Tensor, Tensor]:
         """(the tokens, known columns first, ascending; the rank of each known column among them), int64 [N]."""
         r = self.relation_id(relation)
-        return self._by_rank[r], self._rank_of[r]
+        by_rank, rank_of = self._kept("_ranks", self._make_ranks)
+        return by_rank[r], rank_of[r]
 
     def num_free(self, relation: str) -> Tensor:
         """int64 [N]: known columns to which each row has no edge."""
-        return self._num_free[self.relation_id(relation)]
+        return self._kept("_free", self._make_free)[0][self.relation_id(relation)]
 
     def free_ends(self, relation: str) -> Tensor:
         """int64 [N]: where the valid non-edges of each row end, in a list of those of all rows with an edge."""
-        return self._free_ends[self.relation_id(relation)]
+        return self._kept("_free", self._make_free)[1][self.relation_id(relation)]
 
     def degree(self, relation: str) -> Tensor:
         """int64 [N]: entries of each row."""
@@ -482,7 +481,8 @@ class MultiGraph:
 
     def targets(self, dtype: torch.dtype) -> Targets:
         """What the losses need to know of every row, in float32 or float64."""
-        double, single = self._targets  # not indexed by a bool, which Dynamo of torch 2.11 does not know
+        # not indexed by a bool, which Dynamo of torch 2.11 does not know
+        double, single = self._kept("_targets", self._make_targets)
         return single if dtype == torch.float32 else double
 
     def num_rows_with_edges(self, relation: str) -> int:
@@ -502,6 +502,19 @@ class MultiGraph:
         colptr, row, edge = self.transpose()
         return colptr, row, self._kept("_weight_by_column", lambda: self._weight.index_select(0, edge))
 
+    def _make_targets(self) -> tuple[Targets, Targets]:
+        double = row_targets(self._rowptr, self._weight, self.num_nodes)
+        return double, double._replace(inv_mass=double.inv_mass.float(), entropy=double.entropy.float())
+
+    def _make_ranks(self) -> tuple[Tensor, Tensor]:
+        known = self._known_columns
+        return torch.argsort(~known, stable=True), known.cumsum(1) - 1
+
+    def _make_free(self) -> tuple[Tensor, Tensor]:
+        degree = self._rowptr.diff().view(self._known.shape)
+        num_free = self._known_columns.sum(1, keepdim=True) - degree
+        return num_free, num_free.masked_fill(degree == 0, 0).cumsum(1)
+
     def _kept(self, name: str, make: Callable[[], Any]) -> Any:
         """What is made when first needed. A function compiled for inference keeps it apart: no training may find it."""
         kept = getattr(self, name)
@@ -514,6 +527,13 @@ class MultiGraph:
         kept = of_any_mode(make)()
         setattr(self, name, kept)
         return kept
+
+    def once(self, key: Hashable, make: Callable[[], _T]) -> _T:
+        """What an op makes of the graph, outside of the modes that are on: kept under a key as long as the graph lives."""
+        if key not in self._made:
+            self._made[key] = of_any_mode(make)()
+        made: _T = self._made[key]
+        return made
 
     def bits(self, relation: str) -> Bits | None:
         """The relation as one bit a pair, where it is dense and without weights; None where it is used as CSR alone."""
@@ -612,31 +632,8 @@ class MultiGraph:
         require(nodes.numel() > 0, "nodes: expected at least one gene, got none")
         check_has_values("nodes", nodes)
         nodes = nodes.to(self.device)
-        ascending = bool((nodes.diff() > 0).all())
-        low, high = (int(x) for x in ((nodes[0], nodes[-1]) if ascending else torch.aminmax(nodes)))
-        require(low >= 0 and high < self.num_nodes, f"nodes: got indices {low} to {high}, expected [0, {self.num_nodes})")
+        rowptr, col, edge = subgraph_rows(self._rowptr, self._col, nodes, self.num_nodes)
         types = self.types.subset(nodes)
-        new = torch.arange(nodes.numel(), dtype=self._col.dtype, device=self.device)
-        label = new.new_full((self.num_nodes,), -1).index_copy_(0, nodes, new)
-        if not (ascending or torch.equal(label.index_select(0, nodes), new)):
-            gene, count = nodes.unique(return_counts=True)
-            raise ValueError(f"nodes: expected distinct genes, got {int(gene[count > 1][0])} twice")
-        # The entries of the rows that stay, one after the other, and which of them keep their column.
-        shape = len(self.relations), self.num_nodes
-        begin = self._rowptr[:-1].view(shape).index_select(1, nodes).view(-1)
-        degree = self._rowptr[1:].view(shape).index_select(1, nodes).view(-1) - begin
-        rowptr = begin.new_zeros(begin.numel() + 1)
-        first = rowptr[:-1]
-        torch.cumsum(degree, 0, out=rowptr[1:])
-        edge = spread(begin - first, rowptr)
-        edge += torch.arange(edge.numel(), device=self.device)
-        col = label.index_select(0, self._col.index_select(0, edge))
-        kept = (col >= 0).nonzero().view(-1)
-        col, edge = col.index_select(0, kept), edge.index_select(0, kept)
-        rowptr = torch.searchsorted(kept, rowptr)
-        if not ascending:  # columns are in the order of their old numbers
-            order = (spread(nodes.numel() * torch.arange(begin.numel(), device=self.device), rowptr) + col).argsort()
-            col, edge = col.index_select(0, order), edge.index_select(0, order)
         weight, known = self._weight.index_select(0, edge), self._known.index_select(1, nodes)
         if self._lightest < MASS_RANGE[0]:  # a heavier edge alone may have borne the row
             check_mass(self.relations, rowptr, weight, nodes.numel())
@@ -854,11 +851,12 @@ class MultiGraph:
         return True
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_selected": {}, "_passing": {}}
+        return {**self.__dict__, "_selected": {}, "_passing": {}, "_made": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        since: dict[str, Any] = {"_selected": {}, "_passing": {}, "_shared": {}, "_bits": (None,) * len(state["relations"])}
-        since["_column_weight"] = None
+        kept = dict.fromkeys(("_targets", "_ranks", "_free", "_column_weight"))
+        bits = (None,) * len(state["relations"])
+        since: dict[str, Any] = {**kept, "_selected": {}, "_passing": {}, "_made": {}, "_shared": {}, "_bits": bits}
         if "types" not in state:
             since["types"] = NodeTypes.of_genes(state["num_nodes"], len(state["relations"]))
             since["_known_rows"] = since["_known_columns"] = state["_known"]

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active as transforms_active
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils.weak import WeakIdKeyDictionary
 from typing_extensions import ParamSpec
 
+from .._check import require
+from .._extension import AVAILABLE, fake
 from .._modes import without_function_modes
 
 _P = ParamSpec("_P")
@@ -48,17 +50,6 @@ def of_any_mode(make: Callable[_P, _R]) -> Callable[_P, _R]:
             return make(*args, **kwargs)
 
     return outside
-
-
-_made = WeakIdKeyDictionary()  # by graph
-
-
-def once_a_graph(graph: object, key: Hashable, make: Callable[[], _R]) -> _R:
-    """What an op makes of a graph, outside of the modes that are on: kept under a key as long as the graph lives."""
-    made: dict[Hashable, _R] = _made.setdefault(graph, {})
-    if key not in made:
-        made[key] = of_any_mode(make)()
-    return made[key]
 
 
 class Transpose(NamedTuple):
@@ -160,11 +151,37 @@ def bits_of(rowptr: Tensor, col: Tensor, num_nodes: int) -> Bits:
     return Bits(*(x.view(num_nodes, -1) for x in words))
 
 
-def spread(value: Tensor, ptr: Tensor) -> Tensor:
-    """value[i] at the places ptr[i] to ptr[i + 1]: `repeat_interleave`, which wakes threads for a few numbers too."""
-    steps = value.new_zeros(int(ptr[-1]) + 1).index_add_(0, ptr[:-1], value)
-    steps.index_add_(0, ptr[1:], value, alpha=-1)
-    return steps.cumsum_(0)[:-1]
+def subgraph_rows(rowptr: Tensor, col: Tensor, nodes: Tensor, num_nodes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(rowptr, col, edge) of the stack induced on `nodes`: nodes[m] becomes m, and entry p was entry edge[p].
+
+    Raises:
+        ValueError: the nodes are not distinct genes.
+    """
+    if AVAILABLE and rowptr.is_cpu and col.dtype == torch.int32 and nodes.is_contiguous():
+        rows: tuple[Tensor, Tensor, Tensor] = torch.ops.cellattn.subgraph_rows.default(rowptr, col, nodes, num_nodes)
+        if rows[0].numel():  # else there is something to say of the nodes
+            return rows
+    low, high = (int(x) for x in torch.aminmax(nodes))
+    require(low >= 0 and high < num_nodes, f"nodes: got indices {low} to {high}, expected [0, {num_nodes})")
+    new = torch.arange(nodes.numel(), dtype=col.dtype, device=col.device)
+    label = new.new_full((num_nodes,), -1).index_copy_(0, nodes, new)
+    if not torch.equal(label.index_select(0, nodes), new):
+        gene, count = nodes.unique(return_counts=True)
+        raise ValueError(f"nodes: expected distinct genes, got {int(gene[count > 1][0])} twice")
+    # The entries of the rows that stay, one after the other, and which of them keep their column.
+    shape = -1, num_nodes
+    begin = rowptr[:-1].view(shape).index_select(1, nodes).view(-1)
+    degree = rowptr[1:].view(shape).index_select(1, nodes).view(-1) - begin
+    rowptr = F.pad(degree.cumsum(0), (1, 0))
+    edge = (begin - rowptr[:-1]).repeat_interleave(degree) + torch.arange(int(rowptr[-1]), device=col.device)
+    col = label.index_select(0, col.index_select(0, edge))
+    kept = (col >= 0).nonzero().view(-1)
+    col, edge = col.index_select(0, kept), edge.index_select(0, kept)
+    rowptr = torch.searchsorted(kept, rowptr)
+    # Columns are in the order of their old numbers.
+    row = torch.arange(begin.numel(), device=col.device).repeat_interleave(rowptr.diff())
+    order = (row * nodes.numel() + col).argsort()
+    return rowptr, col.index_select(0, order), edge.index_select(0, order)
 
 
 def row_targets(rowptr: Tensor, weight: Tensor, num_nodes: int) -> Targets:
@@ -186,3 +203,10 @@ def transpose_of(rowptr: Tensor, col: Tensor, num_nodes: int) -> Transpose:
     row = stacked_row % num_nodes
     stacked_col, edge = torch.sort(stacked_row - row + col, stable=True)  # rows stay ascending within a column
     return Transpose(torch.searchsorted(stacked_col, stacked), row[edge].to(col.dtype), edge)
+
+
+@fake("subgraph_rows")
+def _(rowptr: Tensor, col: Tensor, nodes: Tensor, num_nodes: int) -> tuple[Tensor, Tensor, Tensor]:
+    size = torch.library.get_ctx().new_dynamic_size()
+    num_relations = (rowptr.shape[0] - 1) // num_nodes
+    return rowptr.new_empty(num_relations * nodes.shape[0] + 1), col.new_empty(size), rowptr.new_empty(size)

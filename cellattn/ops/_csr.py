@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..graph import MultiGraph
-from ..graph.rows import once_a_graph
 
 with warnings.catch_warnings():  # PyTorch says once that its CSR support is in beta
     warnings.simplefilter("ignore")
@@ -22,7 +21,7 @@ def both_ways(graph: MultiGraph, r: int) -> tuple[Tensor, Tensor, Tensor, Tensor
     """(rowptr, col, colptr, row, edge) of one relation alone: entry p by columns is entry edge[p] by rows."""
     if torch.compiler.is_compiling():
         return _both_ways(graph, r)
-    return once_a_graph(graph, ("both ways", r), lambda: _both_ways(graph, r))
+    return graph.once(("both ways", r), lambda: _both_ways(graph, r))
 
 
 def _both_ways(graph: MultiGraph, r: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -22,7 +22,6 @@ from torch.autograd import forward_ad
 
 from .._modes import is_plain
 from ..graph import MultiGraph
-from ..graph.rows import once_a_graph
 from ._bernoulli import SHARP
 from ._operator import refuse_double_backward_through
 from ._rows import take
@@ -70,7 +69,7 @@ def dense_targets(
 ) -> DenseTargets:
     """Those of all rows are made once a graph, whichever are asked for."""
     key = "dense targets", relation, dtype, normalized
-    targets = once_a_graph(graph, key, lambda: _make_targets(graph, relation, dtype, normalized))
+    targets = graph.once(key, lambda: _make_targets(graph, relation, dtype, normalized))
     return targets if rows is None else DenseTargets.of(*(x.index_select(0, rows) for x in targets[:4]))
 
 

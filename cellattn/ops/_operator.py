@@ -51,7 +51,7 @@ class Operator(Definition):
         self.register_kernel(device)(implementation)
         self._on_cpu = implementation if device in (None, "cpu") else None
         self.public = public
-        self._arguments = self._opoverload._schema.arguments
+        self._arguments = tuple(self._opoverload._schema.arguments)
         self._leading, self._by_place, self._linear = (
             [x.name in chosen for x in self._arguments] for chosen in (leading, by_place, linear)
         )

@@ -58,7 +58,7 @@ _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 if AVAILABLE:
     _attention_rows = torch.ops.cellattn.attention_rows.default
     _attention_rows_backward = torch.ops.cellattn.attention_rows_backward.default
-    _largest_values = torch.ops.cellattn.largest_values.default
+    _is_ordinary = torch.ops.cellattn.is_ordinary.default
 _HAS_LOOPS = AVAILABLE and torch.cpu._is_avx2_supported()
 _EXTENSION_DTYPES = torch.float32, torch.float64
 
@@ -228,8 +228,7 @@ def _attention(
     keep = None
     if key_mask is not None:
         k, keep = _without_masked(k, key_mask)
-    run, heads = _chosen((_rows, _flash, _dense), q, k, v, scale, draw)
-    out, lse = run(*heads, keep, scale, draw, threshold)
+    out, lse = _run((_rows, _flash, _dense), q, k, v, keep, scale, draw, threshold)
     return as_dtype(out, q.dtype), lse
 
 
@@ -264,8 +263,8 @@ def _attention_backward(
         k, keep = _without_masked(k, key_mask)
         if dlse is not None:
             dlse = dlse.masked_fill(~keep.any(-1, keepdim=True), 0)
-    run, heads = _chosen((_rows_backward, _flash_backward, _dense_backward), q, k, v, scale, draw)
-    dq, dk, dv = run(dout, dlse, *heads, keep, out, lse, scale, draw, threshold)
+    kernels = _rows_backward, _flash_backward, _dense_backward
+    dq, dk, dv = _run(kernels, q, k, v, keep, scale, draw, threshold, dout, dlse, out, lse)
     if keep is not None:
         dk = dk.masked_fill_(~keep.unsqueeze(-1), 0)
     return as_dtype(dq, q.dtype), as_dtype(dk, k.dtype), as_dtype(dv, v.dtype)
@@ -336,8 +335,11 @@ _BLOCK = 2**20
 
 def is_ordinary(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
     """Whether the kernels are right: no value is NaN or infinite, and no score can be larger than rounding allows."""
-    of_q, of_k, of_v = _largest(q, k, v)
-    return _rounding(q, scale, of_q * of_k) <= _LARGEST_ERROR and of_v < torch.inf
+    tensors = q, k, v
+    if AVAILABLE and q.dtype in _EXTENSION_DTYPES and all(map(Tensor.is_contiguous, tensors)):
+        return bool(_is_ordinary(*tensors, _share(q, scale)))
+    of_q, of_k, of_v = _largest(*tensors)
+    return _share(q, scale) * (of_q * of_k) <= 1 and of_v < torch.inf
 
 
 def _largest_rounding(q: Tensor, k: Tensor, scale: float) -> float:
@@ -360,6 +362,11 @@ def _rounding(q: Tensor, scale: float, product: float) -> float:
     """`_largest_rounding` for the largest |q| |k|."""
     d = q.shape[-1]
     return 2 * (d + 2) * _EPS[q.dtype] * d * abs(scale) * product
+
+
+def _share(q: Tensor, scale: float) -> float:
+    """Of the rounding that is allowed, what each |q| |k| takes."""
+    return _rounding(q, scale, 1 / _LARGEST_ERROR)
 
 
 def rounding_of(q: Tensor, k: Tensor, scale: float) -> float:
@@ -395,29 +402,30 @@ def unrounded(q: Tensor, k: Tensor, lse: Tensor, scale: float) -> tuple[Tensor, 
 
 def _largest(*tensors: Tensor) -> tuple[float, ...]:
     """The largest absolute value of each; NaN if there is one, 0 of none."""
-    if AVAILABLE and len(tensors) == 3 and tensors[0].dtype in _EXTENSION_DTYPES and all(map(Tensor.is_contiguous, tensors)):
-        return tuple(_largest_values(*tensors).tolist())
     pairs = (x.aminmax() if x.numel() else (0.0, 0.0) for x in tensors)
     return tuple(max(-float(low), float(high)) for low, high in pairs)
 
 
-def _chosen(
-    kernels: tuple[Callable[..., _T], Callable[..., _T], Callable[..., _T]],
-    q: Tensor, k: Tensor, v: Tensor, scale: float, draw: Tensor | None,
-) -> tuple[Callable[..., _T], tuple[Tensor, ...]]:  # fmt: skip
-    """(the extension's kernel, PyTorch's or the dense formula; q, k, v as it takes them)
+def _run(
+    kernels: tuple[Callable[..., _T | None], Callable[..., _T], Callable[..., _T]],
+    q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, scale: float, draw: Tensor | None, threshold: int, *rest: Any,
+) -> _T:  # fmt: skip
+    """The extension's kernel, PyTorch's or the dense formula of the other arguments.
 
-    Where the processor has vectors that the extension knows and no matrices of 16 bits, the extension's is the faster one.
+    Where the processor has vectors that the extension knows and no matrices of 16 bits, the extension's is the faster one. It
+    looks at the values itself.
     """
     rows, flash, dense = kernels
     require_tensor("q", q, dtypes=FLOAT_DTYPES)
-    has_rows = AVAILABLE if draw is not None else _IN_LOOPS[q.dtype]
-    if has_rows:
+    if _IN_LOOPS[q.dtype] if draw is None else AVAILABLE:
         dtype = accumulation_dtype(q.dtype)
-        q, k, v = (as_dtype(x, dtype).contiguous() for x in (q, k, v))
-    if not is_ordinary(q, k, v, scale):
-        return dense, (q, k, v)
-    return rows if has_rows else dense if draw is not None else flash, (q, k, v)
+        q, k, v = as_dtype(q, dtype).contiguous(), as_dtype(k, dtype).contiguous(), as_dtype(v, dtype).contiguous()
+        result = rows(q, k, v, keep, scale, draw, threshold, *rest)
+        if result is not None:
+            return result
+    elif draw is None and is_ordinary(q, k, v, scale):
+        return flash(q, k, v, keep, scale, draw, threshold, *rest)
+    return dense(q, k, v, keep, scale, draw, threshold, *rest)
 
 
 def as_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -464,8 +472,8 @@ def _flash(
 
 
 def _flash_backward(
-    dout: Tensor | None, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, out: Tensor, lse: Tensor,
-    scale: float, draw: None, threshold: int,
+    q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, scale: float, draw: None, threshold: int,
+    dout: Tensor | None, dlse: Tensor | None, out: Tensor, lse: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     # A gradient of lse keeps the range and precision of float32.
     dtype = _kernel_dtype(q.dtype) if dlse is None else lse.dtype
@@ -499,7 +507,7 @@ def _flash_backward(
 
 @fake("attention_rows")
 def _(
-    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, draw: Tensor | None, scale: float, threshold: int
+    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, draw: Tensor | None, scale: float, threshold: int, rounding: float
 ) -> tuple[Tensor, Tensor]:
     return q.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(q.shape[:-1])
 
@@ -509,32 +517,38 @@ def _(dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *rest:
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
-@fake("largest_values")
-def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return q.new_empty(3, dtype=torch.float64)
+@fake("is_ordinary")
+def _(q: Tensor, k: Tensor, v: Tensor, rounding: float) -> Tensor:
+    return q.new_empty((), dtype=torch.bool)
 
 
 def _rows(
     q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, scale: float, draw: Tensor | None, threshold: int
-) -> tuple[Tensor, Tensor]:
-    return _attention_rows(q, k, v, None if keep is None else keep.contiguous(), draw, scale, threshold)
+) -> tuple[Tensor, Tensor] | None:
+    """None, as of the backward, for values with which the loops are not right: see `is_ordinary`."""
+    mask = None if keep is None else keep.contiguous()
+    out, lse = _attention_rows(q, k, v, mask, draw, scale, threshold, _share(q, scale))
+    return (out, lse) if lse.numel() else None
 
 
 def _rows_backward(
-    dout: Tensor | None, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, out: Tensor, lse: Tensor,
-    scale: float, draw: Tensor | None, threshold: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    dtype = lse.dtype
+    q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, scale: float, draw: Tensor | None, threshold: int,
+    dout: Tensor | None, dlse: Tensor | None, out: Tensor, lse: Tensor,
+) -> tuple[Tensor, Tensor, Tensor] | None:  # fmt: skip
+    dtype, given_v = lse.dtype, v
     mask = None if keep is None else keep.contiguous()
     if dlse is not None:
         dlse = dlse.contiguous()
-    if dout is not None:
-        dout, out = as_dtype(dout, dtype).contiguous(), as_dtype(out, dtype).contiguous()
-        return _attention_rows_backward(dout, dlse, q, k, v, mask, out, lse.contiguous(), draw, scale, threshold)
-    nothing = q.new_empty(*q.shape[:-1], 0)
-    without = v.new_empty(*v.shape[:-1], 0)
-    dq, dk, _ = _attention_rows_backward(nothing, dlse, q, k, without, mask, nothing, lse.contiguous(), None, scale, 0)
-    return dq, dk, torch.zeros_like(v)
+    if dout is None:
+        dout = out = q.new_empty(*q.shape[:-1], 0)
+        v = v.new_empty(*v.shape[:-1], 0)
+    dout, out = as_dtype(dout, dtype).contiguous(), as_dtype(out, dtype).contiguous()
+    dq, dk, dv = _attention_rows_backward(
+        dout, dlse, q, k, v, mask, out, lse.contiguous(), draw, scale, threshold, _share(q, scale)
+    )
+    if not dq.numel():
+        return None
+    return dq, dk, torch.zeros_like(given_v) if v is not given_v else dv
 
 
 def _dense(
@@ -556,8 +570,8 @@ def _dense(
 
 
 def _dense_backward(
-    dout: Tensor | None, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, out: Tensor, lse: Tensor,
-    scale: float, draw: Tensor | None, threshold: int,
+    q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, scale: float, draw: Tensor | None, threshold: int,
+    dout: Tensor | None, dlse: Tensor | None, out: Tensor, lse: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     keys, values = k.double(), v.double()
     dq, dk, dv = [], torch.zeros_like(keys), torch.zeros_like(values)

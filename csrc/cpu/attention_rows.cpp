@@ -2,6 +2,8 @@
 
 #include "attention_rows.h"
 
+#include <cmath>
+
 #include "attention_parts.h"
 #include "isa.h"
 #include "room.h"
@@ -158,10 +160,29 @@ std::vector<int64_t> sizes_of(const Tensor& x, int64_t leading) {
 
 Tensor empty_as(const Tensor& x) { return empty_on(x, sizes_of(x, x.dim()), x.scalar_type()); }
 
+template <class T>
+double largest_of(const Tensor& x) {
+  return static_cast<double>(AttentionLoops<T>().largest(data_of<T>(x), x.numel()));
+}
+
+// The largest absolute value, NaN if there is one.
+double largest_of(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? largest_of<double>(x) : largest_of<float>(x);
+}
+
+// Whether nothing is NaN or infinite, and no score off by more than it may be; `rounding` of that by which it is for each |q| |k|.
+bool is_ordinary(const Tensor& q, const Tensor& k, const Tensor& v, double rounding) {
+  return rounding * (largest_of(q) * largest_of(k)) <= 1 && largest_of(v) < INFINITY;
+}
+
+Tensor nothing_like(const Tensor& x) { return empty_on(x, {0}, x.scalar_type()); }
+
+// Tensors of size 0 where values are not ordinary.
 std::tuple<Tensor, Tensor> attention_rows(
     const Tensor& q, const Tensor& k, const Tensor& v, std::optional<Tensor> key_mask, std::optional<Tensor> draw, double scale,
-    int64_t threshold) {
+    int64_t threshold, double rounding) {
   check_problem(q, k, v, key_mask, draw, threshold);
+  if (!is_ordinary(q, k, v, rounding)) return {nothing_like(q), nothing_like(q)};
   std::vector<int64_t> sizes = sizes_of(q, q.dim() - 1);
   Tensor lse = empty_on(q, sizes, q.scalar_type());
   sizes.push_back(v.size(v.dim() - 1));
@@ -177,7 +198,7 @@ std::tuple<Tensor, Tensor> attention_rows(
 std::tuple<Tensor, Tensor, Tensor> attention_rows_backward(
     const Tensor& dout, std::optional<Tensor> dlse, const Tensor& q, const Tensor& k, const Tensor& v,
     std::optional<Tensor> key_mask, const Tensor& out, const Tensor& lse, std::optional<Tensor> draw, double scale,
-    int64_t threshold) {
+    int64_t threshold, double rounding) {
   check_problem(q, k, v, key_mask, draw, threshold);
   const int64_t n = q.dim();
   for (const Tensor* x : {&dout, &out}) {
@@ -188,6 +209,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_rows_backward(
   }
   check_rows("lse", lse, q);
   if (dlse) check_rows("dlse", *dlse, q);
+  if (!is_ordinary(q, k, v, rounding)) return {nothing_like(q), nothing_like(q), nothing_like(q)};
   Tensor dq = empty_as(q), dk = empty_as(k), dv = empty_as(v);
   const auto run = [&](auto zero) {
     using T = decltype(zero);
@@ -203,18 +225,15 @@ std::tuple<Tensor, Tensor, Tensor> attention_rows_backward(
   return {dq, dk, dv};
 }
 
-// The largest absolute values, float64 [3], NaN where there is one.
-Tensor largest_values(const Tensor& q, const Tensor& k, const Tensor& v) {
-  Tensor result = empty_on(q, {3}, ScalarType::Double);
-  double* to = static_cast<double*>(result.mutable_data_ptr());
+// bool []: what `attention_rows` asks of values.
+Tensor are_ordinary(const Tensor& q, const Tensor& k, const Tensor& v, double rounding) {
   for (const Tensor* x : {&q, &k, &v}) {
     const char* name = x == &q ? "q" : x == &k ? "k" : "v";
     check_tensor(name, *x, x->dim(), {ScalarType::Double, ScalarType::Float});
     check_same_device(name, *x, q);
-    *to++ = x->scalar_type() == ScalarType::Double
-                ? AttentionLoops<double>().largest(data_of<double>(*x), x->numel())
-                : static_cast<double>(AttentionLoops<float>().largest(data_of<float>(*x), x->numel()));
   }
+  Tensor result = empty_on(q, {}, ScalarType::Bool);
+  *static_cast<bool*>(result.mutable_data_ptr()) = is_ordinary(q, k, v, rounding);
   return result;
 }
 
@@ -223,7 +242,7 @@ Tensor largest_values(const Tensor& q, const Tensor& k, const Tensor& v) {
 STABLE_TORCH_LIBRARY_IMPL(cellattn, CPU, m) {
   m.impl("attention_rows", TORCH_BOX(&attention_rows));
   m.impl("attention_rows_backward", TORCH_BOX(&attention_rows_backward));
-  m.impl("largest_values", TORCH_BOX(&largest_values));
+  m.impl("is_ordinary", TORCH_BOX(&are_ordinary));
 }
 
 }  // namespace cellattn

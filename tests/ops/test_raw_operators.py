@@ -79,7 +79,7 @@ def right_arguments(draw: Draw) -> dict[str, Arguments]:
     threshold = draw.of([0, 1, 20_000, 65_535])
     attention = {
         "key_mask": draw.of([None, torch.rand(heads, n) < 0.5]), "draw": torch.tensor([-1, 3]) if threshold else None,
-        "scale": 0.5, "threshold": threshold,
+        "scale": 0.5, "threshold": threshold, "rounding": 0.0,
     }  # fmt: skip
     rows = torch.randn(2, heads, num_queries)
     values = torch.randn(2, heads, num_queries, dim_v)
@@ -110,7 +110,7 @@ def right_arguments(draw: Draw) -> dict[str, Arguments]:
             "dout": values[0], "dlse": draw.of([None, rows[0]]), **qkv, "key_mask": attention["key_mask"], "out": values[1],
             "lse": rows[1], **attention,
         },
-        "largest_values": qkv,
+        "is_ordinary": {**qkv, "rounding": draw.of([0.0, 1.0])},
         "bce_map": {**bce, "least": -0.5, "most": draw.of([-0.7, float("inf")])},
         "bce_map_backward": {
             "dloss": torch.rand(rows_of_scores, dtype=dtype_of_scores),
@@ -137,6 +137,9 @@ def right_arguments(draw: Draw) -> dict[str, Arguments]:
         "bit_spmm": {
             "words": words, "rows": draw.of([None, torch.randint(n, (5,), generator=draw.g)]),
             "x": torch.randn(num_sets, draw.of([0, 1, 20, 33])),
+        },
+        "subgraph_rows": {
+            **stack, "nodes": torch.randperm(n, generator=draw.g)[: draw.int(0, n + 1)], "num_nodes": n,
         },
         "induced_sizes": {**stack, "words": words, "num_sets": num_sets},
         "induced_write": {

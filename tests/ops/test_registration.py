@@ -97,15 +97,15 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "attention_backward": (OPS.attention_backward, (dout, dlse, *detached, None, dout, lse, 0.3)),
         "attention dropout": (OPS.attention, (q, k, v, None, 0.3, draw, 20_000)),
         "attention_backward dropout": (OPS.attention_backward, (dout, dlse, *detached, None, dout, lse, 0.3, draw, 20_000)),
-        "attention_rows": (OPS.attention_rows, (*detached, None, None, 0.3, 0)),
-        "attention_rows masked": (OPS.attention_rows, (*flat, flat[1][..., 0] > 0, draw, 0.3, 20_000)),
+        "attention_rows": (OPS.attention_rows, (*detached, None, None, 0.3, 0, 0.0)),
+        "attention_rows masked": (OPS.attention_rows, (*flat, flat[1][..., 0] > 0, draw, 0.3, 20_000, 0.0)),
         "attention_rows_backward": (
-            OPS.attention_rows_backward, (dout, dlse, *detached, None, dout, lse, draw, 0.3, 20_000)
+            OPS.attention_rows_backward, (dout, dlse, *detached, None, dout, lse, draw, 0.3, 20_000, 0.0)
         ),
         "attention_rows_backward plain": (
-            OPS.attention_rows_backward, (dout, None, *detached, detached[1][..., 0] > 0, dout, lse, None, 0.3, 0)
+            OPS.attention_rows_backward, (dout, None, *detached, detached[1][..., 0] > 0, dout, lse, None, 0.3, 0, 0.0)
         ),
-        "largest_values": (OPS.largest_values, tuple(detached)),
+        "is_ordinary": (OPS.is_ordinary, (*detached, 0.0)),
         "edge_attention": (OPS.edge_attention, (q[..., 1:, :], k, v, bias, *edges_cut, *whole)),
         "edge_attention plain": (
             OPS.edge_attention, (q[..., 1:, :], k, v, None, rowptr, col, None, colptr, row, None, *edges_cut[6:], *whole)
@@ -172,6 +172,7 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "unpack_words": (OPS.unpack_words, (words, 70)),
         "pack_words": (OPS.pack_words, (OPS.unpack_words(words, 70),)),
         "edge_words": (OPS.edge_words, (*one, words)),
+        "subgraph_rows": (OPS.subgraph_rows, (rowptr, col, torch.tensor([4, 0, 9]), N)),
         "induced_avx512": (OPS.induced_avx512, (N,)),
         "induced_sizes": (OPS.induced_sizes, (rowptr, col, words, 70)),
         "induced_write": (OPS.induced_write, (*induced, *edges, None, room)),
