@@ -64,8 +64,8 @@ def graph_on(device: str, of: MultiGraph = CPU) -> MultiGraph:
     graph._segments = by_row, by_column
     double, single = (Targets(*(_like(x, device) for x in of.targets(dtype))) for dtype in (torch.float64, torch.float32))
     graph._targets, graph._made = (double, single), {}
-    kept = (of._kept(name, make) for name, make in (("_ranks", of._make_ranks), ("_free", of._make_free)))
-    graph._ranks, graph._free = (tuple(_like(x, device) for x in tensors) for tensors in kept)
+    for name, make in (("_ranks", of._make_ranks), ("_free", of._make_free)):
+        setattr(graph, name, tuple(_like(x, device) for x in of._kept(name, make)))
     return graph
 
 
