@@ -1218,8 +1218,10 @@ def _add_column(
         if copy_ptr is None:
             b_g = _slope_of_copy(b_s2, b_t, o_lead + b_copy, m_e, dloss_ptr, lse_ptr, sharp_ptr, token, SIGMOID, DENSE)
         else:
+            # How many is loaded anew: Triton 3.6 and 3.7 may reduce the first step's alone of what a loop carries
+            _, b_counts = _copies_of(copyptr_ptr, tl.load(row_ptr + o_e, mask=m_e, other=0), m_e)
             b_g = tl.zeros([BE], tl.float32)
-            for c in range(tl.max(b_copies, 0)):
+            for c in range(tl.max(b_counts, 0)):
                 m_c = c < b_copies
                 o_r = o_lead + tl.load(copy_ptr + b_copy + c, mask=m_c, other=0)
                 b_g += _slope_of_copy(b_s2, b_t, o_r, m_c, dloss_ptr, lse_ptr, sharp_ptr, token, SIGMOID, DENSE)

@@ -31,6 +31,8 @@ from triton.runtime.jit import JITFunction
 
 from cellattn.kernels import config
 
+from .dataflow import lost_dependences
+
 ARCHS = (80, 86, 89, 90, 120)
 SHARED_LIMIT = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}  # bytes a block may have
 RECORD = Path(config.__file__).with_name("resources.csv")
@@ -156,8 +158,11 @@ def specialise(launch: Launch) -> ASTSource:
 
 
 def compile_for(launch: Launch, arch: int) -> CompiledKernel:
-    """Compile one launch for a chip."""
-    return triton.compile(specialise(launch), target=GPUTarget("cuda", arch, 32), options=launch.options)
+    """Compile one launch for a chip; what Triton makes of it still depends on all that the source says."""
+    compiled = triton.compile(specialise(launch), target=GPUTarget("cuda", arch, 32), options=launch.options)
+    missing = lost_dependences(compiled.asm["ttir"], compiled.asm["ttgir"])
+    assert not missing, f"miscompiled, {launch.fn.__name__} on sm_{arch}, {launch.config}: what is computed at {missing}"
+    return compiled
 
 
 def cuobjdump(option: str, cubin: bytes) -> str:

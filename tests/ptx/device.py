@@ -18,15 +18,13 @@ from unittest import mock
 
 import numpy as np
 import torch
-import triton
 from torch import Tensor
 from torch._C import DispatchKey
 from torch.utils._python_dispatch import TorchDispatchMode
-from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from cellattn.kernels import config
-from tests.kernels.aot import Launch, specialise
+from tests.kernels.aot import Launch, compile_for, specialise
 
 from .counts import Counts
 from .decode import decode
@@ -122,7 +120,7 @@ def compile_launch(launch: Launch, arch: int) -> Compiled:
         repr(sorted(source.attrs.items())), repr(sorted(launch.options.items())),
     )  # fmt: skip
     if key not in _compiled:
-        made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=launch.options)
+        made = compile_for(launch, arch)
         _compiled[key] = Compiled(made.asm["ptx"], made.metadata.num_warps * 32, made.metadata.shared)
     return _compiled[key]
 
