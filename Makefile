@@ -13,7 +13,7 @@ BENCH_ARGS ?=
 SCREEN_ARGS ?=
 OUT ?= runs/gpu-check
 
-.PHONY: install install-peers wheel bench bench-full screen test test-all test-ray test-machines test-compiled test-oldest record sanitize docs lint gpu-check clean
+.PHONY: install install-peers wheel bench bench-full screen test test-all test-ray test-machines test-oldest record sanitize docs lint gpu-check clean
 
 install: $(STAMP)
 
@@ -72,10 +72,6 @@ test-ray: $(STAMP)
 # The same tests with the threads, instruction sets and libraries of other machines, one after another: an hour or more.
 test-machines: $(STAMP)
 	$(BIN)/python -m tests.machines $(TEST_ARGS)
-
-# Every row of the tile tables on the machine for PTX, where `make test` takes some.
-test-compiled: $(STAMP)
-	CELLATTN_COMPILED=all $(BIN)/python -m pytest tests/compiled
 
 # The same tests under the oldest versions supported. No part of CI: torch 2.11 brings 5 GB, most of it CUDA.
 test-oldest:

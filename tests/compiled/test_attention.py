@@ -14,6 +14,7 @@ from cellattn import reference
 from .. import ptx
 from ..bounds import assert_attention_gradients
 from ..compare import leaves
+from ..conftest import exhaustive
 from .check import assert_on_chip
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -49,7 +50,7 @@ def heads(dtype: str, lead: tuple[int, ...], tq: int, tk: int, d: int, dv: int) 
 
 @pytest.mark.parametrize(
     ("arch", "dtype", "lead", "tq", "tk", "d", "dv"),
-    [*SHAPES, *(pytest.param(*shape, marks=pytest.mark.tile(2 * i)) for i, shape in enumerate(MORE_SHAPES))],
+    [*SHAPES, *exhaustive(*MORE_SHAPES)],
     ids=lambda x: str(x).replace(" ", "").replace("()", ""),
 )
 def test_shapes(arch: int, dtype: str, lead: tuple[int, ...], tq: int, tk: int, d: int, dv: int) -> None:
@@ -63,16 +64,14 @@ TILES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("arch", "dtype", "dim"), [pytest.param(*tile, marks=pytest.mark.tile(i)) for i, tile in enumerate(TILES)]
-)
+@pytest.mark.parametrize(("arch", "dtype", "dim"), exhaustive(*TILES))
 def test_tiles(arch: int, dtype: str, dim: int) -> None:
     """More queries and keys than a tile has, and no multiple of it."""
     qkv = heads(dtype, (), 150, 140, dim, dim)
     assert_on_chip(arch, cellattn.attention, reference.attention, *qkv, kernels=KERNELS)
 
 
-@pytest.mark.parametrize("dim", [16, *(pytest.param(d, marks=pytest.mark.tile(i)) for i, d in enumerate((32, 64, 128, 256)))])
+@pytest.mark.parametrize("dim", [16, *exhaustive(32, 64, 128, 256)])
 @pytest.mark.parametrize("masked", [False, True], ids=["every key", "masked"])
 def test_few_queries_split_the_keys(dim: int, masked: bool) -> None:
     """Parts of the keys side by side, some without a key that the mask keeps, and their combination."""
@@ -116,14 +115,9 @@ def with_dropout(module: Any) -> Any:
     [
         (80, "bf16", 20),
         (90, "bf16", 20),
-        *(
-            pytest.param(*case, marks=pytest.mark.tile(i))
-            for i, case in enumerate(
-                [
-                    *((arch, "bf16", d) for arch in (80, 89, 90) for d in (16, 64, 128)),
-                    *((80, dtype, d) for dtype in ("fp16", "fp32") for d in (32, 128, 256)),
-                ]
-            )
+        *exhaustive(
+            *((arch, "bf16", d) for arch in (80, 89, 90) for d in (16, 64, 128)),
+            *((80, dtype, d) for dtype in ("fp16", "fp32") for d in (32, 128, 256)),
         ),
     ],
 )
@@ -162,7 +156,7 @@ def test_heads_of_a_joint_projection(arch: int) -> None:
 
 @pytest.mark.parametrize(
     ("arch", "dtype", "size"),
-    [(80, "fp32", 1e6), (90, "bf16", 1e7), pytest.param(80, "fp16", 1e4, marks=pytest.mark.tile(0))],
+    [(80, "fp32", 1e6), (90, "bf16", 1e7), *exhaustive((80, "fp16", 1e4))],
     ids=str,
 )
 def test_large_scores(arch: int, dtype: str, size: float) -> None:

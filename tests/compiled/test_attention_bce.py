@@ -14,6 +14,7 @@ from cellattn import MultiGraph, reference
 from cellattn.ops.attention_bce import sample_negatives, sample_negatives_of_graph
 
 from ..compare import leaves, random_graph
+from ..conftest import exhaustive
 from ..ptx.subjects import cut
 from .check import assert_on_chip, on_chip
 
@@ -73,9 +74,7 @@ MORE = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("arch", "dtype", "d", "link"), [*CASES, *(pytest.param(*case, marks=pytest.mark.tile(i)) for i, case in enumerate(MORE))]
-)
+@pytest.mark.parametrize(("arch", "dtype", "d", "link"), [*CASES, *exhaustive(*MORE)])
 def test_every_non_edge(arch: int, dtype: str, d: int, link: str) -> None:
     graph = graph_of(70)
     rows = torch.tensor([3, 0, 17, 17, 69, *range(20, 50)])
@@ -95,18 +94,13 @@ def test_every_non_edge(arch: int, dtype: str, d: int, link: str) -> None:
     ("arch", "dtype", "d", "link"),
     [
         (80, "bf16", 20, "softmax"),
-        *(
-            pytest.param(*case, marks=pytest.mark.tile(i))
-            for i, case in enumerate(
-                [
-                    (80, "bf16", 20, "sigmoid"),
-                    *((80, "bf16", d, "softmax") for d in (1, 32, 64, 100, 128)),
-                    *((80, "fp16", d, "softmax") for d in (20, 64)),
-                    *((80, "fp32", d, "softmax") for d in (20, 128)),
-                    *((89, "bf16", d, "softmax") for d in (20, 64, 128)),
-                    (90, "bf16", 64, "softmax"),
-                ]
-            )
+        *exhaustive(
+            (80, "bf16", 20, "sigmoid"),
+            *((80, "bf16", d, "softmax") for d in (1, 32, 64, 100, 128)),
+            *((80, "fp16", d, "softmax") for d in (20, 64)),
+            *((80, "fp32", d, "softmax") for d in (20, 128)),
+            *((89, "bf16", d, "softmax") for d in (20, 64, 128)),
+            (90, "bf16", 64, "softmax"),
         ),
     ],
 )
@@ -119,7 +113,7 @@ def test_drawn_negatives(arch: int, dtype: str, d: int, link: str, count: int | 
 
 
 @pytest.mark.parametrize("rows", [[4, 4, 0, 4], [60, 2, 17]], ids=["repeated", "chosen"])
-@pytest.mark.parametrize("num_prefix", [0, pytest.param(3, marks=pytest.mark.tile(0))])
+@pytest.mark.parametrize("num_prefix", [0, *exhaustive(3)])
 @pytest.mark.parametrize("drawn", [False, True], ids=["dense", "drawn"])
 def test_chosen_and_repeated_rows(rows: list[int], num_prefix: int, drawn: bool) -> None:
     graph, chosen = graph_of(70), torch.tensor(rows)
@@ -138,21 +132,16 @@ EDGES = [f"bce_rows_{x}" for x in ("fwd_kernel_edges", "bwd_kernel_edges_dq", "b
 SEGMENTS = [name.replace("edges", "segments") for name in EDGES]
 
 
-@pytest.mark.parametrize("longest", [pytest.param(200, marks=pytest.mark.tile(2)), 70], ids=["whole", "segments"])
+@pytest.mark.parametrize("longest", [*exhaustive(200), 70], ids=["whole", "segments"])
 @pytest.mark.parametrize(
     ("arch", "link", "drawn"),
     [
         (80, "softmax", False),
         (80, "sigmoid", True),
-        *(
-            pytest.param(*case, marks=pytest.mark.tile(i))
-            for i, case in enumerate(
-                [(90, "softmax", False), (90, "softmax", True), (80, "softmax", True), (80, "sigmoid", False)]
-            )
-        ),
+        *exhaustive((90, "softmax", False), (90, "softmax", True), (80, "softmax", True), (80, "sigmoid", False)),
     ],
 )
-@pytest.mark.parametrize("rows", [None, pytest.param([0, 5, 0], marks=pytest.mark.tile(1))], ids=["every row", "chosen"])
+@pytest.mark.parametrize("rows", [None, *exhaustive([0, 5, 0])], ids=["every row", "chosen"])
 def test_hubs(rows: list[int] | None, arch: int, link: str, drawn: bool, longest: int) -> None:
     """A row and a column that have every gene but a few, whose edges take several steps, or segments; rows without edges."""
     n = 170
@@ -173,9 +162,7 @@ def test_hubs(rows: list[int] | None, arch: int, link: str, drawn: bool, longest
     assert_on_chip(arch, op, definition, 3 * q, k, kernels=kernels, parts=True)
 
 
-@pytest.mark.parametrize(
-    "tokens", [2, pytest.param(64, marks=pytest.mark.tile(0)), pytest.param(258, marks=pytest.mark.tile(1))]
-)
+@pytest.mark.parametrize("tokens", [2, *exhaustive(64, 258)])
 def test_awkward_numbers_of_tokens(tokens: int) -> None:
     """As many genes and one prefix token: one gene, a tile less one, and one more than several."""
     n = tokens - 1
@@ -188,11 +175,9 @@ def test_awkward_numbers_of_tokens(tokens: int) -> None:
     assert_on_chip(80, through(cellattn), through(reference), q, k, kernels=["bce_rows_fwd_kernel_dense"], parts=True)
 
 
-@pytest.mark.parametrize("value", [torch.nan, pytest.param(torch.inf, marks=pytest.mark.tile(0))])
+@pytest.mark.parametrize("value", [torch.nan, *exhaustive(torch.inf)])
 @pytest.mark.parametrize("size", [1.0, 6.0], ids=["", "sharp"])
-@pytest.mark.parametrize(
-    ("arch", "link"), [(80, "softmax"), (90, "softmax"), pytest.param(80, "sigmoid", marks=pytest.mark.tile(1))]
-)
+@pytest.mark.parametrize(("arch", "link"), [(80, "softmax"), (90, "softmax"), *exhaustive((80, "sigmoid"))])
 def test_what_is_in_no_pair_leaves_no_trace(arch: int, link: str, size: float, value: float) -> None:
     """Queries of the unknown gene and of one without an edge, and where no row reads all tokens also the unknown gene's key."""
     graph, n = random_graph(70, {"a": 60}).extend(1), 71

@@ -12,6 +12,7 @@ import cellattn
 from cellattn import MultiGraph, reference
 
 from ..compare import leaves
+from ..conftest import exhaustive
 from .check import assert_on_chip
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -45,17 +46,12 @@ def inputs(dtype: str, lead: tuple[int, ...], tokens: int, d: int) -> list[Tenso
         (80, "bf16", 20),
         (80, "fp32", 1),
         (90, "bf16", 64),
-        *(
-            pytest.param(*case, marks=pytest.mark.tile(i))
-            for i, case in enumerate(
-                [
-                    *((80, "bf16", d) for d in (16, 32, 64, 100, 128, 256)),
-                    *((80, "fp16", d) for d in (20, 64)),
-                    *((80, "fp32", d) for d in (32, 128, 256)),
-                    *((89, "bf16", d) for d in (16, 32, 64, 128)),
-                    *((90, "bf16", d) for d in (20, 128)),
-                ]
-            )
+        *exhaustive(
+            *((80, "bf16", d) for d in (16, 32, 64, 100, 128, 256)),
+            *((80, "fp16", d) for d in (20, 64)),
+            *((80, "fp32", d) for d in (32, 128, 256)),
+            *((89, "bf16", d) for d in (16, 32, 64, 128)),
+            *((90, "bf16", d) for d in (20, 128)),
         ),
     ],
 )

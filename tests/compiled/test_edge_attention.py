@@ -12,6 +12,7 @@ import cellattn
 from cellattn import MultiGraph, reference
 
 from ..compare import leaves, random_graph
+from ..conftest import exhaustive
 from .check import assert_on_chip
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -49,15 +50,13 @@ MORE = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("arch", "dtype", "d", "dv"), [*CASES, *(pytest.param(*case, marks=pytest.mark.tile(i)) for i, case in enumerate(MORE))]
-)
+@pytest.mark.parametrize(("arch", "dtype", "d", "dv"), [*CASES, *exhaustive(*MORE)])
 def test_values_and_gradients(arch: int, dtype: str, d: int, dv: int) -> None:
     graph = random_graph(25, {"a": 150, "b": 30}, weighted=True)
     check(arch, dtype, graph, HEADS, d, dv, weighted=True, kernels=[*ROWS, "attention_bwd_kernel_dkv"])
 
 
-@pytest.mark.parametrize("arch", [80, pytest.param(90, marks=pytest.mark.tile(0))])
+@pytest.mark.parametrize("arch", [80, *exhaustive(90)])
 def test_without_prefix_and_of_leading_dimensions(arch: int) -> None:
     graph = random_graph(25, {"a": 150, "b": 30})
     check(arch, "bf16", graph, HEADS, 20, 20, (2,), num_prefix=0, kernels=ROWS)
@@ -68,7 +67,7 @@ def test_without_prefix_and_of_leading_dimensions(arch: int) -> None:
     [
         (80, "bf16", 20),
         (90, "fp16", 64),
-        *(pytest.param(*case, marks=pytest.mark.tile(i)) for i, case in enumerate([(80, "fp32", 32), (89, "bf16", 128)])),
+        *exhaustive((80, "fp32", 32), (89, "bf16", 128)),
     ],
 )
 def test_dropout(arch: int, dtype: str, d: int) -> None:
@@ -80,7 +79,7 @@ def test_dropout(arch: int, dtype: str, d: int) -> None:
 
 @pytest.mark.parametrize(
     ("arch", "dtype"),
-    [(80, "bf16"), *(pytest.param(*case, marks=pytest.mark.tile(i)) for i, case in enumerate([(90, "bf16"), (80, "fp32")]))],
+    [(80, "bf16"), *exhaustive((90, "bf16"), (80, "fp32"))],
 )
 def test_hubs_in_segments(arch: int, dtype: str) -> None:
     """A row and a column of 1,100 entries, each of which is cut in two; the other rows see two tokens."""

@@ -40,9 +40,7 @@ MORE = [
     *(("sparse", count) for count in (130, 300, 600)),
     ("almost full", 130),
 ]
-by_problem = pytest.mark.parametrize(
-    ("graph", "num_sets"), [*CASES, *(pytest.param(*case, marks=pytest.mark.tile(i)) for i, case in enumerate(MORE))]
-)
+by_problem = pytest.mark.parametrize(("graph", "num_sets"), [*CASES, *exhaustive(*MORE)])
 
 
 def tensors_of(x: Any) -> list[Tensor]:
@@ -97,7 +95,7 @@ def test_khop_subgraph(graph: str, num_sets: int, index_dtype: torch.dtype, layo
         assert_same(lambda: cellattn.khop_subgraph(*p, num_hops, **options))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("num_relations", [63, 64, pytest.param(130, marks=pytest.mark.tile(0))])
+@pytest.mark.parametrize("num_relations", [63, 64, *exhaustive(130)])
 def test_many_relations(num_relations: int) -> None:
     """More than their sizes fit into the arguments of one launch."""
     p = problem(4, 20, [r % 7 for r in range(num_relations)], 30)
@@ -121,7 +119,7 @@ def rooms() -> list[Any]:
 
 
 @pytest.mark.parametrize(("room", "index_dtype", "layout"), rooms(), ids=str)
-@pytest.mark.parametrize("num_sets", [28, *(pytest.param(n, marks=pytest.mark.tile(n)) for n in (1, 65, 300))])
+@pytest.mark.parametrize("num_sets", [28, *exhaustive(1, 65, 300)])
 def test_capacities(num_sets: int, room: str, index_dtype: torch.dtype, layout: str) -> None:
     """What fits is written and nothing else; whether anything did not is said."""
     nodes, edges = ROOM[room]

@@ -11,6 +11,7 @@ import cellattn
 from cellattn import MultiGraph, reference
 
 from ..compare import leaves
+from ..conftest import exhaustive
 from .check import assert_on_chip
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -45,7 +46,7 @@ MORE = [
 
 @pytest.mark.parametrize(
     ("arch", "dtype", "n", "f", "num_sets", "shared"),
-    [*CASES, *(pytest.param(*case, marks=pytest.mark.tile(i)) for i, case in enumerate(MORE))],
+    [*CASES, *exhaustive(*MORE)],
 )
 @pytest.mark.parametrize("reduce", ["sum", "mean"])
 def test_values_and_gradients(arch: int, dtype: str, n: int, f: int, num_sets: int, shared: bool, reduce: str) -> None:

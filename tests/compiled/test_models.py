@@ -73,7 +73,7 @@ def step(make: Callable[[], nn.Module], dtype: torch.dtype) -> dict[str, Tensor]
     [
         "transformer",
         *exhaustive("dango", "difference"),
-        *(pytest.param(name, marks=pytest.mark.tile(i)) for i, name in enumerate(MORE)),
+        *exhaustive(*MORE),
     ],
 )
 def test_training_step(name: str) -> None:

@@ -14,6 +14,7 @@ from cellattn.kernels import perturbation_attention as kernels
 
 from .. import ptx
 from ..bounds import assert_within, with_bounds
+from ..conftest import exhaustive
 from ..interpreter.test_perturbation_attention import BATCHES, SCALE, correction, inputs, ragged
 from .check import assert_on_chip
 
@@ -32,7 +33,7 @@ MORE = [
 
 @pytest.mark.parametrize(
     ("arch", "dtype", "d", "v", "batch"),
-    [*CASES, *(pytest.param(*case, marks=pytest.mark.tile(i)) for i, case in enumerate(MORE))],
+    [*CASES, *exhaustive(*MORE)],
 )
 def test_values_and_gradients(arch: int, dtype: str, d: int, v: int, batch: str) -> None:
     index, ptr = ragged(BATCHES[batch])
@@ -53,8 +54,8 @@ def test_values_and_gradients(arch: int, dtype: str, d: int, v: int, batch: str)
 WITH_ENTRIES = ["empty sets", "one gene in many sets", "every gene"]
 
 
-@pytest.mark.parametrize("name", ["ordinary", *(pytest.param(x, marks=pytest.mark.tile(0)) for x in WITH_ENTRIES)])
-@pytest.mark.parametrize("arch", [80, pytest.param(90, marks=pytest.mark.tile(1))])
+@pytest.mark.parametrize("name", ["ordinary", *exhaustive(*WITH_ENTRIES)])
+@pytest.mark.parametrize("arch", [80, *exhaustive(90)])
 def test_public_function(name: str, arch: int) -> None:
     """Attention and its correction, held to the sum of both.
 

@@ -13,6 +13,7 @@ from cellattn import MultiGraph, reference
 
 from .. import ptx
 from ..compare import leaves
+from ..conftest import exhaustive
 from .check import assert_on_chip
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -59,7 +60,7 @@ MORE = [
 
 @pytest.mark.parametrize(
     ("arch", "dtype", "n", "f", "num_sets", "each", "sum_relations", "shared"),
-    [*CASES, *(pytest.param(*case, marks=pytest.mark.tile(i)) for i, case in enumerate(MORE))],
+    [*CASES, *exhaustive(*MORE)],
 )
 def test_values_and_gradients(
     arch: int, dtype: str, n: int, f: int, num_sets: int, each: bool, sum_relations: bool, shared: bool

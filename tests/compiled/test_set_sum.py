@@ -9,6 +9,7 @@ from torch import Tensor
 from cellattn.ops.set_sum import set_sum
 
 from ..compare import leaves
+from ..conftest import exhaustive
 from .check import assert_on_chip
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -22,7 +23,7 @@ MORE = [
 
 @pytest.mark.parametrize(
     ("arch", "dtype", "width", "name"),
-    [*CASES, *(pytest.param(*case, marks=pytest.mark.tile(i)) for i, case in enumerate(MORE))],
+    [*CASES, *exhaustive(*MORE)],
 )
 def test_values_and_gradients(arch: int, dtype: str, width: int, name: str) -> None:
     sizes = torch.tensor(SIZES[name])
