@@ -73,7 +73,26 @@ def rows_of_ties(
 def take(x: Tensor, dim: int, rows: Tensor | None, num_prefix: int) -> Tensor:
     """The genes `rows` (all if None) along a dimension of tokens."""
     genes = x.narrow(dim, num_prefix, x.shape[dim] - num_prefix) if num_prefix else x
-    return genes if rows is None else genes.index_select(dim, rows)
+    if rows is None:
+        return genes
+    return genes.index_select(dim, rows) if genes.is_cpu else _in_order(genes, dim, rows)
+
+
+def put_rows(x: Tensor, rows: Tensor, size: int) -> Tensor:
+    """[..., size, D]: x [..., R, D] added up where `rows` says, in a fixed order on any device, and zeros elsewhere."""
+    zeros = x.new_zeros(*x.shape[:-2], size, x.shape[-1])
+    return zeros.index_add(-2, rows, x) if x.is_cpu else _put_in_order(zeros, rows, x)
+
+
+# On a GPU index_add and the gradients of index_select and gather add up copies of a row by atomics, these by sorting.
+
+
+def _in_order(x: Tensor, dim: int, rows: Tensor) -> Tensor:
+    return x[(slice(None),) * (dim % x.ndim) + (rows,)]
+
+
+def _put_in_order(zeros: Tensor, rows: Tensor, x: Tensor) -> Tensor:
+    return zeros.movedim(-2, 0).index_put((rows,), x.movedim(-2, 0), accumulate=True).movedim(0, -2)
 
 
 def row_logsumexp(
@@ -146,7 +165,9 @@ def _rows_of_each(x: Tensor, rows: Sequence[Tensor | None]) -> Tensor:
     """The chosen rows of each tie: x [ties, ..., N] -> [ties, ..., R], x itself where no tie has a choice."""
     first = rows[0]
     if all(index is first for index in rows):
-        return x if first is None else x.index_select(-1, first)
+        return take(x, -1, first, 0)
+    if x.requires_grad and not x.is_cpu:
+        return torch.stack([take(one, -1, index, 0) for one, index in zip(x.unbind(0), rows, strict=True)])
     everyone = torch.arange(x.shape[-1], device=x.device)
     index = torch.stack([everyone if index is None else index for index in rows])
     index = index.view(index.shape[0], *[1] * (x.ndim - 2), -1)
