@@ -110,6 +110,11 @@ _BCE_BY_ROWS_FLOAT32 = {
     256: Tile(16, 16, 4, 1, tail=None),
 }
 
+# A lane unpacks a word of two rows at a time. Two warps are too few for the products that sm_90 alone has: their operand would
+# be registers, which Triton fills again while the product reads them.
+_BIT_SUM = {dim: Tile(64, 32, 2, 3, tail=None) for dim in (16, 32, 64)}
+_BIT_SUM_FLOAT32 = {dim: tile._replace(stages=2) for dim, tile in _BIT_SUM.items()}
+
 # 16-bit types, by (kernel, chip): head dimension -> tile. sm_89 has the shared memory and the instructions of sm_86. A kernel
 # with one table needs little shared memory, and its tiles fit every chip.
 TILES: dict[tuple[str, int], dict[int, Tile]] = {
@@ -202,6 +207,7 @@ TILES: dict[tuple[str, int], dict[int, Tile]] = {
     ("bce_dense_bwd_dq", 80): _BCE_BY_ROWS,
     ("bce_dense_bwd_dk", 80): _BCE_DK | {32: Tile(32, 64, 4, 2, tail=None, registers=128)},
     ("bce_dense_bwd_dk", 90): _BCE_DK,
+    ("bit_sum", 80): _BIT_SUM,
     # The sigmoid link's, tuned apart: it reads words of edges, of 64 keys at most.
     ("bce_dense_fwd_sigmoid", 80): _BCE_FWD,
     ("bce_dense_bwd_dq_sigmoid", 80): _BCE_BY_ROWS,
@@ -258,6 +264,7 @@ TILES_FLOAT32: dict[str, dict[int, Tile]] = {
         128: Tile(32, 32, 4, 1, tail=None),
         256: Tile(16, 16, 4, 1, tail=None),
     },
+    "bit_sum": _BIT_SUM_FLOAT32,
 }
 
 TILES_FLOAT32 |= {f"bce_dense_{x}_sigmoid": TILES_FLOAT32[f"bce_dense_{x}"] for x in ("fwd", "bwd_dq", "bwd_dk")}

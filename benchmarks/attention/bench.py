@@ -67,6 +67,7 @@ KERNELS = {
     "edge_fwd_kernel": "edge_attention",
     "edge_bwd_kernel": "edge_attention",
     "row_dot_fwd_kernel": "attention_kl",
+    "bit_sum_kernel": "attention_kl",
     "row_dot_bwd_kernel": "attention_kl",
     "bce_rows_fwd_kernel": "attention_bce, every non-edge",
     "bce_rows_bwd_kernel": "attention_bce, every non-edge",

@@ -168,8 +168,21 @@ def hub_cases(device: torch.device) -> Iterator[Case]:
         )  # fmt: skip
 
 
+def packed_cases(device: torch.device) -> Iterator[Case]:
+    """A quarter of all pairs, which are bits; rows that none, one and three of the chosen are."""
+    n = 1000
+    index = (torch.rand(n, n, generator=torch.Generator().manual_seed(3)) < 0.25).nonzero().t()
+    graph = MultiGraph.from_edge_index({"packed": index}, n).to(device)
+    pair = ((2, n + 1, 20),) * 2
+    for name, rows in (("all rows", None), ("chosen rows", torch.tensor([3, 0, 0, 999, 0], device=device))):
+        yield both(
+            f"attention_kl over bits, {name}", *pair,
+            f=lambda m, q, k, rows=rows: m.attention_kl(q, k, graph, "packed", num_prefix=1, rows=rows),
+        )  # fmt: skip
+
+
 def all_cases(graph: MultiGraph) -> list[Case]:
-    return [*cases(graph), *hub_cases(graph.device)]
+    return [*cases(graph), *hub_cases(graph.device), *packed_cases(graph.device)]
 
 
 def inputs_of(case: Case, dtype: torch.dtype, device: torch.device) -> list[Tensor]:

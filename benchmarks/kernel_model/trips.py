@@ -508,6 +508,13 @@ def _by_genes(launch: Launch, tied: Tied | None) -> Trips:
     return Trips(lead * int((entries > 0).sum()), [lead * _walked(entries, a["EDGES"])])  # a gene of no set returns
 
 
+def _bits(launch: Launch, tied: Tied | None) -> Trips:
+    """All of x is finite: the two loops over what is not are not entered."""
+    a, (programs, parts) = launch.args, launch.grid
+    lengths = [min(a["part"], a["num_rows"] - i * a["part"]) for i in range(parts)]
+    return Trips(launch.ctas, [programs * sum(_steps(n, a["BN"]) for n in lengths), 0, 0], share={"x_ptr": 0.0})
+
+
 def _set_sum(launch: Launch, tied: Tied | None) -> Trips:
     a = launch.args
     blocks = launch.ctas // a["num_sets"]
@@ -528,6 +535,8 @@ RULES: dict[str, Callable[[Launch, Tied | None], Trips]] = {
     "row_dot_bwd_kernel_dk_segments": _segments("columns"),
     "row_dot_bwd_kernel_dk": _columns,
     "row_dot_bwd_kernel_g": _chosen,
+    "bit_sum_kernel_pieces": _straight,
+    "bit_sum_kernel": _bits,
     "edge_fwd_kernel_segments": _edge_segments("rowptr_ptr", "segrow_ptr"),
     "edge_fwd_kernel": _edge_rows("rowptr_ptr", near=True, sums=1),
     "edge_bwd_kernel_dq_segments": _edge_segments("rowptr_ptr", "segrow_ptr"),

@@ -139,9 +139,9 @@ class MultiGraph:
         self._made: dict[Hashable, Any] = {}
 
     def _pack(self, relation: str) -> Bits | None:
-        """The bits of a relation, where they are what its sums are faster with: a CPU's, dense, and no weight but 1."""
+        """The bits of a relation, where they are what its sums are faster with: it is dense, and has no weight but 1."""
         pairs = self.num_nodes**2
-        if self.device.type != "cpu" or not AVAILABLE or self.num_nodes < _MIN_PACKED:
+        if self.num_nodes < _MIN_PACKED:
             return None
         if self.num_edges(relation) < _DENSE * pairs or not bool((self.weight(relation) == 1).all()):
             return None
@@ -537,7 +537,8 @@ class MultiGraph:
 
     def bits(self, relation: str) -> Bits | None:
         """The relation as one bit a pair, where it is dense and without weights; None where it is used as CSR alone."""
-        return self._bits[self.relation_id(relation)]
+        bits = self._bits[self.relation_id(relation)]
+        return bits if AVAILABLE or self.device.type != "cpu" else None  # sums over them are the extension's there
 
     @property
     def segments(self) -> tuple[Segments, Segments]:
@@ -861,8 +862,6 @@ class MultiGraph:
             since["types"] = NodeTypes.of_genes(state["num_nodes"], len(state["relations"]))
             since["_known_rows"] = since["_known_columns"] = state["_known"]
         self.__dict__.update({**since, **state})
-        if self.device.type != "cpu":  # read to another device than it was written from: bits are of a CPU
-            self._bits = since["_bits"]
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, MultiGraph):

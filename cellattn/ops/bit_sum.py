@@ -1,7 +1,7 @@
 """Sums over the neighbours in a dense relation, one bit a pair: what `row_dot` takes where a row has most genes.
 
-With bits b_ij, out_i = sum_j b_ij x_j. The cost does not depend on how many bits are set (`csrc/cpu/bit_spmm.h`), and a
-relation of 6,607 genes is 5.5 MB where its CSR arrays may be 240.
+With bits b_ij, out_i = sum_j b_ij x_j. The cost does not depend on how many bits are set (`csrc/cpu/bit_spmm.h`, on a GPU
+`kernels/bit_sum.py`), and a relation of 6,607 genes is 5.5 MB where its CSR arrays may be 240.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .._extension import fake
 from ._operator import keep_missing_grads, operator
+from ._rows import put_rows
 from .attention import accumulation_dtype
 
 _SCHEMA = "(Tensor x, Tensor words, Tensor words_by_column, Tensor? rows) -> Tensor"
@@ -51,11 +52,18 @@ def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         return None, None, None, None
     words, words_by_column, rows = ctx.saved_tensors
     if rows is not None:  # zeros in the rows left out: the product by columns serves any subset
-        grad = grad.new_zeros(*grad.shape[:-2], words.shape[0], grad.shape[-1]).index_add(-2, rows, grad)
+        grad = put_rows(grad, rows, words.shape[0])
     return bit_sum(grad, words_by_column, words, None).to(ctx.dtype), None, None, None
 
 
 bit_sum.register_autograd(_backward, setup_context=_setup_context)
+
+
+@bit_sum.register_kernel("cuda")
+def _(x: Tensor, words: Tensor, words_by_column: Tensor, rows: Tensor | None) -> Tensor:
+    from ..kernels import bit_sum as kernels  # needs Triton
+
+    return kernels.bit_sum(x, words, rows)
 
 
 @fake("bit_spmm")

@@ -15,7 +15,7 @@ dQ and db go by rows, dK and dV by columns over the transposed graph: gathers, i
 again rather than kept. Rows of prefix tokens see everything: they are `attention`.
 
 On a CPU a head of one relation of 512 genes or more and a fifth of all pairs or more, without weights or a bias, is made in
-blocks of the map with a bit a pair, which costs what attention without a mask does.
+blocks of the map with a bit a pair, which costs what attention without a mask does. On a GPU the edges of any are gathered.
 """
 
 from __future__ import annotations

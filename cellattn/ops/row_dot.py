@@ -44,17 +44,22 @@ def row_dot(
         y [..., M], the rows of tie after tie, float32 (float64 for float64 inputs). Arguments are checked by the caller.
     """
     dense = [graph.bits(relation) for relation, _ in ties]
-    if any(dense):
-        return torch.cat(
-            [
-                row_dot_csr(q, k, graph, [tie], [genes], num_prefix=num_prefix)
-                if bits is None
-                else _row_dot_bits(q[..., tie[1], :, :], k[..., tie[1], :, :], bits, genes, num_prefix)
-                for tie, genes, bits in zip(ties, rows, dense, strict=True)
-            ],
-            -1,
-        )
-    return row_dot_csr(q, k, graph, ties, rows, num_prefix=num_prefix)
+    if not any(dense):
+        return row_dot_csr(q, k, graph, ties, rows, num_prefix=num_prefix)
+    sparse = [i for i, bits in enumerate(dense) if bits is None]
+    parts: dict[int, Tensor] = {}
+    if sparse:  # one launch for all
+        chosen = [rows[i] for i in sparse]
+        y = row_dot_csr(q, k, graph, [ties[i] for i in sparse], chosen, num_prefix=num_prefix)
+        parts = dict(zip(sparse, y.split(_lengths(chosen, graph), -1), strict=True))
+    for i, ((_, head), genes, bits) in enumerate(zip(ties, rows, dense, strict=True)):
+        if bits is not None:
+            parts[i] = _row_dot_bits(q[..., head, :, :], k[..., head, :, :], bits, genes, num_prefix)
+    return torch.cat([parts[i] for i in range(len(ties))], -1)
+
+
+def _lengths(rows: Sequence[Tensor | None], graph: MultiGraph) -> list[int]:
+    return [graph.num_nodes if genes is None else genes.numel() for genes in rows]
 
 
 def _row_dot_bits(q: Tensor, k: Tensor, bits: Bits, genes: Tensor | None, num_prefix: int) -> Tensor:
@@ -75,7 +80,7 @@ def row_dot_csr(
     """`row_dot` along the CSR rows, of any density."""
     relations = [graph.relation_id(relation) for relation, _ in ties]
     heads = [head for _, head in ties]
-    lengths = [graph.num_nodes if index is None else index.numel() for index in rows]
+    lengths = _lengths(rows, graph)
     genes = None
     if any(index is not None for index in rows):
         everyone = torch.arange(graph.num_nodes, device=graph.device)

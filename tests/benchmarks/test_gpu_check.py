@@ -64,6 +64,16 @@ def test_the_cell_has_rows_and_columns_that_are_cut() -> None:
     assert by_column.row.unique().numel() == 26
 
 
+def test_the_packed_cases_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    monkeypatch.setattr(
+        cellattn, "attention_kl", lambda q, k, graph, name, **options: seen.append(graph.bits(name) is not None)
+    )
+    for case in cases.packed_cases(CPU):
+        case.ours(*cases.inputs_of(case, torch.float32, CPU))
+    assert seen == [True, True]
+
+
 def test_khop_checks_hold_on_the_cpu() -> None:
     """The CPU held to itself: what is compared can be compared, and nothing is left out in silence."""
     results = list(checks.khop(cases.cell(70, device=CPU)))

@@ -17,7 +17,7 @@ from benchmarks.kernel_model.machine_code import reached
 from benchmarks.kernel_model.trips import RULES, Tied, Trips, trips_of
 from cellattn import MultiGraph
 from cellattn.kernels import attention as attention_kernels
-from cellattn.kernels import attention_bce, edge_attention, masked_spmm, perturbation_attention, set_sum
+from cellattn.kernels import attention_bce, bit_sum, edge_attention, masked_spmm, perturbation_attention, set_sum
 from cellattn.kernels import relational_spmm as relational_kernels
 from cellattn.kernels import row_dot as row_dot_kernels
 from cellattn.ops.attention import attention
@@ -130,7 +130,7 @@ def test_rules_of_ties() -> None:
 
 
 # Whose shapes have hubs, empty rows, repeated rows, sharp entries, drawn negatives, and genes that some samples drop.
-SHORT = ("edge_attention", "masked_spmm", "relational_spmm", "perturbation_attention", "set_sum")
+SHORT = ("edge_attention", "masked_spmm", "relational_spmm", "perturbation_attention", "set_sum", "bit_sum")
 LONG = [x for x in SUBJECTS if x.family == "attention_bce" or x.name.startswith("few queries")]
 
 
@@ -145,7 +145,7 @@ def test_rules_of_other_kernels(subject: Subject) -> None:
         for counted in device.counted:
             if subject.owns(counted.launch.fn.__name__):
                 trips, warps = trips_of(counted.launch), counted.launch.options["num_warps"]
-                if "has_large" in counted.launch.args and counted.launch.args["has_large"].any():
+                if any(counted.launch.args[marks].any() for marks in ("has_large", "wild_ptr") if marks in counted.launch.args):
                     assert trips.loops[:1] == rounds(counted)[:1]  # the rule is of a cell, where no row is marked
                     continue
                 assert trips.loops == rounds(counted), f"{counted.launch.fn.__name__}, {counted.launch.config}"
@@ -187,6 +187,7 @@ def test_every_kernel_has_a_rule() -> None:
         for module in (
             attention_kernels,
             attention_bce,
+            bit_sum,
             edge_attention,
             masked_spmm,
             perturbation_attention,

@@ -14,6 +14,7 @@ from torch import Tensor
 import cellattn
 from cellattn import MultiGraph, reference
 from cellattn.graph import multigraph, rows
+from cellattn.ops import _rows
 from cellattn.ops.bit_sum import bit_sum
 from cellattn.ops.row_dot import row_dot, row_dot_csr
 
@@ -108,14 +109,28 @@ def test_which_relations_are_packed() -> None:
 
 
 @pytest.mark.usefixtures("packed")
-def test_bits_are_of_a_cpu(tmp_path: Path) -> None:
-    """A graph that is written there and read to another device, for which "meta" stands, is CSR, as one that is moved."""
+def test_bits_go_where_the_graph_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To another device, for which "meta" stands, and back; on a CPU without the extension, which sums them, it is CSR."""
     graph = random_graph(20, {"a": 100})
     torch.save(graph, tmp_path / "graph.pt")
     here, there = (torch.load(tmp_path / "graph.pt", map_location=device) for device in ("cpu", "meta"))
-    assert here.bits("a") is not None
-    assert there.device.type == "meta"
-    assert there.bits("a") is None
+    for read, device in ((here, "cpu"), (there, "meta")):
+        assert {x.device.type for x in read.bits("a")} == {device}
+    monkeypatch.setattr(multigraph, "AVAILABLE", False)
+    assert here.bits("a") is None
+    assert random_graph(20, {"a": 100}).bits("a") is None
+    assert there.bits("a") is not None
+
+
+@pytest.mark.parametrize("dim", [-2, 1])
+def test_rows_in_the_order_of_a_gpu(dim: int) -> None:
+    """What is done there in the place of index_select and index_add, values and gradients."""
+    rows = torch.tensor([3, 0, 3, 3])
+    (x,) = leaves((2, 3, 5, 4))
+    assert_same(lambda x: _rows._in_order(x, dim, rows.clamp_max(2)), lambda x: x.index_select(dim, rows.clamp_max(2)), x)
+    assert _rows._in_order(x, dim, rows.clamp_max(2)).is_contiguous()
+    zeros, (y,) = torch.zeros(2, 3, 5, 4, dtype=x.dtype), leaves((2, 3, 4, 4))
+    assert_same(lambda y: _rows._put_in_order(zeros, rows, y), lambda y: zeros.index_add(-2, rows, y), y)
 
 
 def both_graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[MultiGraph]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 import cellattn
 from cellattn import MultiGraph
-from cellattn.graph import Segments, Targets, Transpose
+from cellattn.graph import Bits, Segments, Targets, Transpose, multigraph
 
 from ..compare import random_graph
 
@@ -29,6 +30,10 @@ TIES = [("a", 0), ("b", 2)]
 MASKS = [("a", 0), ("b", 2), ("b", 1), ("a", 2)]
 CPU = random_graph(N, {"a": 60, "b": 40}, weighted=True)
 CPU.transpose()
+with mock.patch.object(multigraph, "_MIN_PACKED", 0):
+    DENSE = random_graph(N, {"a": 60, "b": 2})  # of which the first relation is bits
+DENSE.transpose()
+assert [bits is None for bits in DENSE._bits] == [False, True]
 
 Shapes = list[tuple[tuple[int, ...], torch.dtype]]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
@@ -66,6 +71,7 @@ def graph_on(device: str, of: MultiGraph = CPU) -> MultiGraph:
     graph._targets, graph._made = (double, single), {}
     for name, make in (("_ranks", of._make_ranks), ("_free", of._make_free)):
         setattr(graph, name, tuple(_like(x, device) for x in of._kept(name, make)))
+    graph._bits = tuple(None if bits is None else Bits(*(_like(x, device) for x in bits)) for bits in of._bits)
     return graph
 
 
@@ -79,7 +85,7 @@ class Inputs:
         def genes(*shape: int) -> Tensor:
             return torch.empty(*shape, dtype=torch.int64, device=device)
 
-        self.graph = graph_on(device)
+        self.graph, self.dense = graph_on(device), graph_on(device, DENSE)
         self.q, self.k, self.v = floating(B, H, T, D), floating(B, H, T, D), floating(B, H, T, DV)
         self.q1, self.k1 = floating(B, T, D), floating(B, T, D)
         self.query, self.key, self.value, self.override = floating(R, D), floating(N, D), floating(N, DV), floating(6, DV)
@@ -112,12 +118,21 @@ def calls(x: Inputs, dtype: torch.dtype) -> dict[str, tuple[Callable[[], Any], S
         "attention_kl": (lambda: cellattn.attention_kl(*one, num_prefix=1), [((), f32)], [x.q1, x.k1]),
         "attention_kl rows": (lambda: cellattn.attention_kl(*one, rows=x.rows, **row), [((B, R), f32)], [x.q1, x.k1]),
         "attention_kl valid": (lambda: cellattn.attention_kl(*one, over="valid", **row), [((B, N), f32)], [x.q1, x.k1]),
+        "attention_kl bits": (lambda: cellattn.attention_kl(x.q1, x.k1, x.dense, "a", num_prefix=1), [((), f32)], [x.q1, x.k1]),
+        "attention_kl bits, rows": (
+            lambda: cellattn.attention_kl(x.q1, x.k1, x.dense, "a", rows=x.rows, **row), [((B, R), f32)], [x.q1, x.k1]
+        ),
         "attention_bce": (lambda: cellattn.attention_bce(*one, num_prefix=1), [((), f32)], [x.q1, x.k1]),
         "attention_bce rows": (lambda: cellattn.attention_bce(*one, rows=x.rows, **row), [((B, R), f32)], [x.q1, x.k1]),
         "attention_bce drawn": (lambda: cellattn.attention_bce(*one, num_negatives=3, **row), [((B, N), f32)], [x.q1, x.k1]),
         "attention_bce sigmoid": (lambda: cellattn.attention_bce(*one, link="sigmoid", **row), [((B, N), f32)], [x.q1, x.k1]),
         "graph_attention": (
             lambda: _flat(cellattn.graph_attention(x.q, x.k, x.v, x.graph, TIES, rows=x.rows)),
+            [out, *per_head],
+            [x.q, x.k, x.v],
+        ),
+        "graph_attention bits": (
+            lambda: _flat(cellattn.graph_attention(x.q, x.k, x.v, x.dense, TIES, rows=x.rows)),
             [out, *per_head],
             [x.q, x.k, x.v],
         ),

@@ -59,6 +59,7 @@ class Subject:
 
 _BEGINNINGS = {
     "attention_": "attention",
+    "bit_sum_": "bit_sum",
     "bce_rows_": "attention_bce",
     "nonedges_": "attention_bce",
     "edge_bwd_": "edge_attention",
@@ -186,6 +187,24 @@ def _kl(dtype: torch.dtype, lead: tuple[int, ...], n: int, d: int, rows: list[in
     return both(
         lambda module: lambda q, k, lse: module.attention_kl(q, k, graph, "a", lse=lse, **options), [q, k, lse], parts=True
     )
+
+
+def _bit_sum(dtype: torch.dtype, lead: tuple[int, ...], n: int, d: int, rows: list[int] | None, *, wild: bool = False) -> Shape:
+    """Half of all pairs. `wild`: the second half of x holds numbers that are not finite, which are in no pair."""
+    from ..interpreter.test_bit_sum import drawn as mask_of
+    from ..interpreter.test_bit_sum import packed
+
+    mask, chosen = mask_of(n, n), None if rows is None else torch.tensor(rows)
+    (x,) = drawn(dtype, (*lead, n, d))
+    if wild:
+        mask[:, n // 2 :] = False
+        x[..., n // 2 :: 3, :], x[..., n - 1, :] = torch.inf, torch.nan
+    words, across, dense = packed(mask), packed(mask.t()), mask if chosen is None else mask[chosen]
+
+    def definition(x: Tensor) -> Tensor:
+        return dense.to(x.dtype) @ (torch.cat([x[..., : n // 2, :], 0 * x[..., : n - n // 2, :]], -2) if wild else x)
+
+    return Shape(lambda x: torch.ops.cellattn.bit_sum(x, words, across, chosen), definition, [x])
 
 
 def _hubs(n: int, degree: int, longest: int) -> MultiGraph:
@@ -389,6 +408,14 @@ SUBJECTS = [
         lambda: _ties(BF16, (2,), _three(70, 20), 20, [[9, 9, 0], None, [69, 2, 0, 9]]),
         lambda: _ties(BF16, (2,), cut(_three(90), 5), 20, [[0, 5, 0], None, [9, 0, 3]]),
         lambda: _ties(BF16, (), cut(_three(280), 150), 20, [[5, 0, 9, 9], None, [0]]),
+    ]),
+    Subject("bit_sum", "bf16, D 20", 80, [
+        lambda: _bit_sum(BF16, (), 63, 20, None), lambda: _bit_sum(BF16, (), 140, 20, None),
+        lambda: _bit_sum(BF16, (), 600, 20, None), lambda: _bit_sum(BF16, (), 140, 20, None, wild=True),
+    ]),
+    Subject("bit_sum", "chosen rows, fp32, D 20", 80, [
+        lambda: _bit_sum(FP32, (3,), 70, 20, [69, 0, 3, 3]), lambda: _bit_sum(FP32, (3,), 300, 20, [*range(200), 5, 299]),
+        lambda: _bit_sum(FP32, (3,), 70, 20, [69, 0, 3, 3], wild=True),
     ]),
     Subject("attention_bce", "bf16, D 20, softmax", 80, [
         lambda: _bce(BF16, (), 70, 20, None, "softmax", 3), lambda: _bce(BF16, (2,), 150, 20, None, "softmax"),
