@@ -15,6 +15,7 @@ from cellattn.ops.bit_sum import bit_sum
 
 from .. import ptx
 from ..compare import leaves, random_graph
+from ..conftest import exhaustive
 from .check import assert_on_chip
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -57,18 +58,13 @@ def check(arch: int, dtype: str, lead: tuple[int, ...], n: int, d: int, **option
         (80, "bf16", 20),
         (90, "bf16", 64),
         (80, "fp32", 16),
-        *(
-            pytest.param(*case, marks=pytest.mark.tile(i))
-            for i, case in enumerate(
-                [
-                    *((80, "bf16", d) for d in (1, 16, 32, 64, 128, 256)),
-                    *((80, "fp16", d) for d in (20, 64)),
-                    *((80, "fp32", d) for d in (20, 64, 100)),
-                    *((89, "bf16", d) for d in (16, 32, 64)),
-                    *((90, "bf16", d) for d in (16, 20, 128)),
-                    *((90, "fp32", d) for d in (16, 20, 64)),
-                ]
-            )
+        *exhaustive(
+            *((80, "bf16", d) for d in (1, 16, 32, 64, 128, 256)),
+            *((80, "fp16", d) for d in (20, 64)),
+            *((80, "fp32", d) for d in (20, 64, 100)),
+            *((89, "bf16", d) for d in (16, 32, 64)),
+            *((90, "bf16", d) for d in (16, 20, 128)),
+            *((90, "fp32", d) for d in (16, 20, 64)),
         ),
     ],
 )
