@@ -16,7 +16,7 @@ from cellattn.kernels import config
 from cellattn.kernels import perturbation_attention as perturbation_kernels
 from cellattn.kernels import row_dot as row_dot_kernels
 from cellattn.nn.wildtype import Subset
-from cellattn.ops.attention_bce import sample_negatives_of_graph
+from cellattn.ops._negatives import sample_negatives_of_graph
 from tests.kernels.aot import Launch, recorded
 from tests.ptx.device import Allocations
 

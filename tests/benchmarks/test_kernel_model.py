@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pkgutil
 from dataclasses import dataclass
+from importlib import import_module
 
 import pytest
 import torch
@@ -15,11 +17,7 @@ from benchmarks.kernel_model.cost import code_of, counts_of, rounds_of
 from benchmarks.kernel_model.flex import flex_attention
 from benchmarks.kernel_model.machine_code import reached
 from benchmarks.kernel_model.trips import RULES, Tied, Trips, trips_of
-from cellattn import MultiGraph
-from cellattn.kernels import attention as attention_kernels
-from cellattn.kernels import attention_bce, bit_sum, edge_attention, masked_spmm, perturbation_attention, set_sum
-from cellattn.kernels import relational_spmm as relational_kernels
-from cellattn.kernels import row_dot as row_dot_kernels
+from cellattn import MultiGraph, kernels
 from cellattn.ops.attention import attention
 from cellattn.ops.relational_spmm import relational_spmm
 from cellattn.ops.row_dot import row_dot
@@ -184,17 +182,7 @@ def test_rule_of_chosen_rows() -> None:
 def test_every_kernel_has_a_rule() -> None:
     launched = {
         name
-        for module in (
-            attention_kernels,
-            attention_bce,
-            bit_sum,
-            edge_attention,
-            masked_spmm,
-            perturbation_attention,
-            relational_kernels,
-            row_dot_kernels,
-            set_sum,
-        )
+        for module in (import_module(f"cellattn.kernels.{found.name}") for found in pkgutil.iter_modules(kernels.__path__))
         for name, value in vars(module).items()
         if isinstance(value, JITFunction) and "_kernel" in name and value.fn.__module__ == module.__name__
     }

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import cellattn
 from cellattn import MultiGraph, reference
-from cellattn.ops.attention_bce import sample_negatives, sample_negatives_of_graph
+from cellattn.ops._negatives import sample_negatives, sample_negatives_of_graph
 
 from ..compare import leaves, random_graph
 from ..conftest import exhaustive

@@ -16,7 +16,8 @@ from cellattn.graph import SEGMENT
 from cellattn.kernels import attention_bce as kernels
 from cellattn.kernels import config, segments
 from cellattn.kernels.attention import attention
-from cellattn.ops.attention_bce import Negatives, sample_negatives, sample_negatives_of_graph
+from cellattn.kernels.negatives import nonedges
+from cellattn.ops._negatives import Negatives, sample_negatives, sample_negatives_of_graph
 
 from ..compare import cell_with_terms, leaves, random_graph
 from ..conftest import exhaustive
@@ -450,7 +451,7 @@ def test_nonedges_are_those_of_the_cpu() -> None:
         free = graph.num_free(relation)[gene]
         rank = (torch.arange(n + 1).repeat(n) * free) // (n + 1)  # every rank of every row, and the empty ones of full rows
         arguments = (*graph.stacked[:2], *graph.known_ranks(relation), gene, rank, graph.relation_id(relation))
-        assert torch.equal(kernels.nonedges(*arguments), torch.ops.cellattn.nonedges(*arguments))
+        assert torch.equal(nonedges(*arguments), torch.ops.cellattn.nonedges(*arguments))
 
 
 def test_autotuned_tiles_give_the_same(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

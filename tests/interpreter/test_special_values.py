@@ -16,7 +16,7 @@ from torch import Tensor
 from cellattn import MultiGraph
 from cellattn.graph import SEGMENT
 from cellattn.kernels import attention_bce, edge_attention, perturbation_attention, row_dot
-from cellattn.ops.attention_bce import sample_negatives
+from cellattn.ops._negatives import sample_negatives
 
 from .test_attention_bce import problem_of
 from .test_edge_attention import problem as edge_problem

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cellattn.kernels import attention_bce as kernels
+from cellattn.kernels.negatives import nonedges
 
 from .aot import ARCHS, Case, check_case, compile_for, launches_of, parameters, serialised
 
@@ -29,7 +30,7 @@ def launch(dtype: torch.dtype, dim: int, link: str, num_negatives: int | None, s
     if num_negatives is not None:
         draws = N * num_negatives
         drawn = meta(draws), meta(draws), meta(N + 1), meta(N, dtype=torch.float32)
-        kernels.nonedges(*stacked[:2], meta(N), meta(N), meta(draws), meta(draws), 1)
+        nonedges(*stacked[:2], meta(N), meta(N), meta(draws), meta(draws), 1)
     for offset in ([0, 30, 188], [0, 30, 30]):
         cut = stacked[0], meta(offset[-1]), offset
         problem = (

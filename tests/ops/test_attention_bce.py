@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import cellattn
 from cellattn import MultiGraph, reference
 from cellattn.ops import _dense
-from cellattn.ops.attention_bce import Negatives, sample_negatives, sample_negatives_of_graph
+from cellattn.ops._negatives import Negatives, sample_negatives, sample_negatives_of_graph
 
 from ..compare import assert_same, everything, leaves, random_graph, values_and_grads
 

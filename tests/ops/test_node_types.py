@@ -14,7 +14,7 @@ import cellattn
 from cellattn import MultiGraph, reference
 from cellattn.metrics import edge_recovery
 from cellattn.ops import _dense
-from cellattn.ops.attention_bce import sample_negatives, sample_negatives_of_graph
+from cellattn.ops._negatives import sample_negatives, sample_negatives_of_graph
 from cellattn.ops.network_mse import _at_once, network_mses
 
 from ..compare import assert_same, cell_with_terms, leaves
