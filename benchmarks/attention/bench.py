@@ -67,7 +67,7 @@ KERNELS = {
     "edge_fwd_kernel": "edge_attention",
     "edge_bwd_kernel": "edge_attention",
     "row_dot_fwd_kernel": "attention_kl",
-    "bit_sum_kernel": "attention_kl",
+    "bit_sum_kernel": "attention_kl, a quarter of all pairs",
     "row_dot_bwd_kernel": "attention_kl",
     "bce_rows_fwd_kernel": "attention_bce, every non-edge",
     "bce_rows_bwd_kernel": "attention_bce, every non-edge",
@@ -224,6 +224,10 @@ def ops_suite(plan: Plan) -> Iterator[Case]:
         ("attention_bce, 32 non-edges a row", GraphLoss(graph, relation, "bce", num_negatives=32)),
     ):
         yield Case("ops", name, pair, one, tokens, lambda problem=problem: problem, {})  # type: ignore[misc]
+    yield Case(
+        "ops", "attention_kl, a quarter of all pairs", pair, {**facts, "heads": 1}, tokens,
+        lambda: GraphLoss.of_pairs(graph.num_nodes, 0.25, plan.device), {},
+    )  # fmt: skip
     yield Case(
         "ops", "attention_kl_comembership", pair, {**facts, "heads": 1}, tokens,
         lambda: SharedTerms.draw(graph.num_nodes, plan.device), {},

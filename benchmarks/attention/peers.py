@@ -240,6 +240,12 @@ class GraphLoss:
     kind: str
     num_negatives: int | None = None
 
+    @classmethod
+    def of_pairs(cls, num_genes: int, share: float, device: torch.device) -> GraphLoss:
+        """The KL against such a share of all pairs, at random."""
+        index = (torch.rand(num_genes, num_genes, generator=torch.Generator().manual_seed(0)) < share).nonzero().t()
+        return cls(MultiGraph.from_edge_index({"pairs": index}, num_genes).to(device), "pairs", "kl")
+
     def exact(self, first: int, q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
         alpha = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
         return (_loss(self.graph, self.relation, self.kind, None, first, alpha),)
@@ -250,6 +256,13 @@ class GraphLoss:
         return lambda q, k: (
             cellattn.attention_bce(q, k, self.graph, self.relation, num_prefix=1, num_negatives=self.num_negatives),
         )
+
+    def edges(self, *inputs: Tensor) -> Function:
+        """The same target as one of weights, whose edges are walked."""
+        index = self.graph.edge_index(self.relation)
+        weight = {self.relation: torch.full((index.shape[1],), 2.0, device=index.device)}
+        weighted = MultiGraph.from_edge_index({self.relation: index}, self.graph.num_nodes, edge_weight=weight)
+        return lambda q, k: (cellattn.attention_kl(q, k, weighted, self.relation, num_prefix=1),)
 
     def dense(self, *inputs: Tensor, compiled: bool = False) -> Function:
         if not self.graph.known(self.relation).all():
@@ -262,6 +275,8 @@ class GraphLoss:
         dense_bytes = 4 * inputs[0][0] ** 2 * dtype.itemsize
         sampled = self.num_negatives is not None
         yield Implementation("ours", self.ours, num_draws=8 if sampled else 1)
+        if self.kind == "kl" and self.graph.bits(self.relation) is not None:
+            yield Implementation("along its edges", self.edges)
         if not sampled:  # with negatives drawn, the dense loss is that of the row over every non-edge
             yield Implementation("dense eager", self.dense, num_bytes=dense_bytes)
             yield Implementation("dense compiled", partial(self.dense, compiled=True), num_bytes=dense_bytes // 2)

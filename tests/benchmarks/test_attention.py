@@ -423,7 +423,14 @@ def test_targets_of_a_synthetic_result() -> None:
 
 
 def test_every_kernel_has_a_profiler_line() -> None:
-    files = ("attention", "edge_attention", "row_dot", "attention_bce", "perturbation_attention")  # what this benchmark runs
+    files = (
+        "attention",
+        "edge_attention",
+        "row_dot",
+        "bit_sum",
+        "attention_bce",
+        "perturbation_attention",
+    )  # what this benchmark runs
     names = [
         name
         for file in files

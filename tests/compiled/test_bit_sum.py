@@ -84,6 +84,20 @@ def test_chosen_and_repeated_rows(arch: int, rows: list[int]) -> None:
     check(arch, "bf16", (), 69, 20, rows=torch.tensor(rows))
 
 
+@pytest.mark.parametrize("arch", [80, 90])
+def test_every_digit_of_float32_is_kept(arch: int) -> None:
+    """Of one neighbour, whatever its size: nothing is rounded."""
+    n, g = 150, torch.Generator().manual_seed(0)
+    graph = MultiGraph.from_edge_index({"a": torch.stack([torch.arange(n), torch.randperm(n, generator=g)])}, n)
+    bits = graph.bits("a")
+    assert bits is not None
+    x = torch.randn(n, 20, generator=g) * 2.0 ** torch.randint(-60, 60, (n, 20), generator=g)
+    x[0], x[1] = torch.finfo(x.dtype).max, -torch.finfo(x.dtype).max
+    with ptx.device(arch):
+        got = bit_sum(x, *bits, None)
+    assert torch.equal(got, x[graph.col("a").long()])
+
+
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 @pytest.mark.parametrize("arch", [80, 90])
 def test_what_is_not_set_is_not_read(arch: int, dtype: str) -> None:

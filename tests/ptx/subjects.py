@@ -189,12 +189,19 @@ def _kl(dtype: torch.dtype, lead: tuple[int, ...], n: int, d: int, rows: list[in
     )
 
 
-def _bit_sum(dtype: torch.dtype, lead: tuple[int, ...], n: int, d: int, rows: list[int] | None, *, wild: bool = False) -> Shape:
-    """Half of all pairs. `wild`: the second half of x holds numbers that are not finite, which are in no pair."""
+def _bit_sum(
+    dtype: torch.dtype, lead: tuple[int, ...], n: int, d: int, rows: list[int] | None, *, wild: bool = False, one: bool = False
+) -> Shape:
+    """Half of all pairs, or `one` edge a row and column, so that every digit of a number shows.
+
+    `wild`: the second half of x holds numbers that are not finite, which are in no pair.
+    """
     from ..interpreter.test_bit_sum import drawn as mask_of
     from ..interpreter.test_bit_sum import packed
 
     mask, chosen = mask_of(n, n), None if rows is None else torch.tensor(rows)
+    if one:
+        mask = torch.eye(n, dtype=torch.bool).roll(n // 3, 0)
     (x,) = drawn(dtype, (*lead, n, d))
     if wild:
         mask[:, n // 2 :] = False
@@ -416,6 +423,7 @@ SUBJECTS = [
     Subject("bit_sum", "chosen rows, fp32, D 20", 80, [
         lambda: _bit_sum(FP32, (3,), 70, 20, [69, 0, 3, 3]), lambda: _bit_sum(FP32, (3,), 300, 20, [*range(200), 5, 299]),
         lambda: _bit_sum(FP32, (3,), 70, 20, [69, 0, 3, 3], wild=True),
+        lambda: _bit_sum(FP32, (3,), 150, 20, [*range(149, -1, -1)], one=True),
     ]),
     Subject("attention_bce", "bf16, D 20, softmax", 80, [
         lambda: _bce(BF16, (), 70, 20, None, "softmax", 3), lambda: _bce(BF16, (2,), 150, 20, None, "softmax"),
