@@ -160,19 +160,16 @@ std::vector<int64_t> sizes_of(const Tensor& x, int64_t leading) {
 
 Tensor empty_as(const Tensor& x) { return empty_on(x, sizes_of(x, x.dim()), x.scalar_type()); }
 
-template <class T>
-double largest_of(const Tensor& x) {
-  return static_cast<double>(AttentionLoops<T>().largest(data_of<T>(x), x.numel()));
-}
-
-// The largest absolute value, NaN if there is one.
-double largest_of(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? largest_of<double>(x) : largest_of<float>(x);
-}
-
 // Whether nothing is NaN or infinite, and no score off by more than it may be; `rounding` of that by which it is for each |q| |k|.
+template <class T>
+bool is_ordinary(const Tensor& q, const Tensor& k, const Tensor& v, double rounding, const AttentionLoops<T>& loops) {
+  const auto largest = [&](const Tensor& x) { return static_cast<double>(loops.largest(data_of<T>(x), x.numel())); };
+  return rounding * (largest(q) * largest(k)) <= 1 && largest(v) < INFINITY;
+}
+
 bool is_ordinary(const Tensor& q, const Tensor& k, const Tensor& v, double rounding) {
-  return rounding * (largest_of(q) * largest_of(k)) <= 1 && largest_of(v) < INFINITY;
+  return q.scalar_type() == ScalarType::Double ? is_ordinary(q, k, v, rounding, AttentionLoops<double>())
+                                               : is_ordinary(q, k, v, rounding, AttentionLoops<float>());
 }
 
 Tensor nothing_like(const Tensor& x) { return empty_on(x, {0}, x.scalar_type()); }
@@ -231,6 +228,7 @@ Tensor are_ordinary(const Tensor& q, const Tensor& k, const Tensor& v, double ro
     const char* name = x == &q ? "q" : x == &k ? "k" : "v";
     check_tensor(name, *x, x->dim(), {ScalarType::Double, ScalarType::Float});
     check_same_device(name, *x, q);
+    STD_TORCH_CHECK(x->scalar_type() == q.scalar_type(), name, ": expected the dtype of q");
   }
   Tensor result = empty_on(q, {}, ScalarType::Bool);
   *static_cast<bool*>(result.mutable_data_ptr()) = is_ordinary(q, k, v, rounding);

@@ -9,19 +9,31 @@ struct Vector {
   static constexpr int kLanes = Bytes / sizeof(T);
 };
 
-// out[0 .. Vectors * lanes) = scale * sum_n value_n x[col_n], or added to what is there; the sums in registers.
+// out[0 .. Vectors * lanes) = scale * sum_n value_n x[col_n], or added to what is there; the sums in registers, of few vectors in
+// several that do not wait for each other.
 template <int Vectors, int Bytes, class T, bool HasValue, bool Add>
 inline void sum_tile(const int32_t* col, const T* value, int64_t n, const T* x, int64_t stride, T scale, T* out) {
+  constexpr int kParts = Vectors < 4 ? 4 / Vectors : 1;
   using V = typename Vector<T, Bytes>::Type;
-  typename Vector<T, Bytes>::Aligned sum[Vectors] = {};
-  for (int64_t k = 0; k < n; ++k) {
+  typename Vector<T, Bytes>::Aligned sum[kParts][Vectors] = {};
+  const auto add = [&](int64_t k, int part) {
     const V* from = reinterpret_cast<const V*>(x + static_cast<int64_t>(col[k]) * stride);
 #pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v) sum[v] += HasValue ? value[k] * from[v] : from[v];
+    for (int v = 0; v < Vectors; ++v) sum[part][v] += HasValue ? value[k] * from[v] : from[v];
+  };
+  int64_t k = 0;
+  for (; k + kParts <= n; k += kParts) {
+#pragma GCC unroll 4
+    for (int part = 0; part < kParts; ++part) add(k + part, part);
   }
+  for (; k < n; ++k) add(k, 0);
   V* to = reinterpret_cast<V*>(out);
 #pragma GCC unroll 8
-  for (int v = 0; v < Vectors; ++v) to[v] = Add ? to[v] + scale * sum[v] : scale * sum[v];
+  for (int v = 0; v < Vectors; ++v) {
+#pragma GCC unroll 4
+    for (int part = 1; part < kParts; ++part) sum[0][v] += sum[part][v];
+    to[v] = Add ? to[v] + scale * sum[0][v] : scale * sum[0][v];
+  }
 }
 
 // One feature, in four sums that do not wait for each other.
