@@ -178,20 +178,19 @@ def reduce_ties(loss: Tensor, targets: Targets, reduction: str) -> list[Tensor]:
     """`reduced` of every tie: loss [..., ties, R], one result a tie."""
     if reduction == "none":
         return list(loss.unbind(-2))
-    total = loss.sum([d for d in range(loss.ndim) if d != loss.ndim - 2])
-    if reduction == "mean":
-        total = total / (targets.num_counted * max(loss.shape[:-2].numel(), 1))
-    return list(total.unbind(0))
+    if reduction == "mean":  # divided first: a sum of what is finite may not be
+        loss = loss / (targets.num_counted * max(loss.shape[:-2].numel(), 1))[:, None]
+    return list(loss.sum([d for d in range(loss.ndim) if d != loss.ndim - 2]).unbind(0))
 
 
 def reduced(loss: Tensor, graph: MultiGraph, relation: str, rows: Tensor | None, reduction: str) -> Tensor:
-    """loss [..., R] of the chosen rows; the mean is over those with an edge."""
+    """loss [..., R] of the chosen rows; the mean is over those with an edge, divided first, as in `reduce_ties`."""
     if reduction == "none":
         return loss
     if reduction == "sum":
         return loss.sum()
     num_leading = loss.shape[:-1].numel()
     if rows is None:
-        return loss.sum() / max(graph.num_rows_with_edges(relation) * num_leading, 1)
+        return (loss / max(graph.num_rows_with_edges(relation) * num_leading, 1)).sum()
     without_edge = graph.targets(loss.dtype).without_edge[graph.relation_id(relation)].index_select(0, rows)
-    return loss.sum() / (without_edge.logical_not().sum() * num_leading).clamp_min(1)
+    return (loss / (without_edge.logical_not().sum() * num_leading).clamp_min(1)).sum()

@@ -138,7 +138,7 @@ def attention_bce(
         genes, *(negatives or (None,) * 4), relation_id, num_prefix, scale, target == "normalized",
     )  # fmt: skip
     if negatives is not None and neg_sample_ratio is not None and reduction == "mean":
-        return loss.sum() / max((graph.num_edges(relation) + negatives.gene.shape[0]) * loss.shape[:-1].numel(), 1)
+        return (loss / max((graph.num_edges(relation) + negatives.gene.shape[0]) * loss.shape[:-1].numel(), 1)).sum()
     return reduced(loss, graph, relation, genes, reduction)
 
 

@@ -100,10 +100,11 @@ def network_mse(
     rows_known = known[0]
     if genes is not None:
         loss, rows_known = _chosen(loss, genes), rows_known[genes]
-    if reduction == "none":
-        return loss
-    total = loss.sum()
-    return total if reduction == "sum" else total / (rows_known.sum() * known[1].sum()).clamp_min(1)
+    if reduction != "none":
+        loss = loss.sum()
+    if reduction == "mean":
+        loss = loss / (rows_known.sum() * known[1].sum()).clamp_min(1)
+    return loss.to(target.dtype)
 
 
 def network_mses(
@@ -151,7 +152,7 @@ def _at_once(
             torch.stack([part.sum() for part in x.split(sizes)])
             for x in (_chosen(loss.flatten(), genes), known_rows.flatten()[genes])
         )
-    return total / (num_rows * known_columns.sum(1)).clamp_min(1)
+    return (total / (num_rows * known_columns.sum(1)).clamp_min(1)).to(target.dtype)
 
 
 def _alone(z: Tensor, genes: Tensor) -> Tensor:
@@ -183,7 +184,7 @@ _PROBLEM = (
 
 @operator("network_mse", schema=f"({_PROBLEM}) -> (Tensor, Tensor)", device=None)
 def _network_mse(z: Tensor, weight: Tensor, bias: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    """(L [K, N], 0 for unknown genes; d on the edges, [E])"""
+    """(L [K, N], 0 for unknown genes, in float64: a mean of what float32 does not hold may be one that it does; d [E])"""
     known_rows, known_columns, rowptr, col, _, _, _, zero_weight = rest
     x, w = z.reshape(1, -1, z.shape[-1]).contiguous(), weight.flatten(0, 1).contiguous()
     d = torch.ops.cellattn.masked_sddmm(rowptr, col, x, w, _all(w), 1)
@@ -195,12 +196,12 @@ def _network_mse(z: Tensor, weight: Tensor, bias: Tensor, target: Tensor, *rest:
     zeros, of_edges = _zero_weights(zero_weight, every_pair, rowptr, col)
     edges = d_64.mul(1 - of_edges).sub_(a_64, alpha=2).mul_(d_64).addcmul_(a_64, a_64)
     loss = zeros * every_pair + torch.segment_reduce(edges, "sum", offsets=rowptr, initial=0).view(known_rows.shape)
-    return loss.to(target.dtype), d
+    return loss, d
 
 
 @_network_mse.register_fake
 def _(z: Tensor, weight: Tensor, bias: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return target.new_empty(z.shape[:2]), torch.empty_like(target)
+    return target.new_empty(z.shape[:2], dtype=torch.float64), torch.empty_like(target)
 
 
 @operator("network_mse_backward", schema=f"(Tensor g, Tensor d, {_PROBLEM}) -> (Tensor, Tensor, Tensor)", device=None)
@@ -218,7 +219,7 @@ def _network_mse_backward(
     dw = torch.ops.cellattn.masked_spmm(colptr, row, c_t / scale, x, _all(x), 1, False)[0].view(weight.shape) * scale
     db = torch.segment_reduce(c_t.double(), "sum", offsets=colptr, initial=0).view(bias.shape)
     y, u = _augmented(z, None, known_rows), _augmented(weight, bias, known_columns)
-    gy = (zeros * g.double())[..., None] * y
+    gy = (zeros * g)[..., None] * y
     du = u @ (gy.mT @ y)
     dz += (gy @ (u.mT @ u))[..., :-1]
     dw += du[..., :-1]

@@ -190,3 +190,45 @@ def test_network_mse(z_size: float, w_size: float) -> None:
     want = everything(lambda z, w, b: reference.network_mse(z, w, b, GRAPH, "a"), z.double(), w.double(), b.double())
     for i, (x, y) in enumerate(zip(got, want, strict=True)):
         assert_near(x, y, float(y.abs().max()), 64 * torch.finfo(torch.float32).eps, f"result {i}")
+
+
+MEANS: dict[str, tuple[str, dict[str, Any]]] = {
+    "kl": ("attention_kl", {}),
+    "kl valid": ("attention_kl", {"over": "valid"}),
+    "bce": ("attention_bce", {}),
+    "bce sigmoid": ("attention_bce", {"link": "sigmoid", "num_negatives": 2}),
+    "bce of a graph": ("attention_bce", {"neg_sample_ratio": 2.0}),
+}
+
+
+@pytest.mark.parametrize("rows", [None, torch.tensor([1, 3, 3, 5])], ids=["all", "some"])
+@pytest.mark.parametrize("name", MEANS)
+def test_a_mean_is_finite_where_the_sum_is_not(name: str, rows: Tensor | None) -> None:
+    function, options = MEANS[name]
+    if "neg_sample_ratio" in options and rows is not None:
+        pytest.skip("draws for the whole graph")
+    size = 2e36 if rows is None else 4e36 if "sigmoid" in name else 1.6e37
+    q, k = draw(size, torch.float32, (3, TOKENS, D), (3, TOKENS, D))
+
+    def of(reduction: str, q: Tensor, k: Tensor) -> Tensor:
+        own = torch.Generator().manual_seed(0)
+        negatives = {"generator": own} if function == "attention_bce" else {}
+        f = getattr(cellattn, function)
+        loss: Tensor = f(q, k, GRAPH, "a", num_prefix=PREFIX, rows=rows, reduction=reduction, **options, **negatives)
+        return loss
+
+    (got,), grads = values_and_grads(lambda q, k: of("mean", q, k), q, k)
+    (want,), exact = values_and_grads(lambda q, k: of("mean", q, k), q.double(), k.double())
+    assert of("sum", q, k).isinf()
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=0)
+    for x, y in zip(grads, exact, strict=True):
+        torch.testing.assert_close(x.double(), y, rtol=0, atol=1e-5 * float(y.abs().max()))
+
+
+def test_the_mean_of_squared_errors_is_finite_where_the_sum_of_a_row_is_not() -> None:
+    z, weight, bias = draw(2e18, torch.float32, (GRAPH.num_nodes, D), (GRAPH.num_nodes, D), (GRAPH.num_nodes,))
+    for rows in (None, torch.tensor([1, 3])):
+        got = cellattn.network_mse(z, weight, bias, GRAPH, "a", rows=rows)
+        exact = reference.network_mse(z.double(), weight.double(), bias.double(), GRAPH, "a", rows=rows)
+        torch.testing.assert_close(got.double(), exact, rtol=1e-5, atol=0)
+        assert cellattn.network_mse(z, weight, bias, GRAPH, "a", rows=rows, reduction="none").isinf().any()
