@@ -76,12 +76,13 @@ def save(
             not kept. `load` makes those of `cellattn.nn` (`MODELS`) again by itself; for others it has to be given one.
         genes: the names of the genes; those of the graph, where it has names, are the default.
         graph: the graph that the model is called with. Its digest is written, so that another one is noticed.
-        graph_file: where `graph.save` wrote it, to be found from this file; stored relative to it.
+        graph_file: the file that `graph.save` wrote, which has to be there, to be found from this one; stored relative to it.
         features: [N, F], the features that the model is called with.
         metadata: plain values (of JSON) to go with it.
         state: tensors and plain values, in dicts, lists and tuples, that `load` gives back equal: of an optimizer, for one.
 
     Raises:
+        FileNotFoundError: there is no `graph_file`.
         ValueError: names that do not fit the graph, or the features; numbers of genes that differ; a model of `MODELS` whose
             weights are not those that its class makes (pruned, parametrized, with modules added), so that `load` would fail.
             TypeError: a value that the file cannot hold.
@@ -94,6 +95,8 @@ def save(
     _require_own_weights(model)
     if features is not None:
         require_tensor("features", features, ndim=2)
+    if graph_file is not None:
+        _require_file("graph_file", graph_file)
     if metadata is not None and not isinstance(metadata, Mapping):
         raise TypeError(f"metadata: expected a dict, got {describe(metadata)}")
     genes = genes if genes is None or isinstance(genes, GeneList) else GeneList(genes)
@@ -126,6 +129,14 @@ def save(
     # copies: two names of one tensor are two tensors in a file
     tensors = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
     write_atomic(path, to_bytes(tensors, {"format": _FORMAT, "checkpoint": text, "crc32": _checksum(text, tensors)}))
+
+
+def _require_file(name: str, path: Any) -> None:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"{name}: expected a path, got {describe(path)}")
+    if not Path(path).is_file():
+        found = "is a folder" if Path(path).is_dir() else "is not there"
+        raise FileNotFoundError(f"{name}: expected the file that graph.save wrote, but {str(path)!r} {found}")
 
 
 def _relative(file: str | os.PathLike[str], path: Path) -> str:

@@ -153,6 +153,16 @@ def test_the_graph_file_is_found_from_the_checkpoint(tmp_path: Path) -> None:
     assert MultiGraph.load(file) == GRAPH
 
 
+def test_a_graph_file_that_is_not_there_is_noticed_before_anything_is_written(tmp_path: Path) -> None:
+    model = MODELS["dango"]()
+    for file, words in ((tmp_path / "gone", "'.*gone' is not there"), (tmp_path, "is a folder")):
+        with pytest.raises(FileNotFoundError, match=f"^graph_file: expected the file that graph.save wrote, but .*{words}"):
+            checkpoint.save(tmp_path / "m", model, graph=GRAPH, graph_file=file)
+    with pytest.raises(TypeError, match=r"^graph_file: expected a path, got int 3"):
+        checkpoint.save(tmp_path / "m", model, graph_file=3)  # type: ignore[arg-type]
+    assert not (tmp_path / "m").exists()
+
+
 def test_the_graph_file_is_found_through_links(tmp_path: Path) -> None:
     """ ".." of a folder that is a link leads out of where it points to."""
     (tmp_path / "disk/runs").mkdir(parents=True)

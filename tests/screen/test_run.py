@@ -288,8 +288,8 @@ def test_names_have_to_agree(files: list[Path], tmp_path: Path) -> None:
     other = MultiGraph.from_edge_index(EDGES, N, names=shifted)
     with pytest.raises(ValueError, match=r"got 'Y07' in the checkpoint\.safetensors and 'new' in the graph at position 7"):
         screen(files[0], other, out=tmp_path / "s", **QUIET)
-    checkpoint.save(tmp_path / "m", model_of(2), graph=other, graph_file=tmp_path / "g")
     other.save(tmp_path / "g")
+    checkpoint.save(tmp_path / "m", model_of(2), graph=other, graph_file=tmp_path / "g")
     with pytest.raises(ValueError, match=r"got 'Y07' in the checkpoint\.safetensors and 'new' in the m at position 7"):
         screen([files[0], tmp_path / "m"], out=tmp_path / "s", **QUIET)
     assert not (tmp_path / "s").exists()
@@ -313,7 +313,9 @@ def test_another_graph_is_refused(files: list[Path], tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "m", model_of(0), graph=GRAPH)
     with pytest.raises(ValueError, match=r"graph: expected one for '.*m': it names none"):
         screen(tmp_path / "m", out=tmp_path / "s", **QUIET)
+    GRAPH.save(tmp_path / "gone")
     checkpoint.save(tmp_path / "m", model_of(0), graph=GRAPH, graph_file=tmp_path / "gone")
+    (tmp_path / "gone").unlink()
     with pytest.raises(ValueError, match=r"graph: expected one for '.*m': '.*gone', which it names, is not there"):
         screen(tmp_path / "m", out=tmp_path / "s", **QUIET)
 
@@ -604,7 +606,7 @@ def test_no_folder_is_not_this_folder(
     for call in (main, train.main):
         with pytest.raises(SystemExit):
             call([str(files[0]), "--out", ""] if call is main else ["--out", ""])
-        assert "argument --out: invalid out_folder value: ''" in capsys.readouterr().err
+        assert "argument --out: expected a folder, got ''" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
