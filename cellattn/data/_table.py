@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Collection, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import polars as pl
@@ -46,6 +46,8 @@ class Table:
     Args:
         path: the file.
         sep: one character between fields; "auto": of tab, comma and space the first that the first line has.
+        runs: whether a space stands for any run of blanks, as in columns that are aligned, and those at the ends of a line
+            separate nothing.
         quote: the character around fields that hold separators, line ends or, doubled, itself (RFC 4180); None where it is
             a character as any other; "auto": '"' where fields are separated by commas or semicolons, else None.
         header: whether the first line names the columns; otherwise they go by their numbers, from 0.
@@ -65,6 +67,7 @@ class Table:
         path: str | PathLike[str],
         sep: str,
         *,
+        runs: bool = True,
         quote: str | None = "auto",
         header: bool = True,
         comment: str | None = None,
@@ -83,7 +86,7 @@ class Table:
         self.path = Path(path)
         self._mark = comment
         self._named = header
-        self._data = read_text(self.path)
+        self._text = self._data = read_text(self.path)
         self._begin, self._first, above = self._first_line()
         if sep == "auto":
             first = self._data[self._begin : self._end(self._begin)].decode("utf-8", errors="replace")
@@ -91,6 +94,10 @@ class Table:
         self._sep = sep
         quote = ('"' if sep in ",;" else None) if quote == "auto" else quote
         self._quote = quote if quote is not None and self._data.find(quote.encode(), self._begin) >= 0 else None
+        self._runs = runs and sep == " "
+        if self._runs and self._quote is None:
+            self._data = _without_runs(self._text)
+            self._begin, self._first, above = self._first_line()
         self._above = [] if above is None else above.split(sep)
         words = next(self._quoted_records())[1] if self._quote else self._plain_fields(self._begin)
         if not words and not (header and self._above):
@@ -310,7 +317,8 @@ class Table:
         except UnicodeDecodeError as error:
             self._fail(self._data.count(b"\n", 0, self._begin + error.start) + 1, "not UTF-8 text")
         feed = _RecordLines(text, self._first, self._mark)
-        reader = csv.reader(feed, delimiter=self._sep, quotechar=self._quote, strict=True)
+        options: dict[str, Any] = {"strict": True, "skipinitialspace": self._runs}
+        reader = csv.reader(feed, delimiter=self._sep, quotechar=self._quote, **options)
         while True:
             feed.between = True
             try:
@@ -320,10 +328,14 @@ class Table:
             except csv.Error as error:
                 problem = f"quotes that do not close as they open ({error}); where they are text, quote=None reads them so"
                 self._fail(feed.first, problem)
+            if (
+                self._runs and fields[1:] and fields[-1] == ""
+            ):  # of blanks at the end of a line, the one run that the reader leaves
+                fields.pop()
             yield feed.first, fields
 
     def _fail(self, line: int, problem: str) -> NoReturn:
-        text = self._data.split(b"\n")[line - 1].decode("utf-8", errors="replace")
+        text = self._text.split(b"\n")[line - 1].decode("utf-8", errors="replace")
         shown = text if len(text) <= 200 else text[:197] + "..."
         raise ValueError(f"{self.path}, line {line}: {problem}: {shown!r}")
 
@@ -348,6 +360,14 @@ class _RecordLines:
                 self.first, self.between = number, False
                 return line
         raise StopIteration
+
+
+def _without_runs(data: bytes) -> bytes:
+    """One space for each run of blanks within a line, none at its ends."""
+    if not any(run in data for run in (b"  ", b"\t", b"\n ", b" \n")) and not data.startswith(b" ") and not data.endswith(b" "):
+        return data
+    data = re.sub(rb"[ \t]+", b" ", data)
+    return re.sub(rb"(?m)^ | $", b"", data).rstrip(b"\n")
 
 
 def _check_character(argument: str, value: str) -> None:

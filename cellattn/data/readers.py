@@ -80,7 +80,7 @@ def read_string_links(
         f"score_threshold: expected a score in [0, {_MAX_STRING_SCORE}], got {score_threshold}",
     )
     require_genes(genes)
-    table = Table(path, " ")
+    table = Table(path, " ", runs=False)
     table.require_format("a STRING links file", _STRING_PROTEINS.values())
     table.require_columns(_STRING_PROTEINS)
     if channels == "all":
@@ -135,7 +135,8 @@ def read_edge_table(
         source: column with the source genes.
         target: column with the target genes.
         weight: column with the weights; None for an unweighted table.
-        sep: one character between fields; "auto": of tab, comma and space the first that the first line has.
+        sep: one character between fields, a space for any run of blanks; "auto": of tab, comma and space the first that the
+            first line has.
         signed: allow negative weights, kept as they are; otherwise they are refused.
         rename: applied to each name of the file before it is looked up, e.g. to cut a suffix.
         missing: "error" refuses a weight that is missing (empty, NA, NaN, null, none, - or .), "drop" leaves its line out.
@@ -181,7 +182,8 @@ def read_edge_list(
     Args:
         path: the file; see `read_edge_table`, also for `rename`, `signed`, `missing` and `comment`.
         genes: the gene list.
-        sep: one character between fields; "auto": of tab, comma and space the first that the first line has.
+        sep: one character between fields, a space for any run of blanks; "auto": of tab, comma and space the first that the
+            first line has.
 
     Raises:
         ValueError: another number of fields than two or three, a malformed line.

@@ -304,7 +304,9 @@ def test_missing_numbers(form: Format, word: str) -> None:
     text = form.text.replace(f"{sign}{form.number}", word)
     line = 1 + form.text[: form.text.index(str(form.number))].count("\n")
     if form.missing == "error":
-        with pytest.raises(ValueError, match=rf"file\.txt, line {line}: .*expected a finite number"):
+        blank = word == "" and form is FORMATS["edge-list-spaces"]  # no field, where runs of blanks separate
+        expected = "expected 3 fields" if blank else "expected a finite number"
+        with pytest.raises(ValueError, match=rf"file\.txt, line {line}: .*{expected}"):
             read(form, text)
         return
     found = read(form, text)
@@ -409,6 +411,8 @@ def test_no_line_is_lost_whatever_happens_to_a_file(name: str, data: Any) -> Non
     if isinstance(found, str):
         assert "file.txt" in found
         return
+    if form is FORMATS["edge-list-spaces"]:  # blanks at the ends of a line are nothing
+        text = "\n".join(line.strip(" \t") for line in text.split("\n"))
     lines = text.rstrip("\n").split("\n")
     while lines and not lines[0]:
         lines.pop(0)
@@ -767,3 +771,50 @@ def test_names_that_nearly_fit_are_told(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("ZZ", "TFC3"))
     whole = read_edge_table(path, genes, source="a", target="b", rename=lambda name: name.strip().upper())
     assert whole.edge_index.tolist() == [[0, 0, 0, 0], [1, 1, 0, 0]]
+
+
+# ------------------------------------------------------------------------------------------------- runs of blanks
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "YAL001C   YAL015C   0.5\nYAL015C YBL007C      1.25\n",
+        "   YAL001C YAL015C  0.5\n   YAL015C YBL007C 1.25   \n\n   \n",
+        "from    to       weight\nYAL001C YAL015C  0.5\nYAL015C YBL007C  1.25",
+        "# from    to     weight\nYAL001C YAL015C  0.5\nYAL015C\t YBL007C 1.25\n",
+        "  # made by hand\nYAL001C YAL015C  0.5\n   # still\nYAL015C YBL007C 1.25\n",
+    ],
+    ids=["runs", "at the ends", "aligned under a header", "tabs among them", "before comments"],
+)
+def test_runs_of_blanks_are_one_separator(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "edges.txt"
+    path.write_text(text)
+    table = read_edge_list(path, GENES)
+    assert table.edge_index.tolist() == [[0, 1], [1, 2]]
+    assert table.weight is not None
+    assert table.weight.tolist() == [0.5, 1.25]
+
+
+@pytest.mark.parametrize("quote", [None, '"'])
+def test_runs_of_blanks_in_the_other_readers(quote: str | None, tmp_path: Path) -> None:
+    mark = quote or ""
+    (tmp_path / "table").write_text(f"a   b  w\n{mark}YAL001C{mark}   YAL015C  0.5  \n YAL015C {mark}YBL007C{mark} 1.25\n")
+    table = read_edge_table(tmp_path / "table", GENES, source="a", target="b", weight="w", sep=" ", quote=quote)
+    assert table.edge_index.tolist() == [[0, 1], [1, 2]]
+    sets = read_interactions(tmp_path / "table", GENES, gene_columns=("a", "b"), score="w", sep=" ", quote=quote)
+    assert sets.seeds.tolist() == [0, 1, 1, 2]
+
+
+def test_runs_of_blanks_hide_no_line_that_is_too_short(tmp_path: Path) -> None:
+    path = tmp_path / "edges.txt"
+    path.write_text("YAL001C   YAL015C   0.5\nYAL015C   1.25\n")
+    with pytest.raises(ValueError, match=r"edges\.txt, line 2: expected 3 fields, found 2: 'YAL015C   1\.25'"):
+        read_edge_list(path, GENES)
+
+
+def test_blanks_within_quotes_stay(tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    path.write_text('a  b\n"the  first"   YAL015C\n')
+    genes = GeneList(["the  first", "YAL015C"])
+    assert read_edge_table(path, genes, source="a", target="b", sep=" ", quote='"').edge_index.tolist() == [[0], [1]]
