@@ -6,7 +6,7 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._C import _are_functorch_transforms_active as transforms_active
 from torch._C import _functorch as functorch
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn import Parameter
 
 from ._extension import AVAILABLE
 from ._modes import is_plain
@@ -232,25 +233,55 @@ def require_distinct(name: str, index: Tensor, ptr: Tensor) -> None:
         raise ValueError(f"{name}: set {sample_id} holds gene {gene} twice, expected distinct genes in a set")
 
 
-def require_number(name: str, value: Any) -> None:
-    """Check that an argument is a finite Python number."""
-    if torch.compiler.is_compiling():  # symbolic there: it has a type but no value
-        return
-    valid = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+def unboxed(value: Any) -> Any:
+    """A number that NumPy or PyTorch boxes (a scalar, an array or tensor without dimensions) as Python's; all else as it came.
+
+    A tensor of integers on a GPU is waited for. One that holds no values (meta, fake, traced) stays.
+    """
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        return value.item()
+    if isinstance(value, Tensor) and type(value) in (Tensor, Parameter) and not transforms_active():
+        known = value.layout == torch.strided and not value.is_nested and value.ndim == 0 and not value.is_meta
+        if known and not torch.compiler.is_compiling():
+            return value.item()
+    return value
+
+
+def number_of(name: str, value: Any) -> float:
+    """An argument that is a finite number, which NumPy or PyTorch may box, as Python's; an int stays one."""
+    if isinstance(value, (int, float)) and torch.compiler.is_compiling():  # symbolic there: it has a type but no value
+        return value
+    number = unboxed(value)
+    valid = isinstance(number, (int, float)) and not isinstance(number, bool) and abs(number) <= sys.float_info.max
     require(valid, lambda: f"{name}: expected a finite number, got {describe(value)}")
+    return cast(float, number)
 
 
-def require_count(name: str, value: Any, *, minimum: int = 0) -> None:
-    """Check that an argument is a Python int of at least `minimum`."""
-    if isinstance(value, bool) or not isinstance(value, int):
+def count_of(name: str, value: Any, *, minimum: int = 0) -> int:
+    """An argument that is an int of at least `minimum`, which NumPy or PyTorch may box, as Python's."""
+    number = integer_of(name, value)
+    require(number >= minimum, lambda: f"{name}: expected at least {minimum}, got {value}")
+    return number
+
+
+def integer_of(name: str, value: Any) -> int:
+    """An argument that is an int, which NumPy or PyTorch may box, as Python's."""
+    number = unboxed(value)
+    if isinstance(number, bool) or not isinstance(number, int):
         raise TypeError(f"{name}: expected an int, got {describe(value)}")
-    require(value >= minimum, lambda: f"{name}: expected at least {minimum}, got {value}")
+    return number
 
 
-def require_seed(name: str, value: Any) -> None:
-    """Check that an argument is an int that a `torch.Generator` takes."""
-    require_count(name, value)
-    require(value < 2**64, lambda: f"{name}: expected less than 2**64, got {value}")
+def counts_of(*, minimum: int, **values: Any) -> list[int]:
+    """`count_of` each, by argument name."""
+    return [count_of(name, value, minimum=minimum) for name, value in values.items()]
+
+
+def seed_of(name: str, value: Any) -> int:
+    """An argument that is an int that a `torch.Generator` takes, as Python's."""
+    seed = count_of(name, value)
+    require(seed < 2**64, lambda: f"{name}: expected less than 2**64, got {value}")
+    return seed
 
 
 def device_of(name: str, value: Any, *, present: bool = False) -> torch.device:

@@ -13,7 +13,7 @@ from os import PathLike
 import torch
 from torch import Tensor
 
-from ._check import describe, plain, require, require_count, require_indices, require_iterable, require_tensor, shown, unknown
+from ._check import count_of, describe, plain, require, require_indices, require_iterable, require_tensor, shown, unknown
 from ._modes import without_function_modes
 
 
@@ -138,7 +138,7 @@ class GeneList:
         """The list with more genes behind its own, or before the one at position `at`."""
         require_iterable("names", names, "several gene names")
         at = len(self.names) if at is None else at
-        require_count("at", at)
+        at = count_of("at", at)
         require(at <= len(self.names), f"at: expected at most {len(self.names)}, the genes of the list, got {at}")
         return GeneList([*self.names[:at], *names, *self.names[at:]], aliases=self.aliases)
 

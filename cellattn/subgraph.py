@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from ._check import describe, require, unknown
+from ._check import integer_of, require, unknown
 from .graph.node_types import NodeTypes
 
 
@@ -131,8 +131,7 @@ class SubgraphBatch:
 
     def __getitem__(self, b: int) -> SubgraphBatch:
         """One sample as a batch of its own, of which positions start with 0. Raises IndexError past the end."""
-        if isinstance(b, bool) or not isinstance(b, int):
-            raise TypeError(f"b: expected an int, got {describe(b)}")
+        b = integer_of("b", b)
         if not -len(self) <= b < len(self):
             raise IndexError(f"b: expected a sample in [{-len(self)}, {len(self)}), got {b}")
         b %= len(self)

@@ -16,11 +16,11 @@ from torch.utils.data import Dataset
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from .._check import (
+    count_of,
     describe,
     plain,
     require,
     require_choice,
-    require_count,
     require_indices,
     require_iterable,
     require_several,
@@ -112,7 +112,7 @@ class PerturbationBatch:
         Raises:
             ValueError: a gene past `num_genes`.
         """
-        require_count("num_genes", num_genes, minimum=1)
+        num_genes = count_of("num_genes", num_genes, minimum=1)
         require_indices("seeds", self.seeds, num_genes)
         return hetero.write(*self._parts(), num_genes, node_type=node_type, masks=masks, offset=offset)
 
@@ -191,7 +191,7 @@ class PerturbationDataset(Dataset[PerturbationSample]):
         names: GeneList | Sequence[str] | None = None,
     ) -> None:
         seeds, ptr, types, y = (tensor_of(x) for x in (seeds, ptr, types, y))
-        require_count("num_genes", num_genes)
+        num_genes = count_of("num_genes", num_genes)
         require_tensor("seeds", seeds, ndim=1, dtypes=(torch.int64,))
         require_tensor("ptr", ptr, ndim=1, dtypes=(torch.int64,))
         require_tensor("types", types, ndim=1, dtypes=(torch.int64,))

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from .._check import describe, require, require_choice, require_count, require_several, shown
+from .._check import count_of, describe, require, require_choice, require_several, shown
 from .._modes import without_function_modes
 from ._lookup import each_from, find_genes, leave_out, require_genes, set_aside, warn_of_unknown
 from ._table import Table, read_string
@@ -196,9 +196,9 @@ def read_go_annotations(
         require_several(argument, given, f"several of {', '.join(known)}")
         for word in given:
             require_choice(argument, word, known)
-    require_count("min_genes", min_genes, minimum=1)
+    min_genes = count_of("min_genes", min_genes, minimum=1)
     if max_genes is not None:
-        require_count("max_genes", max_genes, minimum=min_genes)
+        max_genes = count_of("max_genes", max_genes, minimum=min_genes)
     if ontology is not None and not isinstance(ontology, Ontology):
         ontology = read_obo(ontology)
     table = Table(path, "\t", header=False, comment="!")

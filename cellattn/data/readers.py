@@ -15,7 +15,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from .._check import describe, listed, require, require_choice, require_several
+from .._check import describe, listed, number_of, require, require_choice, require_several
 from .._modes import without_function_modes
 from ._lookup import (
     FoundGenes,
@@ -73,8 +73,7 @@ def read_string_links(
     Raises:
         ValueError: a threshold or channel that cannot be, not a STRING links file, a malformed line.
     """
-    if isinstance(score_threshold, bool) or not isinstance(score_threshold, (int, float)):
-        raise TypeError(f"score_threshold: expected a number, got {describe(score_threshold)}")
+    score_threshold = number_of("score_threshold", score_threshold)
     require(
         0 <= score_threshold <= _MAX_STRING_SCORE,
         f"score_threshold: expected a score in [0, {_MAX_STRING_SCORE}], got {score_threshold}",

@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 from torch import Tensor
 
-from .._check import listed, require, require_choice, require_number, require_several, shown
+from .._check import listed, number_of, require, require_choice, require_several, shown
 from .._modes import without_function_modes
 from ._lookup import find_genes, require_genes, set_aside, warn_of_unknown
 from ._table import ANY_NUMBER, Number, Table
@@ -90,7 +90,7 @@ def read_sga(
     if mutants is not None:
         require_choice("mutants", mutants, ("digenic", "trigenic"))
     if max_p_value is not None:
-        require_number("max_p_value", max_p_value)
+        max_p_value = number_of("max_p_value", max_p_value)
     require_several("controls", controls, "several gene names")
     table = Table(path, "\t", comment="#")
     columns = _columns(table)

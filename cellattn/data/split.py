@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._check import describe, require, require_choice, require_count, require_number, require_seed, require_tensor
+from .._check import count_of, describe, number_of, require, require_choice, require_tensor, seed_of
 from .._modes import without_function_modes
 from .dataset import PerturbationDataset
 
@@ -63,12 +63,11 @@ def split(
     """
     _require_dataset(dataset)
     require_choice("kind", kind, KINDS)
-    for name, share in (("test", test), ("validation", validation)):
-        require_number(name, share)
+    test, validation = number_of("test", test), number_of("validation", validation)
     require(0 < test < 1, f"test: expected a share above 0 and below 1, got {test}")
     require(0 <= validation < 1 - test, f"validation: expected a share of 0 or more, below 1 - test, got {validation}")
-    require_seed("seed", seed)
-    require_count("max_seen", max_seen)
+    seed = seed_of("seed", seed)
+    max_seen = count_of("max_seen", max_seen)
     require(max_seen == 0 or kind == "gene-disjoint", f"max_seen: is for kind 'gene-disjoint', got {max_seen} for {kind!r}")
 
     members = _members(dataset)

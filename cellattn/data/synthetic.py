@@ -7,7 +7,6 @@ without replacement, pair (i, j) in proportion to the product of the two weights
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._check import describe, require, require_count, require_seed
+from .._check import count_of, describe, number_of, require, seed_of
 from .._modes import without_function_modes
 from ..graph import MultiGraph
 from .dataset import PERTURBATION_TYPES, PerturbationDataset
 
 _PUBLISHED_GENES = 6607
-_MIN_GENES = 32  # below, a relation has too few genes to hold one edge each
+MIN_GENES = 32  # below, a relation has too few genes to hold one edge each
 _SPREAD = 1.7  # of log propensity, shared
 _RELATION_SPREAD = 0.5  # of log weight, a relation's own; the largest hub of "physical" then has some 2,500 edges
 _REGULATOR_SHARE = 0.05  # of a directed relation's genes
@@ -33,7 +32,7 @@ class _Relation(NamedTuple):
     directed: bool = False
 
 
-_RELATIONS = {
+RELATIONS = {
     "regulatory": _Relation(3632, 9753, directed=True),
     "physical": _Relation(5721, 139463),
     "tflink": _Relation(5092, 201898, directed=True),
@@ -71,18 +70,16 @@ def synthetic_cell(
     Raises:
         TypeError, ValueError: a seed, size or scale that cannot be.
     """
-    require_seed("seed", seed)
-    require_count("num_genes", num_genes, minimum=_MIN_GENES)
-    if edge_scale is not None and (isinstance(edge_scale, bool) or not isinstance(edge_scale, (int, float))):
-        raise TypeError(f"edge_scale: expected a number or None, got {describe(edge_scale)}")
+    seed = seed_of("seed", seed)
+    num_genes = count_of("num_genes", num_genes, minimum=MIN_GENES)
     size = num_genes / _PUBLISHED_GENES
-    scale = size if edge_scale is None else float(edge_scale)
-    require(math.isfinite(scale) and scale > 0, f"edge_scale: expected a finite number above 0, got {edge_scale}")
+    scale = size if edge_scale is None else number_of("edge_scale", edge_scale)
+    require(scale > 0, f"edge_scale: expected a finite number above 0, got {edge_scale}")
     rng = np.random.default_rng(seed)
     propensity = rng.normal(scale=_SPREAD, size=num_genes)
     regulator = rng.normal(size=num_genes)  # the genes ahead in it are the sources of every directed relation
     edge_index = {}
-    for name, published in _RELATIONS.items():
+    for name, published in RELATIONS.items():
         weight = np.exp(propensity + rng.normal(scale=_RELATION_SPREAD, size=num_genes))
         # genes join a relation in proportion to sqrt(weight), without replacement: the largest log + Gumbel noise. In
         # proportion to weight itself, a relation of few genes would hold hubs alone and lose its heavy tail
@@ -186,19 +183,18 @@ def synthetic_phenotypes(
     if not isinstance(graph, MultiGraph):
         raise TypeError(f"graph: expected a MultiGraph, got {describe(graph)}")
     num_genes = graph.num_nodes
-    require_count("num_samples", num_samples)
-    require_seed("seed", seed)
-    require_count("num_factors", num_factors, minimum=1)
-    require_count("num_hubs", num_hubs, minimum=1)
+    num_samples = count_of("num_samples", num_samples)
+    seed = seed_of("seed", seed)
+    num_factors = count_of("num_factors", num_factors, minimum=1)
+    num_hubs = count_of("num_hubs", num_hubs, minimum=1)
     require(num_hubs <= num_genes, f"num_hubs: expected at most {num_genes}, the number of genes, got {num_hubs}")
-    sizes = tuple(set_size) if isinstance(set_size, Sequence) else (set_size,)
+    several = set_size if isinstance(set_size, Sequence) else (set_size,)
+    sizes = tuple(count_of("set_size", size) for size in several)
     require(len(sizes) > 0, "set_size: expected at least one size, got none")
     for size in sizes:
-        require_count("set_size", size)
         require(size <= num_genes, f"set_size: expected at most {num_genes}, the number of genes, got {size}")
-    if isinstance(noise, bool) or not isinstance(noise, (int, float)):
-        raise TypeError(f"noise: expected a number, got {describe(noise)}")
-    require(math.isfinite(noise) and noise >= 0, f"noise: expected a finite number of at least 0, got {noise}")
+    noise = number_of("noise", noise)
+    require(noise >= 0, f"noise: expected a finite number of at least 0, got {noise}")
 
     rng = np.random.default_rng(seed)
     factor = _pathway_factors(graph, num_hubs, torch.from_numpy(rng.normal(size=(num_hubs, num_factors)))).numpy()

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
+from torch.utils._pytree import tree_leaves
 
 from .._check import (
+    count_of,
     describe,
     device_of,
     plain,
@@ -27,6 +29,7 @@ from .._check import (
     require_count,
     require_mapping,
     require_seed,
+    seed_of,
     require_several,
     require_tensor,
     tensor_of,
@@ -204,7 +207,7 @@ class MultiGraph:
             TypeError: for an argument of another Python type.
         """
         require_mapping("edge_index", edge_index)
-        require_count("num_nodes", num_nodes, minimum=1)
+        num_nodes = count_of("num_nodes", num_nodes, minimum=1)
         require(num_nodes <= _MAX_NODES, f"num_nodes: expected at most {_MAX_NODES}, got {num_nodes}")
         names = as_names(names, num_nodes)
         edge_index = {plain(name): tensor_of(index) for name, index in edge_index.items()}
@@ -572,7 +575,7 @@ class MultiGraph:
             names: the new genes' names, where the graph has names; "new1", "new2", ... by default.
             node_type: the type of the new tokens, the first of the graph (genes) by default.
         """
-        require_count("num_new", num_new)
+        num_new = count_of("num_new", num_new)
         kind = self.types.names[0] if node_type is None else node_type
         require_choice("node_type", kind, self.types.names)
         require(names is None or self.names is not None, "names: the graph has none for the genes that are there")
@@ -672,7 +675,7 @@ class MultiGraph:
             ValueError: k > 1 of a relation that joins two node types, where no edge begins where another ends.
             ImportError, NotImplementedError: the extension was not built, or not for the graph's device.
         """
-        require_count("k", k, minimum=1)
+        k = count_of("k", k, minimum=1)
         return self._replaced(relation, lambda name: derive.hops(self, name, k))
 
     def symmetrized(self, relation: str | Sequence[str] | None) -> MultiGraph:
@@ -757,7 +760,7 @@ class MultiGraph:
             relation: the relation, several, or None for all.
             seed: equal seeds give equal graphs, on any device; a relation's does not depend on which others are chosen.
         """
-        require_seed("seed", seed)
+        seed = seed_of("seed", seed)
         return self._replaced(relation, lambda name: derive.rewired(self, name, seed))
 
     def permuted(self, relation: str | Sequence[str] | None, seed: int = 0) -> MultiGraph:
@@ -770,7 +773,7 @@ class MultiGraph:
             relation: the relation, several, or None for all.
             seed: equal seeds give equal graphs, on any device.
         """
-        require_seed("seed", seed)
+        seed = seed_of("seed", seed)
         return self._replaced(relation, lambda name: derive.permuted(self, name, seed))
 
     @of_any_mode

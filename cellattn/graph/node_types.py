@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._check import describe, plain, require, require_choice, require_count, require_mapping, unknown
+from .._check import count_of, describe, plain, require, require_choice, require_mapping, unknown
 
 GENE = "gene"  # the type of a graph that was told of none
 
@@ -36,8 +36,8 @@ class NodeTypes(NamedTuple):
         require(len(node_types) > 0, "node_types: expected at least one type")
         for name, size in node_types.items():
             require(isinstance(name, str) and name != "", f"node_types: expected non-empty str names, got {describe(name)}")
-            require_count(f"node_types[{name!r}]", size)
-        names, sizes = tuple(map(plain, node_types)), tuple(node_types.values())
+        names = tuple(map(plain, node_types))
+        sizes = tuple(count_of(f"node_types[{name!r}]", size) for name, size in node_types.items())
         require(sum(sizes) == num_nodes, f"node_types: expected num_nodes = {num_nodes} tokens, got {sum(sizes)} of {names}")
         given: dict[str, tuple[str, str]] = {}
         if joins is not None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .._check import (
     FLOAT_DTYPES,
+    count_of,
     describe,
     require,
     require_count,
@@ -17,21 +18,29 @@ from .._check import (
     require_same,
     require_sets,
     require_several,
+    unboxed,
     require_tensor,
 )
 from ..graph import MultiGraph
 
 
-def require_probability(name: str, value: Any) -> None:
-    """Check that an argument is a number in [0, 1)."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name}: expected a number, got {describe(value)}")
-    require(0 <= value < 1, f"{name}: expected a probability in [0, 1), got {value}")
+def probability_of(name: str, value: Any) -> float:
+    """An argument that is a number in [0, 1), as Python's."""
+    number = _number(name, value)
+    require(0 <= number < 1, f"{name}: expected a probability in [0, 1), got {value}")
+    return number
 
 
-def require_weight(name: str, value: Any) -> None:
-    """Check that an argument is a finite number of at least 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+def weight_of(name: str, value: Any) -> float:
+    """An argument that is a finite number of at least 0, as Python's."""
+    number = _number(name, value)
+    require(math.isfinite(number) and number >= 0, f"{name}: expected a finite number of at least 0, got {value}")
+    return number
+
+
+def _number(name: str, value: Any) -> float:
+    number = unboxed(value)
+    if isinstance(number, bool) or not isinstance(number, int | float):
         raise TypeError(f"{name}: expected a number, got {describe(value)}")
     require(math.isfinite(value) and value >= 0, f"{name}: expected a finite number of at least 0, got {value}")
 
@@ -42,19 +51,19 @@ def entries(name: str, value: Any, kind: str, sizes: tuple[int, ...]) -> tuple[t
     for position, entry in enumerate(value):
         whole = isinstance(entry, (tuple, list)) and len(entry) in sizes
         require(whole, lambda: f"{name}: entry {position}: expected {kind}, got {describe(entry)}")
-    return tuple(map(tuple, value))
+    return tuple(tuple(map(unboxed, entry)) for entry in value)
 
 
-def require_max_size(value: Any) -> None:
-    """Check a bound on the genes of a set: None, or at least 1."""
-    if value is not None:
-        require_count("max_size", value, minimum=1)
+def max_size_of(value: Any) -> int | None:
+    """A bound on the genes of a set: None, or at least 1."""
+    return None if value is None else count_of("max_size", value, minimum=1)
 
 
-def require_phenotype(value: Any, out_dim: int) -> None:
-    """Check which of a model's predictions is asked for."""
-    require_count("phenotype", value)
-    require(value < out_dim, f"phenotype: expected one below {out_dim}, which the model predicts, got {value}")
+def phenotype_of(value: Any, out_dim: int) -> int:
+    """Which of a model's predictions is asked for."""
+    phenotype = count_of("phenotype", value)
+    require(phenotype < out_dim, f"phenotype: expected one below {out_dim}, which the model predicts, got {value}")
+    return phenotype
 
 
 def require_graph(value: Any) -> None:

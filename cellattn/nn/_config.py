@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from torch import nn
+
+from .._check import unboxed
 
 _Class = TypeVar("_Class", bound=type[nn.Module])
 
@@ -23,10 +26,19 @@ def keeps_config(cls: _Class) -> _Class:
         given = signature.bind(self, *args, **kwargs)
         given.apply_defaults()
         _, *arguments = given.arguments.items()
-        config = dict(arguments)
+        config = {name: _unboxed(value) for name, value in arguments}
         if options is not None:
             config |= config.pop(options)
         vars(self)["config"] = config  # no part of the state
 
     setattr(cls, "__init__", make)  # noqa: B010
     return cls
+
+
+def _unboxed(value: Any) -> Any:
+    """An argument with Python's numbers in the place of NumPy's, which no file of JSON holds."""
+    if isinstance(value, Mapping):
+        return {key: _unboxed(part) for key, part in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(map(_unboxed, value))
+    return unboxed(value)

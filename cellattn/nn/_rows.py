@@ -8,17 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._check import require, require_count
+from .._check import count_of, require, unboxed
 from ..graph import MultiGraph
 from ..ops import sample_rows
 
 
-def require_sampled_rows(value: Any) -> None:
-    """Check how many rows are drawn: None, a number, or a fraction in (0, 1]."""
-    if isinstance(value, float):
-        require(0 < value <= 1, f"sampled_rows: expected a fraction in (0, 1], got {value}")
-    elif value is not None:
-        require_count("sampled_rows", value, minimum=1)
+def sampled_rows_of(value: Any) -> int | float | None:
+    """How many rows are drawn: None, a number, or a fraction (float) in (0, 1]."""
+    number = unboxed(value)
+    if isinstance(number, float):
+        require(0 < number <= 1, f"sampled_rows: expected a fraction in (0, 1], got {value}")
+        return number
+    return None if number is None else count_of("sampled_rows", number, minimum=1)
 
 
 def draw_rows(

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from .._check import describe, require, require_choice, require_count
+from .._check import count_of, describe, require, require_choice
 from ..graph import MultiGraph
 from ..ops import attention, attention_bce, attention_kl, attention_kl_comembership, edge_attention, graph_attention
 from ..ops._rows import OVER, REDUCTIONS
 from ..ops.attention import refuse_habits
 from ..ops.attention_bce import LINKS, TARGETS, check_negatives
 from ..ops.graph_attention import LOSSES, check_diagonal
-from ._check import entries, require_features, require_probability
+from ._check import entries, probability_of, require_features
 
 Rows = Tensor | Mapping[str, Tensor]
 
@@ -85,14 +85,14 @@ class GraphRegularizedAttention(nn.Module):
         **loss_options: Unpack[GraphLossOptions],
     ) -> None:
         super().__init__()
-        require_count("dim", dim, minimum=1)
-        require_count("num_heads", num_heads, minimum=1)
-        require_count("num_prefix", num_prefix, minimum=0)
+        dim = count_of("dim", dim, minimum=1)
+        num_heads = count_of("num_heads", num_heads, minimum=1)
+        num_prefix = count_of("num_prefix", num_prefix, minimum=0)
         if head_dim is None:
             require(dim % num_heads == 0, f"num_heads: expected a divisor of dim, {dim}, got {num_heads}")
             head_dim = dim // num_heads
-        require_count("head_dim", head_dim, minimum=1)
-        require_probability("dropout_p", dropout_p)
+        head_dim = count_of("head_dim", head_dim, minimum=1)
+        dropout_p = probability_of("dropout_p", dropout_p)
         check_loss_options(loss_options)
         ties, masks = (entries(name, pairs, "(relation, head)", (2,)) for name, pairs in (("ties", ties), ("masks", masks)))
         for name, pairs in (("ties", ties), ("masks", masks)):
@@ -100,7 +100,7 @@ class GraphRegularizedAttention(nn.Module):
                 relation, head = pair
                 if not isinstance(relation, str):
                     raise TypeError(f"{name}: entry {position}: expected a relation's name, got {describe(relation)}")
-                require_count(f"{name}: entry {position}: head", head, minimum=0)
+                count_of(f"{name}: entry {position}: head", head, minimum=0)
                 require(head < num_heads, f"{name}: entry {position}: expected a head below {num_heads}, got {head}")
                 require(pair not in pairs[:position], f"{name}: entry {position}: {pair} is listed twice")
         tied, masked = ({head for _, head in pairs} for pairs in (ties, masks))

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._check import describe, require, require_count, unknown
+from .._check import count_of, describe, require, unknown
 from .._profiling import spanned
 from ..graph import MultiGraph
 from ..ops.network_mse import network_mses
 from ..ops.relational_spmm import relational_spmm
-from ._check import require_graph, require_perturbations, require_weight
+from ._check import require_graph, require_perturbations, weight_of
 from ._config import keeps_config
-from ._rows import draw_rows, require_sampled_rows
+from ._rows import draw_rows, sampled_rows_of
 from .hypersagnn import HyperSAGNN
 from .screening import PooledScreening
 from .tokens import CellOutput, GeneTokens
@@ -137,9 +137,9 @@ class Dango(nn.Module):
         sampled_rows: int | float | None = None,
     ) -> None:
         super().__init__()
-        require_count("dim", dim, minimum=1)
-        require_count("out_dim", out_dim, minimum=1)
-        require_sampled_rows(sampled_rows)
+        dim = count_of("dim", dim, minimum=1)
+        out_dim = count_of("out_dim", out_dim, minimum=1)
+        sampled_rows = sampled_rows_of(sampled_rows)
         weights = _weights(relations)
         self.relations = tuple(weights)
         self.weights = {f"reconstruction/{relation}": weight for relation, weight in weights.items()}
@@ -269,22 +269,20 @@ def _weights(relations: Mapping[str, float] | Sequence[str]) -> dict[str, float]
     weights = dict(relations) if isinstance(relations, Mapping) else dict.fromkeys(relations, 1.0)
     require(len(weights) > 0, "relations: expected at least one, got none")
     require(len(weights) == len(relations), f"relations: expected each once, got {list(relations)}")
-    for relation, weight in weights.items():
+    for relation in weights:
         if not isinstance(relation, str):
             raise TypeError(f"relations: expected names, got {describe(relation)}")
-        require_weight(f"relations[{relation!r}]", weight)
-    return weights
+    return {relation: weight_of(f"relations[{relation!r}]", weight) for relation, weight in weights.items()}
 
 
 def _zero_weights(zero_weight: float | Mapping[str, float], relations: Sequence[str]) -> dict[str, float]:
     """The weight of the zeros of each network."""
     if not isinstance(zero_weight, Mapping):
-        require_weight("zero_weight", zero_weight)
-        return dict.fromkeys(relations, zero_weight)
-    for relation, weight in zero_weight.items():
+        return dict.fromkeys(relations, weight_of("zero_weight", zero_weight))
+    for relation in zero_weight:
         if relation not in relations:
             unknown("zero_weight relation", relation, relations)
-        require_weight(f"zero_weight[{relation!r}]", weight)
-    missing = [relation for relation in relations if relation not in zero_weight]
+    weights = {relation: weight_of(f"zero_weight[{relation!r}]", weight) for relation, weight in zero_weight.items()}
+    missing = [relation for relation in relations if relation not in weights]
     require(not missing, f"zero_weight: expected one a relation, got none for {missing}")
-    return dict(zero_weight)
+    return weights

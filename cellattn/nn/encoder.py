@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from .._check import describe, require, require_choice, require_count
+from .._check import count_of, describe, require, require_choice
 from .._profiling import spanned
 from ..graph import MultiGraph
-from ._check import entries, require_features, require_probability, require_weight
+from ._check import entries, probability_of, require_features, weight_of
 from .attention import GraphLossOptions, GraphRegularizedAttention, Rows, check_loss_options
 
 
@@ -122,34 +122,34 @@ class CellEncoder(nn.Module):
         **loss_options: Unpack[GraphLossOptions],
     ) -> None:
         super().__init__()
-        require_count("dim", dim, minimum=1)
-        require_count("num_layers", num_layers, minimum=0)
-        require_count("num_heads", num_heads, minimum=1)
+        dim = count_of("dim", dim, minimum=1)
+        num_layers = count_of("num_layers", num_layers, minimum=0)
+        num_heads = count_of("num_heads", num_heads, minimum=1)
         require_choice("norm", norm, ("pre", "post", "rezero"))
-        require_probability("dropout", dropout)
-        require_probability("dropout_p", dropout_p)
-        require_probability("ffn_dropout", ffn_dropout)
+        dropout = probability_of("dropout", dropout)
+        dropout_p = probability_of("dropout_p", dropout_p)
+        ffn_dropout = probability_of("ffn_dropout", ffn_dropout)
         check_loss_options(loss_options)
         require_choice("reduction", loss_options.get("reduction", "mean"), ("mean", "sum"))
         ffn_dim = 4 * dim if ffn_dim is None else ffn_dim
-        require_count("ffn_dim", ffn_dim, minimum=1)
+        ffn_dim = count_of("ffn_dim", ffn_dim, minimum=1)
         self.dim = dim
         ties = entries("ties", ties, "(layer, head, relation, weight[, options])", (4, 5))
         self.tie_options = tuple(_own_options(position, tie) for position, tie in enumerate(ties))
         self.ties = tuple(Tie(*tie[:4]) for tie in ties)
         for position, tie in enumerate(self.ties):
-            require_count(f"ties: entry {position}: layer", tie.layer, minimum=0)
+            count_of(f"ties: entry {position}: layer", tie.layer, minimum=0)
             require(tie.layer < num_layers, f"ties: entry {position}: expected a layer below {num_layers}, got {tie.layer}")
-            require_count(f"ties: entry {position}: head", tie.head, minimum=0)
+            count_of(f"ties: entry {position}: head", tie.head, minimum=0)
             require(tie.head < num_heads, f"ties: entry {position}: expected a head below {num_heads}, got {tie.head}")
-            require_weight(f"ties: entry {position}: weight", tie.weight)
+            weight_of(f"ties: entry {position}: weight", tie.weight)
             check_loss_options(options := {**loss_options, **self.tie_options[position]})
             require_choice("reduction", options.get("reduction", "mean"), ("mean", "sum"))
             twice = tie[:3] in [other[:3] for other in self.ties[:position]]
             require(not twice, f"ties: entry {position}: layer, head and relation {tie[:3]} are listed twice")
         self.masks = entries("masks", masks, "(layer, head, relation)", (3,))
         for position, (layer, _, _) in enumerate(self.masks):
-            require_count(f"masks: entry {position}: layer", layer, minimum=0)
+            count_of(f"masks: entry {position}: layer", layer, minimum=0)
             require(layer < num_layers, f"masks: entry {position}: expected a layer below {num_layers}, got {layer}")
         self.cls = nn.Parameter(torch.randn(dim) * dim**-0.5)
         self.layers = nn.ModuleList(

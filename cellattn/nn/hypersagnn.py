@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .._check import require, require_count, require_ragged
+from .._check import count_of, require, require_ragged
 from ..ops.set_attention import set_attention
 from ..ops.set_sum import set_mean
-from ._check import require_features, require_max_size
+from ._check import max_size_of, require_features
 from .screening import HyperSAGNNPool, linears
 
 
@@ -32,11 +32,11 @@ class HyperSAGNN(nn.Module):
 
     def __init__(self, dim: int, num_heads: int = 4, num_layers: int = 2, *, max_size: int | None = None) -> None:
         super().__init__()
-        require_count("dim", dim, minimum=1)
-        require_count("num_heads", num_heads, minimum=1)
-        require_count("num_layers", num_layers, minimum=1)
+        dim = count_of("dim", dim, minimum=1)
+        num_heads = count_of("num_heads", num_heads, minimum=1)
+        num_layers = count_of("num_layers", num_layers, minimum=1)
         require(dim % num_heads == 0, f"num_heads: expected a divisor of dim, {dim}, got {num_heads}")
-        require_max_size(max_size)
+        max_size = max_size_of(max_size)
         self.dim, self.num_heads, self.max_size = dim, num_heads, max_size
         self.static = nn.Linear(dim, dim)
         self.qkv = nn.ModuleList(nn.Linear(dim, 3 * dim) for _ in range(num_layers))

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._check import require_count
+from .._check import counts_of
 from ..graph import MultiGraph
 from ..ops.set_pairs import set_pairs
 from ..ops.set_sum import set_sum
-from ._check import require_graph, require_max_size, require_perturbations, require_probability
+from ._check import max_size_of, probability_of, require_graph, require_perturbations
 from ._config import keeps_config
 from .perturbation import PerturbationFeatures
 from .screening import PairwiseScreening, of_all_types
@@ -70,10 +70,11 @@ class PairwiseInteraction(nn.Module):
     ) -> None:
         super().__init__()
         hidden_dim = 2 * dim if hidden_dim is None else hidden_dim
-        for name, value in {"dim": dim, "num_types": num_types, "hidden_dim": hidden_dim, "out_dim": out_dim}.items():
-            require_count(name, value, minimum=1)
-        require_probability("dropout", dropout)
-        require_max_size(max_size)
+        dim, num_types, hidden_dim, out_dim = counts_of(
+            minimum=1, dim=dim, num_types=num_types, hidden_dim=hidden_dim, out_dim=out_dim
+        )
+        dropout = probability_of("dropout", dropout)
+        max_size = max_size_of(max_size)
         self.num_types = num_types
         self.tokens = GeneTokens(dim, num_genes=num_genes, feature_dim=feature_dim)
         self.phi = PerturbationFeatures(dim, num_types, hidden_dim)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._check import require, require_choice, require_count, require_several
+from .._check import count_of, counts_of, require, require_choice, require_several
 from .._profiling import spanned
 from ..ops import perturbation_attention
 from ..ops.set_sum import set_mean, set_sum
-from ._check import read_by, require_features, require_max_size, require_perturbations, require_probability
+from ._check import max_size_of, probability_of, read_by, require_features, require_perturbations
 from .hypersagnn import HyperSAGNN
 from .readout import PerturbedGeneReadout
 from .screening import AdditivePool, HeadScreening, PairwisePool, ReadoutPool, linears, of_all_types
@@ -158,17 +158,14 @@ class PerturbationHead(nn.Module):
         max_size: int | None = None,
     ) -> None:
         super().__init__()
-        require_max_size(max_size)
+        max_size = max_size_of(max_size)
         hidden_dim = 2 * dim if hidden_dim is None else hidden_dim
-        sizes = {"dim": dim, "hidden_dim": hidden_dim, "out_dim": out_dim}
-        if num_types is not None:
-            sizes["num_types"] = num_types
-        for name, value in sizes.items():
-            require_count(name, value, minimum=1)
+        dim, hidden_dim, out_dim = counts_of(minimum=1, dim=dim, hidden_dim=hidden_dim, out_dim=out_dim)
+        num_types = None if num_types is None else count_of("num_types", num_types, minimum=1)
         require_choice("activation", activation, ACTIVATIONS)
-        require_count("num_heads", num_heads)
+        num_heads = count_of("num_heads", num_heads)
         require(num_heads == 0 or dim % num_heads == 0, f"num_heads: expected a divisor of dim, {dim}, got {num_heads}")
-        require_probability("dropout", dropout)
+        dropout = probability_of("dropout", dropout)
         if not isinstance(pool, str):
             require_several("pool", pool, "a name or several")
         kinds = (pool,) if isinstance(pool, str) else tuple(pool)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._check import require, require_choice, require_count, require_number, require_ragged
+from .._check import counts_of, number_of, require, require_choice, require_ragged
 from ..ops.set_attention import set_attention
 from ..ops.set_sum import set_size
-from ._check import require_features, require_max_size, require_probability
+from ._check import max_size_of, probability_of, require_features
 from .screening import ReadoutPool
 
 RESIDUALS = ("post", "rezero")
@@ -59,14 +59,13 @@ class PerturbedGeneReadout(nn.Module):
     ) -> None:
         super().__init__()
         ffn_dim = 4 * dim if ffn_dim is None else ffn_dim
-        for name, value in {"dim": dim, "num_heads": num_heads, "ffn_dim": ffn_dim}.items():
-            require_count(name, value, minimum=1)
+        dim, num_heads, ffn_dim = counts_of(minimum=1, dim=dim, num_heads=num_heads, ffn_dim=ffn_dim)
         require(dim % num_heads == 0, f"num_heads: expected a divisor of dim, {dim}, got {num_heads}")
-        require_probability("dropout", dropout)
-        require_max_size(max_size)
+        dropout = probability_of("dropout", dropout)
+        max_size = max_size_of(max_size)
         require_choice("residual", residual, RESIDUALS)
         if null_sink is not None:
-            require_number("null_sink", null_sink)
+            null_sink = number_of("null_sink", null_sink)
         self.dim, self.num_heads, self.max_size = dim, num_heads, max_size
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from .._memory import available_memory
 from ..ops import perturbation_attention
 from ..ops.screening import CrossTables, ReadoutTables, cross_attention, linear, mlp, padded, readout_mean
-from ._check import require_phenotype
+from ._check import phenotype_of
 
 BATCH = 16384  # sets that are scored at a time where they need little room
 LEAST_TOTAL = 1e-25  # of weights: below, too much of them has underflowed in float32 (to 0 below 1e-38)
@@ -258,7 +258,7 @@ class HeadScreening:
         self._pools, self._mix, self._dtype, self._values = pools, mix, dtype, values_dtype(dtype)
         first, last = linears(layers)
         self._activation = F.relu if isinstance(layers[1], nn.ReLU) else F.gelu
-        require_phenotype(phenotype, last.out_features)
+        phenotype = phenotype_of(phenotype, last.out_features)
         by_cls, by_set = first.weight.split(len(h_cls), dim=1)
         self._up = by_set.to(dtype)
         self._up_bias = (first.bias + by_cls @ h_cls).to(self._values)
@@ -367,7 +367,7 @@ class PairwiseScreening:
         self.num_genes, self.num_types, self.batch_size = num_genes, num_types, BATCH
         values = values_dtype(dtype)
         first, last = linears(layers)
-        require_phenotype(phenotype, last.out_features)
+        phenotype = phenotype_of(phenotype, last.out_features)
         self._u, self._single, self._bias = u.to(values), u @ single[phenotype], bias[phenotype]
         self._up, self._up_bias = first.weight.to(dtype), first.bias.to(values)
         self._down, self._offset = last.weight[phenotype].to(values), last.bias[phenotype]
@@ -414,7 +414,7 @@ class PooledScreening:
 
     def __init__(self, pool: SetPool, dtype: torch.dtype, *, num_genes: int, out: nn.Linear, phenotype: int) -> None:
         self.num_genes, self.num_types, self.batch_size = num_genes, None, 4096
-        require_phenotype(phenotype, out.out_features)
+        phenotype = phenotype_of(phenotype, out.out_features)
         self._pool = pool
         self._weight, self._bias = out.weight[phenotype].to(values_dtype(dtype)), out.bias[phenotype]
 

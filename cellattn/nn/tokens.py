@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .._check import describe, require, require_count, require_indices, require_same, require_tensor
+from .._check import count_of, describe, require, require_indices, require_same, require_tensor
 from ._check import require_features
 
 
@@ -43,15 +43,15 @@ class GeneTokens(nn.Module):
             num_genes is not None or feature_dim is not None,
             "num_genes, feature_dim: expected at least one of them, got None for both",
         )
+        num_genes = None if num_genes is None else count_of("num_genes", num_genes, minimum=1)
+        feature_dim = None if feature_dim is None else count_of("feature_dim", feature_dim, minimum=1)
         self.num_genes, self.feature_dim = num_genes, feature_dim
         self.embedding: nn.Embedding | None = None
         self.project_features: nn.Linear | None = None
         if num_genes is not None:
-            require_count("num_genes", num_genes, minimum=1)
             self.embedding = nn.Embedding(num_genes, dim)
             nn.init.normal_(self.embedding.weight, std=dim**-0.5)
         if feature_dim is not None:
-            require_count("feature_dim", feature_dim, minimum=1)
             self.project_features = nn.Linear(feature_dim, dim)
 
     def forward(self, num_nodes: int, features: Tensor | None = None, gene_ids: Tensor | None = None) -> Tensor:
@@ -110,13 +110,13 @@ class GeneTokens(nn.Module):
         Raises:
             ValueError: a number or shape out of range, or an `init` without a table. TypeError: one of a wrong type.
         """
-        require_count("num_new", num_new)
+        num_new = count_of("num_new", num_new)
         if self.embedding is None:
             require(init is None, "init: the model has no embeddings (num_genes=None)")
             return
         old = self.embedding.weight
         at = len(old) if at is None else at
-        require_count("at", at)
+        at = count_of("at", at)
         require(at <= len(old), f"at: expected at most {len(old)}, the rows of the table, got {at}")
         if init is None:
             init = old.mean(0).expand(num_new, -1)

@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from ..graph import MultiGraph
 from ._check import require_graph
 from ._config import keeps_config
-from ._rows import draw_rows, require_sampled_rows
+from ._rows import draw_rows, sampled_rows_of
 from .attention import GraphLossOptions, Rows
 from .encoder import CellEncoder
 from .perturbation import PerturbationHead
@@ -71,7 +71,7 @@ class CellTransformer(nn.Module):
         **loss_options: Unpack[GraphLossOptions],
     ) -> None:
         super().__init__()
-        require_sampled_rows(sampled_rows)
+        sampled_rows = sampled_rows_of(sampled_rows)
         self.encoder = CellEncoder(
             dim,
             num_layers,

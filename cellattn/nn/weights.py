@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .._check import require, require_count
+from .._check import count_of, require
 from ..graph import MultiGraph
-from ._check import require_graph, require_weight
+from ._check import require_graph, weight_of
 
 
 def weight_from_row_sum(
@@ -34,14 +34,13 @@ def weight_from_row_sum(
     Raises:
         ValueError, TypeError: naming the argument, what came and what was expected.
     """
-    require_weight("weight", weight)
+    weight = weight_of("weight", weight)
     require_graph(graph)
     counted = graph.num_rows_with_edges(relation)
     if num_rows is not None:
-        require_count("num_rows", num_rows, minimum=1)
+        num_rows = count_of("num_rows", num_rows, minimum=1)
         require(num_rows <= counted, f"num_rows: expected at most {counted}, the rows with an edge, got {num_rows}")
         counted = num_rows
-    edges = graph.num_edges(relation) if num_edges is None else num_edges
-    require_count("num_edges", edges)
+    edges = graph.num_edges(relation) if num_edges is None else count_of("num_edges", num_edges)
     require(edges >= 1, f"num_edges: expected at least one edge, got none in {relation!r}")
     return weight * counted * graph.num_nodes / edges

@@ -27,13 +27,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
-from .._check import require, require_choice, require_count, require_several, unknown
+from .._check import count_of, counts_of, require, require_choice, require_several, unknown
 from .._profiling import spanned
 from ..graph import MultiGraph
 from ..ops import khop_mask
 from ..ops.relational_spmm import relational_degree, relational_spmm
 from ..ops.set_sum import set_sum
-from ._check import read_by, require_graph, require_perturbations, require_phenotype, require_probability
+from ._check import phenotype_of, probability_of, read_by, require_graph, require_perturbations
 from ._config import keeps_config
 from .screening import CalledScreening, linears, values_dtype
 from .tokens import CellOutput, GeneTokens
@@ -301,25 +301,17 @@ class WildtypeDifference(nn.Module):
     ) -> None:
         super().__init__()
         hidden_dim = 2 * dim if hidden_dim is None else hidden_dim
-        sizes = {
-            "dim": dim,
-            "num_layers": num_layers,
-            "num_types": num_types,
-            "num_heads": num_heads,
-            "hidden_dim": hidden_dim,
-            "out_dim": out_dim,
-        }
-        for name, value in sizes.items():
-            require_count(name, value, minimum=1)
+        dim, num_layers, num_types = counts_of(minimum=1, dim=dim, num_layers=num_layers, num_types=num_types)
+        num_heads, hidden_dim, out_dim = counts_of(minimum=1, num_heads=num_heads, hidden_dim=hidden_dim, out_dim=out_dim)
         require_choice("conv", conv, CONVS)
         require_choice("mode", mode, MODES)
         require_choice("readout", readout, READOUTS)
-        require_probability("dropout", dropout)
+        dropout = probability_of("dropout", dropout)
         if conv == "gat":
             require(dim % num_heads == 0, f"num_heads: expected a divisor of dim, {dim}, got {num_heads}")
         if num_hops is not None:
             require(mode == "khop", f"num_hops: expected None in mode {mode!r}, which has no neighbourhood, got {num_hops}")
-            require_count("num_hops", num_hops, minimum=1)
+            num_hops = count_of("num_hops", num_hops, minimum=1)
         require_several("relations", relations)
         require(len(relations) > 0, "relations: expected at least one, got none")
         require(len(set(relations)) == len(relations), f"relations: expected each once, got {tuple(relations)}")
@@ -399,7 +391,7 @@ class WildtypeDifference(nn.Module):
         if self.mode == "khop":
             raise NotImplementedError("mode: khop shares nothing between sets")
         self._require_relations(graph)
-        require_phenotype(phenotype, linears(self.mlp)[-1].out_features)
+        phenotype = phenotype_of(phenotype, linears(self.mlp)[-1].out_features)
         tokens = self.tokens(graph.num_nodes, features, gene_ids)
         # G in the dtype of G \ S: what does not differ then cancels to the bit
         model = copy.deepcopy(self).to(values_dtype(dtype))

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._check import describe, require
+from .._check import describe, require, unboxed
 from .sample_rows import check_generator, generator_of_draw
 
 STEPS = 2**16  # of a probability
@@ -32,16 +32,12 @@ _WEYL = 0x9E3779B9, 0xBB67AE85
 _ROUNDS = 10
 
 
-def check_dropout(dropout_p: Any) -> None:
-    """Check that a probability of dropout is in [0, 1)."""
-    valid = isinstance(dropout_p, (int, float)) and not isinstance(dropout_p, bool)
-    require(valid and 0 <= dropout_p < 1, lambda: f"dropout_p: expected a probability in [0, 1), got {describe(dropout_p)}")
-
-
-def threshold_of(dropout_p: float) -> int:
-    """The probability in steps of 2^-16, rounded; below 1 whatever the rounding."""
-    check_dropout(dropout_p)
-    return min(round(dropout_p * STEPS), STEPS - 1)
+def threshold_of(dropout_p: Any) -> int:
+    """A probability of dropout, in [0, 1), in steps of 2^-16, rounded; below 1 whatever the rounding."""
+    p = unboxed(dropout_p)
+    valid = isinstance(p, (int, float)) and not isinstance(p, bool) and 0 <= p < 1
+    require(valid, lambda: f"dropout_p: expected a probability in [0, 1), got {describe(dropout_p)}")
+    return min(round(p * STEPS), STEPS - 1)
 
 
 def draw_dropout(threshold: int, generator: torch.Generator | None, device: torch.device) -> Tensor | None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._check import describe, require, require_choice, require_count, require_indices, require_same, require_tensor
+from .._check import count_of, describe, require, require_choice, require_indices, require_same, require_tensor
 from ..graph import MultiGraph, Targets
 from .attention import accumulation_dtype, attention_logsumexp, check_qk
 
@@ -16,12 +16,12 @@ OVER = ("tokens", "valid")
 REDUCTIONS = ("mean", "sum", "none")
 
 
-def check_graph(graph: Any, q: Tensor, num_prefix: int) -> None:
-    """Check that the tokens of q are num_prefix prefix tokens and the graph's genes."""
+def check_graph(graph: Any, q: Tensor, num_prefix: Any) -> int:
+    """Check that the tokens of q are num_prefix prefix tokens and the graph's genes; gives num_prefix as Python's number."""
     if not isinstance(graph, MultiGraph):
         raise TypeError(f"graph: expected a MultiGraph, got {describe(graph)}")
     require_same("device", q=q.device, graph=graph.device)
-    require_count("num_prefix", num_prefix)
+    num_prefix = count_of("num_prefix", num_prefix)
     require(
         q.shape[-2] == num_prefix + graph.num_nodes,
         lambda: (
@@ -30,11 +30,12 @@ def check_graph(graph: Any, q: Tensor, num_prefix: int) -> None:
         ),
     )
 
+    return num_prefix
 
-def check_head(q: Tensor, k: Tensor, graph: Any, num_prefix: int, lse: Tensor | None, reduction: str) -> None:
-    """Check what a loss of one head takes: q and k [..., T, D] over the same tokens, lse [..., T]."""
+def check_head(q: Tensor, k: Tensor, graph: Any, num_prefix: Any, lse: Tensor | None, reduction: str) -> int:
+    """`check_graph`, and what a loss of one head takes: q and k [..., T, D] over the same tokens, lse [..., T]."""
     check_pair(q, k, lse, reduction)
-    check_graph(graph, q, num_prefix)
+    return check_graph(graph, q, num_prefix)
 
 
 def check_pair(q: Tensor, k: Tensor, lse: Tensor | None, reduction: str) -> None:

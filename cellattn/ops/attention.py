@@ -48,7 +48,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._aligned import aligned_features, first_features
-from .._check import FLOAT_DTYPES, require, require_number, require_same, require_tensor
+from .._check import FLOAT_DTYPES, number_of, require, require_same, require_tensor
 from .._extension import AVAILABLE, fake
 from ._dropout import draw_dropout, multiplier, threshold_of
 from ._operator import keep_missing_grads, operator, refuse_double_backward
@@ -206,7 +206,7 @@ def resolve_scale(scale: float | None, head_dim: int) -> float:
     """1 / sqrt(head_dim) for None; otherwise a finite number."""
     if scale is None:
         return 1 / sqrt(head_dim)
-    require_number("scale", scale)
+    scale = number_of("scale", scale)
     return float(scale)
 
 

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._check import require, require_choice, require_count, require_number
+from .._check import count_of, number_of, require, require_choice
 from .._extension import fake, require_extension
 from ..graph import MultiGraph
 from ._bernoulli import SHARP, cross_entropy, cross_entropy_slope, weighted
@@ -99,7 +99,7 @@ def attention_bce(
         RuntimeError: on double backward. ImportError: on a CPU, with every non-edge of many genes, without the extension.
     """
     q, k = of_one_dtype(q, k)
-    check_head(q, k, graph, num_prefix, lse, reduction)
+    num_prefix = check_head(q, k, graph, num_prefix, lse, reduction)
     require_choice("target", target, TARGETS)
     require_choice("link", link, LINKS)
     check_generator(generator)
@@ -145,9 +145,9 @@ def attention_bce(
 def check_negatives(num_negatives: Any, neg_sample_ratio: Any, rows: Any) -> None:
     """Check how negatives are to be drawn."""
     if num_negatives is not None:
-        require_count("num_negatives", num_negatives, minimum=1)
+        num_negatives = count_of("num_negatives", num_negatives, minimum=1)
     if neg_sample_ratio is not None:
-        require_number("neg_sample_ratio", neg_sample_ratio)
+        neg_sample_ratio = number_of("neg_sample_ratio", neg_sample_ratio)
         require(neg_sample_ratio >= 0, lambda: f"neg_sample_ratio: expected at least 0, got {neg_sample_ratio}")
         require(num_negatives is None, lambda: f"num_negatives: expected None beside neg_sample_ratio, got {num_negatives}")
         require(rows is None, "rows: expected None beside neg_sample_ratio, which draws for the whole graph")

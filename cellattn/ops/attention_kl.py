@@ -62,7 +62,7 @@ def attention_kl(
         RuntimeError: on double backward.
     """
     q, k = of_one_dtype(q, k)
-    check_head(q, k, graph, num_prefix, lse, reduction)
+    num_prefix = check_head(q, k, graph, num_prefix, lse, reduction)
     require_choice("over", over, OVER)
     graph.relation_id(relation)
     scale, genes = resolve_scale(scale, q.shape[-1]), check_rows("rows", rows, graph)

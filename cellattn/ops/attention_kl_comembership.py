@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._aligned import aligned_features
-from .._check import describe, require, require_choice, require_count, require_same
+from .._check import count_of, describe, require, require_choice, require_same
 from ..graph import Comembership, Targets
 from ._rows import OVER, check_pair, check_rows, reduce_ties, row_logsumexp, take
 from .attention import accumulation_dtype, of_one_dtype, resolve_scale
@@ -69,7 +69,7 @@ def attention_kl_comembership(
     check_pair(q, k, lse, reduction)
     graph, genes = target.graph, target.genes
     require_same("device", q=q.device, target=graph.device)
-    require_count("num_prefix", num_prefix)
+    num_prefix = count_of("num_prefix", num_prefix)
     num_tokens = q.shape[-2] - num_prefix
     alone = genes.start == 0 and num_tokens == genes.stop
     require(alone or num_tokens == graph.num_nodes, lambda: _expected(q, target, num_prefix))

@@ -99,7 +99,7 @@ def edge_attention(
     require(q.ndim >= 3, lambda: f"q: expected shape [..., heads, tokens, head_dim], got {list(q.shape)}")
     require(k.shape == q.shape, lambda: f"k: expected the shape of q, {list(q.shape)}, got {list(k.shape)}")
     check_v(v, q, k)
-    check_graph(graph, q, num_prefix)
+    num_prefix = check_graph(graph, q, num_prefix)
     num_heads = q.shape[-3]
     ties = check_ties(heads, graph, num_heads, "heads")
     missing = sorted(set(range(num_heads)) - {head for _, head in ties})

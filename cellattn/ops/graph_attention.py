@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._aligned import aligned_features, first_features
-from .._check import describe, require, require_choice
+from .._check import describe, require, require_choice, unboxed
 from ..graph import MultiGraph
 from ._rows import OVER, REDUCTIONS, check_graph, rows_of_ties
 from .attention import attention, check_qk, check_v, of_one_dtype, refuse_habits, resolve_scale
@@ -87,7 +87,7 @@ def graph_attention(
     require(q.ndim >= 3, lambda: f"q: expected shape [..., heads, tokens, head_dim], got {list(q.shape)}")
     require(k.shape == q.shape, lambda: f"k: expected the shape of q, {list(q.shape)}, got {list(k.shape)}")
     check_v(v, q, k)
-    check_graph(graph, q, num_prefix)
+    num_prefix = check_graph(graph, q, num_prefix)
     ties = check_ties(ties, graph, q.shape[-3])
     relations = [relation for relation, _ in ties]
     chosen = rows_of_ties(rows, relations, graph)
@@ -134,7 +134,7 @@ def check_ties(ties: Any, graph: MultiGraph, num_heads: int, name: str = "ties")
     for i, tie in enumerate(ties):
         pair = isinstance(tie, (tuple, list)) and len(tie) == 2
         require(pair, lambda: f"{name}[{i}]: expected (relation, head), got {describe(tie)}")
-        relation, head = tie
+        relation, head = tie[0], unboxed(tie[1])
         graph.relation_id(relation)
         in_range = isinstance(head, int) and not isinstance(head, bool) and 0 <= head < num_heads
         require(in_range, lambda: f"{name}[{i}]: expected a head in [0, {num_heads}), got {describe(head)}")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._check import require_choice, require_count, tensor_of
+from .._check import count_of, require_choice, tensor_of
 from .._extension import fake
 from ..graph import MultiGraph
 from ._sets import allocating, check_sets
@@ -62,7 +62,7 @@ def khop_mask(
 def khop_words(graph: Any, seeds: Any, ptr: Any, num_hops: Any, *, traversal: Any, direction: Any) -> Tensor:
     """Words [N, W] of the genes within `num_hops` hops; checks all arguments."""
     check_sets(graph, seeds, ptr)
-    require_count("num_hops", num_hops)
+    num_hops = count_of("num_hops", num_hops)
     require_choice("traversal", traversal, TRAVERSALS)
     require_choice("direction", direction, DIRECTIONS)
     rowptr, col, _ = graph.stacked

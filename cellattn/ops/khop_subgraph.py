@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from .._check import describe, require, require_choice, require_count, tensor_of
+from .._check import count_of, describe, require, require_choice, tensor_of
 from .._extension import fake
 from ..graph import MultiGraph
 from ..subgraph import Buffers, SubgraphBatch
@@ -130,16 +130,15 @@ def _check_capacity(graph: MultiGraph, max_nodes: Any, max_edges: Any) -> tuple[
         return None
     missing = "max_nodes" if max_nodes is None else "max_edges" if max_edges is None else None
     require(missing is None, lambda: f"{missing}: expected max_nodes and max_edges together, or neither; got None")
-    require_count("max_nodes", max_nodes)
+    max_nodes = count_of("max_nodes", max_nodes)
     if not isinstance(max_edges, Mapping):
-        require_count("max_edges", max_edges)
+        max_edges = count_of("max_edges", max_edges)
         return max_nodes, [max_edges for _ in graph.relations]
     for name in max_edges:
         graph.relation_id(name)
     for name in graph.relations:
         require(name in max_edges, lambda: f"max_edges: expected a number for every relation, got none for {name!r}")
-        require_count(f"max_edges[{name!r}]", max_edges[name])
-    return max_nodes, [max_edges[name] for name in graph.relations]
+    return max_nodes, [count_of(f"max_edges[{name!r}]", max_edges[name]) for name in graph.relations]
 
 
 def check_index_range(index_dtype: torch.dtype, layout: str, num_nodes: int, num_edges: Sequence[int]) -> None:

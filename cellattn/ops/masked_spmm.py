@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._check import FLOAT_DTYPES, describe, require, require_choice, require_count, require_same, require_tensor
+from .._check import FLOAT_DTYPES, count_of, describe, require, require_choice, require_same, require_tensor
 from .._extension import cuda_kernel, fake
 from ..graph import MultiGraph
 from ._csr import both_ways
@@ -112,7 +112,7 @@ def _packed(keep: Any, num_sets: Any, graph: MultiGraph) -> tuple[Tensor, int]:
             )
         return torch.ops.cellattn.pack_words(keep.contiguous()), keep.shape[0]
     require(num_sets is not None, "num_sets: expected the number of samples of packed keep, got None")
-    require_count("num_sets", num_sets)
+    num_sets = count_of("num_sets", num_sets)
     expected = [n, num_words(num_sets)]
     require(
         list(keep.shape) == expected,

@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._check import FLOAT_DTYPES, require, require_choice, require_number, require_same, require_tensor
+from .._check import FLOAT_DTYPES, number_of, require, require_choice, require_same, require_tensor
 from ..graph import MultiGraph
 from ._csr import block_diagonal, both_ways
 from ._operator import keep_missing_grads, operator, refuse_double_backward
@@ -86,7 +86,7 @@ def network_mse(
         require_same("dtype", z=z.dtype, **{name: x.dtype})
         require(x.shape == shape, lambda: f"{name}: expected shape {list(shape)}, got {list(x.shape)}")
     require_same("device", graph=graph.device, z=z.device, weight=weight.device, bias=bias.device)
-    _check_zero_weight(zero_weight)
+    zero_weight = _zero_weight_of(zero_weight)
     genes = check_rows("rows", rows, graph)
     require_choice("reduction", reduction, REDUCTIONS)
 
@@ -166,9 +166,10 @@ def _chosen(loss: Tensor, genes: Tensor) -> Tensor:
     return F.embedding(genes, loss[:, None])[:, 0]
 
 
-def _check_zero_weight(value: Any) -> None:
-    require_number("zero_weight", value)
-    require(torch.compiler.is_compiling() or value >= 0, lambda: f"zero_weight: expected at least 0, got {value}")
+def _zero_weight_of(value: Any) -> float:
+    number = number_of("zero_weight", value)
+    require(torch.compiler.is_compiling() or number >= 0, lambda: f"zero_weight: expected at least 0, got {value}")
+    return number
 
 
 # ------------------------------------------------------------------------------------------------------- operators

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .._check import (
     FLOAT_DTYPES,
+    number_of,
     require,
     require_number,
     require_same,
@@ -75,7 +76,7 @@ def perturbation_attention(
     require(query.shape[-1] >= 1, lambda: f"query: expected at least one feature, got shape {list(query.shape)}")
     require(key.shape[-2] >= 1, lambda: f"key: expected at least one gene, got shape {list(key.shape)}")
     _check_sets(index, ptr, query.shape[-2], key.shape[-2])
-    require_number("scale", scale)
+    scale = number_of("scale", scale)
     out, lse = attention(query, key, _finite(value), scale=scale)
     return out + _correction(query, key, value, lse, index, ptr, override, float(scale))
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._check import describe, require, values_visible
+from .._check import describe, require, unboxed, values_visible
 from ..graph import MultiGraph
 
 
@@ -32,7 +32,8 @@ def sample_rows(graph: MultiGraph, relation: str, num_rows: int, *, generator: t
         raise TypeError(f"graph: expected a MultiGraph, got {describe(graph)}")
     first = graph.relation_id(relation) * graph.num_nodes
     available = graph.num_rows_with_edges(relation)
-    valid = isinstance(num_rows, int) and not isinstance(num_rows, bool) and 0 <= num_rows <= available
+    number = unboxed(num_rows)
+    valid = isinstance(number, int) and not isinstance(number, bool) and 0 <= number <= available
     require(
         valid,
         lambda: (

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from .._check import require, require_count, require_ragged, values_visible
+from .._check import count_of, require, require_ragged, values_visible
 from ._operator import operator
 
 LONG = 1024  # entries of a set, in the mean, from which on it is worth a call of its own
@@ -78,7 +78,7 @@ def set_size(ptr: Tensor, max_size: int | None) -> int:
                 "got None"
             )
         return int(ptr.diff().max()) if ptr.numel() > 1 else 0
-    require_count("max_size", max_size)
+    max_size = count_of("max_size", max_size)
     if ptr.numel() > 1 and values_visible(ptr):
         longest, sample = (int(x) for x in ptr.diff().max(0))
         require(longest <= max_size, f"max_size: expected at least {longest}, the entries of set {sample}, got {max_size}")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._check import describe, require, require_choice, require_indices, require_number, require_tensor
+from .._check import describe, integer_of, number_of, require, require_choice, require_indices, require_tensor
 from .._modes import without_function_modes
 from ..genes import GeneList
 from .measured import MeasuredSets
@@ -162,17 +162,18 @@ class DistanceFilter:
     def __init__(self, names: GeneList, position: Mapping[str, tuple[str, int]], *, distance: float) -> None:
         if not isinstance(position, Mapping):
             raise TypeError(f"position: expected a dict by gene, got {describe(position)}")
-        require_number("distance", distance)
+        distance = number_of("distance", distance)
         require(distance >= 0, f"distance: expected 0 or more, got {distance}")
+        bases = []
         for gene, place in position.items():
-            valid = isinstance(place, Sequence) and len(place) == 2 and isinstance(place[0], str)
-            if not valid or isinstance(place[1], bool) or not isinstance(place[1], int):
+            if not (isinstance(place, Sequence) and len(place) == 2 and isinstance(place[0], str)):
                 raise TypeError(f"position: expected (chromosome, bases) for {gene!r}, got {describe(place)}")
+            bases.append(integer_of(f"position: bases of {gene!r}", place[1]))
         index = gene_indices(names, position, "position")
         number = {chromosome: i for i, chromosome in enumerate(sorted({place[0] for place in position.values()}))}
         self._chromosome, self._position = torch.full((len(names),), -1), torch.zeros(len(names), dtype=torch.int64)
         self._chromosome[index] = torch.tensor([number[place[0]] for place in position.values()], dtype=torch.int64)
-        self._position[index] = torch.tensor([place[1] for place in position.values()], dtype=torch.int64)
+        self._position[index] = torch.tensor(bases, dtype=torch.int64)
         self.distance = distance
 
     def __call__(self, genes: Tensor, types: Tensor | None = None) -> Tensor:

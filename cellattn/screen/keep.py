@@ -10,7 +10,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from .._check import describe, require, require_choice, require_number, require_several
+from .._check import describe, number_of, require, require_choice, require_several, unboxed
 from ..genes import GeneList
 
 BY = ("mean", "certainty")  # certainty: |mean| / sd
@@ -98,7 +98,8 @@ class Bins:
 
     def __post_init__(self) -> None:
         for name in ("low", "high"):
-            require_number(f"bins: {name}", getattr(self, name))
+            object.__setattr__(self, name, number_of(f"bins: {name}", getattr(self, name)))
+        object.__setattr__(self, "number", unboxed(self.number))
         require(self.low < self.high, f"bins: expected low < high, got {self.low} and {self.high}")
         whole = type(self.number) is int and 0 < self.number <= _MOST_BINS
         require(whole, f"bins: expected a number of them from 1 to {_MOST_BINS:,}, got {self.number!r}")
@@ -110,9 +111,7 @@ class Bins:
 def check_thresholds(thresholds: Any) -> tuple[float, ...]:
     """Finite numbers."""
     require_several("thresholds", thresholds, "a sequence of numbers")
-    for position, value in enumerate(thresholds):
-        require_number(f"thresholds[{position}]", value)
-    return tuple(thresholds)
+    return tuple(number_of(f"thresholds[{position}]", value) for position, value in enumerate(thresholds))
 
 
 class Tables:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._check import describe, require, require_count, require_indices, require_sets, require_tensor
+from .._check import count_of, describe, require, require_indices, require_sets, require_tensor
 from ..data.dataset import PerturbationDataset
-from .ranks import MAX_ORDER, require_order
+from .ranks import MAX_ORDER, order_of
 from .sets import digest
 
 
@@ -33,7 +33,7 @@ class MeasuredSets:
     """
 
     def __init__(self, seeds: Tensor, ptr: Tensor, *, num_genes: int, y: Tensor | None = None) -> None:
-        require_count("num_genes", num_genes, minimum=1)
+        num_genes = count_of("num_genes", num_genes, minimum=1)
         require_sets("seeds", seeds, ptr, num_genes)
         require(num_genes**MAX_ORDER <= 2**63, f"num_genes: expected at most {int(2 ** (63 / MAX_ORDER))}, got {num_genes}")
         self.num_genes = num_genes
@@ -116,7 +116,7 @@ class MeasuredSets:
             ValueError: no values were given, or there is no such phenotype.
         """
         require_tensor("prediction", prediction, ndim=1)
-        require_count("phenotype", phenotype)
+        phenotype = count_of("phenotype", phenotype)
         require(self.range is not None, "y: no measured values were given, so their range is not known")
         assert self.range is not None
         require(phenotype < self.range.shape[1], f"phenotype: expected less than {self.range.shape[1]}, got {phenotype}")
@@ -134,7 +134,7 @@ class MeasuredSets:
 
     def _columns(self, genes: Tensor) -> list[Tensor]:
         require_tensor("genes", genes, ndim=2, dtypes=(torch.int64,))
-        require_order("genes: last dimension", genes.shape[1])
+        order_of("genes: last dimension", genes.shape[1])
         require_indices("genes", genes, self.num_genes)
         return list(genes.unbind(1))
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from .._check import require_count
+from .._check import count_of
 from .._file import write_atomic
 from .._modes import without_function_modes
 from ..genes import GeneList
@@ -73,7 +73,7 @@ def gather(store: Store, top: int) -> Merged:
     Raises:
         ScreenError: a unit is missing or damaged.
     """
-    require_count("top", top, minimum=1)
+    top = count_of("top", top, minimum=1)
     status = store.status()
     if not status.complete:
         raise ScreenError(f"folder: {str(store.folder)!r} is not complete: {_lacks(status)}; the same run again does the rest")

@@ -11,11 +11,12 @@ Source: Knuth, The Art of Computer Programming 4A, 7.2.1.3, theorem L.
 from __future__ import annotations
 
 from math import comb
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._check import require, require_count, require_tensor, values_visible
+from .._check import count_of, require, require_tensor, values_visible
 
 MAX_ORDER = 4
 MAX_RANKS = 2**62
@@ -36,8 +37,8 @@ def set_of(rank: Tensor, n: int, k: int) -> Tensor:
         ValueError: a rank out of range, k out of range, or more than 2^62 sets.
     """
     require_tensor("rank", rank, dtypes=(torch.int64,))
-    require_count("n", n)
-    require_order("k", k)
+    n = count_of("n", n)
+    k = order_of("k", k)
     require_ranks("rank", rank, num_sets(n, k))
     return torch.stack(items_of(rank, k), -1)
 
@@ -56,7 +57,7 @@ def rank_of(sets: Tensor) -> Tensor:
     """
     require_tensor("sets", sets, dtypes=(torch.int64,))
     require(sets.ndim > 0, "sets: expected shape [..., k], got a single number")
-    require_order("sets: last dimension", sets.shape[-1])
+    order_of("sets: last dimension", sets.shape[-1])
     if sets.numel() and values_visible(sets):
         rises = sets.diff(dim=-1, prepend=torch.full_like(sets[..., :1], -1)) > 0
         if not rises.all():
@@ -157,10 +158,11 @@ def _largest(rank: Tensor, i: int) -> Tensor:
     return place + (binomial(place + 1, i) <= rank).long()
 
 
-def require_order(name: str, k: int) -> None:
-    """Check how many genes a set has."""
-    require_count(name, k, minimum=1)
-    require(k <= MAX_ORDER, f"{name}: expected 1 to {MAX_ORDER} members of a set, got {k}")
+def order_of(name: str, k: Any) -> int:
+    """How many genes a set has, checked."""
+    order = count_of(name, k, minimum=1)
+    require(order <= MAX_ORDER, f"{name}: expected 1 to {MAX_ORDER} members of a set, got {k}")
+    return order
 
 
 def require_ranks(name: str, rank: Tensor, total: int) -> None:

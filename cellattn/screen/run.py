@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from .._check import describe, device_of, require, require_choice, require_count
+from .._check import count_of, describe, device_of, require, require_choice
 from .._modes import without_function_modes
 from ..data.dataset import PerturbationDataset
 from ..genes import GeneList
@@ -101,9 +101,10 @@ def screen(
     require(len(devices) > 0, "device: expected at least one, got none")
     for one in devices:
         device_of("device", one, present=engine == "local")  # those of a cluster are elsewhere
-    for name, value in (("num_threads", num_threads), ("unit", unit)):
-        if value is not None:
-            require_count(name, value, minimum=1)
+    num_threads, unit = (
+        None if value is None else count_of(name, value, minimum=1)
+        for name, value in (("num_threads", num_threads), ("unit", unit))
+    )
     rule, bins, thresholds = Keep(keep, by), bins or Bins(), check_thresholds(thresholds)
     members = members_of(models, graph)
     require(by == "mean" or len(members) > 1, "by: expected 'mean' for a single model, whose predictions have no spread")

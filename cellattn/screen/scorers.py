@@ -14,11 +14,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .._check import describe, device_of, require, require_count, require_indices, require_same, require_tensor, values_visible
+from .._check import count_of, describe, device_of, require, require_indices, require_same, require_tensor, values_visible
 from .._modes import without_function_modes
 from ..data.dataset import PERTURBATION_TYPES
 from ..graph import MultiGraph
-from ..nn._check import require_phenotype
+from ..nn._check import phenotype_of
 from ..nn.screening import Screening, values_dtype
 
 DELETED = PERTURBATION_TYPES.index("deleted")
@@ -90,9 +90,9 @@ def make_scorer(
         raise TypeError(f"model: expected a module, got {describe(model)}")
     if graph is not None and not isinstance(graph, MultiGraph):
         raise TypeError(f"graph: expected a MultiGraph or None, got {describe(graph)}")
-    require_count("phenotype", phenotype)
+    phenotype = count_of("phenotype", phenotype)
     if num_threads is not None:
-        require_count("num_threads", num_threads, minimum=1)
+        num_threads = count_of("num_threads", num_threads, minimum=1)
     require(dtype is None or dtype in DTYPES, lambda: f"dtype: expected one of {DTYPES}, got {dtype}")
     first = next(itertools.chain(model.parameters(), model.buffers()), torch.empty(0))
     if device is None:
@@ -186,8 +186,7 @@ class _Calls:
             out: Any = self._model(*self._graph, *sets, **given)
         prediction = out if isinstance(out, Tensor) else out[0]
         prediction = prediction.unsqueeze(-1) if prediction.ndim == 1 else prediction
-        require_phenotype(self._phenotype, prediction.shape[1])
-        return prediction[:, self._phenotype]
+        return prediction[:, phenotype_of(self._phenotype, prediction.shape[1])]
 
 
 @contextlib.contextmanager

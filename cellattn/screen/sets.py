@@ -18,12 +18,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .._check import describe, listed, require, require_choice, require_count, require_indices, require_same, require_tensor
+from .._check import count_of, describe, listed, require, require_choice, require_indices, require_same, require_tensor
 from .._modes import without_function_modes
 from ..data._table import Table
 from ..data.dataset import PERTURBATION_TYPES
 from ..genes import GeneList
-from .ranks import MAX_ORDER, MAX_RANKS, block_of, items_of, num_sets, rank_of_items, require_order, require_ranks
+from .ranks import MAX_ORDER, MAX_RANKS, block_of, items_of, num_sets, order_of, rank_of_items, require_ranks
 from .rosters import Roster, genes_of, refuse_unknown
 
 Types = str | Sequence[str] | Mapping[str, str]
@@ -124,7 +124,7 @@ class SetSpace:
             TypeError: an argument of a wrong type.
             ValueError: names that are unknown or stand twice, an unknown type, or more than 2^62 sets.
         """
-        require_order("order", order)
+        order = order_of("order", order)
         everything = torch.arange(len(names)) if roster is None else roster
         return cls.crossed(names, [(everything, order)], types=types, filters=filters)
 
@@ -159,9 +159,8 @@ class SetSpace:
             if not (isinstance(pair, Sequence) and len(pair) == 2):
                 raise TypeError(f"rosters[{position}]: expected (roster, count), got {describe(pair)}")
             argument = f"rosters[{position}]" if several else "roster"
-            require_count(f"{argument}: count", pair[1], minimum=1)
+            counts.append(count_of(f"{argument}: count", pair[1], minimum=1))
             members.append(genes_of(names, pair[0], argument))
-            counts.append(pair[1])
         require(sum(counts) <= MAX_ORDER, f"rosters: expected at most {MAX_ORDER} genes a set, got {sum(counts)}")
         roster = torch.cat(members).unique()
         source = _Crossed.of(members, counts, _TypesOf.parse(names, types, roster))
@@ -184,7 +183,7 @@ class SetSpace:
             ValueError: a shape or index that does not fit, a gene twice in a set, or a set twice.
         """
         require_tensor("genes", genes, ndim=2, dtypes=(torch.int64,))
-        require_order("genes: last dimension", genes.shape[1])
+        order_of("genes: last dimension", genes.shape[1])
         require_indices("genes", genes, len(names))
         roster = genes.unique()
         of_set: Tensor | None
@@ -278,8 +277,8 @@ class SetSpace:
         Raises:
             ValueError: a range that is not one of this space.
         """
-        require_count("begin", begin)
-        require_count("end", end)
+        begin = count_of("begin", begin)
+        end = count_of("end", end)
         require(begin <= end <= self.total, f"begin, end: expected a range of ranks within {self.total}, got {begin} to {end}")
         rank = torch.arange(begin, end)
         genes, types = self._source.block(begin, end)

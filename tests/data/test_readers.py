@@ -202,7 +202,7 @@ def test_malformed_line_is_named(
 
 BAD_ARGUMENTS = [
     pytest.param(links, LINKS, {"score_threshold": -1}, ValueError, "score_threshold: expected", "-1", id="threshold-low"),
-    pytest.param(links, LINKS, {"score_threshold": 0.4j}, TypeError, "score_threshold: expected", "0.4j", id="threshold-type"),
+    pytest.param(links, LINKS, {"score_threshold": 0.4j}, ValueError, "score_threshold: expected", "0.4j", id="threshold-type"),
     pytest.param(
         links,
         LINKS,
