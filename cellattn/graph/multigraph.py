@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
-from torch.utils._pytree import tree_leaves
 
 from .._check import (
     count_of,
@@ -26,12 +25,10 @@ from .._check import (
     plain,
     require,
     require_choice,
-    require_count,
     require_mapping,
-    require_seed,
-    seed_of,
     require_several,
     require_tensor,
+    seed_of,
     tensor_of,
     unknown,
 )
@@ -75,6 +72,7 @@ _T = TypeVar("_T")
 
 _INT32_MAX = 2**31 - 1
 _MAX_NODES = isqrt(2**63 - 1)  # an edge is sorted by the key i * N + j, in int64
+_LATER = ("targets", "ranks", "free", "transpose", "weight_by_column")  # kept from when they are first needed
 _MIN_PACKED, _DENSE = 512, 1 / 8  # genes, and edges over pairs, from which on sums over bits are faster than along CSR rows
 
 
@@ -84,6 +82,10 @@ class MultiGraph:
     `A[i, j] = w` for an edge from i = edge_index[0] to j = edge_index[1]. Columns are sorted within a row. Instances are
     built by `from_edge_index` and its siblings, which check everything, and are not changed afterwards. Where tensors go in,
     NumPy arrays do too. As a mapping it is one of names to relations: `graph["physical"]`, `"physical" in graph`, `len(graph)`.
+
+    Tensors that come out (`weight`, `col`, `known`, ...) are the graph's own memory, to be read; clone what is to be written
+    to. Much is kept that follows from them, so that a graph into which PyTorch has written is refused with a `RuntimeError`
+    by the next op.
 
     The nodes are genes, or tokens of several types, one type after another: genes, then reactions, complexes, terms. A
     relation then joins two types, or one to itself: its rows are of the first, its columns of the second (`joins`), and of
@@ -140,6 +142,36 @@ class MultiGraph:
         self._weight_by_column: Tensor | None = None
         self._passing: dict[str, Any] = {}
         self._made: dict[Hashable, Any] = {}
+        self._watch_all()
+
+    def _watch_all(self) -> None:
+        """`_watch` what is kept already."""
+        self._versions: list[tuple[str, Tensor, int]] = []
+        for name in ("rowptr", "col", "weight", "known", "known_rows", "known_columns", "column_weight", "bits", *_LATER):
+            kept = getattr(self, f"_{name}")
+            if kept is not None:
+                self._watch(name, kept)
+        for constants in self._shared.values():
+            self._watch("comembership", constants)
+
+    def _watch(self, name: str, kept: Any) -> None:
+        """Remember how often tensors that are kept were written to, which is nobody's to do from now on."""
+        if isinstance(kept, tuple):
+            for part in kept:
+                self._watch(name, part)
+        elif isinstance(kept, Tensor) and not kept.is_inference():  # which counts no writes
+            self._versions.append((name, kept, kept._version))
+
+    def require_unwritten(self) -> None:
+        """Raise `RuntimeError` if somebody has written to the graph's tensors since they were made."""
+        if torch.compiler.is_compiling():
+            return
+        for name, x, version in self._versions:
+            if x._version != version:
+                raise RuntimeError(
+                    f"graph: its tensor {name} was written to in place, so that what is kept beside it no longer fits; make "
+                    "another graph of the new values (MultiGraph.from_edge_index), and write to a clone next time"
+                )
 
     def _pack(self, relation: str) -> Bits | None:
         """The bits of a relation, where they are what its sums are faster with: it is dense, and has no weight but 1."""
@@ -529,6 +561,8 @@ class MultiGraph:
             return self._passing[name]
         kept = of_any_mode(make)()
         setattr(self, name, kept)
+        if not torch.compiler.is_compiling():
+            self._watch(name.removeprefix("_"), kept)
         return kept
 
     def once(self, key: Hashable, make: Callable[[], _T]) -> _T:
@@ -575,6 +609,7 @@ class MultiGraph:
             names: the new genes' names, where the graph has names; "new1", "new2", ... by default.
             node_type: the type of the new tokens, the first of the graph (genes) by default.
         """
+        self.require_unwritten()
         num_new = count_of("num_new", num_new)
         kind = self.types.names[0] if node_type is None else node_type
         require_choice("node_type", kind, self.types.names)
@@ -631,6 +666,7 @@ class MultiGraph:
 
         Of a graph of several node types they stand in the order of their types.
         """
+        self.require_unwritten()
         nodes = tensor_of(nodes)
         require_tensor("nodes", nodes, ndim=1, dtypes=(torch.int64,))
         require(nodes.numel() > 0, "nodes: expected at least one gene, got none")
@@ -651,6 +687,7 @@ class MultiGraph:
         Raises:
             ValueError: a name that is no relation's, or stands twice.
         """
+        self.require_unwritten()
         require_several("relations", relations)
         ids = [self.relation_id(name) for name in relations]
         require(len(set(ids)) == len(ids), f"relations: expected distinct names, got {list(relations)}")
@@ -710,6 +747,7 @@ class MultiGraph:
         Raises:
             ValueError, TypeError: naming the argument.
         """
+        self.require_unwritten()
         relation = self.relations[self.relation_id(relation)]
         if not isinstance(diagonal, bool):
             raise TypeError(f"diagonal: expected a bool, got {describe(diagonal)}")
@@ -746,7 +784,9 @@ class MultiGraph:
     def _share(self, relation: str, diagonal: bool) -> None:
         """Make the constants of `comembership`; they are kept without their graph, which would hold itself."""
         made = of_any_mode(Comembership.of)(self, relation, None, diagonal)
-        self._shared[relation, diagonal] = made.weight, made.inv_mass, made.entropy, made.loops, made.shared_weight
+        constants = made.weight, made.inv_mass, made.entropy, made.loops, made.shared_weight
+        self._shared[relation, diagonal] = constants
+        self._watch("comembership", constants)
 
     def rewired(self, relation: str | Sequence[str] | None, seed: int = 0) -> MultiGraph:
         """A random graph with the degrees of this one, to compare a prior with: edges swap ends (Maslov and Sneppen 2002).
@@ -779,6 +819,7 @@ class MultiGraph:
     @of_any_mode
     def _replaced(self, relation: str | Sequence[str] | None, make: Callable[[str], Rows]) -> MultiGraph:
         """The graph with some relations made anew."""
+        self.require_unwritten()
         chosen = self.relations if relation is None else (relation,) if isinstance(relation, str) else relation
         if not isinstance(chosen, Sequence):
             raise TypeError(f"relation: expected a name, several or None, got {describe(relation)}")
@@ -800,6 +841,7 @@ class MultiGraph:
         if self._weight_by_column is not None:
             graph._weight_by_column = self._weight_by_column.to(device)
         graph._shared = {key: tuple(x.to(device) for x in constants) for key, constants in self._shared.items()}
+        graph._watch_all()
         return graph
 
     def to_hetero_data(self) -> Any:
@@ -855,7 +897,7 @@ class MultiGraph:
         return True
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_selected": {}, "_passing": {}, "_made": {}}
+        return {**self.__dict__, "_selected": {}, "_passing": {}, "_made": {}, "_versions": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         kept = dict.fromkeys(("_targets", "_ranks", "_free", "_column_weight"))
@@ -865,6 +907,7 @@ class MultiGraph:
             since["types"] = NodeTypes.of_genes(state["num_nodes"], len(state["relations"]))
             since["_known_rows"] = since["_known_columns"] = state["_known"]
         self.__dict__.update({**since, **state})
+        self._watch_all()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, MultiGraph):
@@ -886,6 +929,7 @@ class MultiGraph:
 
         Equal graphs have equal digests; it depends on no version of Python or PyTorch.
         """
+        self.require_unwritten()
         return self._digest
 
     @cached_property
@@ -900,6 +944,7 @@ class MultiGraph:
 
     def _arrays(self) -> dict[str, Tensor]:
         """Those that make the graph again, by the constructor's names."""
+        self.require_unwritten()
         arrays = {"rowptr": self._rowptr, "col": self._col, "weight": self._weight, "known": self._known}
         return arrays if self._column_weight is None else {**arrays, "column_weight": self._column_weight}
 

@@ -34,7 +34,7 @@ class NodeTypes(NamedTuple):
         if not isinstance(node_types, Mapping):
             raise TypeError(f"node_types: expected a dict from type to number of tokens, got {describe(node_types)}")
         require(len(node_types) > 0, "node_types: expected at least one type")
-        for name, size in node_types.items():
+        for name in node_types:
             require(isinstance(name, str) and name != "", f"node_types: expected non-empty str names, got {describe(name)}")
         names = tuple(map(plain, node_types))
         sizes = tuple(count_of(f"node_types[{name!r}]", size) for name, size in node_types.items())

@@ -13,13 +13,12 @@ from .._check import (
     count_of,
     describe,
     require,
-    require_count,
     require_indices,
     require_same,
     require_sets,
     require_several,
-    unboxed,
     require_tensor,
+    unboxed,
 )
 from ..graph import MultiGraph
 
@@ -42,7 +41,7 @@ def _number(name: str, value: Any) -> float:
     number = unboxed(value)
     if isinstance(number, bool) or not isinstance(number, int | float):
         raise TypeError(f"{name}: expected a number, got {describe(value)}")
-    require(math.isfinite(value) and value >= 0, f"{name}: expected a finite number of at least 0, got {value}")
+    return number
 
 
 def entries(name: str, value: Any, kind: str, sizes: tuple[int, ...]) -> tuple[tuple[Any, ...], ...]:
@@ -67,9 +66,10 @@ def phenotype_of(value: Any, out_dim: int) -> int:
 
 
 def require_graph(value: Any) -> None:
-    """Check that an argument is a `MultiGraph`."""
+    """Check that an argument is a `MultiGraph`, into which nobody has written."""
     if not isinstance(value, MultiGraph):
         raise TypeError(f"graph: expected a MultiGraph, got {describe(value)}")
+    value.require_unwritten()
 
 
 def require_features(name: str, value: Any, dim: int, parameter: Tensor, *, ndim: int | None = None) -> None:

@@ -20,6 +20,7 @@ def check_graph(graph: Any, q: Tensor, num_prefix: Any) -> int:
     """Check that the tokens of q are num_prefix prefix tokens and the graph's genes; gives num_prefix as Python's number."""
     if not isinstance(graph, MultiGraph):
         raise TypeError(f"graph: expected a MultiGraph, got {describe(graph)}")
+    graph.require_unwritten()
     require_same("device", q=q.device, graph=graph.device)
     num_prefix = count_of("num_prefix", num_prefix)
     require(
@@ -29,8 +30,8 @@ def check_graph(graph: Any, q: Tensor, num_prefix: Any) -> int:
             f"got shape {list(q.shape)}"
         ),
     )
-
     return num_prefix
+
 
 def check_head(q: Tensor, k: Tensor, graph: Any, num_prefix: Any, lse: Tensor | None, reduction: str) -> int:
     """`check_graph`, and what a loss of one head takes: q and k [..., T, D] over the same tokens, lse [..., T]."""

@@ -24,6 +24,7 @@ def check_graph(graph: Any) -> None:
     """Check that an argument is a graph that the extension's operators take."""
     if not isinstance(graph, MultiGraph):
         raise TypeError(f"graph: expected a MultiGraph, got {describe(graph)}")
+    graph.require_unwritten()
     require(graph.num_nodes <= INT32_MAX, lambda: f"graph: expected at most {INT32_MAX} genes, got {graph.num_nodes}")
     require_extension(graph.device)
 

@@ -105,7 +105,7 @@ def attention_bce(
     check_generator(generator)
     relation_id = graph.relation_id(relation)
     genes = check_rows("rows", rows, graph)
-    check_negatives(num_negatives, neg_sample_ratio, rows)
+    num_negatives, neg_sample_ratio = check_negatives(num_negatives, neg_sample_ratio, rows)
     scale = resolve_scale(scale, q.shape[-1])
     every = num_negatives is None and neg_sample_ratio is None
     # a single token has a = 1, and nothing that says what 1 - a is
@@ -142,8 +142,8 @@ def attention_bce(
     return reduced(loss, graph, relation, genes, reduction)
 
 
-def check_negatives(num_negatives: Any, neg_sample_ratio: Any, rows: Any) -> None:
-    """Check how negatives are to be drawn."""
+def check_negatives(num_negatives: Any, neg_sample_ratio: Any, rows: Any) -> tuple[int | None, float | None]:
+    """Check how negatives are to be drawn; gives both as Python's numbers."""
     if num_negatives is not None:
         num_negatives = count_of("num_negatives", num_negatives, minimum=1)
     if neg_sample_ratio is not None:
@@ -151,6 +151,7 @@ def check_negatives(num_negatives: Any, neg_sample_ratio: Any, rows: Any) -> Non
         require(neg_sample_ratio >= 0, lambda: f"neg_sample_ratio: expected at least 0, got {neg_sample_ratio}")
         require(num_negatives is None, lambda: f"num_negatives: expected None beside neg_sample_ratio, got {num_negatives}")
         require(rows is None, "rows: expected None beside neg_sample_ratio, which draws for the whole graph")
+    return num_negatives, neg_sample_ratio
 
 
 # ------------------------------------------------------------------------------------------------------- operators

@@ -68,6 +68,7 @@ def attention_kl_comembership(
     q, k = of_one_dtype(q, k)
     check_pair(q, k, lse, reduction)
     graph, genes = target.graph, target.genes
+    graph.require_unwritten()
     require_same("device", q=q.device, target=graph.device)
     num_prefix = count_of("num_prefix", num_prefix)
     num_tokens = q.shape[-2] - num_prefix

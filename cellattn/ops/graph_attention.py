@@ -79,7 +79,7 @@ def graph_attention(
     require_choice("reduction", reduction, REDUCTIONS)
     require_choice("target", target, TARGETS)
     require_choice("link", link, LINKS)
-    check_negatives(num_negatives, neg_sample_ratio, rows)
+    num_negatives, neg_sample_ratio = check_negatives(num_negatives, neg_sample_ratio, rows)
     check_diagonal(diagonal)
     check_generator(generator)
     q, k, v = of_one_dtype(q, k, v)
@@ -131,6 +131,7 @@ def check_ties(ties: Any, graph: MultiGraph, num_heads: int, name: str = "ties")
     """Checked (relation, head) pairs."""
     valid = isinstance(ties, Sequence) and not isinstance(ties, str)
     require(valid, lambda: f"{name}: expected a sequence of (relation, head), got {describe(ties)}")
+    checked = []
     for i, tie in enumerate(ties):
         pair = isinstance(tie, (tuple, list)) and len(tie) == 2
         require(pair, lambda: f"{name}[{i}]: expected (relation, head), got {describe(tie)}")
@@ -138,4 +139,5 @@ def check_ties(ties: Any, graph: MultiGraph, num_heads: int, name: str = "ties")
         graph.relation_id(relation)
         in_range = isinstance(head, int) and not isinstance(head, bool) and 0 <= head < num_heads
         require(in_range, lambda: f"{name}[{i}]: expected a head in [0, {num_heads}), got {describe(head)}")
-    return [(relation, head) for relation, head in ties]
+        checked.append((relation, head))
+    return checked

@@ -20,7 +20,6 @@ from .._check import (
     FLOAT_DTYPES,
     number_of,
     require,
-    require_number,
     require_same,
     require_sets,
     require_tensor,

@@ -30,6 +30,7 @@ def sample_rows(graph: MultiGraph, relation: str, num_rows: int, *, generator: t
     """
     if not isinstance(graph, MultiGraph):
         raise TypeError(f"graph: expected a MultiGraph, got {describe(graph)}")
+    graph.require_unwritten()
     first = graph.relation_id(relation) * graph.num_nodes
     available = graph.num_rows_with_edges(relation)
     number = unboxed(num_rows)
@@ -45,7 +46,7 @@ def sample_rows(graph: MultiGraph, relation: str, num_rows: int, *, generator: t
     # The smallest of independent uniform keys are a uniform draw, of a size that is known without looking at the data.
     key = torch.empty(graph.num_nodes, dtype=torch.float64, device=graph.device)
     key.uniform_(generator=generator_of_draw(generator))
-    return key.masked_fill(~has_edge, 2.0).topk(num_rows, largest=False).indices.sort().values
+    return key.masked_fill(~has_edge, 2.0).topk(number, largest=False).indices.sort().values
 
 
 def check_generator(generator: Any) -> None:
