@@ -21,6 +21,7 @@ import torch
 
 from cellattn._profiling import span
 
+from . import options
 from .measure import environment, synchronize
 from .methods.registry import METHODS, method_of
 from .methods.workload import Workload, add_workload_arguments, workload_of
@@ -112,17 +113,14 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_workload_arguments(parser)
-    parser.add_argument("--batch-size", type=int, default=256, help="mutants in a batch (%(default)s)")
-    parser.add_argument("--steps", type=int, default=3, help="that are looked at (%(default)s)")
-    parser.add_argument("--warmup", type=int, default=3, help="steps before them (%(default)s)")
+    parser.add_argument("--batch-size", type=options.count, default=256, help="mutants in a batch (%(default)s)")
+    parser.add_argument("--steps", type=options.count, default=3, help="that are looked at (%(default)s)")
+    parser.add_argument("--warmup", type=options.seed, default=3, help="steps before them (%(default)s)")
     parser.add_argument("--torch", action="store_true", help="with torch.profiler, which needs no Nsight")
     parser.add_argument("--out", type=Path, default=Path("runs/profile"), help="folder for what --torch writes (%(default)s)")
     given = parser.parse_args()
-    try:
-        method_of(given.method)
-    except ValueError as error:
-        parser.error(str(error))
-    work, out = workload_of(given), given.out if given.torch else None
+    with options.told():
+        work, out = workload_of(given), options.results(str(given.out)) if given.torch else None
     page = profile(work, given.batch_size, steps=given.steps, warmup=given.warmup, out=out)
     if page is not None:
         print(f"{page}\nwritten to {given.out}")

@@ -19,9 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cellattn._file import out_folder, write_atomic
+from cellattn._file import write_atomic
 from cellattn.screen import merge, screen
 
+from . import options
 from .attention import bench as attention
 from .attention.peers import CONV, SDPA_MASK
 from .attention.tables import figure
@@ -170,9 +171,7 @@ def part_file(out: Path, name: str) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--out", type=out_folder, default=Path("runs/bench"), help="folder of everything it writes: %(default)s"
-    )
+    parser.add_argument("--out", type=options.results, default="runs/bench", help="folder of everything it writes: %(default)s")
     path = run(parser.parse_args().out)
     print(f"\n{path.read_text()}\nwritten to {path}")
 

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from . import options
 from .attention import bench as attention
 from .attention import tables as ops_tables
 from .figures import factor, span
@@ -201,11 +202,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="the published setting, more repeats, every gene a token")
     parser.add_argument("--only", choices=("khop", "methods"), help="one benchmark, whole")
-    parser.add_argument("--redraw", nargs="?", const="", metavar="FOLDER", help="of results (default: that of this device)")
+    parser.add_argument(
+        "--redraw",
+        type=options.folder,
+        nargs="?",
+        const="",
+        metavar="FOLDER",
+        help="of results (default: that of this device)",
+    )
     given = parser.parse_args()
     full = given.full
     if given.redraw is not None:
-        print(f"written to {redraw(Path(given.redraw) if given.redraw else results_dir())}")
+        print(f"written to {redraw(given.redraw or results_dir())}")
         return
     if given.only == "khop":
         print(khop_tables.page(khop_bench.run()))

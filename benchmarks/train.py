@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from cellattn._file import out_folder, write_atomic
+from cellattn._file import write_atomic
 from cellattn.data.split import KINDS
 
+from . import options
 from .cells import data_dir
 from .training.cell import SOURCE, load_cell
 from .training.distributed import distributed, is_main
@@ -53,13 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=_variants(), formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, help="folder of the yeast tables (default: CELLATTN_DATA, ../shared/data/yeast)")
     parser.add_argument(
-        "--out", type=out_folder, default=Path("runs/training"), help="folder of runs and results (%(default)s)"
+        "--data", type=options.folder, help="folder of the yeast tables (default: CELLATTN_DATA, ../shared/data/yeast)"
     )
+    parser.add_argument("--out", type=options.results, default="runs/training", help="folder of runs and results (%(default)s)")
     parser.add_argument(
         "--seeds",
-        type=int,
+        type=options.seed,
         nargs="+",
         default=[0, 1, 2],
         metavar="SEED",
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="VARIANT",
         help="models to train, by the names below (all)",
     )
-    parser.add_argument("--epochs", type=int, help="of every run (default: each variant's own)")
+    parser.add_argument("--epochs", type=options.count, help="of every run (default: each variant's own)")
     parser.add_argument("--tokens", help="labelled (default), neighbours:N or full")
     parser.add_argument(
         "--split",
@@ -86,16 +86,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"({SOURCE} gene-disjoint)",
     )
     parser.add_argument("--full", action="store_true", help="every gene a token, twice the epochs")
-    parser.add_argument("--checkpoint-steps", type=int, default=100, help="steps between two checkpoints (%(default)s)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="cuda where there is one, if not given")
+    parser.add_argument(
+        "--checkpoint-steps", type=options.count, default=100, help="steps between two checkpoints (%(default)s)"
+    )
+    parser.add_argument("--device", type=options.device, choices=("cpu", "cuda"), help="cuda where there is one, if not given")
     parser.add_argument("--autocast", choices=AUTOCAST, help="dtype of matrix products")
-    parser.add_argument("--accumulate", type=int, default=1, help="passes in which a process computes its share of a batch")
-    parser.add_argument("--compile", nargs="?", const="inductor", metavar="BACKEND", help="with torch.compile")
+    parser.add_argument(
+        "--accumulate", type=options.count, default=1, help="passes in which a process computes its share of a batch"
+    )
+    parser.add_argument(
+        "--compile", type=options.backend, nargs="?", const="inductor", metavar="BACKEND", help="with torch.compile"
+    )
     parser.add_argument("--cuda-graph", action="store_true", help="forward and backward as one CUDA graph")
-    parser.add_argument("--timeout", type=float, default=300, help="seconds that a rank waits for the others (%(default)s)")
+    parser.add_argument(
+        "--timeout", type=options.positive, default=300, help="seconds that a rank waits for the others (%(default)s)"
+    )
     given = parser.parse_args(arguments)
     with distributed(given.device, timeout=given.timeout) as device:
-        cell = load_cell(given.data or data_dir(), given.tokens or ("full" if given.full else "labelled"))
+        with options.told():
+            cell = load_cell(given.data or data_dir(), given.tokens or ("full" if given.full else "labelled"))
+            execution = Execution(str(device), given.autocast, given.accumulate, given.compile, given.cuda_graph)
         result = run(
             full=given.full,
             cell=cell,
@@ -106,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             splits=given.split,
             epochs=given.epochs,
             checkpoint_steps=given.checkpoint_steps,
-            execution=Execution(str(device), given.autocast, given.accumulate, given.compile, given.cuda_graph),
+            execution=execution,
         )
         if is_main():
             write_atomic(given.out / "training.md", f"{table(result)}\n".encode())

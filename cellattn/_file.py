@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import stat
@@ -81,7 +82,7 @@ def not_whole(path: Path, content: bytes, error: Exception) -> ValueError:
 def out_folder(text: str) -> Path:
     """A folder of a command line. Nothing, as of a variable of the shell that is not set, is not the one where one stands."""
     if not text.strip():
-        raise ValueError("expected a folder")
+        raise argparse.ArgumentTypeError(f"expected a folder, got {text!r}")
     return Path(text)
 
 

@@ -29,6 +29,7 @@ from cellattn import MultiGraph
 from cellattn._file import write_atomic
 from cellattn.data import synthetic_cell
 
+from .. import options
 from ..cells import benchmark_graph
 from ..measure import cache_bytes, environment, first_line, memory_limit, peak_memory, phase_times, results_dir
 from .peers import (
@@ -416,6 +417,10 @@ def measure_case(case: Case, plan: Plan, *, deadline: float, progress: Callable[
     return row
 
 
+class NoRowError(ValueError):
+    """There is no row of that name."""
+
+
 def run(
     plan: Plan | None = None,
     *,
@@ -445,7 +450,7 @@ def run(
         exactly = [row for row in chosen if row.name == case]
         chosen = exactly or [row for row in chosen if row.name.startswith(case)]
     if not chosen:
-        raise ValueError(f"case: no row of {', '.join(suites)} starts with {case!r}")
+        raise NoRowError(f"case: no row of {', '.join(suites)} starts with {case!r}")
     whole = case is None and plan.only is None
     folder = results_dir() if whole and out is None else out
     rows: list[dict[str, Any]] = []
@@ -508,13 +513,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=epilog(), formatter_class=argparse.RawDescriptionHelpFormatter
     )  # fmt: skip
-    parser.add_argument("--device", default=DEVICE, help="cpu or cuda (%(default)s)")
+    parser.add_argument("--device", type=options.device, default=DEVICE, help="cpu or cuda (%(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, help="bfloat16 on a GPU, float32 elsewhere, if not given")
     parser.add_argument("--suite", nargs="+", choices=SUITES, help="all on a GPU, ops and length elsewhere, if not given")
-    parser.add_argument("--seconds", type=float, help="no implementation is begun after so many (280 on a GPU, 600 elsewhere)")
-    parser.add_argument("--repeats", type=int, help="most measured steps of an implementation (50 on a GPU, 10 elsewhere)")
-    parser.add_argument("--genes", type=int, help="of the cell (as published)")
-    parser.add_argument("--lengths", type=int, nargs="+", help="tokens of the suite length")
+    parser.add_argument(
+        "--seconds", type=options.positive, help="no implementation is begun after so many (280 on a GPU, 600 elsewhere)"
+    )
+    parser.add_argument(
+        "--repeats", type=options.count, help="most measured steps of an implementation (50 on a GPU, 10 elsewhere)"
+    )
+    parser.add_argument("--genes", type=options.genes, help="of the cell (as published)")
+    parser.add_argument("--lengths", type=options.count, nargs="+", help="tokens of the suite length")
     parser.add_argument("--case", help="one row: its name or the start of it; writes no results")
     parser.add_argument("--only", help="one implementation by its name, such as ours; writes no results")
     parser.add_argument("--profile", action="store_true", help="cudaProfilerStart and Stop around the measured steps")
@@ -522,7 +531,10 @@ def main() -> None:
     suites, case, device = given.pop("suite"), given.pop("case"), given.pop("device")
     given["dtype"] = DTYPES.get(given["dtype"])
     given["lengths"] = tuple(given["lengths"]) if given["lengths"] else None
-    result = run(plan_for(device, **given), suites=suites, case=case)
+    try:
+        result = run(plan_for(device, **given), suites=suites, case=case)
+    except NoRowError as error:
+        parser.error(str(error))
     print(f"{result['graph']}, {result['dtype']}, {result['seconds']:.0f} s\n\n{table(result['rows'])}")
     if result["not_reached"]:
         print(f"\nNot reached in {result['seconds']:.0f} s: {'; '.join(result['not_reached'])}")

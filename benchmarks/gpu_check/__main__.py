@@ -23,10 +23,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 import torch
 
+from .. import options
 from ..measure import environment
 from ..sections import drive, ended, plan, read, summary
 from .checks import run_once
@@ -36,11 +36,15 @@ from .sections import BENCHMARKS, SECTIONS, gpu
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--out", type=Path, help="folder for the results, made if missing")
-    what.add_argument("--plan", type=float, metavar="S", help="print commands of at most S seconds that are the whole check")
-    what.add_argument("--once", type=int, metavar="GENES", help="run each op once, as the target of other tools")
+    what.add_argument("--out", type=options.results, help="folder for the results, made if missing")
+    what.add_argument(
+        "--plan", type=options.positive, metavar="S", help="print commands of at most S seconds that are the whole check"
+    )
+    what.add_argument("--once", type=options.genes, metavar="GENES", help="run each op once, as the target of other tools")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"of {', '.join(SECTIONS)}")
-    parser.add_argument("--seconds", type=float, help="begin no section that could take longer than what is left of these")
+    parser.add_argument(
+        "--seconds", type=options.positive, help="begin no section that could take longer than what is left of these"
+    )
     parser.add_argument("--again", action="store_true", help="sections too that the folder holds the end of")
     parser.add_argument("--full", action="store_true", help="the whole report in the place of the benchmarks")
     given = parser.parse_args()

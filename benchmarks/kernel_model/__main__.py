@@ -42,7 +42,11 @@ ROOT = Path(__file__).parents[2]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chips", default=",".join(CHIPS), help="some of them, by name: %(default)s; nothing is written then")
-    chosen = [CHIPS[name] for name in parser.parse_args().chips.split(",")]
+    names = parser.parse_args().chips.split(",")
+    for name in names:
+        if name not in CHIPS:
+            parser.error(f"argument --chips: expected some of {','.join(CHIPS)}, got {name!r}")
+    chosen = [CHIPS[name] for name in names]
     cell, graph = benchmark_graph()
     tied = Tied.of(graph)
     rows: list[Row] = []

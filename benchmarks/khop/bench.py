@@ -28,7 +28,9 @@ from tqdm import tqdm
 from cellattn import MultiGraph
 from cellattn._file import write_atomic
 from cellattn.data import synthetic_cell
+from cellattn.data.synthetic import RELATIONS
 
+from .. import options
 from ..measure import environment, first_line, peak_memory, results_dir, synchronize
 from ..processes import Ended, end_with_parent
 from ..processes import run as run_process
@@ -141,16 +143,16 @@ def run(plan: Plan | None = None, *, out: Path | None = None, name: str = "khop"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", help="cpu or cuda")
+    parser.add_argument("--device", type=options.device, help="cpu or cuda")
     parser.add_argument("--short", action="store_true", help="what `make bench` runs: B = 28; writes khop_short.json instead")
-    parser.add_argument("--sets", type=int, nargs="+", dest="set_counts", help="samples a batch")
-    parser.add_argument("--hops", type=int, nargs="+")
+    parser.add_argument("--sets", type=options.count, nargs="+", dest="set_counts", help="samples a batch")
+    parser.add_argument("--hops", type=options.count, nargs="+")
     parser.add_argument("--heaps", nargs="+", choices=HEAPS)
-    parser.add_argument("--genes", type=int, help="of the cell (as published)")
-    parser.add_argument("--relations", nargs="+", help="of message passing")
-    parser.add_argument("--seconds", type=float, help="no row is begun after so many")
-    parser.add_argument("--seconds-each", type=float, help="of measured steps a row")
-    parser.add_argument("--repeats", type=int, help="most measured steps a row")
+    parser.add_argument("--genes", type=options.genes, help="of the cell (as published)")
+    parser.add_argument("--relations", nargs="+", choices=RELATIONS, metavar="RELATION", help="of message passing")
+    parser.add_argument("--seconds", type=options.positive, help="no row is begun after so many")
+    parser.add_argument("--seconds-each", type=options.positive, help="of measured steps a row")
+    parser.add_argument("--repeats", type=options.count, help="most measured steps a row")
     for name in ("--worker", "--heap", "--graph", "--out", "--plan"):  # how a run starts its processes
         parser.add_argument(name, help=argparse.SUPPRESS)
     given = vars(parser.parse_args())

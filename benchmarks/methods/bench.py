@@ -28,10 +28,11 @@ import torch
 from tqdm import tqdm
 
 from cellattn import MultiGraph
-from cellattn._file import out_folder, write_atomic
+from cellattn._file import write_atomic
 from cellattn._profiling import span
 from cellattn.data import PerturbationBatch, PerturbationDataset, synthetic_cell
 
+from .. import options
 from ..measure import environment, first_line, results_dir
 from ..processes import end_with_parent
 from ..training.distributed import Share
@@ -293,10 +294,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=Plan.methods, help="default: all")
     parser.add_argument("--full", action="store_true", help="the published setting, whatever the device")
-    parser.add_argument("--device", default=DEVICE, choices=("cpu", "cuda"), help="%(default)s")
+    parser.add_argument("--device", type=options.device, default=DEVICE, choices=("cpu", "cuda"), help="%(default)s")
     parser.add_argument("--autocast", choices=("bf16",), help="dtype of matrix products")
-    parser.add_argument("--seconds", type=float, help="after which nothing more is begun")
-    parser.add_argument("--out", type=out_folder, help="folder of the results (default: that of this device)")
+    parser.add_argument("--seconds", type=options.positive, help="after which nothing more is begun")
+    parser.add_argument("--out", type=options.results, help="folder of the results (default: that of this device)")
     given = parser.parse_args()
     plan = Plan() if given.full or given.device == "cuda" else short_plan()
     asked = {"methods": given.methods and tuple(given.methods), "seconds": given.seconds, "autocast": given.autocast}

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from cellattn import MultiGraph
-from cellattn._file import out_folder, write_atomic
+from cellattn._file import write_atomic
 from cellattn.data import PERTURBATION_TYPES, PerturbationDataset, synthetic_cell
 from cellattn.nn import WildtypeDifference
 from cellattn.nn.wildtype import CONVS
 
+from .. import options
 from ..measure import environment, results_dir, table
 from ..training.engine import Execution, Trainer
 from .registry import DIM, on_cell
@@ -120,10 +121,10 @@ Forward and backward, medians; synthetic cell of {result["genes"]:,} genes and {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--convs", nargs="+", choices=CONVS, default=CONVS, help="kinds of layers (default: all)")
-    parser.add_argument("--layers", nargs="+", type=int, default=(1, 2, 3), help="numbers of layers (default: 1 2 3)")
-    parser.add_argument("--genes", type=int, default=6607, help="of the synthetic cell (%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=28, help="sets in a batch (%(default)s)")
-    parser.add_argument("--out", type=out_folder, help="folder of the results (default: that of this device)")
+    parser.add_argument("--layers", nargs="+", type=options.count, default=(1, 2, 3), help="numbers of layers (default: 1 2 3)")
+    parser.add_argument("--genes", type=options.genes, default=6607, help="of the synthetic cell (%(default)s)")
+    parser.add_argument("--batch-size", type=options.count, default=28, help="sets in a batch (%(default)s)")
+    parser.add_argument("--out", type=options.results, help="folder of the results (default: that of this device)")
     given = parser.parse_args()
     print(page(run(given.convs, given.layers, genes=given.genes, batch_size=given.batch_size, out=given.out)))
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import torch
 
-from .. import processes
+from .. import options, processes
 from ..measure import resident, synchronize
 from ..training.engine import Execution
 from .registry import method_of
@@ -203,10 +203,12 @@ def _peak_resident() -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_workload_arguments(parser)
-    parser.add_argument("--cap", type=int, default=2**20, help="no larger batch is tried (%(default)s)")
-    parser.add_argument("--budget", type=float, help="GB that may be used (default: all of a GPU)")
+    parser.add_argument("--cap", type=options.count, default=2**20, help="no larger batch is tried (%(default)s)")
+    parser.add_argument("--budget", type=options.positive, help="GB that may be used (default: all of a GPU)")
     given = parser.parse_args()
-    found = largest_batch(workload_of(given), cap=given.cap, budget=given.budget and int(given.budget * 1e9))
+    with options.told():
+        work = workload_of(given)
+    found = largest_batch(work, cap=given.cap, budget=given.budget and int(given.budget * 1e9))
     for one in found.tries:
         print(f"{one.batch_size:>9}  {'does not fit' if one.peak_bytes is None else f'{one.peak_bytes / 1e6:,.0f} MB'}")
     print(f"largest batch: {found.batch_size}{' (the cap)' if found.limit is None else f', {found.limit} does not fit'}")

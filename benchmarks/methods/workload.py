@@ -13,6 +13,7 @@ import torch
 from cellattn import MultiGraph
 from cellattn.data import PERTURBATION_TYPES, PerturbationDataset, synthetic_cell
 
+from .. import options
 from ..cells import benchmark_graph
 from ..measure import peak_memory, phase_times, synchronize
 from ..training.distributed import shares
@@ -131,15 +132,25 @@ def time_steps(
 def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that `workload_of` reads."""
     parser.add_argument("method", help="a name in benchmarks.methods.registry.METHODS, or module:attribute")
-    parser.add_argument("--genes", type=int, help="of a synthetic cell (default: the real tables, or the published size)")
-    parser.add_argument("--set-size", type=int, default=2, help="genes perturbed in a mutant (%(default)s)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda (%(default)s)")
+    parser.add_argument(
+        "--genes", type=options.genes, help="of a synthetic cell (default: the real tables, or the published size)"
+    )
+    parser.add_argument("--set-size", type=options.count, default=2, help="genes perturbed in a mutant (%(default)s)")
+    parser.add_argument(
+        "--device",
+        type=options.device,
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu or cuda (%(default)s)",
+    )
     parser.add_argument("--autocast", choices=AUTOCAST, help="dtype of matrix products")
-    parser.add_argument("--compile", nargs="?", const="inductor", metavar="BACKEND", help="with torch.compile")
+    parser.add_argument(
+        "--compile", type=options.backend, nargs="?", const="inductor", metavar="BACKEND", help="with torch.compile"
+    )
     parser.add_argument("--cuda-graph", action="store_true", help="forward and backward as one CUDA graph")
 
 
 def workload_of(given: argparse.Namespace) -> Workload:
-    """What the options of `add_workload_arguments` ask for."""
+    """What the options of `add_workload_arguments` ask for; raises ValueError and what an import of the method raises."""
+    method_of(given.method)
     execution = Execution(given.device, given.autocast, compile=given.compile, cuda_graph=given.cuda_graph)
     return Workload(given.method, given.genes, set_size=given.set_size, execution=execution)

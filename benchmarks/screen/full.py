@@ -17,9 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cellattn._file import out_folder, write_atomic
+from cellattn._file import write_atomic
 from cellattn.screen import merge, screen
 
+from .. import options
 from ..cells import data_dir
 from ..measure import environment, results_dir, table
 from ..training import runs
@@ -40,8 +41,7 @@ def run(
     progress: bool = True,
 ) -> dict[str, Any]:
     """Train, screen triples of the roster and all pairs, merge both, and write `screen.json` and the pages into `results`."""
-    if not 3 <= roster <= cell.graph.num_nodes:
-        raise ValueError(f"roster: expected 3 to {cell.graph.num_nodes} genes, got {roster}")
+    check_roster(roster, cell)
     names = cell.graph.names
     assert names is not None  # of tables and synthetic cells alike
     training = runs.run(
@@ -71,6 +71,12 @@ def run(
     return result
 
 
+def check_roster(roster: int, cell: Cell) -> None:
+    """Check that there are so many genes, and triples of them."""
+    if not 3 <= roster <= cell.graph.num_nodes:
+        raise ValueError(f"roster: expected 3 to {cell.graph.num_nodes} genes, got {roster}")
+
+
 def section(folder: Path) -> str:
     """What the report says of the last run on this device; nothing where there was none."""
     path = folder / "screen.json"
@@ -95,17 +101,24 @@ which is a short schedule (validation Pearson {pearson}): the pages show what a 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder of the yeast tables (default: CELLATTN_DATA, ../shared/data/yeast)")
-    parser.add_argument("--out", type=out_folder, default=Path("runs/screen"), help="folder of runs and screens (%(default)s)")
+    parser.add_argument(
+        "--data", type=options.folder, help="folder of the yeast tables (default: CELLATTN_DATA, ../shared/data/yeast)"
+    )
+    parser.add_argument("--out", type=options.results, default="runs/screen", help="folder of runs and screens (%(default)s)")
     parser.add_argument("--tokens", default="full", help="labelled, neighbours:N or full (%(default)s)")
-    parser.add_argument("--roster", type=int, default=632, metavar="GENES", help="of which all triples are made (%(default)s)")
-    parser.add_argument("--epochs", type=int, default=3, help="of training (%(default)s)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a model each: several are an ensemble")
-    parser.add_argument("--threads", type=int, metavar="N", help="on the CPU (default: all)")
+    parser.add_argument(
+        "--roster", type=options.count, default=632, metavar="GENES", help="of which all triples are made (%(default)s)"
+    )
+    parser.add_argument("--epochs", type=options.count, default=3, help="of training (%(default)s)")
+    parser.add_argument("--seeds", type=options.seed, nargs="+", default=[0], help="a model each: several are an ensemble")
+    parser.add_argument("--threads", type=options.count, metavar="N", help="on the CPU (default: all)")
     given = parser.parse_args()
     folder = results_dir()
+    with options.told():
+        cell = load_cell(given.data or data_dir(), given.tokens)
+        check_roster(given.roster, cell)
     run(
-        cell=load_cell(given.data or data_dir(), given.tokens),
+        cell=cell,
         out=given.out,
         results=folder,
         roster=given.roster,

@@ -28,11 +28,12 @@ import torch
 from torch import Tensor, nn
 
 from cellattn import MultiGraph, checkpoint
-from cellattn._file import out_folder, write_atomic
+from cellattn._file import write_atomic
 from cellattn.data import PERTURBATION_TYPES, synthetic_cell
 from cellattn.nn import CellTransformer, Dango, PairwiseInteraction, WildtypeDifference
 from cellattn.screen import Scorer, make_scorer, screen, status
 
+from .. import options
 from ..measure import environment, results_dir, table
 from ..methods.peers.sets import readout_by_all_genes
 
@@ -416,15 +417,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = list(rows_of(1))
     parser.add_argument("--rows", nargs="+", choices=names, default=names, help="which (default: all)")
-    parser.add_argument("--genes", type=int, default=6607, help="of the synthetic cell (%(default)s)")
-    parser.add_argument("--roster", type=int, default=632, help="genes whose triples are scored (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of a row in each round, about (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="%(default)s")
-    parser.add_argument("--threads", type=int, default=2, help="%(default)s")
-    parser.add_argument("--out", type=out_folder, help="folder of the results (default: that of this device)")
+    parser.add_argument("--genes", type=options.genes, default=6607, help="of the synthetic cell (%(default)s)")
+    parser.add_argument("--roster", type=options.count, default=632, help="genes whose triples are scored (%(default)s)")
+    parser.add_argument("--seconds", type=options.positive, default=5.0, help="of a row in each round, about (%(default)s)")
+    parser.add_argument("--rounds", type=options.count, default=3, help="%(default)s")
+    parser.add_argument("--threads", type=options.count, default=2, help="%(default)s")
+    parser.add_argument("--out", type=options.results, help="folder of the results (default: that of this device)")
     given = parser.parse_args()
-    options = vars(given)
-    print(page(run(options.pop("rows"), **options)))
+    if not 4 <= given.roster <= given.genes:
+        parser.error(f"argument --roster: expected 4 to {given.genes}, the genes of the cell, got {given.roster}")
+    chosen = vars(given)
+    print(page(run(chosen.pop("rows"), **chosen)))
 
 
 if __name__ == "__main__":

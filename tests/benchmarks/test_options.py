@@ -1,0 +1,49 @@
+"""Command lines of the benchmarks: an option that cannot be is one line, before anything is begun."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+DOORS = {
+    "train": "--epochs 0|--epochs x|--data /nope|--data ''|--out /proc/x|--out ''|--seeds -1|--checkpoint-steps 0"
+    "|--accumulate 0|--device cuda:9|--compile nope|--timeout -1|--tokens x --out OUT|--cuda-graph --out OUT|--variants nope"
+    "|--split nope|--data OUT --out OUT",
+    "attention.bench": "--device nope|--genes 0|--genes x|--seconds -1|--seconds nan|--repeats 0|--lengths 0|--suite nope"
+    "|--suite length --case nope",
+    "khop.bench": "--device nope|--sets 0|--hops 0|--genes 3|--relations nope|--seconds inf|--seconds-each 0|--repeats 0"
+    "|--heaps nope",
+    "methods.bench": "--device nope|--seconds -1|--out /proc/x|--methods nope",
+    "methods.delta": "--layers 0|--genes 1|--batch-size 0|--out /proc/x|--convs nope",
+    "methods.largest": "nope|nope:f|torch:nope|dango --cap 0|dango --budget 0|dango --genes 0|dango --set-size 0"
+    "|dango --device nope|dango --cuda-graph|dango --compile nope",
+    "screen.full": "--data /nope|--roster 0|--roster 201 --tokens labelled --out OUT|--epochs 0|--threads 0|--seeds -1"
+    "|--tokens x --out OUT",
+    "screen.speed": "--genes 0|--roster 0|--roster 7000|--rounds 0|--threads 0|--seconds 0|--out /proc/x|--rows nope",
+    "profile": "nope|nope:f|torch:nope|dango --batch-size 0|dango --steps 0|dango --warmup -1|dango --torch --out /proc/x",
+    "quick": "--out /proc/x|--out ''",
+    "report": "--redraw /nope|--only nope",
+    "gpu_check.__main__": "--plan -1|--plan nan|--out /proc/x|--once 0|--only nope --plan 9|",
+    "kernel_model.__main__": "--chips nope",
+}
+CASES = [(door, line) for door, lines in DOORS.items() for line in lines.split("|")]
+
+
+@pytest.mark.parametrize(("door", "line"), CASES, ids=[f"{door} {line}" for door, line in CASES])
+def test_one_line(
+    door: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CELLATTN_DATA", str(tmp_path))  # none there
+    words = ["" if word == "''" else word.replace("OUT", str(tmp_path / "out")) for word in line.split()]
+    if "--data" in words and str(tmp_path / "out") in words:
+        (tmp_path / "out").mkdir()
+    monkeypatch.setattr("sys.argv", [door, *words])
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(f"benchmarks.{door}").main()
+    assert end.value.code not in (0, None)
+    told = end.value.code if isinstance(end.value.code, str) else capsys.readouterr().err.splitlines()[-1]
+    assert "error: " in told
+    assert "\n" not in told
