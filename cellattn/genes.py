@@ -177,6 +177,8 @@ class GeneList:
         return name in self._index
 
     def __getitem__(self, index: int) -> str:
+        if isinstance(index, str):
+            raise TypeError(f"index: expected the index of a gene, got the name {shown(index)}; `get` gives a name's index")
         return self.names[index]
 
     def __eq__(self, other: object) -> bool:

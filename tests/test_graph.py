@@ -237,11 +237,15 @@ HALF = torch.tensor([0.5, 0.25])
         ({"edge_weight": HALF, "edge_attr": torch.rand(2, 3), "weight": HALF + 1}, [0.5, 0.25]),
         ({"edge_attr": HALF, "weight": HALF + 1}, [0.5, 0.25]),
         ({"edge_attr": torch.rand(2, 3), "weight": HALF}, [0.5, 0.25]),
+        ({"edge_weight": HALF.numpy()}, [0.5, 0.25]),
+        ({"edge_attr": HALF.numpy()[:, None]}, [0.5, 0.25]),
+        ({"edge_weight": [0.5, 0.25]}, [0.5, 0.25]),
+        ({"edge_attr": ["a", "b"]}, [1, 1]),
         ({"e_id": torch.arange(2), "name": ["a", "b"]}, [1, 1]),
     ],
     ids=[
         "edge_weight", "edge_weight-column", "edge_attr", "edge_attr-column", "int", "bool", "weight", "edge_weight-first",
-        "edge_attr-first", "features-and-weight", "none",
+        "edge_attr-first", "features-and-weight", "numpy", "numpy-column", "list", "words", "none",
     ],
 )  # fmt: skip
 def test_hetero_data_weights(attributes: dict[str, Any], weight: list[float]) -> None:
@@ -255,9 +259,10 @@ def test_hetero_data_weights(attributes: dict[str, Any], weight: list[float]) ->
     [
         ({"edge_attr": torch.rand(2, 3)}, r"edge_attr \[2, 3\]"),
         ({"score": HALF}, r"score \[2\]"),
+        ({"score": HALF.numpy()}, r"score \[2\]"),
         ({"edge_attr": torch.rand(2, 2), "score": HALF[:, None]}, r"edge_attr \[2, 2\], score \[2, 1\]"),
     ],
-    ids=["features", "other-name", "both"],
+    ids=["features", "other-name", "other-name-numpy", "both"],
 )
 def test_hetero_data_says_what_it_ignores(attributes: dict[str, Any], ignored: str) -> None:
     with pytest.warns(
@@ -272,6 +277,8 @@ def test_hetero_data_refuses_weights_of_another_shape() -> None:
         ValueError, match=r"edge_weight\['p'\]: expected 1 dimension\(s\), got a float32 tensor of shape \[2, 2\]"
     ):
         MultiGraph.from_hetero_data(hetero_with(edge_weight=torch.rand(2, 2)))
+    with pytest.raises(TypeError, match=r"data: edge_weight of edge type .*'p'.*: expected a tensor of numbers"):
+        MultiGraph.from_hetero_data(hetero_with(edge_weight=["a", "b"]))
 
 
 TWICE = torch.tensor([[0, 0, 1], [1, 1, 2]])
@@ -871,6 +878,8 @@ def test_hetero_data_brings_its_names() -> None:
     data["gene"].num_nodes = N
     assert MultiGraph.from_hetero_data(data).names is None
     data["gene"].node_ids = NAMES
+    assert MultiGraph.from_hetero_data(data).names == GeneList(NAMES)
+    data["gene"].node_ids = np.array(NAMES)
     assert MultiGraph.from_hetero_data(data).names == GeneList(NAMES)
     other = NAMES[::-1]
     assert MultiGraph.from_hetero_data(data, names=other).names == GeneList(other)

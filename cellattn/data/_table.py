@@ -38,6 +38,7 @@ class Number(NamedTuple):
     column: str | int
     bounds: tuple[float, float]
     may_miss: bool = False  # whatever `missing` says of the others
+    hint: str = ""  # what a message says of a number out of bounds
 
 
 class Table:
@@ -189,9 +190,9 @@ class Table:
             result[name] = rows[self._position(column)]
             if name not in optional and result[name].null_count() > 0:
                 self.fail(int(result[name].is_null().arg_true()[0]), f"column {shown(column)} is empty")
-        for name, (column, bounds, may_miss) in (numbers or {}).items():
-            text = rows[self._position(column)]
-            result[name] = self._numbers(text, column, bounds, "drop" if may_miss else missing)
+        for name, number in (numbers or {}).items():
+            text = rows[self._position(number.column)]
+            result[name] = self._numbers(text, number, "drop" if number.may_miss else missing)
         return pl.DataFrame(result)
 
     def fail(self, row: int, problem: str) -> NoReturn:
@@ -201,8 +202,8 @@ class Table:
     def _position(self, column: str | int) -> str:
         return str(self.header.index(str(column)))
 
-    def _numbers(self, text: pl.Series, column: str | int, bounds: tuple[float, float], missing: str | None) -> pl.Series:
-        low, high = bounds
+    def _numbers(self, text: pl.Series, number: Number, missing: str | None) -> pl.Series:
+        low, high = number.bounds
         values = text.cast(pl.Float64, strict=False)
         good = ((values >= low) & (values <= high)).fill_null(False)  # NaN compares above every number in polars
         if good.all():
@@ -215,14 +216,14 @@ class Table:
             if is_missing and missing == "drop":
                 read[word] = None
                 continue
-            problem = _number_problem(word, bounds)
+            problem = _number_problem(word, number)
             if problem is None:  # spelled in a way that polars does not know
                 read[word] = float(word)
             else:
                 problems[word] = problem + ("; missing='drop' leaves such lines out" if is_missing and missing else "")
         if problems:
             row = int(text.is_in(list(problems)).arg_true()[0])
-            self.fail(row, f"column {shown(column)} is {shown(text[row])}, {problems[text[row]]}")
+            self.fail(row, f"column {shown(number.column)} is {shown(text[row])}, {problems[text[row]]}")
         others = text.replace_strict(list(read), list(read.values()), default=None, return_dtype=pl.Float64)
         return values.zip_with(good, others)
 
@@ -383,12 +384,12 @@ def may_be_number(text: str) -> bool:
     return _NUMBER.fullmatch(text) is not None or text.strip().lower() in _MISSING
 
 
-def _number_problem(text: str, bounds: tuple[float, float]) -> str | None:
+def _number_problem(text: str, number: Number) -> str | None:
     if not _NUMBER.fullmatch(text):
         comma = " (with a point, not a comma)" if _NUMBER.fullmatch(text.replace(",", ".")) else ""
         return f"expected a finite number{comma}"
-    low, high = bounds
-    return None if low <= float(text) <= high else f"expected a number in [{low:g}, {high:g}]"
+    low, high = number.bounds
+    return None if low <= float(text) <= high else f"expected a number in [{low:g}, {high:g}]{number.hint}"
 
 
 # ---------------------------------------------------------------------------------------------------- bytes

@@ -220,7 +220,7 @@ class PerturbationDataset(Dataset[PerturbationSample]):
                 f"types: sample {int(sample_of[entry])}, gene {int(seeds[entry])} is 'present', the unperturbed state; "
                 "leave such a gene out of the set"
             )
-        _check_no_repeats(seeds, sample_of)
+        _check_no_repeats(seeds, sample_of, names if isinstance(names, GeneList) and len(names) == num_genes else None)
 
         self.seeds, self.ptr, self.types, self.y = seeds, ptr, types, y
         self.num_genes = num_genes
@@ -459,7 +459,7 @@ class PerturbationDataset(Dataset[PerturbationSample]):
         all_seeds, all_types, all_y = zip(*samples, strict=True)
         sizes = torch.tensor([len(seeds) for seeds in all_seeds])
         seeds = torch.cat(all_seeds)
-        _check_no_repeats(seeds, torch.arange(len(samples)).repeat_interleave(sizes))
+        _check_no_repeats(seeds, torch.arange(len(samples)).repeat_interleave(sizes), None)
         ptr = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
         return PerturbationBatch(seeds, ptr, torch.cat(all_types), torch.stack(all_y).float())
 
@@ -543,11 +543,13 @@ def _check_ptr(ptr: Tensor, nnz: int) -> None:
         raise ValueError(f"ptr: falls from {int(ptr[position])} to {int(ptr[position + 1])} at position {position + 1}")
 
 
-def _check_no_repeats(seeds: Tensor, sample_of: Tensor) -> None:
+def _check_no_repeats(seeds: Tensor, sample_of: Tensor, names: GeneList | None) -> None:
     """Refuse a gene twice in a set; `sample_of` ascends."""
     order = seeds.argsort(stable=True)
     order = order[sample_of[order].argsort(stable=True)]
     same = (seeds[order].diff() == 0) & (sample_of[order].diff() == 0)
     if same.any():
         entry = int(order[same.nonzero()[0]])
-        raise ValueError(f"seeds: sample {int(sample_of[entry])} holds gene {int(seeds[entry])} twice")
+        gene = int(seeds[entry])
+        called = "" if names is None else f", {shown(names[gene])},"
+        raise ValueError(f"seeds: sample {int(sample_of[entry])} holds gene {gene}{called} twice")

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -86,13 +87,17 @@ def _hetero_weight(store: Any, edge_type: tuple[str, str, str]) -> Tensor | None
     others = []
     for name in ("edge_weight", "edge_attr", "weight"):
         value = store.get(name)
+        value = tensor_of(np.asarray(value) if isinstance(value, list | tuple) else value)
         if not isinstance(value, Tensor):
+            if value is not None and name != "edge_attr":
+                raise TypeError(f"data: {name} of edge type {edge_type}: expected a tensor of numbers, got {describe(value)}")
             continue
         if name == "edge_attr" and value.ndim == 2 and value.shape[1] != 1:
             others.append(f"{name} {list(value.shape)}")
             continue
         return _real(value)
     for name, value in store.items():
+        value = tensor_of(value)
         if isinstance(value, Tensor) and value.is_floating_point() and tuple(value.shape) in {(num_edges,), (num_edges, 1)}:
             others.append(f"{name} {list(value.shape)}")
     if others:
@@ -139,6 +144,7 @@ def _hetero_names(data: Any, node_types: Iterable[str]) -> list[str] | None:
     names: list[str] = []
     for node_type in node_types:
         fields = (data[node_type].get(field) for field in ("names", "node_ids"))
+        fields = (field.tolist() if isinstance(field, np.ndarray) else field for field in fields)
         found = next((f for f in fields if isinstance(f, Sequence) and f and all(isinstance(name, str) for name in f)), None)
         if found is None:
             return None

@@ -29,6 +29,6 @@ def draw_rows(
     rows = {}
     for relation in dict.fromkeys(relations):
         available = graph.num_rows_with_edges(relation)
-        wanted = max(1, round(number * available)) if isinstance(number, float) else number
+        wanted = min(max(1, round(number * available)), available) if isinstance(number, float) else number
         rows[relation] = sample_rows(graph, relation, wanted, generator=generator)
     return rows

@@ -312,6 +312,12 @@ MALFORMED = [
     ("sets-float", from_sets([[1.0]]), TypeError, "sets: sample 0: expected an index for each gene, got float 1.0"),
     ("sets-unknown", from_sets([["Z"]], genes=GeneList(["A", "B"])), ValueError, "sets: sample 0 names gene 'Z'"),
     ("sets-repeat", from_sets([[1], [2, 3, 2]], [1.0, 2.0]), ValueError, "seeds: sample 1 holds gene 2 twice"),
+    (
+        "sets-repeat-names",
+        from_sets([["B", "b"]], [1.0], genes=GeneList(["A", "B", "C", "D"], aliases={"b": "B"})),
+        ValueError,
+        "seeds: sample 0 holds gene 1, 'B', twice",
+    ),
     ("sets-size", from_sets([[1]], num_genes=None), ValueError, "num_genes: expected the number of genes, or genes"),
     (
         "types-name",

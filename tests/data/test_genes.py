@@ -27,6 +27,8 @@ def test_index_takes_names_and_aliases() -> None:
     assert "TFC3" in genes
     assert "RAD1" not in genes
     assert genes.get("RAD1") is None
+    with pytest.raises(TypeError, match=r"index: expected the index of a gene, got the name 'TFC3'; `get` gives"):
+        genes["TFC3"]  # type: ignore[index]
 
 
 def test_from_table(tmp_path: Path) -> None:

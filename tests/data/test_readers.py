@@ -104,6 +104,8 @@ def test_edge_table_signed_keeps_negative_weights(tmp_path: Path) -> None:
     table = edges(write(tmp_path, EDGES.replace("0.5", "-0.5")), signed=True)
     assert table.weight is not None
     assert table.weight.tolist() == [-0.5, 2]
+    with pytest.raises(ValueError, match=r"line 2: .*'-0\.5', expected .*; signed=True keeps negative weights"):
+        edges(write(tmp_path, EDGES.replace("0.5", "-0.5")))
 
 
 def test_interactions_reads_pairs_triples_and_split(tmp_path: Path) -> None:

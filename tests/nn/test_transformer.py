@@ -122,6 +122,14 @@ def test_number_of_sampled_rows(sampled_rows: float, share: float | None, monkey
         assert len(rows) == len(rows.unique()) == expected
 
 
+def test_a_fraction_of_no_rows() -> None:
+    """A graph without edges is a graph."""
+    bare = MultiGraph.from_edge_index({name: torch.empty(2, 0, dtype=torch.int64) for name in GRAPH.relations}, N)
+    out = model(sampled_rows=0.5)(bare, *BATCH, features=features())
+    assert all(loss == 0 for loss in out.losses.values())
+    assert out.losses
+
+
 def test_more_sampled_rows_than_rows() -> None:
     with pytest.raises(ValueError, match="num_rows"):
         model(sampled_rows=N)(GRAPH, *BATCH, features=features())  # the first gene has no edge
