@@ -236,12 +236,14 @@ def require_distinct(name: str, index: Tensor, ptr: Tensor) -> None:
 def unboxed(value: Any) -> Any:
     """A number that NumPy or PyTorch boxes (a scalar, an array or tensor without dimensions) as Python's; all else as it came.
 
-    A tensor of integers on a GPU is waited for. One that holds no values (meta, fake, traced) stays.
+    A tensor on a GPU is waited for. One that holds no values (meta, fake, traced) stays, and so does one that requires a
+    gradient, which a number would not pass on.
     """
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
         return value.item()
     if isinstance(value, Tensor) and type(value) in (Tensor, Parameter) and not transforms_active():
         known = value.layout == torch.strided and not value.is_nested and value.ndim == 0 and not value.is_meta
+        known = known and not value.requires_grad
         if known and not torch.compiler.is_compiling():
             return value.item()
     return value
@@ -252,6 +254,8 @@ def number_of(name: str, value: Any) -> float:
     if isinstance(value, (int, float)) and torch.compiler.is_compiling():  # symbolic there: it has a type but no value
         return value
     number = unboxed(value)
+    learned = isinstance(value, Tensor) and value.requires_grad
+    require(not learned, lambda: f"{name}: expected a number, got a {describe(value)} whose gradient it would not pass on")
     valid = isinstance(number, (int, float)) and not isinstance(number, bool) and abs(number) <= sys.float_info.max
     require(valid, lambda: f"{name}: expected a finite number, got {describe(value)}")
     return cast(float, number)

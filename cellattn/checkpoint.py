@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._check import describe, require, require_tensor
+from ._check import describe, require, require_tensor, unboxed
 from ._file import file_path, not_whole, write_atomic
 from .genes import GeneList, require_same_genes
 from .graph import MultiGraph
@@ -99,6 +99,8 @@ def save(
         _require_file("graph_file", graph_file)
     if metadata is not None and not isinstance(metadata, Mapping):
         raise TypeError(f"metadata: expected a dict, got {describe(metadata)}")
+    if graph is not None and not isinstance(graph, MultiGraph):
+        raise TypeError(f"graph: expected a MultiGraph or None, got {describe(graph)}")
     genes = genes if genes is None or isinstance(genes, GeneList) else GeneList(genes)
     named = None if graph is None else graph.names
     if genes is not None and named is not None:
@@ -110,8 +112,11 @@ def save(
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     if features is not None:
         tensors["features"] = features
+    kept = _flatten(state, "state", tensors)
     for name, value in tensors.items():
         require(not value.is_meta, f"{name}: expected a tensor that holds values, got one on device meta")
+        if value.layout != torch.strided or value.is_nested or value.is_quantized:
+            raise ValueError(f"{name}: expected a dense tensor, got a {describe(value)}, {value.layout}")
     header: dict[str, Any] = {
         "model": _class_name(model),
         "config": _config_of(model),
@@ -120,15 +125,23 @@ def save(
         "graph_file": None if graph_file is None else _relative(graph_file, path),
         "digest": digest(model, features=features, genes=genes),
         "metadata": dict(metadata or {}),
-        "state": _flatten(state, "state", tensors),
+        "state": kept,
     }
     try:
-        text = json.dumps(header)
+        text = json.dumps(header, default=_number)
     except (TypeError, ValueError) as error:
         raise TypeError(f"metadata, or an argument of the model: expected values that JSON can hold ({error})") from error
     # copies: two names of one tensor are two tensors in a file
     tensors = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
     write_atomic(path, to_bytes(tensors, {"format": _FORMAT, "checkpoint": text, "crc32": _checksum(text, tensors)}))
+
+
+def _number(value: Any) -> Any:
+    """What JSON does not know: NumPy's and PyTorch's numbers."""
+    number = unboxed(value)
+    if number is value:
+        raise TypeError(describe(value))
+    return number
 
 
 def _require_file(name: str, path: Any) -> None:
@@ -298,13 +311,15 @@ def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         ]
         return {"dict": parts}
     if isinstance(value, list | tuple):
+        kind = "tuple" if isinstance(value, tuple) else "list"  # named ones too
         if all(isinstance(part, int) for part in value):  # the thousands of numbers of a generator's state
-            return {type(value).__name__: list(value)}
-        return {type(value).__name__: [_flatten(part, f"{name}.{i}", tensors) for i, part in enumerate(value)]}
+            return {kind: list(value)}
+        return {kind: [_flatten(part, f"{name}.{i}", tensors) for i, part in enumerate(value)]}
     return _plain(value, name)
 
 
 def _plain(value: Any, name: str) -> Any:
+    value = unboxed(value)
     if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
     if isinstance(value, float):

@@ -7,8 +7,9 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -151,6 +152,42 @@ def test_the_graph_file_is_found_from_the_checkpoint(tmp_path: Path) -> None:
     file = checkpoint.load(moved / "m").graph_file
     assert file is not None
     assert MultiGraph.load(file) == GRAPH
+
+
+class Best(NamedTuple):
+    epoch: int
+    score: Tensor
+
+
+def test_numbers_that_numpy_boxes_and_named_tuples_are_kept(tmp_path: Path) -> None:
+    state = {"best": np.float32(0.5), "step": np.int64(3), np.int64(1): [np.bool_(True), 2], "named": Best(2, torch.ones(1))}
+    metadata = {"lr": np.float32(0.5), "epoch": np.int64(7), "loss": torch.tensor(0.25), "all": [np.float64(1.5)]}
+    checkpoint.save(tmp_path / "m", MODELS["pairwise"](), state=state, metadata=metadata)
+    found = checkpoint.load(tmp_path / "m")
+    assert found.state == {"best": 0.5, "step": 3, 1: [True, 2], "named": (2, torch.ones(1))}
+    assert type(found.state["step"]) is int
+    assert type(found.state["named"]) is tuple
+    assert found.metadata == {"lr": 0.5, "epoch": 7, "loss": 0.25, "all": [1.5]}
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ({"a": torch.eye(2).to_sparse()}, r"^state\.0: expected a dense tensor, got .*sparse_coo"),
+        ({"a": [torch.empty(2, device="meta")]}, r"^state\.0\.0: expected a tensor that holds values, got .* meta"),
+        (
+            {"a": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)},
+            r"^state\.0: .* dense tensor, got a qint8",
+        ),
+    ],
+    ids=["sparse", "meta"],
+)
+def test_tensors_that_no_file_holds_are_named(state: Any, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=words):
+        checkpoint.save(tmp_path / "m", MODELS["pairwise"](), state=state)
+    with pytest.raises(TypeError, match=r"^graph: expected a MultiGraph or None, got str 'g'"):
+        checkpoint.save(tmp_path / "m", MODELS["pairwise"](), graph="g")  # type: ignore[arg-type]
+    assert not (tmp_path / "m").exists()
 
 
 def test_a_graph_file_that_is_not_there_is_noticed_before_anything_is_written(tmp_path: Path) -> None:

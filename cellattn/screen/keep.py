@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
@@ -110,6 +111,7 @@ class Bins:
 
 def check_thresholds(thresholds: Any) -> tuple[float, ...]:
     """Finite numbers."""
+    thresholds = thresholds.tolist() if isinstance(thresholds, np.ndarray | torch.Tensor) else thresholds
     require_several("thresholds", thresholds, "a sequence of numbers")
     return tuple(number_of(f"thresholds[{position}]", value) for position, value in enumerate(thresholds))
 

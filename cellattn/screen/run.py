@@ -94,6 +94,8 @@ def screen(
         ScreenError: the folder is that of another screen. ValueError: an argument out of range, names that do not fit, a file
             that is damaged. OSError: a unit cannot be written; those before it are whole. KeyboardInterrupt: Ctrl-C; the same.
     """
+    if not isinstance(out, str | os.PathLike):
+        raise TypeError(f"out: expected a folder, got {describe(out)}")
     chosen = parse_shard(shard)
     require(dtype is None or dtype in DTYPES, lambda: f"dtype: expected one of {DTYPES}, got {dtype}")
     require_choice("engine", engine, ENGINES)
@@ -113,6 +115,8 @@ def screen(
     if support is not None:
         notes += compare(agreed, support.names, ("models", "support"))
         measured = MeasuredSets.of(support)
+        sizes = measured.num_genes, len(agreed)
+        require(sizes[0] == sizes[1], f"support: expected sets of the models' {sizes[1]} genes, got of {sizes[0]}")
     else:
         require(not unmeasured, "unmeasured: expected support, which says what was measured, got None")
     if sets is None:

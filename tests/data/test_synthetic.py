@@ -192,7 +192,7 @@ MALFORMED = [
         "edge_scale: expected a finite number above 0, got 0",
     ),
     ("scale-nan", lambda: synthetic_cell(edge_scale=float("nan")), ValueError, "edge_scale: expected a finite number"),
-    ("scale-str", lambda: synthetic_cell(edge_scale="2"), TypeError, "edge_scale: expected a number or None, got str"),  # type: ignore[arg-type]
+    ("scale-str", lambda: synthetic_cell(edge_scale="2"), ValueError, "edge_scale: expected a finite number, got str"),  # type: ignore[arg-type]
     ("graph", lambda: synthetic_phenotypes({}, 5), TypeError, "graph: expected a MultiGraph, got dict {}"),  # type: ignore[arg-type]
     ("samples-negative", phenotypes(num_samples=-1), ValueError, "num_samples: expected at least 0, got -1"),
     ("samples-float", phenotypes(num_samples=2.0), TypeError, "num_samples: expected an int, got float 2.0"),
@@ -201,7 +201,7 @@ MALFORMED = [
     ("size-none", phenotypes(set_size=()), ValueError, "set_size: expected at least one size, got none"),
     ("size-float", phenotypes(set_size=1.5), TypeError, "set_size: expected an int, got float 1.5"),
     ("noise-negative", phenotypes(noise=-0.1), ValueError, "noise: expected a finite number of at least 0, got -0.1"),
-    ("noise-none", phenotypes(noise=None), TypeError, "noise: expected a number, got NoneType None"),
+    ("noise-none", phenotypes(noise=None), ValueError, "noise: expected a finite number, got NoneType None"),
     ("hubs-many", phenotypes(num_hubs=33), ValueError, "num_hubs: expected at most 32, the number of genes, got 33"),
     ("factors-zero", phenotypes(num_factors=0), ValueError, "num_factors: expected at least 1, got 0"),
 ]

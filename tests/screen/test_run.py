@@ -306,6 +306,15 @@ def test_a_graph_without_names_works_and_is_said(tmp_path: Path, capsys: pytest.
     assert "no gene names anywhere: genes are called by their index" in capsys.readouterr().err
 
 
+def test_support_of_another_number_of_genes_is_refused(files: list[Path], tmp_path: Path) -> None:
+    support = PerturbationDataset.from_sets([[0, 1]], [0.5], num_genes=3)
+    with pytest.raises(ValueError, match=rf"^support: expected sets of the models' {N} genes, got of 3"):
+        screen(files[0], out=tmp_path / "s", support=support, **QUIET)
+    with pytest.raises(TypeError, match=r"^out: expected a folder, got NoneType None"):
+        screen(files[0], out=None, **QUIET)  # type: ignore[arg-type]
+    assert not (tmp_path / "s").exists()
+
+
 def test_another_graph_is_refused(files: list[Path], tmp_path: Path) -> None:
     other = MultiGraph.from_edge_index({"a": torch.tensor([[0, 1], [1, 2]])}, N, names=NAMES)
     with pytest.raises(ValueError, match=r"belongs to a graph with digest [0-9a-f]{12}, got one with [0-9a-f]{12}"):
