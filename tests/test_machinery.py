@@ -5,6 +5,7 @@ The table in docs/machinery.md is what these tests find: `python -m tests.test_m
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import copy
 import functools
@@ -398,6 +399,7 @@ def test_the_table_has_no_other_rows() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     head = DOC.read_text().split("\n| ")[0]
     table = [line(["", *EXCEPT]), "|---" * (len(EXCEPT) + 1) + "|", *(row_of(name) for name in ROWS)]
     DOC.write_text(head + "\n" + "\n".join(table) + "\n")

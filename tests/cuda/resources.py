@@ -6,6 +6,7 @@ a kernel did.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import os
 import re
@@ -67,12 +68,17 @@ def recorded() -> tuple[str, list[Row]]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     import cellattn._C
 
-    rows = ours(compiled(Path(cellattn._C.__file__)))
+    extension = Path(cellattn._C.__file__)
+    rows = ours(compiled(extension))
+    if not rows:
+        raise SystemExit(f"{extension} has no CUDA kernels: build it where nvcc is; {RECORD} stays as it is")
+    version = compiler()
     with RECORD.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([(*Row._fields, "nvcc"), *((*row, compiler()) for row in rows)])
+        writer.writerows([(*Row._fields, "nvcc"), *((*row, version) for row in rows)])
     print(f"{len(rows)} kernels in {RECORD}")
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from cellattn import ops
+
 from ..conftest import ROOT
 
 DOCS = ROOT / "docs"
@@ -48,6 +50,23 @@ def test_code_blocks_run(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     namespace: dict[str, object] = {}
     for block in blocks:
         exec(block, namespace)
+
+
+FILES = re.compile(r"`((?:benchmarks|cellattn|csrc|docs|kernels|tests)/[\w./-]+)`")
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")], ids=lambda path: path.name)
+def test_files_that_are_named_are_there(path: Path) -> None:
+    named = set(FILES.findall(path.read_text())) - {"cellattn/ops/x.py", "tests/ops/test_x.py"}  # of any op x
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_every_op_has_a_row_with_its_kernels() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    rows = re.search(r"\| op \| kernels on a GPU \|.*\n\|[-|]+\n((?:\|.*\n)+)", text)
+    assert rows is not None
+    named = [name for row in rows[1].splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert sorted(named) == sorted(ops.__all__)
 
 
 def test_reference_names_what_is_public() -> None:
