@@ -52,10 +52,11 @@ def test_code_blocks_run(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: 
         exec(block, namespace)
 
 
+TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 FILES = re.compile(r"`((?:benchmarks|cellattn|csrc|docs|kernels|tests)/[\w./-]+)`")
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
 def test_files_that_are_named_are_there(path: Path) -> None:
     named = set(FILES.findall(path.read_text())) - {"cellattn/ops/x.py", "tests/ops/test_x.py"}  # of any op x
     assert not [name for name in named if not (ROOT / name).exists()]
