@@ -80,21 +80,9 @@ def take(x: Tensor, dim: int, rows: Tensor | None, num_prefix: int) -> Tensor:
     return genes.index_select(dim, rows) if genes.is_cpu else _in_order(genes, dim, rows)
 
 
-def put_rows(x: Tensor, rows: Tensor, size: int) -> Tensor:
-    """[..., size, D]: x [..., R, D] added up where `rows` says, in a fixed order on any device, and zeros elsewhere."""
-    zeros = x.new_zeros(*x.shape[:-2], size, x.shape[-1])
-    return zeros.index_add(-2, rows, x) if x.is_cpu else _put_in_order(zeros, rows, x)
-
-
-# On a GPU index_add and the gradients of index_select and gather add up copies of a row by atomics, these by sorting.
-
-
 def _in_order(x: Tensor, dim: int, rows: Tensor) -> Tensor:
+    """index_select, whose gradient, as that of gather, adds up copies of a row by atomics on a GPU, where this one sorts."""
     return x[(slice(None),) * (dim % x.ndim) + (rows,)]
-
-
-def _put_in_order(zeros: Tensor, rows: Tensor, x: Tensor) -> Tensor:
-    return zeros.movedim(-2, 0).index_put((rows,), x.movedim(-2, 0), accumulate=True).movedim(0, -2)
 
 
 def row_logsumexp(

@@ -64,7 +64,7 @@ def _lengths(rows: Sequence[Tensor | None], graph: MultiGraph) -> list[int]:
 
 def _row_dot_bits(q: Tensor, k: Tensor, bits: Bits, genes: Tensor | None, num_prefix: int) -> Tensor:
     """q, k [..., T, D] of one head -> [..., R]"""
-    kbar = bit_sum(take(k, -2, None, num_prefix), *bits, genes)
+    kbar = bit_sum(take(k, -2, None, num_prefix), *bits, genes, None)
     return (take(q, -2, genes, num_prefix).to(kbar.dtype) * kbar).sum(-1)
 
 

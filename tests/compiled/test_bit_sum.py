@@ -94,7 +94,7 @@ def test_every_digit_of_float32_is_kept(arch: int) -> None:
     x = torch.randn(n, 20, generator=g) * 2.0 ** torch.randint(-60, 60, (n, 20), generator=g)
     x[0], x[1] = torch.finfo(x.dtype).max, -torch.finfo(x.dtype).max
     with ptx.device(arch):
-        got = bit_sum(x, *bits, None)
+        got = bit_sum(x, *bits, None, None)
     assert torch.equal(got, x[graph.col("a").long()])
 
 
@@ -109,7 +109,7 @@ def test_what_is_not_set_is_not_read(arch: int, dtype: str) -> None:
     x = torch.ones(2, 150, 20, dtype=DTYPES[dtype])
     x[0, 3], x[0, 64], x[1, 149, 7] = torch.nan, torch.inf, -torch.inf
     with ptx.device(arch):
-        got = bit_sum(x, *bits, None)
+        got = bit_sum(x, *bits, None, None)
     expected = torch.stack([torch.stack([y[row].float().sum(0) for row in a]) for y in x])
     assert torch.equal(got.isnan(), expected.isnan())
     assert torch.equal(got.nan_to_num(nan=0), expected.nan_to_num(nan=0))

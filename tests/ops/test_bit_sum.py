@@ -124,13 +124,23 @@ def test_bits_go_where_the_graph_goes(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("dim", [-2, 1])
 def test_rows_in_the_order_of_a_gpu(dim: int) -> None:
-    """What is done there in the place of index_select and index_add, values and gradients."""
+    """What is done there in the place of index_select, values and gradients."""
     rows = torch.tensor([3, 0, 3, 3])
     (x,) = leaves((2, 3, 5, 4))
     assert_same(lambda x: _rows._in_order(x, dim, rows.clamp_max(2)), lambda x: x.index_select(dim, rows.clamp_max(2)), x)
     assert _rows._in_order(x, dim, rows.clamp_max(2)).is_contiguous()
-    zeros, (y,) = torch.zeros(2, 3, 5, 4, dtype=x.dtype), leaves((2, 3, 4, 4))
-    assert_same(lambda y: _rows._put_in_order(zeros, rows, y), lambda y: zeros.index_add(-2, rows, y), y)
+
+
+@pytest.mark.usefixtures("packed")
+def test_chosen_columns() -> None:
+    """x has some columns, one of them three times; the gradient is the transposed product, and its gradient the product."""
+    graph = random_graph(20, {"a": 200})
+    bits, rows, columns = graph.bits("a"), torch.tensor([4, 0, 4]), torch.tensor([7, 3, 7, 7, 19])
+    assert bits is not None
+    a = graph["a"].to_sparse_csr().to_dense().double()[rows][:, columns]
+    (x,) = leaves((2, 5, 3))
+    assert_same(lambda x: bit_sum(x, *bits, rows, columns), lambda x: a @ x, x)
+    torch.autograd.gradgradcheck(lambda x: bit_sum(x, *bits, rows, columns), x)
 
 
 def both_graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[MultiGraph]:
@@ -225,8 +235,8 @@ def test_under_compile_vmap_and_forward_mode() -> None:
     by_vmap = torch.func.vmap(loss)(q.detach(), k.detach())
     torch.testing.assert_close(by_vmap, torch.stack([loss(*pair) for pair in zip(q, k, strict=True)]))
     x, tangent = (y.detach()[:, 1:] for y in (q, k))
-    out = torch.func.jvp(lambda x: bit_sum(x, *bits, None), (x,), (tangent,))[1]
-    torch.testing.assert_close(out, bit_sum(tangent, *bits, None))
+    out = torch.func.jvp(lambda x: bit_sum(x, *bits, None, None), (x,), (tangent,))[1]
+    torch.testing.assert_close(out, bit_sum(tangent, *bits, None, None))
 
 
 @pytest.mark.usefixtures("packed")

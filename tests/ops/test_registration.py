@@ -142,8 +142,10 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         ),
         "bit_spmm": (OPS.bit_spmm, (words, None, torch.rand(70, 8))),
         "bit_spmm rows": (OPS.bit_spmm, (words, torch.tensor([3, 0]), torch.rand(70, 8))),
-        "bit_sum": (OPS.bit_sum, (leaves((2, 70, 3))[0], words, words_by_column, None)),
-        "bit_sum rows": (OPS.bit_sum, (leaves((70, 3))[0], words, words_by_column, torch.tensor([3, 0, 3]))),
+        "bit_sum": (OPS.bit_sum, (leaves((2, 70, 3))[0], words, words_by_column, None, None)),
+        "bit_sum rows": (
+            OPS.bit_sum, (leaves((4, 3))[0], words, words_by_column, torch.tensor([3, 0, 3]), torch.tensor([9, 2, 9, 0]))
+        ),
         "bce_rows": (OPS.bce_rows, (q1, k1, lse1, *problem, *every, 0, 1, 0.3, True)),
         "bce_rows all": (OPS.bce_rows, (q1, k1, lse1, *problem[:-1], None, *every, 0, 1, 0.3, True)),
         "bce_rows sampled": (OPS.bce_rows, (q1, k1, lse1, *problem, *drawn, 0, 1, 0.3, True)),

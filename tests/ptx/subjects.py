@@ -211,7 +211,7 @@ def _bit_sum(
     def definition(x: Tensor) -> Tensor:
         return dense.to(x.dtype) @ (torch.cat([x[..., : n // 2, :], 0 * x[..., : n - n // 2, :]], -2) if wild else x)
 
-    return Shape(lambda x: torch.ops.cellattn.bit_sum(x, words, across, chosen), definition, [x])
+    return Shape(lambda x: torch.ops.cellattn.bit_sum(x, words, across, chosen, None), definition, [x])
 
 
 def _hubs(n: int, degree: int, longest: int) -> MultiGraph:
