@@ -211,10 +211,12 @@ def require_sets(
 def _are_sets(index: Any, ptr: Any, size: int, num_sets: int | None, ascending: bool, distinct: bool) -> bool:
     """Whether there is nothing to say, by one look at the CPU's tensors, where they can be looked at like this."""
     both = index, ptr
-    if not AVAILABLE or not all(isinstance(x, Tensor) for x in both) or not is_plain(both) or transforms_active():
+    if not AVAILABLE or not is_plain(both) or transforms_active():
         return False
     for x in both:
-        if x.dtype != torch.int64 or x.ndim != 1 or x.layout != torch.strided or not x.is_contiguous():
+        if not isinstance(x, Tensor) or x.dtype != torch.int64 or x.ndim != 1:
+            return False
+        if x.layout != torch.strided or not x.is_contiguous():
             return False
     if num_sets is not None and ptr.shape[0] != num_sets + 1:
         return False

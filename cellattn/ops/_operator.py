@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active as transforms_active
+from torch._C import _len_torch_function_stack
 from torch.autograd import forward_ad
 
 from .._modes import is_plain, without_function_modes
@@ -126,13 +127,16 @@ def operator(
 
     def decorate(implementation: Callable[..., Any]) -> Operator:
         @without_function_modes
-        @functools.wraps(implementation)
-        def plainly(*args: Any) -> Any:
-            if not torch._C._is_any_autocast_enabled():
-                return implementation(*args)
+        def without_modes(*args: Any) -> Any:
             device_type = next(x.device.type for x in args if isinstance(x, Tensor))
             with torch.autocast(device_type, enabled=False):
                 return implementation(*args)
+
+        @functools.wraps(implementation)
+        def plainly(*args: Any) -> Any:
+            if torch._C._is_any_autocast_enabled() or _len_torch_function_stack():
+                return without_modes(*args)
+            return implementation(*args)
 
         signature = schema or torch.library.infer_schema(implementation, mutates_args=())
         return Operator(name, public or name, signature, plainly, device, leading, by_place, linear)

@@ -107,7 +107,7 @@ def attention(
     threshold = threshold_of(dropout_p)
     draw = draw_dropout(threshold, generator, q.device)
     scale = resolve_scale(scale, q.shape[-1])
-    out, lse = _attention(*(aligned_features(x) for x in (q, k, v)), None, scale, draw, threshold)
+    out, lse = _attention(aligned_features(q), aligned_features(k), aligned_features(v), None, scale, draw, threshold)
     return first_features(out, v.shape[-1]), lse
 
 
