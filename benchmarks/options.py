@@ -14,6 +14,14 @@ from cellattn._file import out_folder
 from cellattn.data.synthetic import MIN_GENES
 
 
+def parser(door: str, doc: str | None, *, epilog: str | None = None) -> argparse.ArgumentParser:
+    """Of `python -m benchmarks.<door>`, which the help names as it is called; `doc` and `epilog` stay as they are written."""
+    return argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{door}", description=doc, epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+
+
 def count(text: str) -> int:
     """A whole number of at least 1."""
     return _whole(text, 1)

@@ -9,7 +9,6 @@ with --torch, which also works on a CPU, PyTorch's own profiler writes a Chrome 
 
 from __future__ import annotations
 
-import argparse
 import re
 import shlex
 import sys
@@ -107,10 +106,8 @@ def _slug(method: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=f"Methods: {', '.join(METHODS)}, or module:attribute.\n\nWith Nsight:\n{command_lines()}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = options.parser(
+        "profile", __doc__, epilog=f"Methods: {', '.join(METHODS)}, or module:attribute.\n\nWith Nsight:\n{command_lines()}"
     )
     add_workload_arguments(parser)
     parser.add_argument("--batch-size", type=options.count, default=256, help="mutants in a batch (%(default)s)")

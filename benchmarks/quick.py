@@ -8,7 +8,6 @@ page. What is interrupted goes on where it was; a run that ended is made anew. T
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
@@ -170,7 +169,7 @@ def part_file(out: Path, name: str) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options.parser("quick", __doc__)
     parser.add_argument("--out", type=options.results, default="runs/bench", help="folder of everything it writes: %(default)s")
     path = run(parser.parse_args().out)
     print(f"\n{path.read_text()}\nwritten to {path}")

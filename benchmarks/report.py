@@ -11,7 +11,6 @@ for a GPU: 10,000 samples, 100 steps, batches of 64 and 28. Uses the real yeast 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -199,7 +198,7 @@ def redraw(folder: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options.parser("report", __doc__)
     parser.add_argument("--full", action="store_true", help="the published setting, more repeats, every gene a token")
     parser.add_argument("--only", choices=("khop", "methods"), help="one benchmark, whole")
     parser.add_argument(

@@ -17,7 +17,6 @@ interrupted goes on from its checkpoint to the same bits, one that has finished 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 from cellattn._file import write_atomic
@@ -50,9 +49,7 @@ def _variants() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=_variants(), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.parser("train", __doc__, epilog=_variants())
     parser.add_argument(
         "--data", type=options.folder, help="folder of the yeast tables (default: CELLATTN_DATA, ../shared/data/yeast)"
     )

@@ -8,7 +8,6 @@ cannot run here with the reason. Peers are described in `peers.py`. Writes `atte
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import gc
@@ -510,9 +509,7 @@ def epilog() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=epilog(), formatter_class=argparse.RawDescriptionHelpFormatter
-    )  # fmt: skip
+    parser = options.parser("attention", __doc__, epilog=epilog())
     parser.add_argument("--device", type=options.device, default=DEVICE, help="cpu or cuda (%(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, help="bfloat16 on a GPU, float32 elsewhere, if not given")
     parser.add_argument("--suite", nargs="+", choices=SUITES, help="all on a GPU, ops and length elsewhere, if not given")

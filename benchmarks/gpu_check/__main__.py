@@ -21,7 +21,6 @@ commit the files are where git does not. The k-hop ops and some models need the 
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 import torch
@@ -34,7 +33,7 @@ from .sections import BENCHMARKS, SECTIONS, gpu
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options.parser("gpu_check", __doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", type=options.results, help="folder for the results, made if missing")
     what.add_argument(

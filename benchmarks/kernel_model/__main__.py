@@ -10,10 +10,10 @@ PyTorch's own templates, and published times of flash attention, which say how f
 
 from __future__ import annotations
 
-import argparse
 import csv
 from pathlib import Path
 
+from benchmarks import options
 from benchmarks.cells import benchmark_graph
 
 from . import page
@@ -40,7 +40,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options.parser("kernel_model", __doc__)
     parser.add_argument("--chips", default=",".join(CHIPS), help="some of them, by name: %(default)s; nothing is written then")
     names = parser.parse_args().chips.split(",")
     for name in names:

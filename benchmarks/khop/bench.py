@@ -142,7 +142,7 @@ def run(plan: Plan | None = None, *, out: Path | None = None, name: str = "khop"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options.parser("khop", __doc__)
     parser.add_argument("--device", type=options.device, help="cpu or cuda")
     parser.add_argument("--short", action="store_true", help="what `make bench` runs: B = 28; writes khop_short.json instead")
     parser.add_argument("--sets", type=options.count, nargs="+", dest="set_counts", help="samples a batch")

@@ -10,7 +10,6 @@ few and batches of peers that copy the graph small, and the page says so. Writes
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import signal
@@ -291,7 +290,7 @@ def rate_at(plan: Plan, method: str, file: str, batch_size: int, seconds: float)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options.parser("methods", __doc__)
     parser.add_argument("--methods", nargs="+", choices=Plan.methods, help="default: all")
     parser.add_argument("--full", action="store_true", help="the published setting, whatever the device")
     parser.add_argument("--device", type=options.device, default=DEVICE, choices=("cpu", "cuda"), help="%(default)s")

@@ -7,7 +7,6 @@ Predictions and gradients are first compared in float64. Writes `delta.json` and
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -119,7 +118,7 @@ Forward and backward, medians; synthetic cell of {result["genes"]:,} genes and {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options.parser("methods.delta", __doc__)
     parser.add_argument("--convs", nargs="+", choices=CONVS, default=CONVS, help="kinds of layers (default: all)")
     parser.add_argument("--layers", nargs="+", type=options.count, default=(1, 2, 3), help="numbers of layers (default: 1 2 3)")
     parser.add_argument("--genes", type=options.genes, default=6607, help="of the synthetic cell (%(default)s)")

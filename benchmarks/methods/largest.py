@@ -5,7 +5,6 @@ python -m benchmarks.methods.largest METHOD [--genes N] [--set-size K] [--cap B]
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import multiprocessing
@@ -201,7 +200,7 @@ def _peak_resident() -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options.parser("methods.largest", __doc__)
     add_workload_arguments(parser)
     parser.add_argument("--cap", type=options.count, default=2**20, help="no larger batch is tried (%(default)s)")
     parser.add_argument("--budget", type=options.positive, help="GB that may be used (default: all of a GPU)")

@@ -10,7 +10,6 @@ to `benchmarks/results/<device>/`, the Parquet stays in --out.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from collections.abc import Sequence
@@ -100,7 +99,7 @@ which is a short schedule (validation Pearson {pearson}): the pages show what a 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options.parser("screen", __doc__)
     parser.add_argument(
         "--data", type=options.folder, help="folder of the yeast tables (default: CELLATTN_DATA, ../shared/data/yeast)"
     )

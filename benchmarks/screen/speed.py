@@ -11,7 +11,6 @@ counting take, and of one by two processes of a thread each beside one process o
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import statistics
@@ -414,7 +413,7 @@ def _whole_screens(result: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options.parser("screen.speed", __doc__)
     names = list(rows_of(1))
     parser.add_argument("--rows", nargs="+", choices=names, default=names, help="which (default: all)")
     parser.add_argument("--genes", type=options.genes, default=6607, help="of the synthetic cell (%(default)s)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,16 @@ def test_one_line(
     told = end.value.code if isinstance(end.value.code, str) else capsys.readouterr().err.splitlines()[-1]
     assert "error: " in told
     assert "\n" not in told
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_help_names_the_command(door: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", [door, "--help"])
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(f"benchmarks.{door}").main()
+    assert end.value.code == 0
+    command = door.removesuffix(".__main__").removesuffix(".bench").removesuffix(".full")
+    assert capsys.readouterr().out.startswith(f"usage: python -m benchmarks.{command} [")
+    found = importlib.util.find_spec(f"benchmarks.{command}")
+    assert found is not None
+    assert found.submodule_search_locations is None or importlib.util.find_spec(f"benchmarks.{command}.__main__") is not None
