@@ -15,9 +15,9 @@ their bits are set. So a result is not finite only where a neighbour is not.
 The rows of x are cut into parts where there are too few programs, and the partial sums added in order: no atomics.
 
 Predicted from machine code, not measured (benchmarks/kernel_model): of 6,607 genes, in bfloat16 at D = 20, forward and backward
-are 64 us of an A100, bound by shared memory, through which unpacked bits go. Along the edges (row_dot.py) one pair in 16 takes as
-long, one in eight twice and one in four five times as long. Relations are bits from one in eight on, as on a CPU, where that was
-measured.
+are 64 us of an A100, bound by shared memory, through which unpacked bits go. Along the edges (row_dot.py) one pair in 16 takes
+as long, one in eight twice and one in four five times as long. Relations are bits from one in eight on, as on a CPU, where that
+was measured.
 """
 
 # mypy: allow-untyped-defs
