@@ -1165,5 +1165,8 @@ def test_a_default_device_changes_nothing(tmp_path: Path, build: Callable[[Path]
     want = build(tmp_path / "g")
     with torch.device("meta"):
         got = build(tmp_path / "g")
+        name = got.relations[0]
+        sparse = got[name].to_sparse_csr()
     assert got == want
-    assert got.device.type == "cpu"
+    assert got.device.type == sparse.device.type == "cpu"
+    assert torch.equal(sparse.values(), want.weight(name))

@@ -95,7 +95,7 @@ class Relation:
     def to_sparse_csr(self) -> Tensor:
         """A as a sparse CSR tensor [N, N]."""
         n = self.known.numel()
-        return torch.sparse_csr_tensor(self.rowptr, self.col.long(), self.weight, (n, n))
+        return torch.sparse_csr_tensor(self.rowptr, self.col.long(), self.weight, (n, n), device=self.col.device)
 
     def __repr__(self) -> str:
         return f"Relation({self.name!r}, num_nodes={self.known.numel()}, num_edges={self.num_edges}, device={self.col.device})"

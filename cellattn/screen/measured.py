@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._check import count_of, describe, require, require_indices, require_sets, require_tensor
+from .._modes import without_function_modes
 from ..data.dataset import PerturbationDataset
 from .ranks import MAX_ORDER, order_of
 from .sets import digest
@@ -32,6 +33,7 @@ class MeasuredSets:
         TypeError, ValueError: shapes or indices that do not fit.
     """
 
+    @without_function_modes
     def __init__(self, seeds: Tensor, ptr: Tensor, *, num_genes: int, y: Tensor | None = None) -> None:
         num_genes = count_of("num_genes", num_genes, minimum=1)
         require_sets("seeds", seeds, ptr, num_genes)
@@ -78,12 +80,14 @@ class MeasuredSets:
     def __len__(self) -> int:
         return self._num_sets
 
+    @without_function_modes
     def holds(self, genes: Tensor) -> Tensor:
         """Whether these very sets were measured: int64 [B, k], in any order within a set, to bool [B]."""
         columns = _ascending(self._columns(genes))
         codes = self._whole.get(len(columns), torch.empty(0, dtype=torch.int64)).to(genes.device)
         return _counts(codes, None, self._code(columns)) > 0
 
+    @without_function_modes
     def support(self, genes: Tensor) -> Tensor:
         """How many measured sets share exactly 1, 2, ..., k genes with each set.
 
@@ -109,6 +113,7 @@ class MeasuredSets:
         ]
         return torch.stack(exactly, 1)
 
+    @without_function_modes
     def outside(self, prediction: Tensor, *, phenotype: int = 0) -> Tensor:
         """Whether predictions are below all measured values or above: float [B] to bool [B], in the phenotype's units.
 
@@ -126,7 +131,7 @@ class MeasuredSets:
     def digest(self) -> str:
         """SHA-256, in hex, of which sets were measured, of 1 to 4 genes."""
         sizes = sorted(self._whole)
-        return digest(torch.tensor([self.num_genes, *sizes]), *(self._whole[size] for size in sizes))
+        return digest(torch.tensor([self.num_genes, *sizes], device="cpu"), *(self._whole[size] for size in sizes))
 
     def describe(self) -> dict[str, Any]:
         """Plain values that say what was measured."""
@@ -146,6 +151,7 @@ class MeasuredSets:
         return code
 
 
+@without_function_modes
 def support(genes: Tensor, measured: PerturbationDataset | MeasuredSets) -> Tensor:
     """How many measured sets share exactly 1, 2, ..., k genes with each set; see `MeasuredSets.support`.
 

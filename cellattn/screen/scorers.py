@@ -136,6 +136,7 @@ class _Scorer:
             parts = [self._screening(part).to(dtype) for part in entries.split(self._screening.batch_size)]
         return torch.cat(parts)
 
+    @without_function_modes
     def _entries(self, genes: Any, types: Any) -> Tensor:
         """type * N + gene, int64 [B, k]."""
         require_tensor("genes", genes, ndim=2, dtypes=(torch.int64,))

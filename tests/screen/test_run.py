@@ -20,7 +20,7 @@ from benchmarks import train
 from cellattn import MultiGraph, checkpoint
 from cellattn.data import GeneList, PerturbationDataset
 from cellattn.nn import CellTransformer, PairwiseInteraction
-from cellattn.screen import Bins, PairFilter, ScreenError, SetSpace, merge, screen, status
+from cellattn.screen import Bins, MeasuredSets, PairFilter, ScreenError, SetSpace, merge, screen, status
 from cellattn.screen.__main__ import main
 from cellattn.screen.run import parse_shard, unit_size
 
@@ -332,6 +332,7 @@ def test_another_graph_is_refused(files: list[Path], tmp_path: Path) -> None:
 def test_another_default_device_changes_nothing(files: list[Path], tmp_path: Path) -> None:
     """On meta, since what goes there by mistake is lost on any machine."""
     support = PerturbationDataset.from_sets([["Y01", "Y02"]], [0.5], genes=GeneList(NAMES))
+    pair = torch.tensor([[1, 2]])
     (tmp_path / "sets").write_text("Y03\tY04\nY05\tY06\n")
     screens: dict[str, dict[str, Any]] = {
         "pairs": {"order": 2, "support": support, "unmeasured": True},
@@ -345,6 +346,10 @@ def test_another_default_device_changes_nothing(files: list[Path], tmp_path: Pat
             assert (
                 SetSpace.from_file(tmp_path / "sets", GeneList(NAMES), filters=filters).block(0, 2).genes.device.type == "cpu"
             )
+            measured = MeasuredSets.of(support)
+            assert measured.digest() == MeasuredSets.of(support).digest()
+            assert measured.holds(pair).tolist() == [True]
+            assert measured.support(pair).tolist() == [[0, 1]]
             assert screen(files, out=tmp_path / f"{name}-meta", **QUIET, **options).complete
             assert status(tmp_path / f"{name}-meta").complete
             merge(tmp_path / f"{name}-meta")

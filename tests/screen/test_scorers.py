@@ -133,6 +133,16 @@ def test_layout_of_sets_is_free(name: str) -> None:
     assert torch.equal(by_column, scorer.score(genes, types))
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_another_default_device_changes_nothing(name: str) -> None:
+    """Sets stay where they are: on meta, what goes there by mistake is lost on any machine."""
+    genes, types = sets_of(2)
+    want = make_scorer(make(name), GRAPH).score(genes, types)
+    model = make(name)
+    with torch.device("meta"):
+        assert torch.equal(make_scorer(model, GRAPH).score(genes, types), want)
+
+
 def test_own_module() -> None:
     torch.manual_seed(0)
     model = Additive()
