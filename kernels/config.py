@@ -300,7 +300,7 @@ GATHERS: dict[tuple[str, int], dict[int, Gather]] = {
     ("bce_edges_bwd_dq_segments", 80): _EDGES_OF_HUBS,
     ("bce_edges_bwd_dk", 80): _ROW_OF_A_WARP,
     ("bce_edges_bwd_dk_segments", 80): _EDGES_OF_HUBS | {32: Gather(32, 4, 128)},
-    ("perturbation_fwd", 80): _SETS,
+    ("perturbation_fwd", 80): _SETS | {32: Gather(16, 2, 96)},
     ("perturbation_bwd_sets", 80): _SETS,
     ("perturbation_bwd_genes", 80): _ROWS,
     ("masked_spmm", 80): _ROWS,

@@ -16,6 +16,9 @@ rows as well, so that nothing is scattered and every result is written once, in 
 Sets hold one to three genes: a program takes a block of sets and walks through all of them at once, entry by entry, as many
 steps as the fullest holds. A gene may be in every set of a batch (one partner of a whole screen): a program takes one gene, and
 gathers EDGES of its entries at once, as `row_dot` does.
+
+Where |LSE_b| is large, float32 leaves little of beta_e, see attention.py: sets of LARGE have scores and LSE made again in
+float64, the LSE by a walk over all genes. Programs without such a set branch around it.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from torch import Tensor
 
 from cellattn._aligned import wide, width
 
+from .attention import LARGE, LARGEST
 from .config import Gather, choose_gather, on_device
 from .sums import sum_of_products
 from .tensors import aligned, check_devices, check_floats, grid_of, lead_strides, padded
@@ -40,24 +44,58 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
+def _large(b_lse):
+    """Which sets have an LSE that float32 leaves little of beta beside, [BS]."""
+    b_size = tl.abs(b_lse) * LOG2E
+    return (b_size >= LARGE) & (b_size < float("inf"))
+
+
+@triton.jit
+def _exact_scores(b_q, b_k, m_b, scale):
+    """Scores in base 2 as float64 [BS], where m_b."""
+    return sum_of_products(b_q.to(tl.float64) * (scale * LOG2E), b_k.to(tl.float64), m_b[:, None], 1)
+
+
+@triton.jit
+def _exact_lse(b_q, p_k, num_genes, m_b, m_d, o_d, scale, STRIDE_KN: tl.constexpr, BS: tl.constexpr):
+    """LSE over all genes in base 2, float64 [BS]: gene by gene, as it is made for few."""
+    b_m = tl.full([BS], -LARGEST, tl.float64)
+    b_l = tl.zeros([BS], tl.float32)
+    # [BS, D_PAD]: the row for each of the sets, laid out as their own are
+    o_k = tl.zeros([BS], tl.int32)[:, None] + o_d[None, :]
+    m_k = m_b[:, None] & m_d[None, :]
+    for _ in range(num_genes):
+        b_s = _exact_scores(b_q, tl.load(p_k + o_k, mask=m_k, other=0.0), m_b, scale)
+        b_above = tl.maximum(b_m, b_s)
+        b_l = b_l * tl.exp2((b_m - b_above).to(tl.float32)) + tl.exp2((b_s - b_above).to(tl.float32))
+        b_m = b_above
+        p_k += STRIDE_KN
+    return b_m + tl.log2(b_l).to(tl.float64)
+
+
+@triton.jit
 def _entry(
-    b_q, p_k, p_v, p_u, b_lse, b_gene, b_e, m_e, m_d, m_c, o_d, o_c, scale,
+    b_q, p_k, p_v, p_u, b_lse, b_exact, any_large, b_gene, b_e, m_e, m_d, m_c, o_d, o_c, scale,
     STRIDE_KN: tl.constexpr, STRIDE_VN: tl.constexpr, STRIDE_UE: tl.constexpr,
 ):  # fmt: skip
     """(key [BS, D_PAD], beta [BS], U - V [BS, V_PAD]) of one entry of each set of a block; zeros where m_e is False.
 
+    b_exact: `_exact_lse` of the sets that are `_large`; not read unless any_large.
     V is 0 where it is not finite, as in the sum over all genes.
     """
     b_k = tl.load(p_k + b_gene[:, None] * STRIDE_KN + o_d[None, :], mask=m_e[:, None] & m_d[None, :], other=0.0).to(tl.float32)
     b_s = scale * sum_of_products(b_q, b_k, m_e[:, None], 1)
-    b_beta = tl.where(m_e, tl.exp2((b_s - b_lse) * LOG2E), 0.0)
+    b_x2 = (b_s - b_lse) * LOG2E
+    if any_large:
+        b_x2 = tl.where(_large(b_lse), (_exact_scores(b_q, b_k, m_e, scale) - b_exact).to(tl.float32), b_x2)
+    b_beta = tl.where(m_e, tl.exp2(b_x2), 0.0)
     m_u = m_e[:, None] & m_c[None, :]
     b_u = tl.load(p_u + b_e[:, None] * STRIDE_UE + o_c[None, :], mask=m_u, other=0.0).to(tl.float32)
     b_v = tl.load(p_v + b_gene[:, None] * STRIDE_VN + o_c[None, :], mask=m_u, other=0.0).to(tl.float32)
     return b_k, b_beta, b_u - tl.where(tl.abs(b_v) < float("inf"), b_v, 0.0)
 
 
-@triton.jit(do_not_specialize=["num_sets"])
+@triton.jit(do_not_specialize=["num_sets", "num_genes"])
 def perturbation_attention_fwd_kernel(
     query_ptr,  # [L, B, D]
     key_ptr,  # [L, N, D]
@@ -69,6 +107,7 @@ def perturbation_attention_fwd_kernel(
     z_ptr,  # [L, B, V]
     scale,
     num_sets,  # B
+    num_genes,  # N
     stride_ql,
     stride_kl,
     stride_vl,
@@ -105,19 +144,24 @@ def perturbation_attention_fwd_kernel(
     b_q = tl.load(p_q, mask=m_b[:, None] & m_d[None, :], other=0.0).to(tl.float32)
     # [BS, V_PAD]
     b_z = tl.zeros([BS, V_PAD], dtype=tl.float32)
+    b_exact = tl.zeros([BS], tl.float64)
+    any_large = tl.max((_large(b_lse) & (b_count > 0)).to(tl.int32), 0) != 0
+    if any_large:
+        b_exact = _exact_lse(b_q, p_k, num_genes, m_b, m_d, o_d, scale, STRIDE_KN, BS)
     for i in range(tl.max(b_count, 0)):
         m_e = i < b_count
         b_e = b_start + i
         b_gene = tl.load(index_ptr + b_e, mask=m_e, other=0)
         _, b_beta, b_diff = _entry(
-            b_q, p_k, p_v, p_u, b_lse, b_gene, b_e, m_e, m_d, m_c, o_d, o_c, scale, STRIDE_KN, STRIDE_VN, STRIDE_UE
-        )
+            b_q, p_k, p_v, p_u, b_lse, b_exact, any_large, b_gene, b_e, m_e, m_d, m_c, o_d, o_c, scale,
+            STRIDE_KN, STRIDE_VN, STRIDE_UE,
+        )  # fmt: skip
         b_z += b_beta[:, None] * b_diff
     p_z = z_ptr + (i_l * num_sets + o_b)[:, None] * V + o_c[None, :]
     tl.store(p_z, b_z.to(z_ptr.dtype.element_ty), mask=m_b[:, None] & (o_c < V)[None, :])
 
 
-@triton.jit(do_not_specialize=["num_sets", "num_entries"])
+@triton.jit(do_not_specialize=["num_sets", "num_genes", "num_entries"])
 def perturbation_attention_bwd_kernel_sets(
     dz_ptr,  # [L, B, V]
     query_ptr,  # [L, B, D]
@@ -134,6 +178,7 @@ def perturbation_attention_bwd_kernel_sets(
     dlse_ptr,  # float32 [L, B], out
     scale,
     num_sets,  # B
+    num_genes,  # N
     num_entries,  # nnz
     stride_ql,
     stride_kl,
@@ -176,13 +221,18 @@ def perturbation_attention_bwd_kernel_sets(
     b_q = tl.load(p_q, mask=m_b[:, None] & m_d[None, :], other=0.0).to(tl.float32)
     b_dq = tl.zeros([BS, D_PAD], dtype=tl.float32)
     b_dlse = tl.zeros([BS], dtype=tl.float32)
+    b_exact = tl.zeros([BS], tl.float64)
+    any_large = tl.max((_large(b_lse) & (b_count > 0)).to(tl.int32), 0) != 0
+    if any_large:
+        b_exact = _exact_lse(b_q, p_k, num_genes, m_b, m_d, o_d, scale, STRIDE_KN, BS)
     for i in range(tl.max(b_count, 0)):
         m_e = i < b_count
         b_e = b_start + i
         b_gene = tl.load(index_ptr + b_e, mask=m_e, other=0)
         b_k, b_beta, b_diff = _entry(
-            b_q, p_k, p_v, p_u, b_lse, b_gene, b_e, m_e, m_d, m_c, o_d, o_c, scale, STRIDE_KN, STRIDE_VN, STRIDE_UE
-        )
+            b_q, p_k, p_v, p_u, b_lse, b_exact, any_large, b_gene, b_e, m_e, m_d, m_c, o_d, o_c, scale,
+            STRIDE_KN, STRIDE_VN, STRIDE_UE,
+        )  # fmt: skip
         # [BS, V_PAD]
         b_du = b_beta[:, None] * b_dz
         # [BS]
@@ -280,6 +330,7 @@ def perturbation_correction(
             z,
             scale,
             num_sets,
+            key.shape[-2],
             *_strides(rows),
             **_widths(d, v, query.dtype),
             BS=tile.rows,
@@ -321,7 +372,8 @@ def perturbation_correction_backward(
 
     def launch_sets(tile: Gather) -> None:
         perturbation_attention_bwd_kernel_sets[grid_of(num_leading * triton.cdiv(num_sets, tile.rows), query=query)](
-            rows[4], *rows[:3], *sets, rows[3], beta, ds, doverride, dquery, dlse, scale, num_sets, num_entries,
+            rows[4], *rows[:3], *sets, rows[3], beta, ds, doverride, dquery, dlse, scale, num_sets, num_genes,
+            num_entries,
             *_strides(rows), **_widths(d, v, query.dtype), BS=tile.rows, **tile.options,
         )  # fmt: skip
 

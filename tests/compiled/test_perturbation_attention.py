@@ -16,6 +16,8 @@ from .. import ptx
 from ..bounds import assert_within, with_bounds
 from ..conftest import exhaustive
 from ..interpreter.test_perturbation_attention import BATCHES, SCALE, correction, inputs, ragged
+from ..interpreter.test_perturbation_attention import test_beta_of_scores_that_float32_has_no_digits_for as check_beta
+from ..ops import test_large_scores as large_scores
 from .check import assert_on_chip
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -74,3 +76,23 @@ def test_public_function(name: str, arch: int) -> None:
 
     kernels = ["attention_fwd_kernel", "perturbation_attention_fwd_kernel", "perturbation_attention_bwd_kernel_genes"]
     assert_on_chip(arch, op, definition, query, key, value, override, kernels=kernels, parts=True)
+
+
+LARGE = [(90, torch.float32, 1e8), (80, torch.float16, 1e4), (80, torch.bfloat16, 1e5)]
+
+
+@pytest.mark.parametrize(
+    ("arch", "dtype", "size"),
+    [(80, torch.float32, 1e6), *(pytest.param(*case, marks=pytest.mark.tile(i)) for i, case in enumerate(LARGE))],
+    ids=str,
+)
+def test_large_scores(arch: int, dtype: torch.dtype, size: float) -> None:
+    with ptx.device(arch) as device:
+        large_scores.test_perturbation_attention(size, dtype)
+    assert {"perturbation_attention_bwd_kernel_sets", "attention_bwd_kernel_large_dq"} <= set(device.launches)
+
+
+@pytest.mark.parametrize("arch", [90, pytest.param(80, marks=pytest.mark.tile(0))])
+def test_beta_of_large_scores(arch: int) -> None:
+    with ptx.device(arch):
+        check_beta()

@@ -71,8 +71,8 @@ def test_attention(name: str, size: float, dtype: torch.dtype) -> None:
         on_the_cpu.test_attention(size, dtype)
 
 
-@pytest.mark.parametrize(("size", "dtype"), [(1e2, torch.float32), (1e4, torch.float16)], ids=str)  # as ROUNDED
-def test_perturbation_attention(size: float, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("name", "size", "dtype"), cases("perturbation_attention"), ids=str)
+def test_perturbation_attention(name: str, size: float, dtype: torch.dtype) -> None:
     with triton():
         on_the_cpu.test_perturbation_attention(size, dtype)
 

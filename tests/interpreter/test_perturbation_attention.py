@@ -123,3 +123,43 @@ def test_bad_input_raises_before_any_launch(monkeypatch: pytest.MonkeyPatch) -> 
             kernels.perturbation_correction(*tensors, SCALE)
         with pytest.raises(ValueError, match=message):
             kernels.perturbation_correction_backward(tensors[2].new_zeros(3, tensors[2].shape[1]), *tensors, SCALE)
+
+
+def test_beta_of_scores_that_float32_has_no_digits_for() -> None:
+    """Of scores of 7 million that differ by a few: beta is that of float64, though LSE comes rounded to 1/2.
+
+    Its relative error is then that of 2^x of a float32 x; to it come the V products of a ds and the terms of a sum.
+    """
+    index, ptr = ragged([[1, 5], [], [29, 3, 7], [4]])
+    d, v = 20, 6
+    query, key, value, _, override = (x.double() for x in inputs((2,), index, ptr, d, v, torch.float32))
+    query, key = ((1e3 + x).float().double() for x in (300 * query, 1e-3 * key))
+    scores = SCALE * query @ key.mT
+    lse, sample = scores.logsumexp(-1), torch.arange(4).repeat_interleave(ptr.diff())
+    x = scores[:, sample, index] - lse[:, sample]
+    assert scores.min() > 6e6
+    assert -10 < x.min() < x.max() < -1
+    dz = torch.randn(2, 4, v, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).float().double()
+    given = [y.requires_grad_() for y in (query, key, value, lse, override)]
+    z = correction(*given, index=index, ptr=ptr)
+    want = [z.detach(), *torch.autograd.grad(z, given, dz)]
+
+    tensors = [y.detach().float() for y in given]
+    problem = (*tensors[:4], index, ptr, tensors[4], SCALE)
+    got = [kernels.perturbation_correction(*problem), *kernels.perturbation_correction_backward(dz.float(), *problem)]
+
+    query, key, value, _, override = (y.detach() for y in given)
+    beta = x.detach().exp()[..., None]
+    of_dz, difference = beta * dz[:, sample].abs(), override.abs() + value[:, index].abs()
+    ds = (of_dz * difference).sum(-1, keepdim=True)
+    sizes = [
+        torch.zeros_like(z).index_add(-2, sample, beta * difference),
+        torch.zeros_like(query).index_add(-2, sample, SCALE * ds * key[:, index]),
+        torch.zeros_like(key).index_add(-2, index, SCALE * ds * query[:, sample]),
+        torch.zeros_like(value).index_add(-2, index, of_dz),
+        torch.zeros_like(lse).index_add(-1, sample, ds[..., 0]),
+        of_dz,
+    ]
+    share = (v + 8 + float(x.abs().max())) * torch.finfo(torch.float32).eps
+    for name, a, b, size in zip(("z", "dquery", "dkey", "dvalue", "dlse", "doverride"), got, want, sizes, strict=True):
+        assert ((a.double() - b).abs() <= share * size).all(), name

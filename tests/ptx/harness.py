@@ -15,7 +15,7 @@ from .parser import parse
 
 _KINDS = {
     np.uint16: "b16", np.int16: "b16", np.uint32: "b32", np.int32: "b32", np.float32: "b32", np.uint64: "b64",
-    np.int64: "b64", np.bool_: "pred",
+    np.int64: "b64", np.float64: "b64", np.bool_: "pred",
 }  # fmt: skip
 
 

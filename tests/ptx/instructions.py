@@ -113,9 +113,7 @@ def fma(i: Decoding) -> Run:
     """Floating point: rounded once."""
     if "rn" not in i.left:
         raise i.error(".rn is the only rounding known")
-    if "f64" in i.left:
-        raise i.error("a float64 product that is not rounded is not known")
-    return _float(i, numbers.fma, 3)
+    return _float(i, numbers.fma64 if "f64" in i.left else numbers.fma, 3)
 
 
 def _quotient(m: Machine, mask: Mask, a: Array, b: Array, remainder: bool) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,54 @@ def fma(a: Array, b: Array, c: Array) -> Array:
         inexact = risky & (error != 0) & ~odd & np.isfinite(s)
         s = np.where(inexact, np.nextafter(s, np.where(error > 0, np.inf, -np.inf)), s)
     return s.astype(np.float32)
+
+
+def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """(a + b rounded, what that leaves out), exactly: Knuth's."""
+    s = a + b
+    t = s - a
+    return s, (a - (s - t)) + (b - t)
+
+
+def _two_product(a: Array, b: Array) -> tuple[Array, Array]:
+    """(a * b rounded, what that leaves out), exactly where nothing over- or underflows: Dekker's, of halves of 26 bits."""
+    halves = []
+    for x in (a, b):
+        t = (2.0**27 + 1) * x
+        high = t - (t - x)
+        halves += [high, x - high]
+    p = a * b
+    a0, a1, b0, b1 = halves
+    return p, a1 * b1 - (((p - a0 * b0) - a1 * b0) - a0 * b1)
+
+
+def fma64(a: Array, b: Array, c: Array) -> Array:
+    """a * b + c in float64, rounded once.
+
+    By sums without error, the last but one rounded to odd (Boldo and Melquiond, Emulation of FMA and correctly rounded sums,
+    2008); in fractions where one of them might over- or underflow.
+    """
+    shape = np.broadcast_shapes(*(np.shape(x) for x in (a, b, c)))
+    a, b, c = (np.broadcast_to(np.asarray(x, np.float64), shape).reshape(-1) for x in (a, b, c))
+    with np.errstate(all="ignore"):
+        plain = a * b + c
+        high, low = _two_product(a, b)
+        middle, left = _two_sum(c, low)
+        high, low = _two_sum(high, middle)
+        rest, error = _two_sum(left, low)
+        even = (rest.view(np.uint64) & np.uint64(1)) == 0
+        rest = np.where((error != 0) & even, np.nextafter(rest, np.where(error > 0, np.inf, -np.inf)), rest)
+        result = high + rest
+        exact = (a == 0) | (b == 0) | (c == 0) | ~np.isfinite(a) | ~np.isfinite(b) | ~np.isfinite(c)
+        safe = np.all([(np.abs(x) > 2.0**-400) & (np.abs(x) < 2.0**400) for x in (a, b, c)], axis=0)
+    result = np.where(exact, plain, result)
+    for at in np.flatnonzero(~exact & ~safe):
+        total = Fraction(float(a[at])) * Fraction(float(b[at])) + Fraction(float(c[at]))
+        try:
+            result[at] = float(total)
+        except OverflowError:
+            result[at] = np.inf if total > 0 else -np.inf
+    return result.reshape(shape)
 
 
 def maximum(a: Array, b: Array, *, nan: bool) -> Array:

@@ -13,8 +13,8 @@ from . import numbers
 from .harness import lanes
 from .parser import PtxError
 
-S16, S32, S64, U16, U32, U64, F32, PRED = (
-    np.int16, np.int32, np.int64, np.uint16, np.uint32, np.uint64, np.float32, np.bool_,
+S16, S32, S64, U16, U32, U64, F32, F64, PRED = (
+    np.int16, np.int32, np.int64, np.uint16, np.uint32, np.uint64, np.float32, np.float64, np.bool_,
 )  # fmt: skip
 INF, NAN = np.inf, np.nan
 TINY = 2.0**-149  # the smallest subnormal float32
@@ -190,6 +190,29 @@ def test_fma_rounds_once() -> None:
     same(of("fma.rn.f32 d, a, b, c;", F32, a=(F32, [one]), b=(F32, [one]), c=(F32, [-1])), [2.0**-11 + 2.0**-24])
     same(of("fma.rn.ftz.f32 d, a, b, c;", F32, a=(F32, [TINY]), b=(F32, [2.0**100]), c=(F32, [0])), [0])
     same(of("fma.rn.f32 d, a, b, c;", F32, a=(F32, [INF, 1]), b=(F32, [0, INF]), c=(F32, [1, -INF])), [NAN, NAN])
+
+
+def test_fma_of_float64_rounds_once() -> None:
+    rng = np.random.default_rng(0)
+    a, b = (1 + rng.random(4000) for _ in range(2))
+    c = rng.choice([-1, 1], 4000) * 2.0 ** rng.integers(-110, 3, 4000)
+    half = a[:2000] * b[:2000]
+    c[:2000] = -half * (1 + rng.choice([0, 2.0**-52, -(2.0**-52)], 2000))  # what is left of the product
+    a[3000:3500] *= 2.0**-700  # and what is smaller or larger than its halves may be
+    b[3000:3250] *= 2.0**-360
+    b[3250:3500] *= 2.0**690
+    a[3500:] *= 2.0**900
+    b[3500:3750] *= 2.0**121
+    want = [float(Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z))) for x, y, z in zip(a, b, c, strict=True)]
+    assert numbers.fma64(a, b, c).tolist() == want
+    assert (a * b + c != want).mean() > 0.3  # twice rounded
+    same(
+        of(
+            "fma.rn.f64 d, a, b, c;", F64, a=(F64, [INF, 0, NAN, 2.0**1000, 0, 1 + 2.0**-52]),
+            b=(F64, [0, 5, 1, 2.0**1000, -1, 1 + 2.0**-52]), c=(F64, [1, -3, 1, 0.5, -0.0, -1 - 2.0**-51]),
+        ),
+        [NAN, -3, NAN, INF, -0.0, 2.0**-104],
+    )  # fmt: skip
 
 
 def test_division_and_roots() -> None:
