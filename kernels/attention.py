@@ -312,7 +312,7 @@ def attention_bwd_kernel_delta(
     dlse,  # [L, Tq]; unused without HAS_DLSE
     delta,  # [L, Tq], float32: dOut . out - dLSE
     lse2,  # [L, Tq], float32: lse in base 2, NaN where it is not finite, +inf in rows to leave out, where P comes out as 0
-    has_large,  # [L, blocks of BM rows], int8: whether a row of the block is left out; None: none is
+    has_large,  # [L, blocks of BM rows], int8: whether a row of the block is left out
     H, Tq, s_dob, s_doh, s_dot,
     ALIGN: tl.constexpr, DV: tl.constexpr, WV: tl.constexpr, BV: tl.constexpr, BM: tl.constexpr,
     HAS_DO: tl.constexpr, HAS_DLSE: tl.constexpr,
@@ -335,11 +335,10 @@ def attention_bwd_kernel_delta(
         b_delta -= tl.load(dlse + i_l * Tq + o_m, mask=m_m, other=0.0)
     b_lse = tl.load(lse + i_l * Tq + o_m, mask=m_m, other=0.0)
     b_lse = tl.where(tl.abs(b_lse) == float("inf"), float("nan"), b_lse * 1.4426950408889634)
-    if has_large is not None:
-        b_large = tl.abs(b_lse) >= LARGE
-        b_lse = tl.where(b_large, float("inf"), b_lse)
-        b_delta = tl.where(b_large, 0.0, b_delta)  # which P = 0 meets: lest 0 * inf be NaN
-        tl.store(has_large + tl.program_id(0), tl.max(b_large.to(tl.int32), 0).to(tl.int8))
+    b_large = tl.abs(b_lse) >= LARGE
+    b_lse = tl.where(b_large, float("inf"), b_lse)
+    b_delta = tl.where(b_large, 0.0, b_delta)  # which P = 0 meets: lest 0 * inf be NaN
+    tl.store(has_large + tl.program_id(0), tl.max(b_large.to(tl.int32), 0).to(tl.int8))
     tl.store(delta + i_l * Tq + o_m, b_delta, mask=m_m)
     tl.store(lse2 + i_l * Tq + o_m, b_lse, mask=m_m)
 
@@ -549,7 +548,7 @@ def attention_bwd_kernel_dkv(
 
 
 @triton.jit
-def _is_any(marks, count):
+def is_any(marks, count):
     """Whether one of `count` is not 0."""
     o = tl.arange(0, 4096)
     b_any = tl.zeros([4096], tl.int8)
@@ -576,7 +575,7 @@ def _large_row(
 
 
 @triton.jit
-def _power(b_x):
+def power(b_x):
     """2 ** x as float64, of a float64 that is no larger than 0 by much: to the digits of float32."""
     return tl.exp2(b_x.to(tl.float32)).to(tl.float64)
 
@@ -619,7 +618,7 @@ def attention_bwd_kernel_large_dq(
 ):  # fmt: skip
     """Blocks of BM queries of one head: every num_programs-th."""
     NM = tl.cdiv(Tq, BM)
-    if not _is_any(has_large, L * NM):
+    if not is_any(has_large, L * NM):
         return
     b_draw = read_draw(draw, threshold) if HAS_DROPOUT else None
     o_d = tl.arange(0, BD)
@@ -651,7 +650,7 @@ def attention_bwd_kernel_large_dq(
                     )
                     b_s, b_dp, _ = _large_row(b_q, b_do, b_k, b_v, m_n, scale2, b_draw, i_l, row, n, BN, HAS_DO, HAS_DROPOUT)
                     above = tl.maximum(m, tl.max(b_s, 0))
-                    b_p, r = _power(b_s - above), _power(m - above)
+                    b_p, r = power(b_s - above), power(m - above)
                     total = total * r + tl.sum(b_p, 0)
                     mean = mean * r + tl.sum(b_p * b_dp, 0)
                     m = above
@@ -669,7 +668,7 @@ def attention_bwd_kernel_large_dq(
                         p_k, p_v, p_mask, n, s_kt * ALIGN, s_vt * ALIGN, Tk, W, WV, BD, BV, BN, HAS_DO, HAS_MASK
                     )
                     b_s, b_dp, _ = _large_row(b_q, b_do, b_k, b_v, m_n, scale2, b_draw, i_l, row, n, BN, HAS_DO, HAS_DROPOUT)
-                    b_ds = tl.where(m_n, _power(b_s - b_lse) * (b_dp - b_delta), 0.0)
+                    b_ds = tl.where(m_n, power(b_s - b_lse) * (b_dp - b_delta), 0.0)
                     b_dq += b_ds[:, None] * b_k.to(tl.float64)
                 b_row = (tl.sum(b_dq, 0) * scale).to(tl.float32)
                 tl.store(dq + i_row * D + o_d, b_row.to(dq.dtype.element_ty), mask=o_d < D)
@@ -688,13 +687,13 @@ def attention_bwd_kernel_large_dkv(
 ):  # fmt: skip
     """Blocks of BN keys of one head: every num_programs-th."""
     NN, NM = tl.cdiv(Tk, BN), tl.cdiv(Tq, BM)
-    if not _is_any(has_large, L * NM):
+    if not is_any(has_large, L * NM):
         return
     b_draw = read_draw(draw, threshold) if HAS_DROPOUT else None
     for block in range(tl.program_id(0), L * NN, tl.num_programs(0)):
         i_l = (block // NN).to(tl.int64)
         p_large = has_large + i_l * NM
-        if _is_any(p_large, NM):
+        if is_any(p_large, NM):
             i_b, i_h = i_l // H, i_l % H
             p_q = q + (i_b * s_qb + i_h * s_qh) * ALIGN
             p_k = k + (i_b * s_kb + i_h * s_kh) * ALIGN
@@ -720,7 +719,7 @@ def attention_bwd_kernel_large_dkv(
                         b_s, b_dp, b_z = _large_row(
                             b_q, b_do, b_k, b_v, m_n, scale2, b_draw, i_l, row, key, BN, HAS_DO, HAS_DROPOUT
                         )
-                        b_p = _power(b_s - tl.load(exact + i_row))
+                        b_p = power(b_s - tl.load(exact + i_row))
                         b_ds = tl.where(m_n, b_p * (b_dp - tl.load(delta + i_row)), 0.0)
                         b_dk += b_ds[:, None] * b_q[None, :]
                         if HAS_DO:
@@ -775,7 +774,7 @@ def attention_backward(
     q, k = aligned(q, 2), aligned(k, 2)
     v = aligned(v, 2) if has_do else k
     do = aligned(dout, 2) if has_do and dout is not None else q
-    rows = deltas(do if has_do else None, dlse, out, lse, leave_out_large=True)
+    rows = deltas(do if has_do else None, dlse, out, lse)
     draw = draw if has_do else None  # nothing of the dropped map is left without dOut
     backward(do if has_do else None, rows, q, k, v, mask, scale, draw, threshold, dq, dk, dv)
     return dq, dk, dv
@@ -841,11 +840,11 @@ def backward(
         exact = torch.empty_like(rows.lse2, dtype=torch.float64)
         whole = {name: value for name, value in constants.items() if name != "PRECISION"}
         BN = max(8, 1024 // max(BD, BV))
-        whole |= {"BM": _BM_DELTA, "BN": BN, "HAS_MASK": mask is not None}
+        whole |= {"BM": BM_DELTA, "BN": BN, "HAS_MASK": mask is not None}
         # every product and sum is rounded by itself: a score has the same digits wherever it is made
         whole |= options(8, registers=240) | {"enable_fp_fusion": False}
         sizes, most = (B * H, H, Tq, Tk), 2 * num_multiprocessors(q.device)
-        attention_bwd_kernel_large_dq[grid_of(min(most, B * H * triton.cdiv(Tq, _BM_DELTA)), q=q)](
+        attention_bwd_kernel_large_dq[grid_of(min(most, B * H * triton.cdiv(Tq, BM_DELTA)), q=q)](
             *inputs, rows.has_large, rows.delta if rows.dlse is None else rows.dlse, exact, dq, *numbers, *sizes, *strides,
             HAS_DLSE=rows.dlse is not None, **whole,
         )  # fmt: skip
@@ -867,19 +866,19 @@ class Rows(NamedTuple):
 
     lse2: Tensor  # float32: LSE in base 2, NaN where it is infinite, +inf in rows that are left out for their large scores
     delta: Tensor  # float32
-    has_large: Tensor | None  # int8, of each block of _BM_DELTA rows of a head: whether one is left out; None: none is
+    has_large: Tensor | None  # int8, of each block of BM_DELTA rows of a head: whether one is left out; None: others make them
     dlse: Tensor | None  # float32
 
 
-_BM_DELTA = 32
+BM_DELTA = 32
 
 
-def deltas(dout: Tensor | None, dlse: Tensor | None, out: Tensor, lse: Tensor, *, leave_out_large: bool = False) -> Rows:
+def deltas(dout: Tensor | None, dlse: Tensor | None, out: Tensor, lse: Tensor) -> Rows:
     """delta of each row, and whether it is left out."""
     lse2, delta = lse.new_empty(2, *lse.shape)
     (Tq, DV), dtype = out.shape[-2:], out.dtype
-    blocks = lse.numel() // Tq * triton.cdiv(Tq, _BM_DELTA)
-    has_large = lse.new_empty(blocks, dtype=torch.int8) if leave_out_large else None
+    blocks = lse.numel() // Tq * triton.cdiv(Tq, BM_DELTA)
+    has_large = lse.new_empty(blocks, dtype=torch.int8)
     if dlse is not None:
         dlse = dlse.float().contiguous()
     read = 0 if dout is None else DV
@@ -887,7 +886,7 @@ def deltas(dout: Tensor | None, dlse: Tensor | None, out: Tensor, lse: Tensor, *
     with on_device(out):
         attention_bwd_kernel_delta[grid_of(blocks, q=out)](
             out.contiguous(), do, lse.contiguous(), lse if dlse is None else dlse, delta, lse2, has_large,
-            do.shape[1], Tq, *_strides(do), ALIGN=wide(dtype), DV=DV, WV=width(read, dtype), BV=padded(read), BM=_BM_DELTA,
+            do.shape[1], Tq, *_strides(do), ALIGN=wide(dtype), DV=DV, WV=width(read, dtype), BV=padded(read), BM=BM_DELTA,
             HAS_DO=dout is not None, HAS_DLSE=dlse is not None, **options(4),
         )  # fmt: skip
     return Rows(lse2, delta, has_large, dlse)

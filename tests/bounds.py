@@ -130,16 +130,16 @@ def ratio_to_bound(got: Tensor, want: Bounded, *, parts: bool = False) -> float:
 
 def assert_attention_gradients(
     got: Sequence[Tensor], q: Tensor, k: Tensor, v: Tensor, dout: Tensor, dlse: Tensor, scale: float,
-    mask: Tensor | None = None, multiplier: Tensor | float = 1.0,
+    mask: Tensor | None = None, multiplier: Tensor | float = 1.0, added: Tensor | None = None,
 ) -> None:  # fmt: skip
     """As near to their definition as rounding explains, see `attention_gradient_ratios`."""
-    for name, ratio in attention_gradient_ratios(got, q, k, v, dout, dlse, scale, mask, multiplier).items():
+    for name, ratio in attention_gradient_ratios(got, q, k, v, dout, dlse, scale, mask, multiplier, added).items():
         assert ratio <= 1, f"{name}: {ratio:.2f} times as far from its definition as rounding explains"
 
 
 def attention_gradient_ratios(
     got: Sequence[Tensor], q: Tensor, k: Tensor, v: Tensor, dout: Tensor, dlse: Tensor, scale: float,
-    mask: Tensor | None = None, multiplier: Tensor | float = 1.0,
+    mask: Tensor | None = None, multiplier: Tensor | float = 1.0, added: Tensor | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """dq, dk and dv of attention where rows whose |LSE| is 2^10 and more, in base 2, have their scores made in float64: the
     largest error of an entry of each as a share of its bound, infinite for one that is not finite.
@@ -148,12 +148,17 @@ def attention_gradient_ratios(
     of a sum of as many P as there are keys; all else is computed in more digits than those. In the other rows P is off by the
     roundings of the two sums and of LSE in float32, and every term of a sum by a few spacings of the dtype. To their sums, in
     the dtype, those of the first are added. What is below the least number of the dtype may come out as 0.
+
+    Args:
+        added: float64, what the scores get beside q . k, -inf where there is none.
     """
     kind, eps, single = q.dtype, torch.finfo(q.dtype).eps, torch.finfo(torch.float32)
     q, k, v, dout, dlse = (x.detach().double() for x in (q, k, v, dout, dlse))
     scores, size = scale * q @ k.mT, abs(scale) * q.abs() @ k.mT.abs()
     if mask is not None:
         scores = scores.masked_fill(~mask.unsqueeze(-2), -torch.inf)
+    if added is not None:
+        scores, size = scores + added, size + added.abs().nan_to_num(posinf=0)
     p, lse = scores.softmax(-1), scores.logsumexp(-1, keepdim=True).abs()
     is_large, of_score = lse >= 2**10 * math.log(2), 2 * (q.shape[-1] + 2) * (size + lse)
     of_large = p * (of_score * torch.finfo(torch.float64).eps + (8 + math.log2(k.shape[-2])) * single.eps)

@@ -113,6 +113,18 @@ def _of_large_scores(launch: Launch, tied: Tied | None) -> Trips:
     return Trips(launch.ctas, [launch.ctas * _steps(marks, 4096), 0, 0, 0, 0], share=unread)
 
 
+def _of_large_rows(loops: int) -> Callable[[Launch, Tied | None], Trips]:
+    """The same of rows along edges, in as many loops."""
+
+    def trips(launch: Launch, tied: Tied | None) -> Trips:
+        a = launch.args
+        marks = a["num_leading"] * a["num_heads"] * _steps(a["num_genes"], a["BM"])
+        unread = {name: 0.0 for name, value in a.items() if isinstance(value, Tensor) and name != "has_large_ptr"}
+        return Trips(launch.ctas, [launch.ctas * _steps(marks, 4096), *[0] * (loops - 1)], share=unread)
+
+    return trips
+
+
 def _segments(side: str) -> Callable[[Launch, Tied | None], Trips]:
     def trips(launch: Launch, tied: Tied | None) -> Trips:
         assert tied is not None
@@ -499,7 +511,8 @@ def _relational_degree(launch: Launch, tied: Tied | None) -> Trips:
 def _by_sets(launch: Launch, tied: Tied | None) -> Trips:
     a = launch.args
     lead = launch.ctas // _steps(a["num_sets"], a["BS"])
-    return Trips(launch.ctas, [lead * _fullest(np.diff(_values(launch, "ptr_ptr", tied)), a["BS"])])
+    # the first loop is that of sets with large scores, of which there is none
+    return Trips(launch.ctas, [0, lead * _fullest(np.diff(_values(launch, "ptr_ptr", tied)), a["BS"])])
 
 
 def _by_genes(launch: Launch, tied: Tied | None) -> Trips:
@@ -543,6 +556,8 @@ RULES: dict[str, Callable[[Launch, Tied | None], Trips]] = {
     "edge_bwd_kernel_dq": _edge_rows("rowptr_ptr", near=True, sums=2),
     "edge_bwd_kernel_dkv_segments": _edge_segments("colptr_ptr", "segcol_ptr"),
     "edge_bwd_kernel_dkv": _edge_rows("colptr_ptr", near=False, sums=2),
+    "edge_bwd_kernel_large_dq": _of_large_rows(9),
+    "edge_bwd_kernel_large_dkv": _of_large_rows(6),
     "bce_rows_fwd_kernel_bits": _bisected("steps"),
     "bce_rows_fwd_kernel_dense": _bce_dense_forward,
     "bce_rows_fwd_kernel_segments": _bce_segments("rowptr_ptr", "segrow_ptr", parts=True),

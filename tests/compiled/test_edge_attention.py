@@ -11,8 +11,10 @@ import torch
 import cellattn
 from cellattn import MultiGraph, reference
 
+from .. import ptx
 from ..compare import leaves, random_graph
 from ..conftest import exhaustive
+from ..ops import test_large_scores as large_scores
 from .check import assert_on_chip
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -95,3 +97,50 @@ def test_dropout_of_hubs_in_segments() -> None:
     everyone = torch.arange(n)
     graph = MultiGraph.from_edge_index({"a": torch.stack([torch.zeros_like(everyone), everyone])}, n, undirected=True)
     check(80, "fp32", graph, [("a", 0)], 20, 20, self_loops=False, dropout_p=0.3, kernels=[*ROWS, *SEGMENTS])
+
+
+LARGE = [(90, torch.float32, 1e8), (80, torch.float16, 1e4), (90, torch.bfloat16, 1e6)]
+
+
+@pytest.mark.parametrize(
+    ("arch", "dtype", "size"),
+    [(80, torch.float32, 1e5), *exhaustive(*LARGE)],
+    ids=str,
+)
+def test_large_scores(arch: int, dtype: torch.dtype, size: float) -> None:
+    with ptx.device(arch) as device:
+        large_scores.test_edge_attention(size, dtype)
+    assert {"edge_bwd_kernel_large_dq", "edge_bwd_kernel_large_dkv"} <= set(device.launches)
+
+
+@pytest.mark.parametrize(("arch", "weighted"), [(80, True), *exhaustive((90, True), (90, False))])
+def test_gradients_of_scores_that_differ_in_the_last_digits(arch: int, weighted: bool) -> None:
+    with ptx.device(arch):
+        large_scores.test_edge_attention_of_scores_that_differ_in_the_last_digits(weighted)
+
+
+def test_large_scores_with_dropout() -> None:
+    """Gradients of rows of large scores, those of a prefix beside genes on both sides of a group of 64 tokens, in 1 of 3."""
+    graph = random_graph(25, {"a": 150, "b": 30}, weighted=True)
+    q, k, v = (x.detach() for x in leaves(*[(2, 2, 75, d) for d in (8, 8, 6)], dtype=torch.float32))
+    q[..., ::3, :] *= 3e6
+    bias = torch.tensor([0.5, -2.0, 1.0])
+    upstream = [torch.linspace(-1, 1, n).view(2, 2, 75, -1) for n in (2 * 2 * 75 * 6, 2 * 2 * 75)]
+
+    def gradients(module: Any, *given: torch.Tensor) -> list[torch.Tensor]:
+        leaf = [x.clone().requires_grad_() for x in given]
+        out, lse = module.edge_attention(
+            *leaf[:3], graph, HEADS, num_prefix=50, weighted=True, edge_bias=leaf[3], dropout_p=0.3,
+            generator=torch.Generator().manual_seed(3),
+        )  # fmt: skip
+        assert (lse.abs() > 710).any()
+        total = (out * upstream[0].to(out.dtype)).sum() + (lse * upstream[1][..., 0].to(lse.dtype)).sum()
+        return list(torch.autograd.grad(total, leaf))
+
+    with ptx.device(80) as device:
+        got = gradients(cellattn, q, k, v, bias)
+    assert {"edge_bwd_kernel_large_dq", "edge_bwd_kernel_large_dkv"} <= set(device.launches)
+    want = gradients(reference, *(x.double() for x in (q, k, v, bias)))
+    # P is off by (8 + log2 100) roundings of float32, and dS by as much of dP and of delta
+    for name, a, b in zip(("dq", "dk", "dv", "dbias"), got, want, strict=True):
+        assert float((a.double() - b).abs().max()) <= 1e-5 * float(b.abs().max()), name

@@ -83,7 +83,7 @@ LARGE = [(90, torch.float32, 1e8), (80, torch.float16, 1e4), (80, torch.bfloat16
 
 @pytest.mark.parametrize(
     ("arch", "dtype", "size"),
-    [(80, torch.float32, 1e6), *(pytest.param(*case, marks=pytest.mark.tile(i)) for i, case in enumerate(LARGE))],
+    [(80, torch.float32, 1e6), *exhaustive(*LARGE)],
     ids=str,
 )
 def test_large_scores(arch: int, dtype: torch.dtype, size: float) -> None:
@@ -92,7 +92,7 @@ def test_large_scores(arch: int, dtype: torch.dtype, size: float) -> None:
     assert {"perturbation_attention_bwd_kernel_sets", "attention_bwd_kernel_large_dq"} <= set(device.launches)
 
 
-@pytest.mark.parametrize("arch", [90, pytest.param(80, marks=pytest.mark.tile(0))])
+@pytest.mark.parametrize("arch", [90, *exhaustive(80)])
 def test_beta_of_large_scores(arch: int) -> None:
     with ptx.device(arch):
         check_beta()

@@ -71,6 +71,18 @@ def test_attention(name: str, size: float, dtype: torch.dtype) -> None:
         on_the_cpu.test_attention(size, dtype)
 
 
+@pytest.mark.parametrize(("name", "size", "dtype"), cases("edge_attention"), ids=str)
+def test_edge_attention(name: str, size: float, dtype: torch.dtype) -> None:
+    with triton():
+        on_the_cpu.test_edge_attention(size, dtype)
+
+
+@pytest.mark.parametrize("weighted", [True, *exhaustive(False)])
+def test_edge_attention_of_scores_that_differ_in_the_last_digits(weighted: bool) -> None:
+    with triton():
+        on_the_cpu.test_edge_attention_of_scores_that_differ_in_the_last_digits(weighted)
+
+
 @pytest.mark.parametrize(("name", "size", "dtype"), cases("perturbation_attention"), ids=str)
 def test_perturbation_attention(name: str, size: float, dtype: torch.dtype) -> None:
     with triton():

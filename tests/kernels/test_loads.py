@@ -155,7 +155,7 @@ LAUNCHERS: dict[str, tuple[Callable[[Callable[[], Tensor]], None], set[str]]] = 
 BRANCHES_IN_LOOPS = {"masked_spmm_kernel", "masked_sddmm_kernel"}
 
 # They walk over the rows of large scores one by one, of which there is nearly always none.
-RARE = {"attention_bwd_kernel_large_dq", "attention_bwd_kernel_large_dkv"}
+RARE = {f"{family}_bwd_kernel_large_{part}" for family in ("attention", "edge") for part in ("dq", "dkv")}
 
 # Read where it is not finite, row by row.
 RARE_ARGUMENTS = {("bit_sum_kernel", "x_ptr")}

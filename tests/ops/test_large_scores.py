@@ -18,6 +18,7 @@ import cellattn
 from cellattn import reference
 from cellattn.ops.attention import _LARGEST_ERROR, _largest_rounding
 
+from ..bounds import assert_attention_gradients
 from ..compare import everything, random_graph, values_and_grads
 
 D, PREFIX = 8, 1
@@ -154,6 +155,41 @@ def test_edge_bias_that_leaves_float32_no_digits_of_scores(bias: float) -> None:
     got, want = everything(of, *x), everything(of, *(y.double() for y in x))
     for a, b in zip(got, want, strict=True):
         assert float((a.double() - b).norm()) <= 8 * torch.finfo(torch.float32).eps * float(b.norm())
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_edge_attention_of_scores_that_differ_in_the_last_digits(weighted: bool) -> None:
+    """Of rows with scores of 2 and 7 million, a spacing of 1/2 apart in float32, and of rows with small ones."""
+    n, dv, prefix = 37, 6, 2
+    row, col = (torch.rand(n, n, generator=torch.Generator().manual_seed(2)) < 0.2).fill_diagonal_(False).nonzero().T
+    weight = torch.rand(row.numel(), generator=torch.Generator().manual_seed(3)) + 0.5
+    graph = cellattn.MultiGraph.from_edge_index({"a": torch.stack([row, col])}, n, edge_weight={"a": weight})
+    q, k, v = draw(1.0, torch.float32, (2, n + prefix, D), (2, n + prefix, D), (2, n + prefix, dv))
+    q, k = ((1e3 + x.double()).float() for x in (100 * q, 1e-3 * k))
+    q[1] *= 1.5
+    q[:, ::3] *= 1e-6
+    bias = torch.tensor([0.5, -1e3])
+    given = [x.clone().requires_grad_() for x in (q, k, v, bias)]
+    heads = [("a", 0), ("a", 1)]
+    options: dict[str, Any] = {"num_prefix": prefix, "weighted": weighted, "edge_bias": given[3]}
+    result = cellattn.edge_attention(given[0], given[1], given[2], graph, heads, **options)
+    dout, dlse = draw(1.0, torch.float32, *(y.shape for y in result))
+    got = torch.autograd.grad(result, given, (dout, dlse))
+
+    added = torch.full((2, n + prefix, n + prefix), -torch.inf, dtype=torch.float64)
+    added[:, :prefix] = added[:, :, :prefix] = 0
+    added.diagonal(dim1=1, dim2=2).zero_()
+    added[:, prefix + row, prefix + col] = bias.double()[:, None] + (graph.weight("a").double().log() if weighted else 0)
+    scores = q.double() @ k.double().mT * D**-0.5
+    assert scores[:, 1::3].min() > 2e6
+    assert scores[:, ::3].max() < 10
+    assert_attention_gradients(got[:3], q, k, v, dout, dlse, D**-0.5, added=added)
+    p = (scores + added).softmax(-1)
+    dp = dout.double() @ v.double().mT
+    ds = p * (dp - (p * dp).sum(-1, keepdim=True) + dlse.double()[..., None])
+    size = p * (2 * v.shape[-1] * float(v.abs().max() * dout.abs().max()) + dlse.abs().double()[..., None])
+    want, size = (x[:, prefix + row, prefix + col].sum(-1) for x in (ds, size))
+    assert ((got[3].double() - want).abs() <= 64 * torch.finfo(torch.float32).eps * size).all()
 
 
 @sizes
