@@ -82,7 +82,8 @@ def take(x: Tensor, dim: int, rows: Tensor | None, num_prefix: int) -> Tensor:
 
 def _in_order(x: Tensor, dim: int, rows: Tensor) -> Tensor:
     """index_select, whose gradient, as that of gather, adds up copies of a row by atomics on a GPU, where this one sorts."""
-    return x[(slice(None),) * (dim % x.ndim) + (rows,)]
+    unrounded = x.float() if x.dtype.itemsize == 2 else x  # a sum of 16 bits would be rounded after each copy
+    return unrounded[(slice(None),) * (dim % x.ndim) + (rows,)].to(x.dtype)
 
 
 def row_logsumexp(

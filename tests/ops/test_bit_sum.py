@@ -143,6 +143,17 @@ def test_chosen_columns() -> None:
     torch.autograd.gradgradcheck(lambda x: bit_sum(x, *bits, rows, columns), x)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_gradients_of_a_row_that_is_named_often_are_rounded_once(dtype: torch.dtype) -> None:
+    """A thousand numbers of one sign, summed in float32: to half a spacing of the dtype, and 1,000 roundings of float32."""
+    x = torch.zeros(4, 3, dtype=dtype, requires_grad=True)
+    upstream = torch.rand(1000, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    (got,) = torch.autograd.grad(_rows._in_order(x, -2, torch.full((1000,), 2)), x, upstream)
+    want = upstream.double().sum(0)
+    share = torch.finfo(dtype).eps / 2 + 1000 * torch.finfo(torch.float32).eps
+    assert ((got[2].double() - want).abs() <= share * want).all()
+
+
 def both_graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[MultiGraph]:
     """The same graph, as bits and as CSR; unknown genes, rows without edges, a relation that has weights."""
     edges = {"dense": torch.rand(37, 37).lt(0.5).nonzero().t(), "sparse": torch.tensor([[0, 3, 3], [4, 3, 1]])}
