@@ -87,7 +87,7 @@ def edge_attention(
     Returns:
         out [..., H, T, Dv] in the dtype of q, and lse [..., H, T], the natural log of the softmax denominators, in float32
         (float64 for float64 inputs). A row that sees nothing (no prefix, no self-loop, no edge) is 0, its lse -inf. Both are
-        differentiable and equal from run to run.
+        differentiable and equal from run to run. Of large scores they are, and their gradients, what `attention` says.
 
     Raises:
         ValueError, TypeError: naming the argument, what came and what was expected.

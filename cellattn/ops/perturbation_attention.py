@@ -48,7 +48,9 @@ def perturbation_attention(
     Returns:
         z [..., B, Dv] in the dtype of query. A value that is NaN or infinite does not reach the sets that override it; any
         other set it does, as sum_i beta_i V_i would have it. Since a set's own values are taken out of a sum over all genes,
-        z is as accurate as that sum: its error is up to a few roundings of the largest beta_i |V_i|, overridden or not.
+        z is as accurate as that sum: its error is up to a few roundings of the largest beta_i |V_i|, overridden or not, and on
+        a GPU what `attention` says there of large scores. Beta of a set's own genes, and all gradients, are of scores in
+        float64 where |LSE| >= 710.
 
     Raises:
         ValueError, TypeError: naming the argument. A gene twice in a set, ptr that does not rise from 0 to nnz and indices
