@@ -30,6 +30,7 @@ from torch import Tensor
 
 from cellattn._check import require, require_same, require_tensor
 
+from . import config
 from .config import Tile, choose, on_device, options, parts_for
 from .tensors import check_devices, check_dtype, grid_of, padded
 
@@ -191,6 +192,8 @@ def bit_sum(x: Tensor, words: Tensor, rows: Tensor | None) -> Tensor:
     out: list[Tensor] = []
 
     def launch(tile: Tile) -> None:
+        if config.capability(x.device) // 10 == 9 and tile.warps > 2:  # whatever a search proposes, see config.py
+            raise RuntimeError(f"bit_sum: expected at most 2 warps on sm_90, got {tile!r}")
         programs = triton.cdiv(num_chosen, tile.BM) * column_blocks
         parts, part = parts_for(triton.cdiv(programs * tile.warps, WARPS), c, ROWS.value, x.device)
         out[:] = [torch.empty(parts, num_leading, num_chosen, d, dtype=torch.float32, device=x.device)]

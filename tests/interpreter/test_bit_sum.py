@@ -114,6 +114,16 @@ def test_other_tiles(rows: int, columns: int, monkeypatch: pytest.MonkeyPatch) -
     check(torch.randn(2, 130, 40, generator=torch.Generator().manual_seed(4)), drawn(70, 130))
 
 
+def test_what_triton_compiles_wrongly_is_not_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four warps on sm_90, where `search` leaves a tile out that raises this."""
+    monkeypatch.setattr(config, "tile_for", lambda *args, **options: Tile(64, 32, 4, 3))
+    x, words = torch.ones(100, 3), torch.zeros(5, 2, dtype=torch.int64)
+    kernels.bit_sum(x, words, None)
+    monkeypatch.setattr(config, "capability", lambda device: 90)
+    with pytest.raises(RuntimeError, match="at most 2 warps on sm_90, got Tile"):
+        kernels.bit_sum(x, words, None)
+
+
 def test_bad_input() -> None:
     x, words = torch.ones(100, 3), torch.zeros(5, 2, dtype=torch.int64)
     with pytest.raises(ValueError, match="words"):
