@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import operator
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from decimal import Decimal
+from numbers import Integral, Real
 from typing import Any, NoReturn, cast
 
 import numpy as np
@@ -236,11 +239,14 @@ def require_distinct(name: str, index: Tensor, ptr: Tensor) -> None:
 
 
 def unboxed(value: Any) -> Any:
-    """A number that NumPy or PyTorch boxes (a scalar, an array or tensor without dimensions) as Python's; all else as it came.
+    """A number of another library (NumPy's and PyTorch's scalars, arrays and tensors without dimensions among them; fractions,
+    decimals, what has an `__index__`) as Python's int or float; all else as it came.
 
     A tensor on a GPU is waited for. One that holds no values (meta, fake, traced) stays, and so does one that requires a
     gradient, which a number would not pass on.
     """
+    if value is None or isinstance(value, (int, float, str)):
+        return float(value) if isinstance(value, np.floating) else value  # np.float64 is a float
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
         return value.item()
     if isinstance(value, Tensor) and type(value) in (Tensor, Parameter) and not transforms_active():
@@ -248,6 +254,11 @@ def unboxed(value: Any) -> Any:
         known = known and not value.requires_grad
         if known and not torch.compiler.is_compiling():
             return value.item()
+        return value
+    if isinstance(value, (Real, Decimal)):
+        return int(value) if isinstance(value, Integral) else float(value)
+    if hasattr(type(value), "__index__") and not isinstance(value, (Tensor, np.ndarray, torch.SymInt)):
+        return operator.index(value)
     return value
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +38,24 @@ NAMES = GeneList([f"G{i}" for i in range(N)])
 SEEDS, PTR = torch.tensor([1, 2, 3]), torch.tensor([0, 2, 3])
 SETS = PerturbationDataset.from_sets([[i % N, (i + 1 + i // N) % N] for i in range(20)], list(range(20)), num_genes=N)
 
+
+class Whole:
+    """What `operator.index` takes."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __index__(self) -> int:
+        return self.value
+
+
 Number = Callable[[Any], Any]
 INTS: dict[str, Number] = {
     "np.int64": np.int64,
     "np.uint8": np.uint8,
     "0-d array": lambda x: np.array(x),
     "0-d tensor": lambda x: torch.tensor(x),
+    "__index__": lambda x: Whole(x),
 }
 FLOATS: dict[str, Number] = {
     "np.float32": np.float32,
@@ -49,6 +63,8 @@ FLOATS: dict[str, Number] = {
     "np.float16": np.float16,
     "0-d array": lambda x: np.array(x),
     "0-d tensor": lambda x: torch.tensor(x, dtype=torch.float64),
+    "fraction": Fraction,
+    "decimal": lambda x: Decimal(str(x)),
 }
 
 

@@ -43,6 +43,7 @@ class GeneTokens(nn.Module):
             num_genes is not None or feature_dim is not None,
             "num_genes, feature_dim: expected at least one of them, got None for both",
         )
+        dim = count_of("dim", dim, minimum=1)
         num_genes = None if num_genes is None else count_of("num_genes", num_genes, minimum=1)
         feature_dim = None if feature_dim is None else count_of("feature_dim", feature_dim, minimum=1)
         self.num_genes, self.feature_dim = num_genes, feature_dim
