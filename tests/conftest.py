@@ -18,8 +18,8 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # read when torch is
     os.environ.setdefault("OMP_NUM_THREADS", str(max(2, (os.cpu_count() or 1) // int(workers))))
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-# A slow or busy machine is no fault; and the fixture `isa` sets one variable for all examples of a test. A commit is tested with
-# the same examples everywhere; --hypothesis-profile=search draws others each time.
+# A slow or busy machine is no fault; and the fixture `isa` sets one variable for all examples of a test. A commit is tested
+# with the same examples everywhere; --hypothesis-profile=search draws others each time.
 for name, same in (("cellattn", True), ("search", False)):
     settings.register_profile(
         name,
