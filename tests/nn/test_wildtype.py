@@ -16,7 +16,7 @@ from benchmarks.training.cell import Cell, load_cell, split, synthetic
 from cellattn import MultiGraph, khop_mask
 from cellattn.data import synthetic_cell, synthetic_phenotypes
 from cellattn.nn import CellOutput, WildtypeDifference
-from cellattn.nn.wildtype import SCORE_CAP, GATConv, GINConv, SAGEConv
+from cellattn.nn.relational_conv import SCORE_CAP, GATConv, GINConv, SAGEConv
 from tests.ops.sets import problem, ragged
 
 from ..compare import cell_with_terms

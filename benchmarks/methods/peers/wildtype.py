@@ -21,7 +21,7 @@ from torch_geometric.utils import scatter, softmax
 
 from cellattn import MultiGraph
 from cellattn.data import PerturbationBatch
-from cellattn.nn import WildtypeDifference, wildtype
+from cellattn.nn import WildtypeDifference, relational_conv
 
 from ...khop import peers as khop_peers
 
@@ -109,7 +109,7 @@ class PyG(nn.Module):
 class _SAGE(nn.Module):
     """A `SAGEConv` a relation, their sum, and what a gene keeps of its own."""
 
-    def __init__(self, conv: wildtype.SAGEConv, relations: Sequence[str]) -> None:
+    def __init__(self, conv: relational_conv.SAGEConv, relations: Sequence[str]) -> None:
         super().__init__()
         convs = []
         for weight in _by_relation(conv, relations):
@@ -125,7 +125,7 @@ class _SAGE(nn.Module):
 class _GIN(nn.Module):
     """A `GINConv` a relation, of a linear map each, and one MLP on from their sum."""
 
-    def __init__(self, conv: wildtype.GINConv, relations: Sequence[str]) -> None:
+    def __init__(self, conv: relational_conv.GINConv, relations: Sequence[str]) -> None:
         super().__init__()
         convs = []
         for weight, eps in zip(_by_relation(conv, relations), conv.eps.tolist(), strict=True):
@@ -143,7 +143,7 @@ class _GIN(nn.Module):
 class _GAT(nn.Module):
     """`softmax` and `scatter` over the edges of all relations and a self-loop a gene; PyG has no layer that is the same."""
 
-    def __init__(self, conv: wildtype.GATConv, relations: Sequence[str]) -> None:
+    def __init__(self, conv: relational_conv.GATConv, relations: Sequence[str]) -> None:
         super().__init__()
         self.relations = tuple(relations)
         self.linear = nn.ParameterList([nn.Parameter(conv.own_weight.weight.detach().clone()), *_by_relation(conv, relations)])
@@ -158,7 +158,7 @@ class _GAT(nn.Module):
             y = F.linear(x, weight).unflatten(-1, score.shape)
             s = (y * score).sum(-1)
             values.append(y[source])
-            scores.append((wildtype.SCORE_CAP * torch.tanh(s / wildtype.SCORE_CAP))[source])
+            scores.append((relational_conv.SCORE_CAP * torch.tanh(s / relational_conv.SCORE_CAP))[source])
         target = torch.cat([ends[1] for ends in edges])
         alpha = softmax(torch.cat(scores), target, num_nodes=len(x))
         total = scatter(alpha.unsqueeze(-1) * torch.cat(values), target, dim_size=len(x), reduce="sum")
@@ -166,11 +166,11 @@ class _GAT(nn.Module):
 
 
 def _layer(conv: nn.Module, relations: Sequence[str]) -> nn.Module:
-    if isinstance(conv, wildtype.SAGEConv):
+    if isinstance(conv, relational_conv.SAGEConv):
         return _SAGE(conv, relations)
-    if isinstance(conv, wildtype.GINConv):
+    if isinstance(conv, relational_conv.GINConv):
         return _GIN(conv, relations)
-    assert isinstance(conv, wildtype.GATConv)
+    assert isinstance(conv, relational_conv.GATConv)
     return _GAT(conv, relations)
 
 
