@@ -532,6 +532,8 @@ def main() -> None:
         result = run(plan_for(device, **given), suites=suites, case=case)
     except NoRowError as error:
         parser.error(str(error))
+    if given["only"] is not None and not any(given["only"] in row["implementations"] for row in result["rows"]):
+        parser.error(f"argument --only: no implementation of these rows is called {given['only']!r}")
     print(f"{result['graph']}, {result['dtype']}, {result['seconds']:.0f} s\n\n{table(result['rows'])}")
     if result["not_reached"]:
         print(f"\nNot reached in {result['seconds']:.0f} s: {'; '.join(result['not_reached'])}")

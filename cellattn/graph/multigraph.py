@@ -85,7 +85,7 @@ class MultiGraph:
 
     Tensors that come out (`weight`, `col`, `known`, ...) are the graph's own memory, to be read; clone what is to be written
     to. Much is kept that follows from them, so that a graph into which PyTorch has written is refused with a `RuntimeError`
-    by the next op.
+    by the next op; within a compiled function nobody looks.
 
     The nodes are genes, or tokens of several types, one type after another: genes, then reactions, complexes, terms. A
     relation then joins two types, or one to itself: its rows are of the first, its columns of the second (`joins`), and of

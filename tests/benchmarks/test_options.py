@@ -13,7 +13,7 @@ DOORS = {
     "|--accumulate 0|--device cuda:9|--compile nope|--timeout -1|--tokens x --out OUT|--cuda-graph --out OUT|--variants nope"
     "|--split nope|--data OUT --out OUT",
     "attention.bench": "--device nope|--genes 0|--genes x|--seconds -1|--seconds nan|--repeats 0|--lengths 0|--suite nope"
-    "|--suite length --case nope",
+    "|--suite length --case nope|--suite length --lengths 8 --genes 32 --only nope",
     "khop.bench": "--device nope|--sets 0|--hops 0|--genes 3|--relations nope|--seconds inf|--seconds-each 0|--repeats 0"
     "|--heaps nope",
     "methods.bench": "--device nope|--seconds -1|--out /proc/x|--methods nope",
