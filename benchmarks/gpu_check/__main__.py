@@ -22,6 +22,7 @@ commit the files are where git does not. The k-hop ops and some models need the 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import torch
 
@@ -35,7 +36,7 @@ from .sections import BENCHMARKS, SECTIONS, gpu
 def main() -> int:
     parser = options.parser("gpu_check", __doc__)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--out", type=options.results, help="folder for the results, made if missing")
+    what.add_argument("--out", type=Path, help="folder for the results, made if missing")
     what.add_argument(
         "--plan", type=options.positive, metavar="S", help="print commands of at most S seconds that are the whole check"
     )
@@ -59,10 +60,12 @@ def main() -> int:
     if given.once is not None:
         run_once(gpu(), given.once)
         return 0
+    with options.told():
+        out = options.results(str(given.out))
     if not given.only and not given.again:
-        before = read(given.out)
+        before = read(out)
         names = [name for name in names if not ended(before, name)]
-    records = drive("benchmarks.gpu_check.sections", names, given.out, about=environment(), seconds=given.seconds)
+    records = drive("benchmarks.gpu_check.sections", names, out, about=environment(), seconds=given.seconds)
     print(summary(records))
     return int(not all(record.result.passed for record in records))
 
