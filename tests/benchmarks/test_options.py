@@ -26,7 +26,7 @@ DOORS = {
     "profile": "nope|nope:f|torch:nope|dango --batch-size 0|dango --steps 0|dango --warmup -1|dango --torch --out /proc/x",
     "quick": "--out /proc/x|--out ''",
     "report": "--redraw /nope|--only nope",
-    "gpu_check.__main__": "--plan -1|--plan nan|--out /proc/x|--once 0|--only nope --plan 9|",
+    "gpu_check.__main__": "--plan -1|--plan nan|--once 0|--only nope --plan 9|",
     "kernel_model.__main__": "--chips nope",
 }
 CASES = [(door, line) for door, lines in DOORS.items() for line in lines.split("|")]
