@@ -33,6 +33,7 @@ from .._check import (
     unknown,
 )
 from .._extension import AVAILABLE
+from .._modes import without_function_modes
 from ..genes import GeneList, as_names
 from . import derive, file, foreign
 from .build import (
@@ -162,6 +163,7 @@ class MultiGraph:
         elif isinstance(kept, Tensor) and not kept.is_inference():  # which counts no writes
             self._versions.append((name, kept, kept._version))
 
+    @without_function_modes  # each of which is asked about each version
     def require_unwritten(self) -> None:
         """Raise `RuntimeError` if somebody has written to the graph's tensors since they were made."""
         if torch.compiler.is_compiling():
@@ -897,6 +899,7 @@ class MultiGraph:
         return True
 
     def __getstate__(self) -> dict[str, Any]:
+        self.require_unwritten()  # a copy could not tell
         return {**self.__dict__, "_selected": {}, "_passing": {}, "_made": {}, "_versions": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -542,9 +542,10 @@ def _rows_backward(
     mask = None if keep is None else keep.contiguous()
     if dlse is not None:
         dlse = dlse.contiguous()
-    if dout is None:
+    if dout is None:  # nor is anything of the dropped map
         dout = out = q.new_empty(*q.shape[:-1], 0)
         v = v.new_empty(*v.shape[:-1], 0)
+        draw, threshold = None, 0
     dout, out = as_dtype(dout, dtype).contiguous(), as_dtype(out, dtype).contiguous()
     dq, dk, dv = _attention_rows_backward(
         dout, dlse, q, k, v, mask, out, lse.contiguous(), draw, scale, threshold, _share(q, scale)

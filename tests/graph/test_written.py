@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 import cellattn
 from cellattn import MultiGraph
@@ -107,6 +108,27 @@ def test_copies_are_written_to_on_their_own() -> None:
     cellattn.attention_kl(Q, Q, own, "a")
     with pytest.raises(RuntimeError, match=r"its tensor weight was written to"):
         cellattn.attention_kl(Q, Q, other, "a")
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps], ids=["copy", "deepcopy", "pickle"])
+def test_what_was_written_to_is_not_copied(copied: Callable[[MultiGraph], Any]) -> None:
+    """A copy would count writes from then on, and keep what no longer fits."""
+    own = graph()
+    own.weight("a")[0] = 9
+    with pytest.raises(RuntimeError, match=r"^graph: its tensor weight was written to"):
+        copied(own)
+
+
+def test_modes_are_not_asked() -> None:
+    """Another default device is one: it would be called for each tensor of a graph, by each op."""
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            raise AssertionError(function)
+
+    own = graph()
+    with Mode():
+        own.require_unwritten()
 
 
 def test_what_is_made_anew_is_the_callers() -> None:
