@@ -168,7 +168,7 @@ def bit_sum_kernel(
 
 def bit_sum(x: Tensor, words: Tensor, rows: Tensor | None) -> Tensor:
     """x [..., C, D], words int64 [M, ceil(C / 64)], rows int64 [R] or all M -> float32 [..., R, D]; `cellattn::bit_sum`."""
-    check_dtype("x", x)
+    check_dtype("k", x)  # of the loss whose keys these are; gradients are float32
     require_tensor("words", words, ndim=2, dtypes=(torch.int64,))
     check_devices(x=x, words=words, rows=rows)
     *lead, c, d = x.shape

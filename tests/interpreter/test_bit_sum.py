@@ -132,5 +132,5 @@ def test_bad_input() -> None:
         kernels.bit_sum(x, words.int(), None)
     with pytest.raises(ValueError, match="rows: expected dtype int64"):
         kernels.bit_sum(x, words, torch.tensor([0], dtype=torch.int32))
-    with pytest.raises(ValueError, match="x: expected dtype"):
+    with pytest.raises(ValueError, match="k: expected dtype"):
         kernels.bit_sum(x.double(), words, None)
