@@ -22,7 +22,6 @@ commit the files are where git does not. The k-hop ops and some models need the 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import torch
 
@@ -36,7 +35,7 @@ from .sections import BENCHMARKS, SECTIONS, gpu
 def main() -> int:
     parser = options.parser("gpu_check", __doc__)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--out", type=Path, help="folder for the results, made if missing")
+    what.add_argument("--out", help="folder for the results, made if missing")
     what.add_argument(
         "--plan", type=options.positive, metavar="S", help="print commands of at most S seconds that are the whole check"
     )
@@ -61,7 +60,7 @@ def main() -> int:
         run_once(gpu(), given.once)
         return 0
     with options.told():
-        out = options.results(str(given.out))
+        out = options.results(given.out)
     if not given.only and not given.again:
         before = read(out)
         names = [name for name in names if not ended(before, name)]
