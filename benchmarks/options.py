@@ -95,9 +95,10 @@ def results(text: str) -> Path:
 
 
 @contextlib.contextmanager
-def told() -> Iterator[None]:
-    """What is read and checked before the work: an error ends the program in one line, exit status 1."""
+def told(*more: type[Exception]) -> Iterator[None]:
+    """What is read and checked before the work: an error of a value or a file, or of these kinds, ends the program in one line,
+    exit status 1."""
     try:
         yield
-    except (ValueError, TypeError, OSError, ImportError, AttributeError, argparse.ArgumentTypeError) as error:
+    except (ValueError, OSError, argparse.ArgumentTypeError, *more) as error:
         sys.exit(f"error: {error}")

@@ -114,10 +114,10 @@ def main() -> None:
     parser.add_argument("--steps", type=options.count, default=3, help="that are looked at (%(default)s)")
     parser.add_argument("--warmup", type=options.seed, default=3, help="steps before them (%(default)s)")
     parser.add_argument("--torch", action="store_true", help="with torch.profiler, which needs no Nsight")
-    parser.add_argument("--out", type=Path, default=Path("runs/profile"), help="folder for what --torch writes (%(default)s)")
+    parser.add_argument("--out", default="runs/profile", help="folder for what --torch writes (%(default)s)")
     given = parser.parse_args()
-    with options.told():
-        work, out = workload_of(given), options.results(str(given.out)) if given.torch else None
+    with options.told(ImportError, AttributeError, TypeError):  # of a function that is named
+        work, out = workload_of(given), options.results(given.out) if given.torch else None
     page = profile(work, given.batch_size, steps=given.steps, warmup=given.warmup, out=out)
     if page is not None:
         print(f"{page}\nwritten to {given.out}")

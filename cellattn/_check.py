@@ -247,8 +247,9 @@ def unboxed(value: Any) -> Any:
     """
     if value is None or isinstance(value, (int, float, str)):
         return float(value) if isinstance(value, np.floating) else value  # np.float64 is a float
-    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
-        return value.item()
+    if (isinstance(value, np.generic) or type(value) is np.ndarray) and value.ndim == 0:
+        number = value if value.dtype.kind in "mM" else value.item()  # of times it is an int, or none
+        return float(number) if isinstance(number, np.floating) else number  # of more digits than Python's
     if isinstance(value, Tensor) and type(value) in (Tensor, Parameter) and not transforms_active():
         known = value.layout == torch.strided and not value.is_nested and value.ndim == 0 and not value.is_meta
         known = known and not value.requires_grad
@@ -256,7 +257,10 @@ def unboxed(value: Any) -> Any:
             return value.item()
         return value
     if isinstance(value, (Real, Decimal)):
-        return int(value) if isinstance(value, Integral) else float(value)
+        try:
+            return int(value) if isinstance(value, Integral) else float(value)
+        except (OverflowError, ValueError):  # too large a fraction, a signaling NaN
+            return value
     if hasattr(type(value), "__index__") and not isinstance(value, (Tensor, np.ndarray, torch.SymInt)):
         return operator.index(value)
     return value

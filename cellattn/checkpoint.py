@@ -84,8 +84,8 @@ def save(
     Raises:
         FileNotFoundError: there is no `graph_file`.
         ValueError: names that do not fit the graph, or the features; numbers of genes that differ; a model of `MODELS` whose
-            weights are not those that its class makes (pruned, parametrized, with modules added), so that `load` would fail.
-            TypeError: a value that the file cannot hold.
+            weights are not those that its class makes (pruned, parametrized, with modules added), so that `load` would fail;
+            a tensor without values, or one that is not dense. TypeError: a value that the file cannot hold.
     """
     from safetensors.torch import save as to_bytes
 
@@ -139,7 +139,7 @@ def save(
 def _number(value: Any) -> Any:
     """What JSON does not know: NumPy's and PyTorch's numbers."""
     number = unboxed(value)
-    if number is value:
+    if not isinstance(number, (int, float)):
         raise TypeError(describe(value))
     return number
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from typing_extensions import Self
 
-from ._check import FLOAT_DTYPES, describe, require, require_same, require_tensor
+from ._check import FLOAT_DTYPES, count_of, describe, require, require_same, require_tensor
 from .graph import MultiGraph
 
 if TYPE_CHECKING:
@@ -321,8 +321,7 @@ def edge_recovery(
     require_tensor("k", k, ndim=2, dtypes=FLOAT_DTYPES)
     require_same("shape", q=list(q.shape), k=list(k.shape))
     require_same("dtype", q=q.dtype, k=k.dtype)
-    require(num_prefix >= 0, f"num_prefix: expected at least 0, got {num_prefix}")
-    require(block_rows >= 1, f"block_rows: expected at least 1, got {block_rows}")
+    num_prefix, block_rows = count_of("num_prefix", num_prefix), count_of("block_rows", block_rows, minimum=1)
     tokens = num_prefix + graph.num_nodes
     require(len(q) == tokens, f"q: expected num_prefix + num_nodes = {tokens} tokens, got {len(q)}")
     # at least float32: scores rounded to 16 bits tie

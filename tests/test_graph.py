@@ -241,11 +241,12 @@ HALF = torch.tensor([0.5, 0.25])
         ({"edge_attr": HALF.numpy()[:, None]}, [0.5, 0.25]),
         ({"edge_weight": [0.5, 0.25]}, [0.5, 0.25]),
         ({"edge_attr": ["a", "b"]}, [1, 1]),
+        ({"edge_attr": [[1.0], [2.0, 3.0]]}, [1, 1]),
         ({"e_id": torch.arange(2), "name": ["a", "b"]}, [1, 1]),
     ],
     ids=[
         "edge_weight", "edge_weight-column", "edge_attr", "edge_attr-column", "int", "bool", "weight", "edge_weight-first",
-        "edge_attr-first", "features-and-weight", "numpy", "numpy-column", "list", "words", "none",
+        "edge_attr-first", "features-and-weight", "numpy", "numpy-column", "list", "words", "ragged", "none",
     ],
 )  # fmt: skip
 def test_hetero_data_weights(attributes: dict[str, Any], weight: list[float]) -> None:
@@ -277,8 +278,9 @@ def test_hetero_data_refuses_weights_of_another_shape() -> None:
         ValueError, match=r"edge_weight\['p'\]: expected 1 dimension\(s\), got a float32 tensor of shape \[2, 2\]"
     ):
         MultiGraph.from_hetero_data(hetero_with(edge_weight=torch.rand(2, 2)))
-    with pytest.raises(TypeError, match=r"data: edge_weight of edge type .*'p'.*: expected a tensor of numbers"):
-        MultiGraph.from_hetero_data(hetero_with(edge_weight=["a", "b"]))
+    for words in (["a", "b"], [[1.0], [2.0, 3.0]]):
+        with pytest.raises(TypeError, match=r"data: edge_weight of edge type .*'p'.*: expected a tensor of numbers"):
+            MultiGraph.from_hetero_data(hetero_with(edge_weight=words))
 
 
 TWICE = torch.tensor([[0, 0, 1], [1, 1, 2]])

@@ -17,6 +17,7 @@ import cellattn
 from cellattn import MultiGraph, checkpoint
 from cellattn.data import EdgeTable, PerturbationDataset, read_string_links, split, synthetic_cell, synthetic_phenotypes
 from cellattn.data.genes import GeneList
+from cellattn.metrics import edge_recovery
 from cellattn.nn import (
     CellEncoder,
     CellTransformer,
@@ -29,7 +30,7 @@ from cellattn.nn import (
     extend_genes,
     weight_from_row_sum,
 )
-from cellattn.screen import Bins, DistanceFilter, SetSpace
+from cellattn.screen import Bins, DistanceFilter, SetSpace, screen
 from cellattn.screen.ranks import set_of
 
 N, D = 6, 4
@@ -88,6 +89,14 @@ def extended(number: Number) -> torch.nn.Module:
     model = PairwiseInteraction(8, num_types=3, num_genes=N)
     extend_genes(model, number(2), at=number(1))
     return model
+
+
+def screened(number: Number, folder: Path) -> Any:
+    model = PairwiseInteraction(8, num_types=3, num_genes=N, out_dim=2)
+    out = folder / f"screen-{len(list(folder.iterdir()))}"
+    options: dict[str, Any] = {"unit": number(4), "num_threads": number(1), "progress": False}
+    done = screen(model, names=NAMES, out=out, order=number(2), phenotype=number(1), **options)
+    return [done.complete, done.total]
 
 
 def links(folder: Path) -> Path:
@@ -172,6 +181,8 @@ COUNTS: dict[str, Callable[[Number, Path], Any]] = {
     "SetSpace.crossed": lambda n, _: SetSpace.crossed(NAMES, [(["G0", "G1"], n(1)), (["G2", "G3"], n(1))]).total,
     "Bins": lambda n, _: repr(Bins(0.0, n(8), n(4))),
     "DistanceFilter": lambda n, _: DistanceFilter(NAMES, {name: ("I", n(3)) for name in NAMES}, distance=n(2)).describe(),
+    "edge_recovery": lambda n, _: edge_recovery(TOKENS[0], TOKENS[1], GRAPH, "p", num_prefix=n(1), block_rows=n(2)),
+    "screen": screened,
     "set_of": lambda n, _: set_of(torch.tensor([1]), n(5), n(2)),
 }
 # fmt: on
@@ -245,6 +256,9 @@ def test_shares(call: Callable[[Number], Any], box: Number) -> None:
         np.float32(2),
         None,
         torch.tensor(2, device="meta"),
+        np.timedelta64(2, "ns"),
+        np.datetime64("2026-01-01", "ns"),
+        np.ma.masked,
     ],
     ids=repr,
 )

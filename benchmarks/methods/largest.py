@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--cap", type=options.count, default=2**20, help="no larger batch is tried (%(default)s)")
     parser.add_argument("--budget", type=options.positive, help="GB that may be used (default: all of a GPU)")
     given = parser.parse_args()
-    with options.told():
+    with options.told(ImportError, AttributeError, TypeError):  # of a function that is named
         work = workload_of(given)
     found = largest_batch(work, cap=given.cap, budget=given.budget and int(given.budget * 1e9))
     for one in found.tries:

@@ -17,13 +17,13 @@ import zlib
 from collections.abc import Collection, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import polars as pl
 import torch
 
-from .._check import describe, listed, require, shown
+from .._check import describe, listed, require, shown, unboxed
 
 _NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
 _MISSING = frozenset(("", "na", "nan", "n/a", "#n/a", "null", "none", "-", "."))  # in small letters
@@ -38,7 +38,7 @@ class Number(NamedTuple):
     column: str | int
     bounds: tuple[float, float]
     may_miss: bool = False  # whatever `missing` says of the others
-    hint: str = ""  # what a message says of a number out of bounds
+    hint: str = ""  # what a message says of a number that is too small
 
 
 class Table:
@@ -95,9 +95,8 @@ class Table:
         self._sep = sep
         quote = ('"' if sep in ",;" else None) if quote == "auto" else quote
         self._quote = quote if quote is not None and self._data.find(quote.encode(), self._begin) >= 0 else None
-        self._runs = runs and sep == " "
-        if self._runs and self._quote is None:
-            self._data = _without_runs(self._text)
+        if runs and sep == " ":
+            self._data = _without_runs(self._text, self._quote, comment)
             self._begin, self._first, above = self._first_line()
         self._above = [] if above is None else above.split(sep)
         words = next(self._quoted_records())[1] if self._quote else self._plain_fields(self._begin)
@@ -123,14 +122,17 @@ class Table:
 
     def require_columns(self, columns: Mapping[str, str | int]) -> None:
         """Check that columns, by argument name, are there, once, and different from each other."""
+        columns = {argument: unboxed(column) for argument, column in columns.items()}
         for argument, column in columns.items():
             if isinstance(column, bool) or not isinstance(column, str if self._named else int):
                 kind = "the name of a column" if self._named else "the number of a column, since header=False"
                 raise TypeError(f"{argument}: expected {kind}, got {describe(column)}")
         if self._named and self._above and self._mark:
             asked = {str(column) for column in columns.values()}
-            bare = [self._above[0].removeprefix(self._mark).lstrip(), *self._above[1:]]
-            for header in (self._above, bare):
+            first, *others = self._above
+            first = first.removeprefix(self._mark).lstrip()
+            bare = [first, *others] if first or self._sep != " " else others  # blanks behind the mark are no separator
+            for header in (bare, self._above):
                 if asked <= set(header) and not asked <= set(self.header):
                     self.header, self._in_comment = header, True
         for argument, column in columns.items():
@@ -200,7 +202,7 @@ class Table:
         self._fail(int(self.lines[row]), problem)
 
     def _position(self, column: str | int) -> str:
-        return str(self.header.index(str(column)))
+        return str(self.header.index(str(unboxed(column))))
 
     def _numbers(self, text: pl.Series, number: Number, missing: str | None) -> pl.Series:
         low, high = number.bounds
@@ -318,8 +320,7 @@ class Table:
         except UnicodeDecodeError as error:
             self._fail(self._data.count(b"\n", 0, self._begin + error.start) + 1, "not UTF-8 text")
         feed = _RecordLines(text, self._first, self._mark)
-        options: dict[str, Any] = {"strict": True, "skipinitialspace": self._runs}
-        reader = csv.reader(feed, delimiter=self._sep, quotechar=self._quote, **options)
+        reader = csv.reader(feed, delimiter=self._sep, quotechar=self._quote, strict=True)
         while True:
             feed.between = True
             try:
@@ -329,10 +330,6 @@ class Table:
             except csv.Error as error:
                 problem = f"quotes that do not close as they open ({error}); where they are text, quote=None reads them so"
                 self._fail(feed.first, problem)
-            if (
-                self._runs and fields[1:] and fields[-1] == ""
-            ):  # of blanks at the end of a line, the one run that the reader leaves
-                fields.pop()
             yield feed.first, fields
 
     def _fail(self, line: int, problem: str) -> NoReturn:
@@ -363,12 +360,23 @@ class _RecordLines:
         raise StopIteration
 
 
-def _without_runs(data: bytes) -> bytes:
-    """One space for each run of blanks within a line, none at its ends."""
+def _without_runs(data: bytes, quote: str | None, mark: str | None) -> bytes:
+    """One space for each run of blanks within a line, none at its ends; what is between quotes, but in comments, stays."""
     if not any(run in data for run in (b"  ", b"\t", b"\n ", b" \n")) and not data.startswith(b" ") and not data.endswith(b" "):
         return data
-    data = re.sub(rb"[ \t]+", b" ", data)
-    return re.sub(rb"(?m)^ | $", b"", data).rstrip(b"\n")
+    if quote is None:
+        return re.sub(rb"(?m)^ | $", b"", re.sub(rb"[ \t]+", b" ", data)).rstrip(b"\n")
+    q = re.escape(quote.encode())
+    comment = rb"(?!)" if mark is None else re.escape(mark.encode()) + rb".*"
+    quoted = rb"(?<![^ \t\n])%b[^%b]*(?:%b%b[^%b]*)*%b" % ((q,) * 6)
+    parts = rb"(?m)^[ \t]*(?P<comment>%b)|(?P<end>^[ \t]+|[ \t]+$)|(?P<quoted>%b)|[ \t]+" % (comment, quoted)
+
+    def told(part: re.Match[bytes]) -> bytes:
+        if part["comment"]:
+            return _without_runs(part["comment"], None, None)
+        return part["quoted"] or (b"" if part["end"] else b" ")
+
+    return re.sub(parts, told, data).rstrip(b"\n")
 
 
 def _check_character(argument: str, value: str) -> None:
@@ -389,7 +397,8 @@ def _number_problem(text: str, number: Number) -> str | None:
         comma = " (with a point, not a comma)" if _NUMBER.fullmatch(text.replace(",", ".")) else ""
         return f"expected a finite number{comma}"
     low, high = number.bounds
-    return None if low <= float(text) <= high else f"expected a number in [{low:g}, {high:g}]{number.hint}"
+    hint = number.hint if float(text) < low else ""
+    return None if low <= float(text) <= high else f"expected a number in [{low:g}, {high:g}]{hint}"
 
 
 # ---------------------------------------------------------------------------------------------------- bytes

@@ -6,6 +6,7 @@ alone; the rest is for `from_edge_index` to check.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -87,7 +88,10 @@ def _hetero_weight(store: Any, edge_type: tuple[str, str, str]) -> Tensor | None
     others = []
     for name in ("edge_weight", "edge_attr", "weight"):
         value = store.get(name)
-        value = tensor_of(np.asarray(value) if isinstance(value, list | tuple) else value)
+        if isinstance(value, list | tuple):
+            with contextlib.suppress(ValueError, TypeError, RuntimeError):  # of several lengths, or on a GPU: no numbers
+                value = np.asarray(value)
+        value = tensor_of(value)
         if not isinstance(value, Tensor):
             if value is not None and name != "edge_attr":
                 raise TypeError(f"data: {name} of edge type {edge_type}: expected a tensor of numbers, got {describe(value)}")

@@ -73,6 +73,7 @@ _T = TypeVar("_T")
 
 _INT32_MAX = 2**31 - 1
 _MAX_NODES = isqrt(2**63 - 1)  # an edge is sorted by the key i * N + j, in int64
+_FIRST = ("rowptr", "col", "weight", "known", "known_rows", "known_columns", "column_weight", "segments", "bits")
 _LATER = ("targets", "ranks", "free", "transpose", "weight_by_column")  # kept from when they are first needed
 _MIN_PACKED, _DENSE = 512, 1 / 8  # genes, and edges over pairs, from which on sums over bits are faster than along CSR rows
 
@@ -122,7 +123,8 @@ class MultiGraph:
         self._col = col  # int32 [E], int64 if N needs it
         self._weight = weight  # float32 or float64 [E], > 0
         self._known = known  # bool [K, N]
-        self._column_weight = column_weight  # float64 [K, N], or None where all are 1
+        weighted = column_weight is not None and bool((column_weight != 1).any())
+        self._column_weight = column_weight if weighted else None  # float64 [K, N], or None where all are 1
         self.types = NodeTypes.of_genes(self.num_nodes, len(relations)) if types is None else types
         self._known_rows, self._known_columns = self.types.masks(known)  # `known` itself where there is one type
         self._offset: list[int] = rowptr[:: self.num_nodes].tolist()
@@ -148,7 +150,7 @@ class MultiGraph:
     def _watch_all(self) -> None:
         """`_watch` what is kept already."""
         self._versions: list[tuple[str, Tensor, int]] = []
-        for name in ("rowptr", "col", "weight", "known", "known_rows", "known_columns", "column_weight", "bits", *_LATER):
+        for name in (*_FIRST, *_LATER):
             kept = getattr(self, f"_{name}")
             if kept is not None:
                 self._watch(name, kept)
@@ -867,6 +869,7 @@ class MultiGraph:
         file.write(path, self.relations, self.names, self.types, self._arrays(), notes or {})
 
     @classmethod
+    @of_any_mode
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read a file written by `save`, checking all that the constructors check. Raises ValueError with the path."""
         given, column_weight = file.read(path)
@@ -903,7 +906,7 @@ class MultiGraph:
         return {**self.__dict__, "_selected": {}, "_passing": {}, "_made": {}, "_versions": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        kept = dict.fromkeys(("_targets", "_ranks", "_free", "_column_weight"))
+        kept = dict.fromkeys(("_targets", "_ranks", "_free", "_column_weight", "_weight_by_column"))
         bits = (None,) * len(state["relations"])
         since: dict[str, Any] = {**kept, "_selected": {}, "_passing": {}, "_made": {}, "_shared": {}, "_bits": bits}
         if "types" not in state:

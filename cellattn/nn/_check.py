@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ def probability_of(name: str, value: Any) -> float:
 def weight_of(name: str, value: Any) -> float:
     """An argument that is a finite number of at least 0, as Python's."""
     number = _number(name, value)
-    require(math.isfinite(number) and number >= 0, f"{name}: expected a finite number of at least 0, got {value}")
+    require(0 <= number <= sys.float_info.max, f"{name}: expected a finite number of at least 0, got {value}")
     return number
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from .._check import count_of, describe, device_of, require, require_choice
+from .._check import count_of, describe, device_of, integer_of, require, require_choice
 from .._modes import without_function_modes
 from ..data.dataset import PerturbationDataset
 from ..genes import GeneList
@@ -107,6 +107,7 @@ def screen(
         None if value is None else count_of(name, value, minimum=1)
         for name, value in (("num_threads", num_threads), ("unit", unit))
     )
+    phenotype = count_of("phenotype", phenotype)
     rule, bins, thresholds = Keep(keep, by), bins or Bins(), check_thresholds(thresholds)
     members = members_of(models, graph)
     require(by == "mean" or len(members) > 1, "by: expected 'mean' for a single model, whose predictions have no spread")
@@ -233,9 +234,9 @@ def parse_shard(shard: str | tuple[int, int] | None) -> tuple[int, int] | None:
         require(numbers, f"shard: expected i/n, such as 0/4, got {shard!r}")
         index, count = int(index_text), int(count_text)
     else:
-        if not (isinstance(shard, tuple | list) and len(shard) == 2 and all(type(x) is int for x in shard)):
+        if not (isinstance(shard, tuple | list) and len(shard) == 2):
             raise TypeError(f"shard: expected 'i/n' or (i, n), got {describe(shard)}")
-        index, count = shard
+        index, count = (integer_of("shard", x) for x in shard)
     require(count >= 1, f"shard: expected n of at least 1 in i/n, got {index}/{count}")
     require(0 <= index < count, f"shard: expected i from 0 to {count - 1} in i/{count}, got {index}")
     return index, count

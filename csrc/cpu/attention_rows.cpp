@@ -168,6 +168,7 @@ bool is_ordinary(const Tensor& q, const Tensor& k, const Tensor& v, double round
 }
 
 bool is_ordinary(const Tensor& q, const Tensor& k, const Tensor& v, double rounding) {
+  STD_TORCH_CHECK(rounding >= 0, "rounding: expected at least 0, got ", rounding);
   return q.scalar_type() == ScalarType::Double ? is_ordinary(q, k, v, rounding, AttentionLoops<double>())
                                                : is_ordinary(q, k, v, rounding, AttentionLoops<float>());
 }

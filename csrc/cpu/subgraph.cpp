@@ -10,7 +10,7 @@ namespace {
 std::tuple<Tensor, Tensor, Tensor> subgraph_rows(
     const Tensor& rowptr, const Tensor& col, const Tensor& nodes, int64_t num_nodes) {
   const int64_t num_relations = check_stack(rowptr, col, num_nodes);
-  check_stack_values(rowptr, col, num_nodes);
+  check_rises("rowptr", longs_of(rowptr), rowptr.numel(), col.numel());
   check_tensor("nodes", nodes, 1, {ScalarType::Long});
   check_same_device("nodes", nodes, rowptr);
   const int64_t *old = longs_of(rowptr), *node = longs_of(nodes), m = nodes.numel();
@@ -30,13 +30,19 @@ std::tuple<Tensor, Tensor, Tensor> subgraph_rows(
   Tensor ptr = empty_on(nodes, {num_relations * m + 1}, ScalarType::Long);
   int64_t* first = static_cast<int64_t*>(ptr.mutable_data_ptr());
   first[0] = 0;
+  bool outside = false;  // of the edges of chosen rows, which alone are read
   for (int64_t r = 0; r < num_relations; ++r) {
     for (int64_t i = 0; i < m; ++i, ++first) {
       const int64_t row = r * num_nodes + node[i];
       first[1] = first[0];
-      for (int64_t e = old[row]; e < old[row + 1]; ++e) first[1] += label[neighbour[e]] >= 0;
+      for (int64_t e = old[row]; e < old[row + 1]; ++e) {
+        const bool is_gene = neighbour[e] >= 0 && neighbour[e] < num_nodes;
+        outside |= !is_gene;
+        first[1] += is_gene && label[neighbour[e]] >= 0;
+      }
     }
   }
+  STD_TORCH_CHECK(!outside, "col: expected genes in [0, ", num_nodes, ")");
   Tensor columns = empty_on(nodes, {*first}, ScalarType::Int), edges = empty_on(nodes, {*first}, ScalarType::Long);
   int32_t* to = static_cast<int32_t*>(columns.mutable_data_ptr());
   int64_t* edge = static_cast<int64_t*>(edges.mutable_data_ptr());

@@ -10,8 +10,8 @@ import pytest
 
 DOORS = {
     "train": "--epochs 0|--epochs x|--data /nope|--data ''|--out /proc/x|--out ''|--seeds -1|--checkpoint-steps 0"
-    "|--accumulate 0|--device cuda:9|--compile nope|--timeout -1|--tokens x --out OUT|--cuda-graph --out OUT|--variants nope"
-    "|--split nope|--data OUT --out OUT",
+    "|--accumulate 0|--device cuda:9|--compile nope|--timeout -1|--tokens x --out OUT|--variants nope"
+    "|--device cpu --cuda-graph --out OUT|--split nope|--data OUT --out OUT",
     "attention.bench": "--device nope|--genes 0|--genes x|--seconds -1|--seconds nan|--repeats 0|--lengths 0|--suite nope"
     "|--suite length --case nope|--suite length --lengths 8 --genes 32 --only nope",
     "khop.bench": "--device nope|--sets 0|--hops 0|--genes 3|--relations nope|--seconds inf|--seconds-each 0|--repeats 0"
@@ -19,11 +19,12 @@ DOORS = {
     "methods.bench": "--device nope|--seconds -1|--out /proc/x|--methods nope",
     "methods.delta": "--layers 0|--genes 1|--batch-size 0|--out /proc/x|--convs nope",
     "methods.largest": "nope|nope:f|torch:nope|dango --cap 0|dango --budget 0|dango --genes 0|dango --set-size 0"
-    "|dango --device nope|dango --cuda-graph|dango --compile nope",
+    "|dango --device nope|dango --device cpu --cuda-graph|dango --compile nope",
     "screen.full": "--data /nope|--roster 0|--roster 201 --tokens labelled --out OUT|--epochs 0|--threads 0|--seeds -1"
     "|--tokens x --out OUT",
     "screen.speed": "--genes 0|--roster 0|--roster 7000|--rounds 0|--threads 0|--seconds 0|--out /proc/x|--rows nope",
-    "profile": "nope|nope:f|torch:nope|dango --batch-size 0|dango --steps 0|dango --warmup -1|dango --torch --out /proc/x",
+    "profile": "nope|nope:f|torch:nope|dango --batch-size 0|dango --steps 0|dango --warmup -1|dango --torch --out /proc/x"
+    "|dango --torch --out ''",
     "quick": "--out /proc/x|--out ''",
     "report": "--redraw /nope|--only nope",
     "gpu_check.__main__": "--plan -1|--plan nan|--once 0|--only nope --plan 9|",

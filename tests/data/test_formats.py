@@ -813,8 +813,24 @@ def test_runs_of_blanks_hide_no_line_that_is_too_short(tmp_path: Path) -> None:
         read_edge_list(path, GENES)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'a b  w\n"YAL001C"\t YAL015C 0.5 \t\n   \t"YAL015C"   YBL007C ""',
+        '  \n# a   b  w \n"YAL001C"   "YAL015C"  0.5\n\t# "a note\n  YAL015C YBL007C ""  \n  \n',
+    ],
+    ids=["tabs", "blank lines and comments"],
+)
+def test_runs_of_blanks_beside_quotes(text: str, tmp_path: Path) -> None:
+    """As without them; what stands between two, be it nothing, is a field."""
+    (tmp_path / "table").write_text(text)
+    options: dict[str, Any] = {"sep": " ", "quote": '"', "comment": "#", "missing": "drop"}
+    table = read_edge_table(tmp_path / "table", GENES, source="a", target="b", weight="w", **options)
+    assert table.edge_index.tolist() == [[0], [1]]
+
+
 def test_blanks_within_quotes_stay(tmp_path: Path) -> None:
     path = tmp_path / "table"
-    path.write_text('a  b\n"the  first"   YAL015C\n')
+    path.write_text('a  b\n"the  first"   YAL015C  \n')
     genes = GeneList(["the  first", "YAL015C"])
     assert read_edge_table(path, genes, source="a", target="b", sep=" ", quote='"').edge_index.tolist() == [[0], [1]]

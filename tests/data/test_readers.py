@@ -106,6 +106,8 @@ def test_edge_table_signed_keeps_negative_weights(tmp_path: Path) -> None:
     assert table.weight.tolist() == [-0.5, 2]
     with pytest.raises(ValueError, match=r"line 2: .*'-0\.5', expected .*; signed=True keeps negative weights"):
         edges(write(tmp_path, EDGES.replace("0.5", "-0.5")))
+    with pytest.raises(ValueError, match=r"line 2: .*'1e39', expected a number in \[0, 3\.40282e\+38\]: "):
+        edges(write(tmp_path, EDGES.replace("0.5", "1e39")))
 
 
 def test_interactions_reads_pairs_triples_and_split(tmp_path: Path) -> None:

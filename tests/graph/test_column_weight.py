@@ -134,7 +134,7 @@ def test_files_and_digests(tmp_path: Path) -> None:
     assert graph.digest() != plain.digest()
     assert graph.digest() != graph.with_column_weight("annotated", 2 * weights("annotated")).digest()
     genes = MultiGraph.from_edge_index({"a": torch.tensor([[0, 1, 2], [3, 3, 0]])}, 4)
-    for written in (graph, genes.with_column_weight("a", torch.arange(4.0)), graph.subgraph(torch.arange(GENES))):
+    for written in (graph, genes.with_column_weight("a", torch.arange(4.0))):
         written.save(path)
         read = MultiGraph.load(path)
         assert read == written
@@ -144,6 +144,29 @@ def test_files_and_digests(tmp_path: Path) -> None:
         assert b"cellattn.MultiGraph/4" in path.read_bytes()
     torch.save(graph, tmp_path / "graph.pt")
     assert torch.load(tmp_path / "graph.pt", weights_only=True) == graph
+
+
+def test_weights_of_1_are_none(tmp_path: Path) -> None:
+    """A graph is the same whether it was told of them, lost its others, or never had any."""
+    graph, plain, path = weighted("annotated"), cell_with_terms(GENES, TERMS), tmp_path / "cell.safetensors"
+    ones = torch.ones(TERMS)
+    for same, want in (
+        (plain.with_column_weight("annotated", ones), plain),
+        (graph.with_column_weight("annotated", ones), plain),
+        (graph.select(["physical"]), plain.select(["physical"])),
+        (graph.subgraph(torch.arange(GENES)), plain.subgraph(torch.arange(GENES))),
+    ):
+        assert same == want
+        assert same.digest() == want.digest()
+        same.save(path)
+        assert b"cellattn.MultiGraph/3" in path.read_bytes()
+
+
+def test_a_file_that_is_read_in_inference_mode(tmp_path: Path) -> None:
+    weighted("annotated").save(tmp_path / "g")
+    with torch.inference_mode():
+        read = MultiGraph.load(tmp_path / "g")
+    assert not any(x.is_inference() for x in read._arrays().values())
 
 
 def test_a_model_in_a_file_knows_its_graph(tmp_path: Path) -> None:
