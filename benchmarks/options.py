@@ -98,7 +98,8 @@ def results(text: str) -> Path:
 def told(*more: type[Exception]) -> Iterator[None]:
     """What is read and checked before the work: an error of a value or a file, or of these kinds, ends the program in one line,
     exit status 1."""
+    kinds: tuple[type[Exception], ...] = (ValueError, OSError, argparse.ArgumentTypeError, *more)
     try:
         yield
-    except (ValueError, OSError, argparse.ArgumentTypeError, *more) as error:
+    except kinds as error:
         sys.exit(f"error: {error}")

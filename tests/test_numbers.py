@@ -15,7 +15,15 @@ import torch
 
 import cellattn
 from cellattn import MultiGraph, checkpoint
-from cellattn.data import EdgeTable, PerturbationDataset, read_string_links, split, synthetic_cell, synthetic_phenotypes
+from cellattn.data import (
+    EdgeTable,
+    PerturbationDataset,
+    read_edge_table,
+    read_string_links,
+    split,
+    synthetic_cell,
+    synthetic_phenotypes,
+)
 from cellattn.data.genes import GeneList
 from cellattn.metrics import edge_recovery
 from cellattn.nn import (
@@ -95,8 +103,14 @@ def screened(number: Number, folder: Path) -> Any:
     model = PairwiseInteraction(8, num_types=3, num_genes=N, out_dim=2)
     out = folder / f"screen-{len(list(folder.iterdir()))}"
     options: dict[str, Any] = {"unit": number(4), "num_threads": number(1), "progress": False}
-    done = screen(model, names=NAMES, out=out, order=number(2), phenotype=number(1), **options)
+    done = screen(model, names=NAMES, out=out, order=number(2), phenotype=number(1), shard=(number(0), number(1)), **options)
     return [done.complete, done.total]
+
+
+def table(folder: Path) -> Path:
+    path = folder / "table.tsv"
+    path.write_text("G0\tG1\t0.5\n")
+    return path
 
 
 def links(folder: Path) -> Path:
@@ -176,6 +190,9 @@ COUNTS: dict[str, Callable[[Number, Path], Any]] = {
     "split": lambda n, _: split(SETS, "random", test=0.25, validation=0.25, seed=n(3))["test"],
     "read_string_links": lambda n, folder: (
         read_string_links(links(folder), GeneList(["G0", "G1", "G2"]), score_threshold=n(200))
+    ),
+    "read_edge_table": lambda n, folder: read_edge_table(
+        table(folder), GeneList(["G0", "G1"]), source=n(1), target=n(0), weight=n(2), header=False
     ),
     "SetSpace.combinations": lambda n, _: SetSpace.combinations(NAMES, n(2)).block(n(1), n(5)).genes,
     "SetSpace.crossed": lambda n, _: SetSpace.crossed(NAMES, [(["G0", "G1"], n(1)), (["G2", "G3"], n(1))]).total,
