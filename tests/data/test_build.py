@@ -360,7 +360,7 @@ BAD = {
     ),
     "key": ("score_threshold", "score_treshold", "relations.physical: key: unknown value .*did you mean 'score_threshold'"),
     "value": ("= 400", "= 4000", r"relations.physical.score_threshold: expected a score in \[0, 1000\], got 4000"),
-    "type": ("= 400", '= "a"', "relations.physical.score_threshold: expected a number, got str 'a'"),
+    "type": ("= 400", '= "a"', "relations.physical.score_threshold: expected a finite number, got str 'a'"),
     "own-type": ("directed = true", "directed = 1", "relations.list.directed: expected a bool, got int 1"),
     "duplicates": ("directed = true", 'duplicates = "min"', "relations.list.duplicates: unknown value 'min'"),
     "channel": ('"all"', '["coexpression"]', "relations.string.channels: .*no column 'coexpression'"),

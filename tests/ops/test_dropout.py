@@ -185,7 +185,7 @@ def test_almost_everything_dropped_is_finite() -> None:
         ({"dropout_p": -0.1}, ValueError, r"dropout_p: expected a probability in \[0, 1\), got float -0.1"),
         ({"dropout_p": float("nan")}, ValueError, r"dropout_p: expected a probability in \[0, 1\), got float nan"),
         ({"dropout_p": True}, ValueError, r"dropout_p: expected a probability in \[0, 1\), got bool True"),
-        ({"dropout_p": torch.tensor(0.1)}, ValueError, r"dropout_p: expected a probability in \[0, 1\), got float32 tensor"),
+        ({"dropout_p": torch.tensor([0.1])}, ValueError, r"dropout_p: expected a probability in \[0, 1\), got float32 tensor"),
         ({"dropout_p": 0.1, "generator": 3}, TypeError, r"generator: expected a torch.Generator or None, got int 3"),
     ],
 )

@@ -71,7 +71,9 @@ def build() -> Path:
 def _build(made: Path, nvcc: Path, sources: list[Path]) -> None:
     place = nvcc.parents[1]
     includes = [f"-I{path}" for path in (HERE, *cpp_extension.include_paths(), place / "include")]
-    options = ["-std=c++17", "-O3", "-DUSE_CUDA", TORCH_TARGET, "-Xcompiler", "-fPIC", *includes]
+    # what the extension allocates goes through the dispatcher, where it is watched
+    watched = "-Daoti_torch_empty_strided=machine_empty_strided"
+    options = ["-std=c++17", "-O3", "-DUSE_CUDA", watched, TORCH_TARGET, "-Xcompiler", "-fPIC", *includes]
     code = ["-gencode", f"arch=compute_{ARCH},code=compute_{ARCH}", "--keep", "--keep-dir"]
 
     def compile_(source: Path) -> Path:

@@ -3,6 +3,8 @@
 // Memory is the host's, there is one stream, and everything is done when a call returns. What is not here does not link.
 
 #include <cuda_runtime_api.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/ops.h>
 
 #include <cstring>
 #include <map>
@@ -73,7 +75,16 @@ cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void*
   return cudaLaunchKernel(kernel, grid, block, arguments, shared, on);
 }
 
-// What PyTorch would say.
+// What PyTorch would say. The first is aoti_torch_empty_strided by another name, of tensors that are contiguous.
+AOTITorchError aoti_torch_empty_strided(
+    int64_t ndim, const int64_t* sizes, const int64_t*, int32_t dtype, int32_t, int32_t, AtenTensorHandle* made) {
+  using torch::stable::detail::from;
+  using torch::stable::detail::to;
+  const torch::stable::Tensor x = torch::stable::empty(
+      torch::headeronly::IntHeaderOnlyArrayRef(sizes, static_cast<size_t>(ndim)),
+      to<torch::headeronly::ScalarType>(from(dtype)));
+  return aoti_torch_new_tensor_handle(x.get(), made);
+}
 int aoti_torch_get_current_cuda_stream(int, void** stream) {
   *stream = nullptr;
   return 0;
