@@ -540,6 +540,10 @@ it walks the hub whole: the same sum in another order",
     ("attention_fwd_kernel", "swap", "fma.rn.ftz"): "a high coefficient of the polynomial of a logarithm",
     ("bce_rows_fwd_kernel", "swap", "fma.rn.ftz"): "a coefficient of the polynomial of log(1 - a), which moves that by 3e-4 at \
 most, where a is nearly 2/3, and is multiplied by its target in an edge of a hub; the bound of a row's loss is 1e-4 here",
+    ("bit_sum_kernel_pieces", "swap", "sub.f32"): "the sign of a last piece of float32, of its last eight binary digits: below \
+the bound of a gradient that is rounded to bfloat16",
+    ("bit_sum_kernel", "swap", "mma.sync"): "rows of a last piece exchanged, of the last eight binary digits of what is added: \
+below the bound of a gradient that is rounded to bfloat16",
 }  # fmt: skip
 
 EARLIER = """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -300,6 +300,21 @@ def _edge_attention(
     return both(of, inputs, parts=True)
 
 
+def _large_edges(lead: tuple[int, ...], graph: MultiGraph, d: int, dv: int, **options: Any) -> Shape:
+    """As `_edge_attention`, in float32; every third row has scores of millions, which its gradients are made again for."""
+    shape = _edge_attention(FP32, lead, graph, d, dv, **options)
+    shape.inputs[0][..., ::3, :] *= 3e6
+
+    def ratios(got: Sequence[Tensor], upstream: Sequence[Tensor]) -> Sequence[float]:
+        """Of (8 + log2 100) roundings of P, and as many of dP and of delta, against the largest gradient."""
+        given = [x.double().requires_grad_() for x in shape.inputs]
+        outputs = shape.definition(*given)
+        want = torch.autograd.grad(outputs, given, [x.double() for x in upstream])
+        return [float((a.double() - b).abs().max() / (2e-6 * b.abs().max())) for a, b in zip(got, want, strict=True)]
+
+    return replace(shape, ratios=ratios)
+
+
 # --------------------------------------------------------------------------------------------------------- whole graphs
 
 
@@ -468,6 +483,8 @@ SUBJECTS = [
     Subject("edge_attention", "alone, fp32, D 7", 80, [
         lambda: _edge_attention(FP32, (), _weighted(75, 3, 75), 7, 7, 3, biased=False, num_prefix=1, self_loops=False),
         lambda: _edge_attention(FP32, (2,), _two_relations(40), 7, 7, biased=False, num_prefix=35, self_loops=False),
+        lambda: _large_edges((2,), _two_relations(25), 7, 7, biased=False, num_prefix=50, self_loops=False),
+        lambda: _large_edges((), _weighted(75, 3, 75), 7, 7, biased=False, num_prefix=1, self_loops=False),
     ]),
     Subject("edge_attention", "hubs, bf16, D 20", 80, [
         lambda: _edge_attention(BF16, (), cut(_weighted(100, 30, 100), 40), 20, 20, 3, num_prefix=1, weighted=True),
