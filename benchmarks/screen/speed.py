@@ -49,7 +49,7 @@ PRODUCT = 2048  # rows of the square matrices whose product is this machine's ra
 
 @dataclass(frozen=True)
 class Row:
-    """A head, the size of its sets, and what the issue of its speed is.
+    """A head, the size of its sets, and the speed that is asked for.
 
     Attributes:
         products: multiplications of matrices that a set cannot do without, in floating-point operations.
