@@ -81,6 +81,14 @@ def everything(f: Callable[..., Any], *inputs: Tensor) -> list[Tensor]:
     return [*outputs, *grads]
 
 
+def least_memory(f: Callable[[], Any]) -> int:
+    """Bytes that f() takes at its peak, the least of five times after a first: a process grows beside what is measured."""
+    from benchmarks.measure import peak_memory
+
+    f()
+    return min(peak_memory(f) for _ in range(5))
+
+
 def assert_same(op: Callable[..., Any], reference: Callable[..., Any], *inputs: Tensor, rtol: float = RTOL) -> None:
     """Each output and each gradient agrees, relative to its largest entry."""
     got, want = values_and_grads(op, *inputs), values_and_grads(reference, *inputs)

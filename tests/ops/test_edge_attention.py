@@ -14,7 +14,7 @@ import cellattn
 from cellattn import MultiGraph, reference
 
 from ..bounds import assert_within_rounding
-from ..compare import assert_same, everything, leaves, random_graph
+from ..compare import assert_same, everything, least_memory, leaves, random_graph
 from ..conftest import exhaustive
 
 # genes, edges of a and b, head_dim, Dv: without an edge, with all, a hub, rows without any, and values of no features
@@ -206,8 +206,6 @@ def test_compiles_in_one_graph(dynamic: bool) -> None:
 
 def test_memory_is_of_tokens_not_of_pairs(two_threads: None) -> None:
     """A [T, T] float32 tensor would take 400 MB here."""
-    from benchmarks.measure import peak_memory
-
     graph = random_graph(10_000, {"a": 50_000, "b": 10_000})
     q, k, v, bias = inputs(10_000, 1, 8, 8, (), torch.float32)
 
@@ -215,15 +213,12 @@ def test_memory_is_of_tokens_not_of_pairs(two_threads: None) -> None:
         out, lse = bound(cellattn.edge_attention, graph)(q, k, v, bias)
         (out.sum() + lse.sum()).backward()
 
-    step()
-    assert peak_memory(step) < 40e6
+    assert least_memory(step) < 40e6
 
 
 @pytest.mark.parametrize(("dim", "most"), [(16, 15), (20, 18)], ids=["whole vectors", "copied"])
 def test_memory_in_tensors(dim: int, most: int, two_threads: None) -> None:
     """Of the size of q: results, gradients, and what the operator copies. A copy of every tensor more would be seven."""
-    from benchmarks.measure import peak_memory
-
     tokens = 20_000
     graph = random_graph(tokens - 1, {"a": 50_000})
     q, k, v = leaves(*((4, tokens, dim),) * 3, dtype=torch.float32)
@@ -232,8 +227,7 @@ def test_memory_in_tensors(dim: int, most: int, two_threads: None) -> None:
         out, _ = cellattn.edge_attention(q, k, v, graph, [("a", head) for head in range(4)])
         torch.autograd.grad(out.sum(), (q, k, v))
 
-    step()
-    least = min(peak_memory(step) for _ in range(3))  # a process grows beside what is measured
+    least = least_memory(step)
     assert least < most * q.nbytes, least / q.nbytes
 
 

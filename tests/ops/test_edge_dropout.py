@@ -14,7 +14,7 @@ import cellattn
 from cellattn import MultiGraph, reference
 
 from ..bounds import assert_within_rounding
-from ..compare import assert_same, everything, leaves, random_graph
+from ..compare import assert_same, everything, least_memory, leaves, random_graph
 from ..conftest import exhaustive
 from .test_dropout import agreement, generator
 from .test_edge_attention import DENSE, HEADS, SPECIAL, _finite, bound, dense_graph, inputs, problems, with_special
@@ -243,8 +243,6 @@ def test_vmap_draws_as_it_is_told() -> None:
 )
 def test_memory_is_of_tokens_not_of_pairs(graph: MultiGraph, two_threads: None) -> None:
     """A float32 tensor of all pairs would take 400 MB and 16 MB here."""
-    from benchmarks.measure import peak_memory
-
     n, heads = graph.num_nodes, [(graph.relations[0], 0)]
     x = leaves(*[(1, n + 1, 8)] * 3, dtype=torch.float32)
 
@@ -252,9 +250,7 @@ def test_memory_is_of_tokens_not_of_pairs(graph: MultiGraph, two_threads: None) 
         out, lse = bound(cellattn.edge_attention, graph, heads, dropout_p=p)(*x)
         (out.sum() + lse.sum()).backward()
 
-    step(0.1)
-    least = min(peak_memory(lambda: step(0.1)) for _ in range(3))  # what the process does beside it only adds to it
-    assert least <= peak_memory(lambda: step(0.0)) + 4e6
+    assert least_memory(lambda: step(0.1)) <= least_memory(lambda: step(0.0)) + 4e6
 
 
 @pytest.mark.parametrize(
