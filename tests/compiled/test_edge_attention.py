@@ -115,8 +115,9 @@ def test_large_scores(arch: int, dtype: torch.dtype, size: float) -> None:
 
 @pytest.mark.parametrize(("arch", "weighted"), [(80, True), *exhaustive((90, True), (90, False))])
 def test_gradients_of_scores_that_differ_in_the_last_digits(arch: int, weighted: bool) -> None:
-    with ptx.device(arch):
+    with ptx.device(arch) as device:
         large_scores.test_edge_attention_of_scores_that_differ_in_the_last_digits(weighted)
+    assert {"edge_bwd_kernel_large_dq", "edge_bwd_kernel_large_dkv"} <= set(device.launches)
 
 
 def test_large_scores_with_dropout() -> None:

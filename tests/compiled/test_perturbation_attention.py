@@ -94,5 +94,6 @@ def test_large_scores(arch: int, dtype: torch.dtype, size: float) -> None:
 
 @pytest.mark.parametrize("arch", [90, *exhaustive(80)])
 def test_beta_of_large_scores(arch: int) -> None:
-    with ptx.device(arch):
+    with ptx.device(arch) as device:
         check_beta()
+    assert "perturbation_attention_fwd_kernel" in device.launches

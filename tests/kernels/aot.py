@@ -192,9 +192,8 @@ def serialised(ptx: str) -> list[str]:
     return re.findall("wgmma.mma_async instructions are serialized.*", told.stdout + told.stderr)
 
 
-def compile_launch(launch: Launch, case: Case) -> Row:
-    """Compile one launch for the chip of its case."""
-    compiled = compile_for(launch, case.arch)
+def row_of(launch: Launch, compiled: CompiledKernel, case: Case) -> Row:
+    """One launch of a case, compiled for its chip."""
     used = resources(compiled.asm["cubin"])
     return Row(
         launch.fn.__name__, case.arch, case.dtype, case.dim, launch.config,
@@ -212,7 +211,7 @@ def launches_of(case: Case) -> dict[Key, Launch]:
 
 def compile_case(case: Case) -> list[Row]:
     """Everything the case launches, compiled."""
-    return [compile_launch(launch, case) for launch in launches_of(case).values()]
+    return [row_of(launch, compile_for(launch, case.arch), case) for launch in launches_of(case).values()]
 
 
 def parameters(cases: Iterable[Case]) -> list[Any]:
@@ -238,15 +237,16 @@ def check_case(case: Case, *, spills: bool = False) -> None:
     the tests of somebody who changed nothing. What `make test` installs is on record: test_record.py sees to it.
     """
     record = read_record().get(triton.__version__)
-    for row in compile_case(case):
+    for launch in launches_of(case).values():
+        compiled = compile_for(launch, case.arch)
+        row = row_of(launch, compiled, case)
         where = f"{row.kernel} on sm_{row.arch}, {row.config}"
         assert row.shared <= SHARED_LIMIT[row.arch], f"{where}: {row.shared} bytes of shared memory"
         assert spills or row.local == 0, f"{where}: {row.local} bytes of local memory, {row.registers} registers"
         if record is not None:
             known = record.get(row.key)
             assert row == known, f"{where}: got {row}, the record has {known}; run python -m tests.kernels.record"
-    for launch in launches_of(case).values() if case.arch == 90 else ():
-        assert not (why := serialised(compile_for(launch, 90).asm["ptx"])), f"{launch.fn.__name__}, {launch.config}: {why}"
+        assert case.arch != 90 or not (why := serialised(compiled.asm["ptx"])), f"{where}: {why}"
 
 
 @functools.cache
