@@ -250,7 +250,8 @@ def test_memory_is_of_tokens_not_of_pairs(graph: MultiGraph, two_threads: None) 
         out, lse = bound(cellattn.edge_attention, graph, heads, dropout_p=p)(*x)
         (out.sum() + lse.sum()).backward()
 
-    assert least_memory(lambda: step(0.1)) <= least_memory(lambda: step(0.0)) + 4e6
+    most = least_memory(lambda: step(0.0), times=2) + 4e6
+    assert least_memory(lambda: step(0.1), most) < most
 
 
 @pytest.mark.parametrize(
