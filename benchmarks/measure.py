@@ -6,13 +6,14 @@ import contextlib
 import ctypes
 import gc
 import itertools
+import math
 import os
 import platform
 import re
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,8 @@ def device_name() -> str:
     if info.is_file():
         names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
         model = names[0] if names else model
-    return f"{model} ({torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()})"
+    threads = torch.get_num_threads()
+    return f"{model} ({threads} thread{'s' * (threads > 1)}, {torch.backends.cpu.get_cpu_capability()})"
 
 
 def results_dir() -> Path:
@@ -130,6 +132,23 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Results as Markdown."""
     rows = [head, ["---"] * len(head), *lines]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows)
+
+
+def target_table(targets: Sequence[Mapping[str, Any]]) -> str:
+    """What the library is held to, as Markdown: what was measured a line each, then the rest in a line a reason."""
+    lines: list[list[str]] = []
+    absent: dict[str, list[str]] = {}
+    for entry in targets:
+        least, value = "least" in entry, entry["value"]
+        if entry["met"] is None:
+            absent.setdefault(entry["reason"].removeprefix("not measured: "), []).append(entry["target"])
+            continue
+        by = entry["least"] / value if least and value > 0 else math.inf if least else value / entry["most"]
+        bound = f">= {entry['least']:.3g}" if least else f"<= {entry['most']:.3g}"
+        lines.append([entry["target"], bound, f"{value:.3g}", "met" if entry["met"] else f"MISSED by {by:.2f} x"])
+    parts = [table(("target", "bound", "measured", ""), lines)] if lines else []
+    parts += [f"Not measured ({reason}): {'; '.join(names)}." for reason, names in absent.items()]
+    return "\n\n".join(parts)
 
 
 def _git(*arguments: str) -> str:

@@ -30,7 +30,7 @@ from cellattn.data import synthetic_cell
 
 from .. import options
 from ..cells import benchmark_graph
-from ..measure import cache_bytes, environment, first_line, memory_limit, peak_memory, phase_times, results_dir
+from ..measure import cache_bytes, environment, first_line, memory_limit, peak_memory, phase_times, results_dir, target_table
 from .peers import (
     DroppedAttention,
     EdgeAttention,
@@ -42,7 +42,7 @@ from .peers import (
     SharedTerms,
     TiedAttention,
 )  # fmt: skip
-from .tables import CELL_SHAPES, PHASES, draw_lengths, table, target_table, targets
+from .tables import CELL_SHAPES, PHASES, draw_lengths, table, targets
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -537,7 +537,7 @@ def main() -> None:
     print(f"{result['graph']}, {result['dtype']}, {result['seconds']:.0f} s\n\n{table(result['rows'])}")
     if result["not_reached"]:
         print(f"\nNot reached in {result['seconds']:.0f} s: {'; '.join(result['not_reached'])}")
-    print(f"\n{target_table(result)}")
+    print(f"\n{target_table(result['targets'])}")
 
 
 if __name__ == "__main__":

@@ -139,18 +139,6 @@ def _why_missing(row: dict[str, Any] | None, names: Sequence[str]) -> str:
     )
 
 
-def target_table(result: dict[str, Any]) -> str:
-    """The targets as Markdown."""
-    lines = ["| target | bound | measured | |", "|---|---|---|---|"]
-    for entry in result["targets"]:
-        bound = f"<= {entry['most']:g}" if "most" in entry else f">= {entry['least']:g}"
-        if entry["met"] is None:
-            lines.append(f"| {entry['target']} | {bound} | {entry['reason'].replace('|', '/')} | |")
-        else:
-            lines.append(f"| {entry['target']} | {bound} | {entry['value']:.3g} | {'met' if entry['met'] else 'MISSED'} |")
-    return "\n".join(lines)
-
-
 def fastest(row: dict[str, Any], names: Sequence[str], key: str) -> float | None:
     """The least seconds, or bytes, of some implementations in a row."""
     return min((value for name in names if (value := figure(row, name, key)) is not None), default=None)
@@ -163,7 +151,7 @@ def over_dense(rows: Sequence[dict[str, Any]], key: str, names: Sequence[str] = 
 
 
 def draw_ops(result: dict[str, Any], path: Path) -> None:
-    """Time and peak memory of every op, ours beside dense PyTorch, on logarithmic axes."""
+    """Time and peak memory of every op, ours beside dense PyTorch and, of hard masks, PyG, on logarithmic axes."""
     checked = [row for row in result["rows"] if row["suite"] == "ops" and figure(row, "ours", "both") is not None]
     drawn, axes = plt.subplots(1, 2, figsize=(11.5, 1.4 + 0.75 * len(checked)), sharey=True, layout="constrained")
     times, sizes = over_dense(checked, "both"), over_dense(checked, "bytes")
@@ -172,9 +160,12 @@ def draw_ops(result: dict[str, Any], path: Path) -> None:
         ("bytes", 1e-6, f"{span(sizes)} times less memory" if sizes else "memory", "peak above the inputs, MB"),
     )
     for axis, (key, unit, title, xlabel) in zip(axes, panels, strict=True):
-        for offset, name in enumerate(("ours", *DENSE)):
-            found = [(i, figure(row, name, key)) for i, row in enumerate(checked)]
-            values = {i + 0.26 * (offset - 1): value * unit for i, value in found if value is not None}
+        bars_of: dict[str, dict[float, float]] = {}
+        for i, row in enumerate(checked):
+            found = {name: value for name in ("ours", *DENSE, SDPA_MASK, CONV) if (value := figure(row, name, key)) is not None}
+            for offset, (name, value) in enumerate(found.items()):
+                bars_of.setdefault(name, {})[i + 0.26 * (offset - 1)] = value * unit
+        for name, values in bars_of.items():
             bars = axis.barh(list(values), list(values.values()), height=0.24, label=label(name), **look(name).bar())
             axis.bar_label(
                 bars, fmt=lambda x: f"{x:,.0f}", padding=2, fontsize=7, fontweight="bold" if name == "ours" else None

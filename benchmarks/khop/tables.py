@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,27 +10,13 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from ..figures import OURS, factor, finding, look, plain_numbers, save, span
-from ..measure import table
+from ..measure import table, target_table
 from .peers import PEERS, PRODUCTS
 from .plan import HEAPS, SET_SIZE, Row, hops_label
 from .targets import best_fill, find, reason
 
-# What the group counted and measured: hops -> (nodes a sample, edges a sample).
-GROUP = {1: (697.0, 196_445.6), 2: (3_758.9, 1_878_158.4), 3: (4_508.1, 2_166_602.5)}
-
-
-def target_table(result: dict[str, Any]) -> str:
-    lines = []
-    for entry in result["targets"]:
-        least = "least" in entry
-        bound = f">= {entry['least']:.3g}" if least else f"<= {entry['most']:.3g}"
-        if entry["met"] is None:
-            lines.append([entry["target"], bound, entry["reason"], ""])
-            continue
-        value = entry["value"]
-        by = entry["least"] / value if least and value > 0 else value / entry["most"] if not least else math.inf
-        lines.append([entry["target"], bound, f"{value:.3g}", "met" if entry["met"] else f"MISSED by {by:.2f} x"])
-    return table(("target", "bound", "measured", ""), lines)
+# What the methods' authors counted, of their cell and measured mutants: hops -> (nodes a sample, edges a sample).
+PUBLISHED = {1: (697.0, 196_445.6), 2: (3_758.9, 1_878_158.4), 3: (4_508.1, 2_166_602.5)}
 
 
 def extract_table(rows: Sequence[Row], num_sets: int) -> str:
@@ -124,10 +109,10 @@ def curve_table(rows: Sequence[Row]) -> str:
 
 
 def count_table(rows: Sequence[Row]) -> str:
-    """Nodes and edges a sample beside the group's."""
+    """Nodes and edges a sample beside what was published."""
     hops = sorted({row["hops"] for row in rows if row["kind"] == "counts"})
-    group = [f"{nodes:,.1f} nodes, {edges:,.1f} edges" for nodes, edges in (GROUP[h] for h in hops if h in GROUP)]
-    lines = [["the group's cell and measured mutants", *group]] if len(group) == len(hops) else []
+    published = [f"{nodes:,.1f} nodes, {edges:,.1f} edges" for nodes, edges in (PUBLISHED[h] for h in hops if h in PUBLISHED)]
+    lines = [["published: a real cell, measured mutants", *published]] if len(published) == len(hops) else []
     for graph, size in dict.fromkeys((row["graph"], row["size"]) for row in rows if row["kind"] == "counts"):
         cells = []
         for h in hops:
@@ -155,6 +140,7 @@ def page(result: dict[str, Any]) -> str:
     compared = ", ".join(f"{row['compared']} of {row['sets']}" for row in firsts)
     kept = ", ".join(f"{key}={value}" for key, value in HEAPS["kept"].items())
     samples = next((row["samples"] for row in rows if row["kind"] == "counts" and row["status"] == "measured"), 0)
+    counts = f"\n{_counts(rows, samples)}" if samples else ""
     return f"""# k-hop
 
 {about}
@@ -166,7 +152,7 @@ quantile behind; freeing what was returned is not timed. The heap "kept" is glib
 
 ## Targets
 
-{target_table(result)}
+{target_table(result["targets"])}
 
 ## Extraction
 
@@ -203,16 +189,19 @@ genes of all samples.
 ## What has no figure
 
 {missing(rows) or "Nothing: all could run."}
+{counts}"""
 
-## Nodes and edges a sample
 
-Means over {samples:,} sets, beside the group's report of its cell.
+def _counts(rows: Sequence[Row], samples: int) -> str:
+    return f"""## Nodes and edges a sample
+
+Means over {samples:,} sets, beside what the methods' authors published of their cell.
 
 {count_table(rows)}
 
 The figures differ for three reasons. The synthetic cell shares its hubs between all relations, so that one hop more reaches
-most genes where real relations lead to different ones. Its sets are drawn evenly from all genes; the group's are measured
-mutants, of one to three genes. And undirected relations are stored in one direction, which halves what a hop follows;
+most genes where real relations lead to different ones. Its sets are drawn evenly from all genes; the published ones are
+measured mutants, of one to three genes. And undirected relations are stored in one direction, which halves what a hop follows;
 symmetrised, every such edge is counted twice.
 """
 

@@ -88,11 +88,9 @@ def section(folder: Path) -> str:
     ]
     about = ", ".join(f"{key} {value}" for key, value in result["environment"].items())
     pearson = ", ".join(f"{x:.3f}" for x in result["validation_pearson"])
-    return f"""## Screens
-
-{result["models"]} model(s) of {result["source"]}, {result["tokens"]:,} gene tokens, trained for {result["epochs"]} epochs,
-which is a short schedule (validation Pearson {pearson}): the pages show what a screen gives, not what yeast does. Of the last
-`python -m benchmarks.screen`: {about}.
+    return f"""{result["models"]} model(s) of {result["source"]}, {result["tokens"]:,} gene tokens, trained for
+{result["epochs"]} epochs, which is a short schedule (validation Pearson {pearson}): the pages show what a screen gives,
+not what yeast does. Of the last `python -m benchmarks.screen`: {about}.
 
 {table(["screen", "genes", "sets", "sets a second, writing included"], lines)}
 """

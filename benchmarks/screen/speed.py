@@ -350,7 +350,7 @@ def section(result: dict[str, Any]) -> str:
     """What the report shows of the result."""
     threads, products = result["threads"], result["products"]
     head = [
-        "what", "sets/s", f"sets/s of {threads} processors", "asked for", "floor, sets/s", "share of the floor", "products",
+        "what", "sets/s", f"sets/s of {threads} processors", "target", "floor, sets/s", "share of the floor", "products",
         "error", "encoded in",
     ]  # fmt: skip
     lines, notes = [], []

@@ -28,15 +28,15 @@ _STYLES: dict[str, tuple[str, Any]] = {
     "ridge": ("#b4b4b4", "-"),
     "mlp": ("#b4b4b4", "--"),
     "mlp-tuned": ("#6f6f6f", "-"),
-    "pairwise": ("#4f9d69", "-"),
-    "dango": ("#e07b39", "-"),
-    "wildtype": ("#c44e52", "-"),
+    "pairwise": ("#4f9d69", (0, (1, 1))),
+    "dango": ("#e07b39", (0, (5, 1))),
+    "wildtype": ("#c44e52", (0, (3, 1, 1, 1))),
     "none": ("#8ec1e8", "--"),
     "kl": ("#1b6ca8", "-"),
     "bce": ("#123a5c", "-."),
     "kl-rows": ("#4a98d0", ":"),
     "features-none": ("#b79ad6", "--"),
-    "features-kl": ("#5b3f8c", "-"),
+    "features-kl": ("#5b3f8c", (0, (8, 1))),
 }
 
 

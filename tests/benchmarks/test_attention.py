@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
+from benchmarks import measure
 from benchmarks.attention import bench, peers, tables
 from benchmarks.attention.peers import (
     CONV,
@@ -417,9 +418,11 @@ def test_targets_of_a_synthetic_result() -> None:
     other = [entry for name, entry in found.items() if "8 heads of 64" in name]
     assert len(other) == 6
     assert all(entry["met"] is None and "was not run" in entry["reason"] for entry in other)
-    text = tables.target_table({"targets": list(found.values())})
-    assert text.count("MISSED") == 4
-    assert text.count("not measured") == 7
+    text = measure.target_table(list(found.values()))
+    assert text.count("| met |") == 7
+    assert text.count("MISSED by") == 4
+    assert text.count("\nNot measured (") == 2  # a line a reason
+    assert f"(FlashAttention 4 + gather: no such chip): FlashAttention 4 + gather over graph_attention, {of}." in text
 
 
 def test_every_kernel_has_a_profiler_line() -> None:

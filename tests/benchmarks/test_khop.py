@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import cellattn
-from benchmarks import report
+from benchmarks import measure, report
 from benchmarks.khop import bench, fill, peers, tables, targets, workers
 from benchmarks.khop import plan as plans
 from benchmarks.khop.peers import Collated, Definition, Ours
@@ -511,7 +511,7 @@ def test_targets_of_a_synthetic_result() -> None:
     assert (int32["met"], int32["reason"]) == (None, "not measured: scipy: node: other genes")
     assert {name for name, entry in found.items() if entry["met"] is not None} == set(values)
     assert all("not measured" in entry["reason"] for entry in found.values() if entry["met"] is None)
-    text = tables.target_table({"targets": list(found.values())})
+    text = measure.target_table(list(found.values()))
     assert text.count("| met |") == 5
     assert text.count("MISSED by") == 5
     assert "| 18 | MISSED by 1.11 x |" in text
@@ -572,16 +572,18 @@ def test_the_report_holds_the_short_version(
     monkeypatch.setattr(screen_speed, "section", lambda screening: "| scored |")
     methods = {"rows": [], "environment": MACHINE, "graph": "a cell", "plan": asdict(method_steps.short_plan())}
     ops = {"rows": [op], "targets": [], "graph": "a graph", "dtype": "float32", "environment": MACHINE}
-    training = {"runs": [], "splits": {"source": {}}, "variants": {}}
-    scored = {"rows": {"a": {"rounds": [[7.0, 3.0]]}}}
-    path = report.write(methods, ops, {**whole[0], "name": "khop_short"}, training, scored)
+    training = {"runs": [], "splits": {"source": {}}, "variants": {}, "environment": MACHINE}
+    scored = {"rows": {"a": {"rounds": [[7.0, 3.0]]}}, "environment": {**MACHINE, "commit": "another"}}
+    results = report.Results(methods, ops, {**whole[0], "name": "khop_short"}, training, scored)
+    path = report.write(results, tmp_path)
     text = path.read_text()
     for part in (
         "[khop_short.md](khop_short.md)",
         "](khop_short.png)",
-        tables.target_table(whole[0]),
+        measure.target_table(whole[0]["targets"]),
         "| trained |",
         "| scored |",
+        "* methods, ops, training: device a machine, torch 2, date today\n* k-hop: ",
     ):
         assert part in text
     assert tables.extract_table(whole[0]["rows"], min(PLAN.set_counts)) in text
@@ -593,7 +595,16 @@ def test_the_report_holds_the_short_version(
 def test_results_that_are_not_whole_are_drawn_anew(whole: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     for suffix in ("json", "png", "md"):
         (tmp_path / f"khop.{suffix}").write_bytes((whole[1] / f"khop.{suffix}").read_bytes() if suffix == "json" else b"")
-    assert report.redraw(tmp_path) == tmp_path
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["khop.json", "khop.md", "khop.png"]
+    text = report.redraw(report.read_results(tmp_path), tmp_path).read_text()
+    assert "## The tables" in text
+    assert tables.extract_table(whole[0]["rows"], min(PLAN.set_counts)) in text
+    assert "**Ops.**" not in text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["khop.json", "khop.md", "khop.png", "report.md"]
     assert (tmp_path / "khop.md").read_text() == (whole[1] / "khop.md").read_text()
     assert (tmp_path / "khop.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_folder_without_results_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["report", "--redraw", str(tmp_path)])
+    with pytest.raises(SystemExit, match=f"results of a benchmark, got {tmp_path}"):
+        report.main()
