@@ -14,7 +14,7 @@ from torch import Tensor
 from cellattn import MultiGraph, reference
 from cellattn.graph import SEGMENT
 from cellattn.kernels import attention_bce as kernels
-from cellattn.kernels import config, segments
+from cellattn.kernels import attention_bce_entries, config, segments
 from cellattn.kernels.attention import attention
 from cellattn.kernels.negatives import nonedges
 from cellattn.ops._negatives import Negatives, sample_negatives, sample_negatives_of_graph
@@ -506,8 +506,8 @@ def test_small_and_large_probabilities_are_exact() -> None:
     def entries_kernel(x_ptr, loss_ptr, grad_ptr, N: tl.constexpr, SIGMOID: tl.constexpr):
         o = tl.arange(0, N)
         x = tl.load(x_ptr + o)
-        tl.store(loss_ptr + o, kernels._loss_term(x, SIGMOID))
-        tl.store(grad_ptr + o, kernels._grad_term(x, SIGMOID))
+        tl.store(loss_ptr + o, attention_bce_entries.loss_term(x, SIGMOID))
+        tl.store(grad_ptr + o, attention_bce_entries.grad_term(x, SIGMOID))
 
     x = -torch.logspace(-0.2, 1.9, 512).float()  # up to a = 0.65
     loss, grad = torch.full_like(x, torch.nan), torch.full_like(x, torch.nan)
