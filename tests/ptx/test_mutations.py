@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from .mutations import PAGE, RESULTS, ROOT, judge, mutants_of_line, read, sample, tables, write
+from .mutations import judge, sample
+from .planting import mutants_of_line
+from .verdicts import PAGE, RESULTS, ROOT, read, tables, write
 
 SUBJECTS = (
     "attention, bf16, D 32, sm_80", "attention, bf16, D 64, sm_90", "masked_spmm, bf16, F 20, sm_80",
