@@ -12,9 +12,9 @@ from torch import Tensor
 from .._check import describe, integer_of, number_of, require, require_choice, require_indices, require_tensor
 from .._modes import without_function_modes
 from ..genes import GeneList
+from .enumerations import digest
 from .measured import MeasuredSets
 from .rosters import gene_indices
-from .sets import digest
 
 WHICH = ("none", "any", "all", "bound")
 _DENSE = 1 << 13  # genes named in pairs, up to which a table of all pairs of them is kept

@@ -12,8 +12,8 @@ from torch import Tensor
 from .._check import count_of, describe, require, require_indices, require_sets, require_tensor
 from .._modes import without_function_modes
 from ..data.dataset import PerturbationDataset
+from .enumerations import digest
 from .ranks import MAX_ORDER, order_of
-from .sets import digest
 
 
 class MeasuredSets:

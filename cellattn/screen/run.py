@@ -19,6 +19,7 @@ from ..data.dataset import PerturbationDataset
 from ..genes import GeneList
 from ..graph import MultiGraph
 from .engines import ENGINES, compute
+from .enumerations import Types
 from .filters import UnmeasuredFilter
 from .job import Job
 from .keep import Bins, Keep, Tables, check_thresholds
@@ -26,7 +27,7 @@ from .measured import MeasuredSets
 from .members import Model, Path_, compare, members_of, names_of
 from .rosters import Roster
 from .scorers import DTYPES, multiplies_bfloat16
-from .sets import Filter, SetSpace, Types
+from .sets import Filter, SetSpace
 from .store import Status, Store, shard_of
 
 _SMALLEST, _LARGEST = 1 << 12, 1_000_000  # ranks of a unit, if not said otherwise

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cellattn.data import PERTURBATION_TYPES, GeneList
 from cellattn.screen import SetSpace, rank_of, read_roster
-from cellattn.screen.sets import GeneSets
+from cellattn.screen.enumerations import GeneSets
 
 N = 11
 NAMES = GeneList([f"G{i}" for i in range(N)], aliases={"alpha": "G3", "beta": "G4"})
