@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .build import NO_FIGURE, build_cell, check_out
+from .build import build_cell, check_out
+from .report import NO_FIGURE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

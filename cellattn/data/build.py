@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import io
 import json
 import re
 import sys
@@ -17,8 +16,6 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import torch
 
 from .._check import describe, require, require_choice, unknown
 from .._file import file_path, write_atomic
@@ -32,6 +29,7 @@ from .aliases import GeneNames, read_sgd_features, read_string_aliases
 from .go import read_go_annotations
 from .metabolic import read_metabolic_model
 from .readers import read_biogrid, read_edge_list, read_edge_table, read_string_links
+from .report import NO_FIGURE, figure_of, report_of
 from .tables import EdgeTable, MembershipTable
 
 if sys.version_info >= (3, 11):
@@ -64,7 +62,6 @@ _OF_MEMBERSHIP: dict[str, dict[str, Any]] = {
 }
 _FILES = ("ontology",)  # options that name a file, relative to the configuration
 _OF_RELATION = {"directed": False, "weighted": True, "duplicates": "max"}  # what a relation is made of its table by
-_SHOWN = 10  # names that are shown of many
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +80,7 @@ class Cell:
 
     def report(self) -> str:
         """Markdown: genes, edges by relation, what was left out of which file, and unknown names."""
-        return _report(self.graph, self.sources)
+        return report_of(self.graph, self.sources)
 
     def save(self, path: str | PathLike[str]) -> list[Path]:
         """Write the graph with its sources, the report beside it (.md) and, where matplotlib is, degrees as a figure (.png).
@@ -99,7 +96,7 @@ class Cell:
         path = check_out(path)
         self.graph.save(path, notes={"sources": json.dumps(self.sources, sort_keys=True)})
         page, figure = path.with_suffix(".md"), path.with_suffix(".png")
-        image = _degrees(self.graph)
+        image = figure_of(self.graph)
         if image is not None:
             write_atomic(figure, image)
         shown = f"![degrees]({figure.name})" if image is not None else NO_FIGURE
@@ -114,9 +111,6 @@ def check_out(path: Any) -> Path:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"path: no folder {str(path.parent)!r}, where {path.name!r} is to be written")
     return path
-
-
-NO_FIGURE = "No figure of degrees: matplotlib is not installed (`pip install 'cellattn[bench]'`)."
 
 
 @without_function_modes
@@ -416,91 +410,3 @@ def _left_out(table: EdgeTable | MembershipTable | GeneNames, retired: Mapping[s
         "by_alias": len(table.by_alias),
         "retired": {name: gene for name, gene in table.by_alias.items() if name in retired},
     }
-
-
-# ------------------------------------------------------------------------------------------------------- report
-
-
-def _report(graph: MultiGraph, sources: Mapping[str, Any]) -> str:
-    genes, names = sources["genes"], graph.names
-    assert names is not None
-    num_genes = len(graph.node_types[GENE])
-    alone = torch.ones(len(names), dtype=torch.bool)
-    for relation in graph.relations:
-        alone[graph.edge_index(relation).flatten()] = False
-    without_edge = [names[i] for i in alone[:num_genes].nonzero()[:, 0].tolist()]
-    lines = [
-        f"# {sources['config']['path']}",
-        "",
-        f"{num_genes:,} genes of {genes['path']}, with {len(names.aliases):,} aliases; "
-        f"{len(without_edge):,} in no relation{_listed(without_edge)}.",
-        f"Names that two genes claim: {len(sources['ambiguous']):,}{_listed(sources['ambiguous'])}.",
-        f"Retired systematic names: {len(sources['retired']):,}{_listed(sources['retired'])}.",
-        "",
-        "| relation | entries | pairs | genes | most neighbours | of all | lines | left out | repeated | by alias | file |",
-        f"{'|---' * 11}|",
-    ]
-    for name, source in sources["relations"].items():
-        counts = source["counts"]
-        left_out = ", ".join(f"{reason.replace('_', ' ')} {count:,}" for reason, count in counts["left_out"].items())
-        degree, entries = graph.degree(name), graph.num_edges(name)
-        rows, columns = (len(graph.node_types[kind]) for kind in graph.joins(name))
-        able, joined = rows * columns, ""
-        if "tokens" in counts:
-            one, other = graph.joins(name)
-            joined = f" (to {columns:,} {other})" if one == GENE else f" (from {rows:,} {one} to {columns:,} {other})"
-        cells = [
-            name + (" (directed)" if source["options"].get("directed") else joined),
-            f"{entries:,}",
-            f"{counts['pairs']:,}",
-            f"{counts['genes']:,}",
-            f"{int(degree.max()):,}",
-            f"{entries / max(able, 1):.2%}",
-            f"{counts['lines']:,}",
-            left_out or "none",
-            f"{counts['repeated']:,}",
-            f"{counts['by_alias']:,}",
-            source["path"],
-        ]
-        lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
-    for name, source in sources["relations"].items():
-        counts = source["counts"]
-        told = {
-            "unknown names": [f"{gene} ({count})" for gene, count in counts["unknown"].items()],
-            "retired names": [f"{old} (now {new})" for old, new in counts["retired"].items()],
-        }
-        for what, some in told.items():
-            lines += ["", f"{name}: {len(some):,} {what}{_listed(some)}."] if some else []
-        for what, count in (("self-loops", counts["self_loops"]), ("edges of weight 0, which are none", counts["weight_0"])):
-            lines += ["", f"{name}: {count:,} {what}."] if count else []
-    return "\n".join(lines) + "\n"
-
-
-def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:
-    shown = ", ".join([*names][:_SHOWN]) + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")
-    return f": {shown}" if shown else ""
-
-
-def _degrees(graph: MultiGraph) -> bytes | None:
-    """How many genes have how many neighbours or more, a line a relation, as PNG; None without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
-    figure = Figure(figsize=(8, 4.5), layout="constrained")  # without pyplot: nothing of it is global
-    axis = figure.add_subplot()
-    lines = {}
-    for name in graph.relations:
-        degree = graph.degree(name).sort(descending=True).values
-        degree = degree[degree > 0]
-        (line,) = axis.plot(degree.tolist(), range(1, len(degree) + 1), drawstyle="steps-post")
-        lines[name.replace("$", r"\$")] = line  # no formula, and no label that a legend leaves out
-    scale = "log" if graph.num_edges() else "linear"  # of nothing there is no logarithm
-    axis.set(
-        xlabel="neighbours (of directed relations: targets)", ylabel="genes with as many or more", xscale=scale, yscale=scale
-    )
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(list(lines.values()), list(lines), fontsize=7, frameon=False)
-    image = io.BytesIO()
-    figure.savefig(image, dpi=130, format="png", metadata={"Software": None})
-    return image.getvalue()
