@@ -3,7 +3,7 @@
     python -m benchmarks.attention [--device cuda] [--suite cell length head ops] [--seconds 280]
 
 Every implementation is first held to float64, outputs and gradients; one that is wrong is listed without a speed, one that
-cannot run here with the reason. Peers are described in `peers.py`. Writes `attention.json` and `length.png` beside it.
+cannot run here with the reason. What is compared is in `problems.py`. Writes `attention.json` and `length.png` beside it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,36 +23,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cellattn import MultiGraph
 from cellattn._file import write_atomic
-from cellattn.data import synthetic_cell
 
 from .. import options
-from ..cells import benchmark_graph
 from ..measure import cache_bytes, environment, first_line, memory_limit, peak_memory, phase_times, results_dir, target_table
-from .peers import (
-    DroppedAttention,
-    EdgeAttention,
-    Function,
-    GraphLoss,
-    Implementation,
-    LogSumExp,
-    PerturbationHead,
-    SharedTerms,
-    TiedAttention,
-)  # fmt: skip
-from .tables import CELL_SHAPES, PHASES, draw_lengths, table, targets
+from .cases import SUITES, Case, Plan, any_cell
+from .checks import Check
+from .peers import Function
+from .problems import Implementation
+from .tables import PHASES, draw_lengths, table, targets
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-# Errors are relative to the largest entry, head by head. float32 sums over 6,607 genes in another order than float64 leave
-# about 1e-6. In 16 bits an implementation may have twice the error of the definition in eager PyTorch of that dtype, and two
-# roundings where that is exact: a mean is rounded as a sum and as a quotient.
-MAX_RATIO, SMALL = 2.0, {torch.float32: 2e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}
-# Of random functions the mean of some draws is compared, entry by entry, within this many standard errors: enough for the
-# largest of a million normal deviates, with room for the spread being an estimate.
-MAX_DEVIATION = 8.0
 
 NO_TIME = "the time for the run was over"
 
@@ -75,257 +56,6 @@ KERNELS = {
     "perturbation_attention_fwd_kernel": "perturbation_attention",
     "perturbation_attention_bwd_kernel": "perturbation_attention",
 }
-
-
-@dataclass(frozen=True)
-class Case:
-    """A row: inputs of these shapes, queries first, and a problem of `peers.py`, which is made when its turn comes.
-
-    `facts` go into the results as they are. A row of queries takes `row_elements` entries of the largest tensor.
-    """
-
-    suite: str
-    name: str
-    shapes: tuple[tuple[int, ...], ...]
-    facts: dict[str, Any]
-    row_elements: int
-    problem: Callable[[], Any]
-    peers: dict[str, Any]  # options of the problem's `peers`
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run measures and for how long."""
-
-    device: torch.device
-    dtype: torch.dtype
-    genes: int | None = None  # of the cell; None: as published
-    lengths: tuple[int, ...] = ()
-    set_counts: tuple[int, ...] = (28, 256, 2048, 16384)
-    seconds: float = 280.0
-    seconds_each: float = 0.25  # of measured steps
-    repeats: int = 50
-    only: str | None = None  # the name of one implementation
-    profile: bool = False
-
-    @property
-    def on_gpu(self) -> bool:
-        return self.device.type == "cuda"
-
-    def cell(self) -> MultiGraph:
-        return _synthetic(self.genes or 6607, self.device)
-
-
-@functools.lru_cache(maxsize=2)
-def _synthetic(num_genes: int, device: torch.device) -> MultiGraph:
-    # Mean degrees stay those of the cell up to twice its edges; more take longer to draw than a run has.
-    return synthetic_cell(0, num_genes=num_genes, edge_scale=min(num_genes / 6607, 2.0)).to(device)
-
-
-@functools.cache
-def _any_cell(genes: int | None, device: torch.device) -> tuple[str, MultiGraph]:
-    """(what it is, the graph of the suite "ops")"""
-    if genes is not None:
-        return f"synthetic cell of {genes:,} genes", _synthetic(genes, device)
-    name, graph = benchmark_graph()
-    return name, graph.to(device)
-
-
-# ---------------------------------------------------------------------------------------------------------------- cases
-
-
-def attention_case(
-    suite: str,
-    name: str,
-    graph: Callable[[], MultiGraph],
-    tokens: int,
-    shape: tuple[int, int],
-    num_ties: int,
-    *,
-    share: float = 1.0,
-    lse: bool = False,
-    **peers: Any,
-) -> Case:
-    """Heads tied to the first relations in turn, the loss over a share of the rows."""
-    heads, dim = shape
-
-    def problem() -> TiedAttention:
-        cell = graph()
-        ties = tuple((relation, i % heads) for i, relation in enumerate(cell.relations[:num_ties]))
-        chosen = torch.randperm(cell.num_nodes, generator=torch.Generator().manual_seed(0))[: round(share * cell.num_nodes)]
-        return TiedAttention(cell, ties, None if share == 1 else chosen.sort().values.to(cell.device), lse)
-
-    facts = {"tokens": tokens, "heads": heads, "head_dim": dim, "ties": num_ties, "rows": share}
-    return Case(suite, name, ((heads, tokens, dim),) * 3, facts, heads * tokens, problem, peers)
-
-
-def head_case(suite: str, name: str, num_sets: int, num_genes: int, device: torch.device, **peers: Any) -> Case:
-    d = 64
-    shapes = (num_sets, d), (num_genes, d), (num_genes, d), (2 * num_sets, d)
-    facts = {"tokens": num_genes, "sets": num_sets, "head_dim": d}
-    return Case(
-        suite, name, shapes, facts, num_genes * d, lambda: PerturbationHead.draw(num_sets, num_genes, device), peers
-    )  # fmt: skip
-
-
-def cell_suite(plan: Plan) -> Iterator[Case]:
-    """Nine relations of a cell; the rows that the targets are made of come first."""
-    tokens = (plan.genes or 6607) + 1
-    for shape in CELL_SHAPES:
-        for ties, share in ((9, 1.0), (0, 1.0), (4, 1.0), (1, 1.0), (9, 0.1)):
-            name = f"{shape[0]} heads of {shape[1]}, {ties} ties" + ("" if share == 1 else f", {share:.0%} of the rows")
-            yield attention_case(
-                "cell", name, plan.cell, tokens, shape, ties,
-                share=share, full=ties in (0, 9), compiled=ties == 9 and share == 1,
-            )  # fmt: skip
-
-
-def length_suite(plan: Plan) -> Iterator[Case]:
-    """Time over T. On a CPU a smaller problem, and no compilation, which would take longer than the rows."""
-    shape, ties = ((9, 20), 9) if plan.on_gpu else ((2, 16), 2)
-    lengths = plan.lengths or tuple(4**i for i in range(3, 9 if plan.on_gpu else 8))  # 64 to 65,536 or 16,384
-    for tokens in lengths:
-        graph = functools.partial(_synthetic, tokens - 1, plan.device)
-        name = f"T {tokens:,}, {shape[0]} heads of {shape[1]}, {ties} ties"
-        yield attention_case("length", name, graph, tokens, shape, ties, compiled=plan.on_gpu, dynamic=True)
-
-
-def head_suite(plan: Plan) -> Iterator[Case]:
-    genes = plan.genes or 6607
-    for b in plan.set_counts:
-        yield head_case("head", f"{b:,} sets of 2, width 64", b, genes, plan.device, compiled=b == 256)
-
-
-def ops_suite(plan: Plan) -> Iterator[Case]:
-    """Every op once; the log-sum-exp is compared with the attention row."""
-    heads, dim = (9, 20) if plan.on_gpu else (4, 16)
-    graph = _any_cell(plan.genes, plan.device)[1]
-    tokens, relation = graph.num_nodes + 1, graph.relations[0]
-    facts = {"tokens": tokens, "heads": heads, "head_dim": dim}
-    ties = min(heads, len(graph.relations))
-    yield attention_case("ops", "graph_attention", lambda: graph, tokens, (heads, dim), ties)
-    yield attention_case("ops", "attention with lse", lambda: graph, tokens, (heads, dim), 0, lse=True, floors=False)
-    yield Case(
-        "ops", "attention_logsumexp", ((heads, tokens, dim),) * 2, facts, heads * tokens, LogSumExp, {"compiled": plan.on_gpu}
-    )
-    three = ((heads, tokens, dim),) * 3
-    yield Case(
-        "ops", "attention with lse, dropout 0.1", three, facts, heads * tokens, lambda: DroppedAttention(0.1), {}
-    )  # fmt: skip
-    masked = {**facts, "relation": relation}
-    yield Case(
-        "ops", "edge_attention", three, masked, heads * tokens,
-        lambda: EdgeAttention(graph.without_self_loops(relation), relation), {"compiled": plan.on_gpu},
-    )  # fmt: skip
-    pair, one = ((tokens, dim),) * 2, {**facts, "heads": 1, "relation": relation}
-    for name, problem in (
-        ("attention_kl", GraphLoss(graph, relation, "kl")),
-        ("attention_bce, every non-edge", GraphLoss(graph, relation, "bce")),
-        ("attention_bce, 32 non-edges a row", GraphLoss(graph, relation, "bce", num_negatives=32)),
-    ):
-        yield Case("ops", name, pair, one, tokens, lambda problem=problem: problem, {})  # type: ignore[misc]
-    yield Case(
-        "ops", "attention_kl, a quarter of all pairs", pair, {**facts, "heads": 1}, tokens,
-        lambda: GraphLoss.of_pairs(graph.num_nodes, 0.25, plan.device), {},
-    )  # fmt: skip
-    yield Case(
-        "ops", "attention_kl_comembership", pair, {**facts, "heads": 1}, tokens,
-        lambda: SharedTerms.draw(graph.num_nodes, plan.device), {},
-    )  # fmt: skip
-    yield head_case("ops", "perturbation_attention", 256, graph.num_nodes, plan.device)
-
-
-SUITES = {"cell": cell_suite, "head": head_suite, "ops": ops_suite, "length": length_suite}
-
-
-# ------------------------------------------------------------------------------------------------------------ correctness
-
-
-class Check:
-    """Holds implementations of a case to its definition in float64, which is taken once, in blocks of query rows."""
-
-    def __init__(self, case: Case, exact: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor]) -> None:
-        self._exact, self._inputs = exact, [x.detach() for x in inputs]
-        self._dim, self._rows = inputs[0].ndim - 2, inputs[0].shape[-2]
-        # float64 temporaries of half a gigabyte on a GPU, and of what a CPU's caches hold for the most part
-        self._block = max(1, (2**26 if inputs[0].is_cuda else 2**22) // case.row_elements)
-        self._definition = functools.cache(self._blocks)  # by dtype and number of outputs
-
-    def upstream(self, outputs: Sequence[Tensor]) -> list[Tensor]:
-        """Gradients of the outputs, equal for all implementations; that of a mean weighs as much as the rows it is over."""
-        gradients = []
-        for i, y in enumerate(outputs):
-            g = torch.Generator(y.device).manual_seed(100 + i)
-            # the rows' losses are O(1) as their outputs are: a tenth keeps the loss of one row from hiding the attention
-            u = torch.randn(y.shape, generator=g, device=y.device) if y.ndim else torch.tensor(0.1 * self._rows)
-            gradients.append(u.to(self._inputs[0].dtype).to(y))  # the same rounded values for every dtype of y
-        return gradients
-
-    def __call__(self, implementation: Implementation, f: Function) -> tuple[float, float, list[Tensor]]:
-        """(error, bound) of the output or gradient where the one is largest beside the other; the outputs' gradients."""
-        want = self._definition(torch.float64, implementation.num_outputs)
-        draws = []
-        for _ in range(implementation.num_draws):
-            inputs = tuple(x.clone().requires_grad_() for x in self._inputs)
-            outputs = f(*inputs)
-            upstream = self.upstream(outputs)
-            grads = torch.autograd.grad(outputs, inputs, upstream)
-            draws.append([y.detach().double() for y in (*outputs, *grads)])
-        bounds = self._bounds(implementation.num_outputs)
-        pairs = []
-        for i, (exact, bound) in enumerate(zip(want, bounds, strict=True)):
-            drawn = torch.stack([draw[i] for draw in draws])
-            if len(draws) > 1:
-                bound += MAX_DEVIATION * float(drawn.std(0).max() / len(draws) ** 0.5 / exact.abs().max())
-            pairs.append((relative_error(drawn.mean(0), exact), bound))
-        error, bound = max(pairs, key=lambda pair: pair[0] / pair[1] if pair[0] == pair[0] else torch.inf)
-        return error, bound, upstream
-
-    def _bounds(self, num_outputs: int | None) -> list[float]:
-        dtype = self._inputs[0].dtype
-        want = self._definition(torch.float64, num_outputs)
-        if dtype.itemsize > 2:
-            return [SMALL[dtype]] * len(want)
-        eager = self._definition(dtype, num_outputs)
-        errors = [relative_error(a, b) for a, b in zip(eager, want, strict=True)]
-        # eager may overflow where it makes a map: then only the small term holds
-        return [max(MAX_RATIO * error if error < torch.inf else 0.0, SMALL[dtype]) for error in errors]
-
-    def _blocks(self, dtype: torch.dtype, num_outputs: int | None) -> list[Tensor]:
-        """Outputs and gradients of the definition in a dtype; sums over blocks in at least float32."""
-        q, *rest = (x.to(dtype) for x in self._inputs)
-        upstream: list[Tensor] = []
-        parts: list[list[Tensor]] = []
-        dq, sums = [], [torch.zeros_like(x, dtype=torch.promote_types(dtype, torch.float32)) for x in rest]
-        for first in range(0, self._rows, self._block):
-            size = min(self._block, self._rows - first)
-            leaves = [x.detach().requires_grad_() for x in (q.narrow(self._dim, first, size), *rest)]
-            outputs = self._exact(first, *leaves)[:num_outputs]
-            if not upstream:
-                upstream = self.upstream([y.new_empty(self._full(y)) for y in outputs])
-            mine = [u.narrow(self._dim, first, size) if u.ndim else u for u in upstream]
-            grads = torch.autograd.grad(outputs, leaves, mine)
-            parts.append([y.detach() for y in outputs])
-            dq.append(grads[0])
-            for total, grad in zip(sums, grads[1:], strict=True):
-                total += grad
-        joined = [torch.cat(ys, self._dim) if ys[0].ndim else torch.stack(ys).sum(0) for ys in zip(*parts, strict=True)]
-        return [*joined, torch.cat(dq, self._dim), *sums]
-
-    def _full(self, y: Tensor) -> tuple[int, ...]:
-        """The shape of an output over all rows."""
-        return (*y.shape[: self._dim], self._rows, *y.shape[self._dim + 1 :]) if y.ndim else ()
-
-
-def relative_error(got: Tensor, want: Tensor) -> float:
-    """The largest error over the largest entry: of each head of [H, T, D], of the whole otherwise. NaN where one is."""
-    error, size = (got.double() - want).abs(), want.abs()
-    if want.ndim >= 3:
-        error, size = error.amax((-2, -1)), size.amax((-2, -1))
-    return float((error.max() / size.max() if want.ndim < 3 else error / size).max())
-
-
-# -------------------------------------------------------------------------------------------------------------- measuring
 
 
 def step(f: Function, inputs: Sequence[Tensor], upstream: Sequence[Tensor], mark: Callable[[], None]) -> None:
@@ -443,7 +173,7 @@ def run(
     suites = (tuple(SUITES) if plan.on_gpu else ("ops", "length")) if suites is None else suites
     started = time.monotonic()
     deadline = started + plan.seconds
-    graph = _any_cell(plan.genes, plan.device)[0] if "ops" in suites else "synthetic cell"
+    graph = any_cell(plan.genes, plan.device)[0] if "ops" in suites else "synthetic cell"
     chosen = [row for suite in suites for row in SUITES[suite](plan)]
     if case is not None:
         exactly = [row for row in chosen if row.name == case]

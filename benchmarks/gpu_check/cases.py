@@ -14,7 +14,7 @@ from cellattn import MultiGraph, reference
 from cellattn.graph import SEGMENT
 from cellattn.nn.wildtype import Subset
 
-from ..attention.peers import SharedTerms
+from ..attention.problems import SharedTerms
 
 GENES = 6607
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

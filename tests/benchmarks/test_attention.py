@@ -18,10 +18,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend
 
 from benchmarks import measure
-from benchmarks.attention import bench, peers, tables
-from benchmarks.attention.peers import (
-    CONV,
-    SDPA_MASK,
+from benchmarks.attention import bench, cases, checks, peers, tables
+from benchmarks.attention.peers import CONV, SDPA_MASK
+from benchmarks.attention.problems import (
     DroppedAttention,
     EdgeAttention,
     GraphLoss,
@@ -78,16 +77,16 @@ PROBLEMS: dict[str, tuple[Any, tuple[tuple[int, ...], ...], Callable[..., tuple[
 }
 
 
-def case_of(problem: Any, shapes: tuple[tuple[int, ...], ...], *, rows_a_block: int = 7) -> bench.Case:
+def case_of(problem: Any, shapes: tuple[tuple[int, ...], ...], *, rows_a_block: int = 7) -> cases.Case:
     """Blocks that divide no number of rows here."""
-    return bench.Case("test", "test", shapes, {}, 2**22 // rows_a_block, lambda: problem, {})
+    return cases.Case("test", "test", shapes, {}, 2**22 // rows_a_block, lambda: problem, {})
 
 
-def check_of(name: str, dtype: torch.dtype = torch.float32) -> tuple[bench.Check, Any, tuple[Tensor, ...]]:
+def check_of(name: str, dtype: torch.dtype = torch.float32) -> tuple[checks.Check, Any, tuple[Tensor, ...]]:
     problem, shapes, _ = PROBLEMS[name]
     case = case_of(problem, shapes)
     inputs = bench.input_sets(case, replace(PLAN, dtype=dtype))[0]
-    return bench.Check(case, problem.exact, inputs), problem, inputs
+    return checks.Check(case, problem.exact, inputs), problem, inputs
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -112,7 +111,7 @@ def test_ours_and_dense_pass_the_check(name: str, dtype: torch.dtype) -> None:
     if name == "edges":
         builds += [problem.sdpa, *([problem.conv] if find_spec("torch_geometric") else [])]
     elif name != "dropout":
-        builds.append(getattr(problem, "dense", lambda *_: peers._dense_logsumexp))
+        builds.append(getattr(problem, "dense", lambda *_: peers.dense_logsumexp))
     for build in builds:
         error, bound, _ = check(Implementation("peer", build), build(*inputs))
         assert error <= bound, build
@@ -139,16 +138,16 @@ def test_attention_peers_compute_the_same(build: Callable[..., Any], rows: Tenso
     problem = TiedAttention(GRAPH, ties, rows)
     case = case_of(problem, THREE)
     inputs = bench.input_sets(case, PLAN)[0]
-    check, peer = bench.Check(case, problem.exact, inputs), build(problem)
+    check, peer = checks.Check(case, problem.exact, inputs), build(problem)
     error, bound, _ = check(Implementation("peer", peer), peer(*inputs))
-    assert error <= bound == bench.SMALL[torch.float32]
+    assert error <= bound == checks.SMALL[torch.float32]
 
 
 def test_negatives_are_checked_by_their_mean() -> None:
     problem = GraphLoss(GRAPH, "a", "bce", num_negatives=8)
     case = case_of(problem, PAIR)
     inputs = bench.input_sets(case, PLAN)[0]
-    check, f = bench.Check(case, problem.exact, inputs), problem.ours(*inputs)
+    check, f = checks.Check(case, problem.exact, inputs), problem.ours(*inputs)
     ours = next(iter(problem.peers(PAIR, torch.float32)))
     torch.manual_seed(0)
     error, bound, _ = check(ours, f)
@@ -168,7 +167,7 @@ def test_head_is_padded_only_where_it_is_refused(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", picky)
     q, k, v = (torch.randn(H, T, D, dtype=torch.float64) for _ in range(3))
-    (out,) = peers._sdpa(SDPBackend.MATH, q, k, v)(q, k, v)
+    (out,) = peers.sdpa(SDPBackend.MATH, q, k, v)(q, k, v)
     assert widths == [D, 8, 8]
     assert (out - reference.attention(q, k, v)[0]).abs().max() <= RTOL
 
@@ -180,7 +179,7 @@ def outcome_of(implementation: Implementation) -> dict[str, Any]:
     problem, shapes, _ = PROBLEMS["kl"]
     case = case_of(problem, shapes)
     sets = bench.input_sets(case, PLAN)
-    return bench.measure(implementation, bench.Check(case, problem.exact, sets[0]), sets, PLAN)
+    return bench.measure(implementation, checks.Check(case, problem.exact, sets[0]), sets, PLAN)
 
 
 def refuses(error: Exception) -> Callable[..., peers.Function]:
@@ -248,18 +247,18 @@ def test_a_right_result_is_timed() -> None:
 # ------------------------------------------------------------------------------------------------------------------ runs
 
 
-def quick(suite: Callable[..., Iterator[bench.Case]]) -> Callable[..., Iterator[bench.Case]]:
+def quick(suite: Callable[..., Iterator[cases.Case]]) -> Callable[..., Iterator[cases.Case]]:
     """A suite without what takes long to compile: on a CPU, FlexAttention only to be refused."""
 
-    def cases(plan: bench.Plan) -> Iterator[bench.Case]:
+    def smaller(plan: cases.Plan) -> Iterator[cases.Case]:
         for case in suite(plan):
 
-            def problem(case: bench.Case = case) -> Any:
+            def problem(case: cases.Case = case) -> Any:
                 return _Quick(case.problem())
 
             yield replace(case, problem=problem)
 
-    return cases
+    return smaller
 
 
 class _Quick:
@@ -276,9 +275,9 @@ class _Quick:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     out = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
-        for name, suite in bench.SUITES.items():
-            patch.setitem(bench.SUITES, name, quick(suite))
-        return bench.run(PLAN, suites=tuple(bench.SUITES), out=out), out
+        for name, suite in cases.SUITES.items():
+            patch.setitem(cases.SUITES, name, quick(suite))
+        return bench.run(PLAN, suites=tuple(cases.SUITES), out=out), out
 
 
 def test_results_are_written_as_returned(whole: tuple[dict[str, Any], Path]) -> None:
@@ -287,7 +286,7 @@ def test_results_are_written_as_returned(whole: tuple[dict[str, Any], Path]) -> 
     assert (out / "length.png").read_bytes().startswith(b"\x89PNG")
     assert {"environment", "graph", "dtype", "suites", "rows", "not_reached", "seconds", "targets"} == result.keys()
     assert result["not_reached"] == []
-    assert {row["suite"] for row in result["rows"]} == set(bench.SUITES)
+    assert {row["suite"] for row in result["rows"]} == set(cases.SUITES)
 
 
 def test_every_row_has_ours_and_a_verdict_on_each_peer(whole: tuple[dict[str, Any], Path]) -> None:
@@ -331,13 +330,13 @@ def test_the_budget_stops_between_rows(tmp_path: Path) -> None:
 
 
 def test_the_budget_stops_between_implementations() -> None:
-    (case, _) = bench.length_suite(PLAN)
+    (case, _) = cases.length_suite(PLAN)
     row = bench.measure_case(case, PLAN, deadline=0.0, progress=lambda _: None)
     assert {outcome["status"] for outcome in row["implementations"].values()} == {"not reached"}
 
 
 def test_a_row_that_cannot_be_made_is_listed() -> None:
-    (case, _) = bench.length_suite(PLAN)
+    (case, _) = cases.length_suite(PLAN)
     broken = replace(case, problem=refuses(RuntimeError("no graph")))
     row = bench.measure_case(broken, PLAN, deadline=float("inf"), progress=lambda _: None)
     assert row["implementations"] == {"every implementation": {"status": "cannot run", "reason": "no graph"}}
@@ -441,7 +440,7 @@ def test_every_kernel_has_a_profiler_line() -> None:
     ]
     assert len(names) >= 10
     text = bench.epilog()
-    rows = {case.name for case in bench.ops_suite(PLAN)}
+    rows = {case.name for case in cases.ops_suite(PLAN)}
     for name in names:
         lines = [kernel for kernel in bench.KERNELS if name.startswith(kernel)]
         assert lines, name
