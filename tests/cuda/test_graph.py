@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ..test_graph import weighted
+from ..graph.samples import weighted
 
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA GPU", allow_module_level=True)

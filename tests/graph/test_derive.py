@@ -18,7 +18,7 @@ from cellattn.data import synthetic_cell
 from cellattn.graph import derive
 
 from ..compare import random_graph
-from ..test_graph import INDEX, NAMES, WEIGHT, N, check_dense, check_invariants, dense, edge_lists, named, weighted
+from .samples import INDEX, NAMES, WEIGHT, N, check_dense, check_invariants, dense, edge_lists, named, weighted
 
 EdgeLists = tuple[int, dict[str, Tensor], dict[str, Tensor]]
 

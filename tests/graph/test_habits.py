@@ -14,7 +14,7 @@ import cellattn
 from cellattn import MultiGraph
 from cellattn.data import GeneList
 
-from ..test_graph import INDEX, NAMES, WEIGHT, N, dense, named, weighted
+from .samples import INDEX, NAMES, WEIGHT, N, dense, named, weighted
 
 
 def test_a_graph_is_a_mapping_of_its_relations() -> None:
