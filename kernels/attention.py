@@ -15,9 +15,8 @@ NaN and infinities come out as the table in `cellattn/ops/attention.py` says. In
 is the running sum that carries it; a pivot is held finite, so that a score of +inf makes that sum +inf, and a row of -inf
 alone leaves it at 0. The backward makes P of NaN in rows whose LSE is not finite. What a key mask leaves out is not read.
 
-Where |LSE| is large, float32 leaves little of P in the backward: LSE has a spacing of 2^-24 of itself, and a score that is made
-again in another order is off by as much. The rows of LARGE, a factor of 2^-14, are few in any model that trains: the backward
-leaves them out, and kernels of their own make them again in float64, LSE and delta as well.
+Where |LSE| is LARGE, float32 leaves little of P in the backward: these rows are left out, and made again in float64
+(large_scores.py, attention_large.py).
 
 With dropout P_ij is multiplied in out by Z_ij, 0 or 1 / (1 - p), and LSE is that of the whole map. A dropped NaN stays one: it
 is multiplied by 0. Where P_ij Z_ij is an operand, 1 / (1 - p) comes in after the sum, lest it overflow in float16.
@@ -39,35 +38,16 @@ from torch import Tensor
 from cellattn._aligned import wide, width
 from cellattn._check import require
 
-from .config import Tile, choose, num_multiprocessors, on_device, options, parts_for
+from .attention_large import attention_bwd_kernel_large_dkv, attention_bwd_kernel_large_dq
+from .attention_tiles import SIZES, load_tile
+from .config import Tile, choose, on_device, options, parts_for
 from .dropout import entries_kept, read_draw, share_kept
+from .large_scores import LARGE, LARGEST, ROWS, exactly, num_programs
 from .sums import sum_of_products
 from .tensors import aligned, check_devices, check_draw, check_floats, grid_of, padded, precision
 
 LOG2E = 1 / log(2)
-LARGEST = tl.constexpr(3.4028234663852886e38)  # the largest float32, as a pivot
-LARGE = tl.constexpr(2.0**10)  # of |LSE| in base 2
 TINY = 2.0**-126  # stands in for a scale of 0, with which a masked score would be -inf * 0 = NaN
-
-# Integers are not specialised on their values, so that a new length or batch compiles nothing: all that the loads need to
-# know of the strides is in ALIGN. Rows are loaded up to the column W >= D (of v and do, WV >= DV), a multiple of ALIGN, zeros
-# from D on.
-STRIDES = [*(f"s_{x}{dim}" for x in ("q", "k", "v", "do") for dim in "bht"), "s_mb", "s_mh"]
-SIZES = ["threshold", "L", "H", "Tq", "Tk", "NS", "part", *STRIDES]
-
-
-@triton.jit
-def _load(p, m_rows, o_cols, COLS: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr):
-    """[rows, BLOCK] at p, 0 in the columns past COLS and, where MASKED, in the rows outside m_rows."""
-    if MASKED and COLS < BLOCK:
-        b = tl.load(p, mask=m_rows[:, None] & (o_cols[None, :] < COLS), other=0.0)
-    elif MASKED:
-        b = tl.load(p, mask=m_rows[:, None], other=0.0)
-    elif COLS < BLOCK:
-        b = tl.load(p, mask=o_cols[None, :] < COLS, other=0.0)
-    else:
-        b = tl.load(p)
-    return b
 
 
 # --------------------------------------------------------------------------------------------------------- forward
@@ -88,7 +68,7 @@ def _fwd_loop(
             m_n = m_n & (tl.load(p_mask + n + o_n, mask=m_n, other=0) != 0)
         # [BN, BD]
         p = p_k + n * s_kt.to(tl.int64) + (o_n[:, None] * s_kt + o_d[None, :])
-        b_k = _load(p, m_n, o_d, W, BD, MASKED)
+        b_k = load_tile(p, m_n, o_d, W, BD, MASKED)
         # [BM, BN]
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
         if MASKED:
@@ -105,7 +85,7 @@ def _fwd_loop(
         if HAS_V:
             # [BN, BV]
             p = p_v + n * s_vt.to(tl.int64) + (o_n[:, None] * s_vt + o_v[None, :])
-            b_v = _load(p, m_n, o_v, WV, BV, MASKED)
+            b_v = load_tile(p, m_n, o_v, WV, BV, MASKED)
             if HAS_DROPOUT:
                 b_p *= entries_kept(draw, 1.0, i_l, o_m, n, BN, ACROSS=False)
             b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o * b_r[:, None], input_precision=PRECISION)
@@ -145,7 +125,7 @@ def attention_fwd_kernel(
     m_m = o_m < Tq
     # [BM, BD]
     p_q = q + (i_b * s_qb + i_h * s_qh) * ALIGN + o_m[:, None].to(tl.int64) * (s_qt * ALIGN) + o_d[None, :]
-    b_q = _load(p_q, m_m, o_d, W, BD, True)
+    b_q = load_tile(p_q, m_m, o_d, W, BD, True)
     if NEGATIVE:
         b_q = -b_q
     p_k = k + (i_b * s_kb + i_h * s_kh) * ALIGN
@@ -328,7 +308,7 @@ def attention_bwd_kernel_delta(
         # [BM, BV]
         m_v = m_m[:, None] & (o_v[None, :] < DV)
         p_do = do + (i_l // H * s_dob + i_l % H * s_doh) * ALIGN + o_m[:, None].to(tl.int64) * (s_dot * ALIGN) + o_v[None, :]
-        b_do = _load(p_do, m_m, o_v, WV, BV, True).to(tl.float32)
+        b_do = load_tile(p_do, m_m, o_v, WV, BV, True).to(tl.float32)
         b_o = tl.load(o + (i_l * Tq + o_m[:, None]) * DV + o_v[None, :], mask=m_v, other=0.0).to(tl.float32)
         b_delta = sum_of_products(b_do, b_o, m_m[:, None], 1)
     if HAS_DLSE:
@@ -358,14 +338,14 @@ def _dq_loop(
             m_n = m_n & (tl.load(p_mask + n + o_n, mask=m_n, other=0) != 0)
         # [BN, BD]
         p = p_k + n * s_kt.to(tl.int64) + (o_n[:, None] * s_kt + o_d[None, :])
-        b_k = _load(p, m_n, o_d, W, BD, MASKED)
+        b_k = load_tile(p, m_n, o_d, W, BD, MASKED)
         # [BM, BN]
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
         b_p = tl.exp2(b_s * scale - b_lse[:, None])
         if HAS_DO:
             # [BN, BV]
             p = p_v + n * s_vt.to(tl.int64) + (o_n[:, None] * s_vt + o_v[None, :])
-            b_v = _load(p, m_n, o_v, WV, BV, MASKED)
+            b_v = load_tile(p, m_n, o_v, WV, BV, MASKED)
             b_dp = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)
             if HAS_DROPOUT:
                 b_dp *= entries_kept(draw, 1 / share_kept(draw[2]), i_l, o_m, n, BN, ACROSS=False)
@@ -405,12 +385,12 @@ def attention_bwd_kernel_dq(
     # [BM, BD]
     m_d = m_m[:, None] & (o_d[None, :] < D)
     p_q = q + (i_b * s_qb + i_h * s_qh) * ALIGN + o_m[:, None].to(tl.int64) * (s_qt * ALIGN) + o_d[None, :]
-    b_q = _load(p_q, m_m, o_d, W, BD, True)
+    b_q = load_tile(p_q, m_m, o_d, W, BD, True)
     # [BM, BV]
     b_do = b_q
     if HAS_DO:
         p_do = do + (i_b * s_dob + i_h * s_doh) * ALIGN + o_m[:, None].to(tl.int64) * (s_dot * ALIGN) + o_v[None, :]
-        b_do = _load(p_do, m_m, o_v, WV, BV, True)
+        b_do = load_tile(p_do, m_m, o_v, WV, BV, True)
     # [BM]
     b_lse = tl.load(lse2 + i_l * Tq + o_m, mask=m_m, other=float("inf"))
     b_delta = tl.load(delta + i_l * Tq + o_m, mask=m_m, other=0.0)
@@ -455,14 +435,14 @@ def _dkv_loop(
             b_delta = tl.load(p_delta + m + o_m)
         # [BM, BD]
         p = p_q + m * s_qt.to(tl.int64) + (o_m[:, None] * s_qt + o_d[None, :])
-        b_q = _load(p, m_m, o_d, W, BD, MASKED)
+        b_q = load_tile(p, m_m, o_d, W, BD, MASKED)
         # [BN, BM]
         b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)
         b_p = tl.exp2(b_s * scale - b_lse[None, :])
         if HAS_DO:
             # [BM, BV]
             p = p_do + m * s_dot.to(tl.int64) + (o_m[:, None] * s_dot + o_v[None, :])
-            b_do = _load(p, m_m, o_v, WV, BV, MASKED)
+            b_do = load_tile(p, m_m, o_v, WV, BV, MASKED)
             b_pz = b_p
             if HAS_DROPOUT:
                 kept = share_kept(draw[2])
@@ -505,13 +485,13 @@ def attention_bwd_kernel_dkv(
     # [BN, BD]
     m_d = m_n[:, None] & (o_d[None, :] < D)
     p_k = k + (i_b * s_kb + i_h * s_kh) * ALIGN + o_n[:, None].to(tl.int64) * (s_kt * ALIGN) + o_d[None, :]
-    b_k = _load(p_k, m_n, o_d, W, BD, True)
+    b_k = load_tile(p_k, m_n, o_d, W, BD, True)
     # [BN, BV]
     m_v = m_n[:, None] & (o_v[None, :] < DV)
     b_v = b_k
     if HAS_DO:
         p_v = v + (i_b * s_vb + i_h * s_vh) * ALIGN + o_n[:, None].to(tl.int64) * (s_vt * ALIGN) + o_v[None, :]
-        b_v = _load(p_v, m_n, o_v, WV, BV, True)
+        b_v = load_tile(p_v, m_n, o_v, WV, BV, True)
     p_q = q + (i_b * s_qb + i_h * s_qh) * ALIGN
     p_do = do + (i_b * s_dob + i_h * s_doh) * ALIGN
     b_dk = tl.zeros([BN, BD], tl.float32)
@@ -541,199 +521,6 @@ def attention_bwd_kernel_dkv(
     tl.store(dk + (i_part * Tk + o_n[:, None]) * D + o_d[None, :], b_dk.to(dk.dtype.element_ty), mask=m_d)
     if HAS_DO:
         tl.store(dv + (i_part * Tk + o_n[:, None]) * DV + o_v[None, :], b_dv.to(dv.dtype.element_ty), mask=m_v)
-
-
-# Rows of large scores, which `attention_bwd_kernel_delta` marks with an lse2 of +inf: one by one. Nearly always there is none,
-# so these launches are of two programs a multiprocessor, which read the marks of all blocks of rows and return.
-
-
-@triton.jit
-def is_any(marks, count):
-    """Whether one of `count` is not 0."""
-    o = tl.arange(0, 4096)
-    b_any = tl.zeros([4096], tl.int8)
-    for first in range(0, count, 4096):
-        b_any |= tl.load(marks + first + o, mask=first + o < count, other=0)
-    return tl.max(b_any.to(tl.int32), 0) != 0
-
-
-@triton.jit
-def _large_row(
-    b_q, b_do, b_k, b_v, m_n, scale2, draw, i_l, row, column, BN: tl.constexpr, HAS_DO: tl.constexpr, HAS_DROPOUT: tl.constexpr
-):
-    """(s, dP, Z), each float64 [BN], of one row b_q [BD], b_do [BV] and the keys b_k [BN, BD], b_v [BN, BV]; s in base 2."""
-    b_s = tl.sum(b_q[None, :] * b_k.to(tl.float64), 1) * scale2
-    b_z = tl.full([BN], 1.0, tl.float64)
-    b_dp = tl.zeros([BN], tl.float64)
-    if HAS_DO:
-        b_dp = tl.sum(b_do[None, :] * b_v.to(tl.float64), 1)
-        if HAS_DROPOUT:
-            o_row = row + tl.arange(0, 1)
-            b_z = tl.sum(entries_kept(draw, 1 / share_kept(draw[2]), i_l, o_row, column, BN, ACROSS=False), 0).to(tl.float64)
-            b_dp *= b_z
-    return tl.where(m_n, b_s, float("-inf")), b_dp, b_z
-
-
-@triton.jit
-def power(b_x):
-    """2 ** x as float64, of a float64 that is no larger than 0 by much: to the digits of float32."""
-    return tl.exp2(b_x.to(tl.float32)).to(tl.float64)
-
-
-@triton.jit
-def _keys(p_k, p_v, p_mask, n, s_kt, s_vt, Tk, W: tl.constexpr, WV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
-          BN: tl.constexpr, HAS_DO: tl.constexpr, HAS_MASK: tl.constexpr):  # fmt: skip
-    """(which count, k, v) of the BN keys from n on."""
-    o_d, o_v, o_n = tl.arange(0, BD), tl.arange(0, BV), tl.arange(0, BN)
-    m_n = n + o_n < Tk
-    if HAS_MASK:
-        m_n = m_n & (tl.load(p_mask + n + o_n, mask=m_n, other=0) != 0)
-    b_k = _load(p_k + n * s_kt.to(tl.int64) + (o_n[:, None] * s_kt + o_d[None, :]), m_n, o_d, W, BD, True)
-    b_v = b_k
-    if HAS_DO:
-        b_v = _load(p_v + n * s_vt.to(tl.int64) + (o_n[:, None] * s_vt + o_v[None, :]), m_n, o_v, WV, BV, True)
-    return m_n, b_k, b_v
-
-
-@triton.jit
-def _row_of(p, row, stride, COLS: tl.constexpr, BLOCK: tl.constexpr):
-    """One row as float64 [BLOCK]."""
-    o = tl.arange(0, BLOCK)
-    return tl.load(p + row * stride.to(tl.int64) + o, mask=o < COLS, other=0.0).to(tl.float64)
-
-
-@triton.jit(do_not_specialize=SIZES)
-def attention_bwd_kernel_large_dq(
-    q, k, v, mask, draw, do,  # as in attention_bwd_kernel_dq
-    lse2, delta, has_large,  # of attention_bwd_kernel_delta; out: delta of the rows left out, made again
-    dlse,  # [L, Tq]; unused without HAS_DLSE
-    exact,  # out: [L, Tq], float64, LSE in base 2 of the rows left out
-    dq,  # out: [L, Tq, D], contiguous, of which the rows left out are written
-    scale, scale2, threshold, L, H, Tq, Tk,
-    s_qb, s_qh, s_qt, s_kb, s_kh, s_kt, s_vb, s_vh, s_vt, s_dob, s_doh, s_dot, s_mb, s_mh,
-    ALIGN: tl.constexpr,
-    D: tl.constexpr, DV: tl.constexpr, W: tl.constexpr, WV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
-    BM: tl.constexpr,  # that of attention_bwd_kernel_delta
-    BN: tl.constexpr, HAS_DO: tl.constexpr, HAS_DLSE: tl.constexpr, HAS_MASK: tl.constexpr, HAS_DROPOUT: tl.constexpr,
-):  # fmt: skip
-    """Blocks of BM queries of one head: every num_programs-th."""
-    NM = tl.cdiv(Tq, BM)
-    if not is_any(has_large, L * NM):
-        return
-    b_draw = read_draw(draw, threshold) if HAS_DROPOUT else None
-    o_d = tl.arange(0, BD)
-    for block in range(tl.program_id(0), L * NM, tl.num_programs(0)):
-        i_l = (block // NM).to(tl.int64)
-        i_b, i_h = i_l // H, i_l % H
-        first = block % NM * BM
-        last = tl.where(tl.load(has_large + block) != 0, tl.minimum(first + BM, Tq), first)
-        p_q = q + (i_b * s_qb + i_h * s_qh) * ALIGN
-        p_k = k + (i_b * s_kb + i_h * s_kh) * ALIGN
-        p_v = v + (i_b * s_vb + i_h * s_vh) * ALIGN
-        p_do = do + (i_b * s_dob + i_h * s_doh) * ALIGN
-        p_mask = mask + (i_b * s_mb + i_h * s_mh)
-        for row in range(first, last):
-            i_row = i_l * Tq + row
-            if tl.load(lse2 + i_row) == float("inf"):
-                # [BD], [BV]
-                b_q = _row_of(p_q, row, s_qt * ALIGN, W, BD)
-                b_do = b_q
-                if HAS_DO:
-                    b_do = _row_of(p_do, row, s_dot * ALIGN, WV, BV)
-                # LSE, and delta = sum_j P_ij dP_ij - dLSE_i: not from out, whose P was of rounded scores
-                m = tl.full([], -LARGEST, tl.float64)
-                total = tl.zeros([], tl.float64)
-                mean = tl.zeros([], tl.float64)
-                for n in range(0, Tk, BN):
-                    m_n, b_k, b_v = _keys(
-                        p_k, p_v, p_mask, n, s_kt * ALIGN, s_vt * ALIGN, Tk, W, WV, BD, BV, BN, HAS_DO, HAS_MASK
-                    )
-                    b_s, b_dp, _ = _large_row(b_q, b_do, b_k, b_v, m_n, scale2, b_draw, i_l, row, n, BN, HAS_DO, HAS_DROPOUT)
-                    above = tl.maximum(m, tl.max(b_s, 0))
-                    b_p, r = power(b_s - above), power(m - above)
-                    total = total * r + tl.sum(b_p, 0)
-                    mean = mean * r + tl.sum(b_p * b_dp, 0)
-                    m = above
-                # m is known to the last digit of a float64, so that what is rounded to float32 here is less than 2^-20
-                b_lse = m + tl.log2(total.to(tl.float32)).to(tl.float64)
-                b_delta = mean / total
-                if HAS_DLSE:
-                    b_delta -= tl.load(dlse + i_row).to(tl.float64)
-                tl.store(exact + i_row, b_lse)
-                tl.store(delta + i_row, b_delta.to(tl.float32))
-                # [BN, BD]
-                b_dq = tl.zeros([BN, BD], tl.float64)
-                for n in range(0, Tk, BN):
-                    m_n, b_k, b_v = _keys(
-                        p_k, p_v, p_mask, n, s_kt * ALIGN, s_vt * ALIGN, Tk, W, WV, BD, BV, BN, HAS_DO, HAS_MASK
-                    )
-                    b_s, b_dp, _ = _large_row(b_q, b_do, b_k, b_v, m_n, scale2, b_draw, i_l, row, n, BN, HAS_DO, HAS_DROPOUT)
-                    b_ds = tl.where(m_n, power(b_s - b_lse) * (b_dp - b_delta), 0.0)
-                    b_dq += b_ds[:, None] * b_k.to(tl.float64)
-                b_row = (tl.sum(b_dq, 0) * scale).to(tl.float32)
-                tl.store(dq + i_row * D + o_d, b_row.to(dq.dtype.element_ty), mask=o_d < D)
-
-
-@triton.jit(do_not_specialize=SIZES)
-def attention_bwd_kernel_large_dkv(
-    q, k, v, mask, draw, do, lse2, delta, has_large, exact,  # as attention_bwd_kernel_large_dq leaves them
-    dk,  # [L, Tk, D], contiguous, of the other rows: those left out are added
-    dv,  # [L, Tk, DV], likewise; unused without HAS_DO
-    scale, scale2, threshold, L, H, Tq, Tk,
-    s_qb, s_qh, s_qt, s_kb, s_kh, s_kt, s_vb, s_vh, s_vt, s_dob, s_doh, s_dot, s_mb, s_mh,
-    ALIGN: tl.constexpr,
-    D: tl.constexpr, DV: tl.constexpr, W: tl.constexpr, WV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, HAS_DO: tl.constexpr, HAS_MASK: tl.constexpr, HAS_DROPOUT: tl.constexpr,
-):  # fmt: skip
-    """Blocks of BN keys of one head: every num_programs-th."""
-    NN, NM = tl.cdiv(Tk, BN), tl.cdiv(Tq, BM)
-    if not is_any(has_large, L * NM):
-        return
-    b_draw = read_draw(draw, threshold) if HAS_DROPOUT else None
-    for block in range(tl.program_id(0), L * NN, tl.num_programs(0)):
-        i_l = (block // NN).to(tl.int64)
-        p_large = has_large + i_l * NM
-        if is_any(p_large, NM):
-            i_b, i_h = i_l // H, i_l % H
-            p_q = q + (i_b * s_qb + i_h * s_qh) * ALIGN
-            p_k = k + (i_b * s_kb + i_h * s_kh) * ALIGN
-            p_v = v + (i_b * s_vb + i_h * s_vh) * ALIGN
-            p_do = do + (i_b * s_dob + i_h * s_doh) * ALIGN
-            p_mask = mask + (i_b * s_mb + i_h * s_mh)
-            key = block % NN * BN
-            m_n, b_k, b_v = _keys(p_k, p_v, p_mask, key, s_kt * ALIGN, s_vt * ALIGN, Tk, W, WV, BD, BV, BN, HAS_DO, HAS_MASK)
-            # [BN, BD], [BN, BV]
-            b_dk = tl.zeros([BN, BD], tl.float64)
-            b_dv = tl.zeros([BN, BV], tl.float64)
-            for i_m in range(NM):
-                first = i_m * BM
-                last = tl.where(tl.load(p_large + i_m) != 0, tl.minimum(first + BM, Tq), first)
-                for row in range(first, last):
-                    i_row = i_l * Tq + row
-                    if tl.load(lse2 + i_row) == float("inf"):
-                        # [BD], [BV]
-                        b_q = _row_of(p_q, row, s_qt * ALIGN, W, BD)
-                        b_do = b_q
-                        if HAS_DO:
-                            b_do = _row_of(p_do, row, s_dot * ALIGN, WV, BV)
-                        b_s, b_dp, b_z = _large_row(
-                            b_q, b_do, b_k, b_v, m_n, scale2, b_draw, i_l, row, key, BN, HAS_DO, HAS_DROPOUT
-                        )
-                        b_p = power(b_s - tl.load(exact + i_row))
-                        b_ds = tl.where(m_n, b_p * (b_dp - tl.load(delta + i_row)), 0.0)
-                        b_dk += b_ds[:, None] * b_q[None, :]
-                        if HAS_DO:
-                            b_dv += (b_p * b_z)[:, None] * b_do[None, :]
-            o_n, o_d, o_v = key + tl.arange(0, BN), tl.arange(0, BD), tl.arange(0, BV)
-            p_dk = dk + (i_l * Tk + o_n[:, None]) * D + o_d[None, :]
-            m_d = m_n[:, None] & (o_d[None, :] < D)
-            b_dk = tl.load(p_dk, mask=m_d, other=0.0).to(tl.float64) + b_dk * scale
-            tl.store(p_dk, b_dk.to(tl.float32).to(dk.dtype.element_ty), mask=m_d)
-            if HAS_DO:
-                p_dv = dv + (i_l * Tk + o_n[:, None]) * DV + o_v[None, :]
-                m_v = m_n[:, None] & (o_v[None, :] < DV)
-                b_dv = tl.load(p_dv, mask=m_v, other=0.0).to(tl.float64) + b_dv
-                tl.store(p_dv, b_dv.to(tl.float32).to(dv.dtype.element_ty), mask=m_v)
 
 
 def attention_backward(
@@ -839,16 +626,14 @@ def backward(
     def launch_large(dq: Tensor) -> None:
         exact = torch.empty_like(rows.lse2, dtype=torch.float64)
         whole = {name: value for name, value in constants.items() if name != "PRECISION"}
-        BN = max(8, 1024 // max(BD, BV))
-        whole |= {"BM": BM_DELTA, "BN": BN, "HAS_MASK": mask is not None}
-        # every product and sum is rounded by itself: a score has the same digits wherever it is made
-        whole |= options(8, registers=240) | {"enable_fp_fusion": False}
-        sizes, most = (B * H, H, Tq, Tk), 2 * num_multiprocessors(q.device)
-        attention_bwd_kernel_large_dq[grid_of(min(most, B * H * triton.cdiv(Tq, BM_DELTA)), q=q)](
+        BN, compiled = exactly(max(BD, BV))
+        whole |= {"BM": ROWS, "BN": BN, "HAS_MASK": mask is not None, **compiled}
+        sizes = B * H, H, Tq, Tk
+        attention_bwd_kernel_large_dq[grid_of(num_programs(B * H * triton.cdiv(Tq, ROWS), q.device), q=q)](
             *inputs, rows.has_large, rows.delta if rows.dlse is None else rows.dlse, exact, dq, *numbers, *sizes, *strides,
             HAS_DLSE=rows.dlse is not None, **whole,
         )  # fmt: skip
-        attention_bwd_kernel_large_dkv[grid_of(min(most, B * H * triton.cdiv(Tk, BN)), k=k)](
+        attention_bwd_kernel_large_dkv[grid_of(num_programs(B * H * triton.cdiv(Tk, BN), k.device), k=k)](
             *inputs, rows.has_large, exact, dk, dv if has_do else dk, *numbers, *sizes, *strides, **whole
         )
 
@@ -866,18 +651,15 @@ class Rows(NamedTuple):
 
     lse2: Tensor  # float32: LSE in base 2, NaN where it is infinite, +inf in rows that are left out for their large scores
     delta: Tensor  # float32
-    has_large: Tensor | None  # int8, of each block of BM_DELTA rows of a head: whether one is left out; None: others make them
+    has_large: Tensor | None  # int8, of each block of ROWS rows of a head: whether one is left out; None: others make them
     dlse: Tensor | None  # float32
-
-
-BM_DELTA = 32
 
 
 def deltas(dout: Tensor | None, dlse: Tensor | None, out: Tensor, lse: Tensor) -> Rows:
     """delta of each row, and whether it is left out."""
     lse2, delta = lse.new_empty(2, *lse.shape)
     (Tq, DV), dtype = out.shape[-2:], out.dtype
-    blocks = lse.numel() // Tq * triton.cdiv(Tq, BM_DELTA)
+    blocks = lse.numel() // Tq * triton.cdiv(Tq, ROWS)
     has_large = lse.new_empty(blocks, dtype=torch.int8)
     if dlse is not None:
         dlse = dlse.float().contiguous()
@@ -886,7 +668,7 @@ def deltas(dout: Tensor | None, dlse: Tensor | None, out: Tensor, lse: Tensor) -
     with on_device(out):
         attention_bwd_kernel_delta[grid_of(blocks, q=out)](
             out.contiguous(), do, lse.contiguous(), lse if dlse is None else dlse, delta, lse2, has_large,
-            do.shape[1], Tq, *_strides(do), ALIGN=wide(dtype), DV=DV, WV=width(read, dtype), BV=padded(read), BM=BM_DELTA,
+            do.shape[1], Tq, *_strides(do), ALIGN=wide(dtype), DV=DV, WV=width(read, dtype), BV=padded(read), BM=ROWS,
             HAS_DO=dout is not None, HAS_DLSE=dlse is not None, **options(4),
         )  # fmt: skip
     return Rows(lse2, delta, has_large, dlse)

@@ -24,7 +24,7 @@ dense matrices, dk and dv of `attention` (kernels/attention.py) over these keys,
 
 Rows of large scores. As in attention.py: rows whose |LSE| is LARGE have a P of 0 in the backward, and two launches more make
 them in float64, one after the other, each whole: LSE and delta, dq and what goes to the bias; then what they give to columns.
-Programs of these look for a mark and return where there is none.
+Programs of these look for a mark and return where there is none (edge_attention_large.py).
 
 NaN and infinities come out where the dense formula has them, see `cellattn/ops/attention.py`: instructions for a maximum drop a
 NaN, so it is the running sum that carries it; pivots are held finite; P is NaN in rows whose LSE is not finite.
@@ -37,7 +37,6 @@ Scores inside are in base 2.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,73 +47,17 @@ from torch import Tensor
 from cellattn._aligned import wide, width
 
 from . import attention
-from .attention import is_any, power
-from .config import Gather, choose_gather, num_multiprocessors, on_device, options
-from .dropout import read_draw, share_kept, single_kept
+from .config import Gather, choose_gather, on_device
+from .edge_attention_entries import SIZES, added, bias_of, factor, gather, line_of, row_at
+from .edge_attention_large import edge_bwd_kernel_large_dkv, edge_bwd_kernel_large_dq
+from .large_scores import LARGEST, ROWS, exactly, num_programs
 from .segments import Segments, add_segments, device_ints, rows_of_ints, span_of_segment
 from .sums import sum_of_products
 from .tensors import aligned, check_devices, check_draw, check_floats, grid_of, lead_strides, padded
 
-LOG2E = tl.constexpr(attention.LOG2E)
 LN2 = tl.constexpr(0.6931471805599453)
-LARGEST = attention.LARGEST
 
 # --------------------------------------------------------------------------------------------------------- device code
-# Sizes: L leading dimensions as one, H heads, N genes, T = num_prefix + N tokens, K relations, E entries, S segments. Strides
-# of rows are constants of the kernel, and those of heads are multiples of ALIGN, as in row_dot.py.
-
-SIZES = ["num_leading", "num_genes", "num_heads", "num_ties", "max_segments", "num_segments", "num_prefix", "threshold"]
-SIZES += [f"stride_{x}{dim}" for x in ("q", "k", "v", "do") for dim in "lh"]
-
-
-@triton.jit
-def _gather(p_x, b_row, m_e, STRIDE: tl.constexpr, W: tl.constexpr, PAD: tl.constexpr):
-    """Rows of x as float32 [EDGES, PAD], zeros where masked."""
-    # [PAD]
-    o_x = tl.arange(0, PAD)
-    p_b = p_x + b_row.to(tl.int64)[:, None] * STRIDE + o_x[None, :]
-    return tl.load(p_b, mask=m_e[:, None] & (o_x < W)[None, :], other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _row(p_x, W: tl.constexpr, PAD: tl.constexpr):
-    """One row as float32 [PAD]."""
-    o_x = tl.arange(0, PAD)
-    return tl.load(p_x + o_x, mask=o_x < W, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _added(log_weight_ptr, bias2, o_e, m_e):
-    """What the scores of entries get, in base 2: the logarithm of the weight, and the bias of the tie."""
-    b_added = tl.where(m_e, bias2, 0.0)
-    if log_weight_ptr is not None:
-        b_added += tl.load(log_weight_ptr + o_e, mask=m_e, other=0.0) * LOG2E
-    return b_added
-
-
-@triton.jit
-def _bias(bias_ptr, tie):
-    bias2 = 0.0
-    if bias_ptr is not None:
-        bias2 = tl.load(bias_ptr + tie) * LOG2E
-    return bias2
-
-
-@triton.jit
-def _line(draw_ptr, threshold, i_l, num_heads, head, token):
-    """Of a row or a column of the map of a head, what `_factor` takes."""
-    return read_draw(draw_ptr, threshold), i_l * num_heads + head, token.to(tl.int32)
-
-
-@triton.jit
-def _factor(line, copy, o_other, BY_ROW: tl.constexpr):
-    """Z [EDGES] of entries in a row (BY_ROW) or a column, at the tokens o_other [EDGES] along it: 0 or 1 / (1 - p)."""
-    draw, i_lh, token = line
-    o_other = o_other.to(tl.int32)
-    value = 1 / share_kept(draw[2])
-    if BY_ROW:
-        return single_kept(draw, copy, i_lh, token, o_other, value)
-    return single_kept(draw, copy, i_lh, o_other, token, value)
 
 
 @triton.jit
@@ -152,11 +95,11 @@ def _see(
     line: of the row, or None; entries are `copy` of the tokens first + b_token.
     """
     # [EDGES, D_PAD], [EDGES, DV_PAD]
-    b_k = _gather(p_k, b_token, m_e, STRIDE_KT, W, D_PAD)
-    b_v = _gather(p_v, b_token, m_e, STRIDE_VT, WV, DV_PAD)
+    b_k = gather(p_k, b_token, m_e, STRIDE_KT, W, D_PAD)
+    b_v = gather(p_v, b_token, m_e, STRIDE_VT, WV, DV_PAD)
     # [EDGES]
     b_s = scale2 * sum_of_products(b_q[None, :], b_k, m_e[:, None], 1) + b_added
-    b_z = _factor(line, copy, first + b_token, True) if line is not None else None
+    b_z = factor(line, copy, first + b_token, True) if line is not None else None
     return _attend(b_m, b_l, b_o, tl.where(m_e, b_s, float("-inf")), b_v, b_z)
 
 
@@ -173,7 +116,7 @@ def _see_edges(
     for e in range(start, end, EDGES):
         m_e = e + o_e < end
         b_token = b_col
-        b_added = _added(log_weight_ptr, bias2, e + o_e, m_e)
+        b_added = added(log_weight_ptr, bias2, e + o_e, m_e)
         b_col = tl.load(col_ptr + e + EDGES + o_e, mask=e + EDGES + o_e < end, other=0)
         b_m, b_l, b_o = _see(
             b_m, b_l, b_o, b_q, p_k, p_v, b_token, b_added, m_e, scale2, line, copy, first,
@@ -238,15 +181,15 @@ def edge_fwd_kernel_segments(
     p_k = k_ptr + i_l * (stride_kl // ALIGN * ALIGN) + head * (stride_kh // ALIGN * ALIGN) + num_prefix * STRIDE_KT
     p_v = v_ptr + i_l * (stride_vl // ALIGN * ALIGN) + head * (stride_vh // ALIGN * ALIGN) + num_prefix * STRIDE_VT
     gene = stacked % num_genes
-    line = _line(draw_ptr, threshold, i_l, num_heads, head, num_prefix + gene) if draw_ptr is not None else None
+    line = line_of(draw_ptr, threshold, i_l, num_heads, head, num_prefix + gene) if draw_ptr is not None else None
     # [D_PAD]
-    b_q = _row(p_q + gene * STRIDE_QT, W, D_PAD)
+    b_q = row_at(p_q + gene * STRIDE_QT, W, D_PAD)
     # [EDGES], [EDGES, DV_PAD]
     b_m = tl.full([EDGES], -LARGEST, tl.float32)
     b_l = tl.zeros([EDGES], tl.float32)
     b_o = tl.zeros([EDGES, DV_PAD], tl.float32)
     b_m, b_l, b_o = _see_edges(
-        b_m, b_l, b_o, b_q, p_k, p_v, col_ptr, log_weight_ptr, _bias(bias_ptr, i_t), start, end, scale2,
+        b_m, b_l, b_o, b_q, p_k, p_v, col_ptr, log_weight_ptr, bias_of(bias_ptr, i_t), start, end, scale2,
         line, 1 + i_t, num_prefix, STRIDE_KT, STRIDE_VT, W, WV, D_PAD, DV_PAD, EDGES,
     )  # fmt: skip
     m, total, b_out = _across(b_m, b_l, b_o)
@@ -309,13 +252,13 @@ def edge_fwd_kernel(
     p_k = k_ptr + i_l * (stride_kl // ALIGN * ALIGN) + head * (stride_kh // ALIGN * ALIGN)
     p_v = v_ptr + i_l * (stride_vl // ALIGN * ALIGN) + head * (stride_vh // ALIGN * ALIGN)
     # [D_PAD]
-    b_q = _row(p_q + gene * STRIDE_QT, W, D_PAD)
+    b_q = row_at(p_q + gene * STRIDE_QT, W, D_PAD)
     # [EDGES], [EDGES, DV_PAD]
     o_e = tl.arange(0, EDGES)
     b_m = tl.full([EDGES], -LARGEST, tl.float32)
     b_l = tl.zeros([EDGES], tl.float32)
     b_o = tl.zeros([EDGES, DV_PAD], tl.float32)
-    line = _line(draw_ptr, threshold, i_l, num_heads, head, num_prefix + gene) if draw_ptr is not None else None
+    line = line_of(draw_ptr, threshold, i_l, num_heads, head, num_prefix + gene) if draw_ptr is not None else None
     num_near = num_prefix + 1 if SELF_LOOPS else num_prefix
     num_seen = num_near.to(tl.int64)
     for n in range(0, num_near, EDGES):
@@ -327,7 +270,7 @@ def edge_fwd_kernel(
     for i in range(tl.load(headptr_ptr + head), tl.load(headptr_ptr + head + 1)):
         p_t = ties_ptr + i * 3
         tie = tl.load(p_t)
-        bias2 = _bias(bias_ptr, tie)
+        bias2 = bias_of(bias_ptr, tie)
         stacked = tl.load(p_t + 1) * num_genes + gene
         start = tl.load(rowptr_ptr + stacked)
         end = tl.load(rowptr_ptr + stacked + 1)
@@ -339,7 +282,7 @@ def edge_fwd_kernel(
             for s in range(first, last, EDGES):
                 m_s = s + o_e < last
                 b_s = tl.load(part_lse2_ptr + o_part + s + o_e, mask=m_s, other=float("-inf"))
-                b_v = _gather(part_out_ptr + o_part * DV, s + o_e, m_s, DV, DV, DV_PAD)
+                b_v = gather(part_out_ptr + o_part * DV, s + o_e, m_s, DV, DV, DV_PAD)
                 b_m, b_l, b_o = _attend(b_m, b_l, b_o, b_s, b_v, None)
             end = tl.where(first < last, start, end)
         b_m, b_l, b_o = _see_edges(
@@ -364,12 +307,12 @@ def _slopes(
     DV_PAD: tl.constexpr,
 ):  # fmt: skip
     """(dS [EDGES], k [EDGES, D_PAD]) of one entry a lane of a row."""
-    b_k = _gather(p_k, b_token, m_e, STRIDE_KT, W, D_PAD)
-    b_v = _gather(p_v, b_token, m_e, STRIDE_VT, WV, DV_PAD)
+    b_k = gather(p_k, b_token, m_e, STRIDE_KT, W, D_PAD)
+    b_v = gather(p_v, b_token, m_e, STRIDE_VT, WV, DV_PAD)
     b_s = scale2 * sum_of_products(b_q[None, :], b_k, m_e[:, None], 1) + b_added
     b_dp = sum_of_products(b_do[None, :], b_v, m_e[:, None], 1)
     if line is not None:
-        b_dp *= _factor(line, copy, first + b_token, True)
+        b_dp *= factor(line, copy, first + b_token, True)
     return tl.where(m_e, tl.exp2(b_s - lse2) * (b_dp - delta), 0.0), b_k
 
 
@@ -385,7 +328,7 @@ def _add_row(
     for e in range(start, end, EDGES):
         m_e = e + o_e < end
         b_token = b_col
-        b_added = _added(log_weight_ptr, bias2, e + o_e, m_e)
+        b_added = added(log_weight_ptr, bias2, e + o_e, m_e)
         b_col = tl.load(col_ptr + e + EDGES + o_e, mask=e + EDGES + o_e < end, other=0)
         b_ds, b_k = _slopes(
             b_q, b_do, lse2, delta, p_k, p_v, b_token, b_added, m_e, scale2, line, copy, first,
@@ -429,15 +372,15 @@ def edge_bwd_kernel_dq_segments(
     p_v = v_ptr + i_l * (stride_vl // ALIGN * ALIGN) + head * (stride_vh // ALIGN * ALIGN) + num_prefix * STRIDE_VT
     p_do = do_ptr + i_l * (stride_dol // ALIGN * ALIGN) + head * (stride_doh // ALIGN * ALIGN)
     # [D_PAD], [DV_PAD]
-    b_q = _row(p_q + gene * STRIDE_QT, W, D_PAD)
-    b_do = _row(p_do + gene * STRIDE_DOT, WV, DV_PAD)
-    line = _line(draw_ptr, threshold, i_l, num_heads, head, num_prefix + gene) if draw_ptr is not None else None
+    b_q = row_at(p_q + gene * STRIDE_QT, W, D_PAD)
+    b_do = row_at(p_do + gene * STRIDE_DOT, WV, DV_PAD)
+    line = line_of(draw_ptr, threshold, i_l, num_heads, head, num_prefix + gene) if draw_ptr is not None else None
     # [EDGES, D_PAD], [EDGES]
     b_dq = tl.zeros([EDGES, D_PAD], tl.float32)
     b_db = tl.zeros([EDGES], tl.float32)
     b_dq, b_db = _add_row(
         b_dq, b_db, b_q, b_do, tl.load(lse2_ptr + i_row), tl.load(delta_ptr + i_row), p_k, p_v, col_ptr, log_weight_ptr,
-        _bias(bias_ptr, i_t), start, end, scale2, line, 1 + i_t, num_prefix,
+        bias_of(bias_ptr, i_t), start, end, scale2, line, 1 + i_t, num_prefix,
         STRIDE_KT, STRIDE_VT, W, WV, D_PAD, DV_PAD, EDGES,
     )  # fmt: skip
     # [D_PAD]
@@ -474,10 +417,10 @@ def edge_bwd_kernel_dq(
     p_v = v_ptr + i_l * (stride_vl // ALIGN * ALIGN) + head * (stride_vh // ALIGN * ALIGN)
     p_do = do_ptr + i_l * (stride_dol // ALIGN * ALIGN) + head * (stride_doh // ALIGN * ALIGN)
     # [D_PAD], [DV_PAD]
-    b_q = _row(p_q + gene * STRIDE_QT, W, D_PAD)
-    b_do = _row(p_do + gene * STRIDE_DOT, WV, DV_PAD)
+    b_q = row_at(p_q + gene * STRIDE_QT, W, D_PAD)
+    b_do = row_at(p_do + gene * STRIDE_DOT, WV, DV_PAD)
     lse2, delta = tl.load(lse2_ptr + i_row), tl.load(delta_ptr + i_row)
-    line = _line(draw_ptr, threshold, i_l, num_heads, head, num_prefix + gene) if draw_ptr is not None else None
+    line = line_of(draw_ptr, threshold, i_l, num_heads, head, num_prefix + gene) if draw_ptr is not None else None
     # [EDGES], [EDGES, D_PAD]
     o_e = tl.arange(0, EDGES)
     b_dq = tl.zeros([EDGES, D_PAD], tl.float32)
@@ -508,7 +451,7 @@ def edge_bwd_kernel_dq(
             end = tl.where(first < last, start, end)
         b_dq, b_db = _add_row(
             b_dq, b_db, b_q, b_do, lse2, delta, p_k + num_prefix * STRIDE_KT, p_v + num_prefix * STRIDE_VT, col_ptr,
-            log_weight_ptr, _bias(bias_ptr, tie), start, end, scale2, line, (1 + tie).to(tl.int32), num_prefix,
+            log_weight_ptr, bias_of(bias_ptr, tie), start, end, scale2, line, (1 + tie).to(tl.int32), num_prefix,
             STRIDE_KT, STRIDE_VT, W, WV, D_PAD, DV_PAD, EDGES,
         )  # fmt: skip
         if dbias_ptr is not None:
@@ -528,8 +471,8 @@ def _be_seen(
 
     line: of the column, or None; entries are `copy` of the tokens first + b_row.
     """
-    b_q = _gather(p_q, b_row, m_e, STRIDE_QT, W, D_PAD)
-    b_do = _gather(p_do, b_row, m_e, STRIDE_DOT, WV, DV_PAD)
+    b_q = gather(p_q, b_row, m_e, STRIDE_QT, W, D_PAD)
+    b_do = gather(p_do, b_row, m_e, STRIDE_DOT, WV, DV_PAD)
     b_lse2 = tl.load(p_lse2 + b_row, mask=m_e, other=0.0)
     b_delta = tl.load(p_delta + b_row, mask=m_e, other=0.0)
     b_s = scale2 * sum_of_products(b_k[None, :], b_q, m_e[:, None], 1) + b_added
@@ -537,7 +480,7 @@ def _be_seen(
     b_p = tl.where(m_e, tl.exp2(b_s - b_lse2), 0.0)
     b_zp = b_p
     if line is not None:
-        b_z = _factor(line, copy, first + b_row, False)
+        b_z = factor(line, copy, first + b_row, False)
         b_dp *= b_z
         b_zp *= b_z
     return b_dk + (b_p * (b_dp - b_delta))[:, None] * b_q, b_dv + b_zp[:, None] * b_do
@@ -555,7 +498,7 @@ def _add_column(
     for e in range(start, end, EDGES):
         m_e = e + o_e < end
         b_token = b_row
-        b_added = _added(log_weight_ptr, bias2, e + o_e, m_e)
+        b_added = added(log_weight_ptr, bias2, e + o_e, m_e)
         b_row = tl.load(row_ptr + e + EDGES + o_e, mask=e + EDGES + o_e < end, other=0)
         b_dk, b_dv = _be_seen(
             b_dk, b_dv, b_k, b_v, p_q, p_do, p_lse2, p_delta, b_token, b_added, m_e, scale2, line, copy, first,
@@ -601,14 +544,14 @@ def edge_bwd_kernel_dkv_segments(
     p_v = v_ptr + i_l * (stride_vl // ALIGN * ALIGN) + head * (stride_vh // ALIGN * ALIGN)
     p_do = do_ptr + i_l * (stride_dol // ALIGN * ALIGN) + head * (stride_doh // ALIGN * ALIGN)
     # [D_PAD], [DV_PAD]
-    b_k = _row(p_k + (num_prefix + gene) * STRIDE_KT, W, D_PAD)
-    b_v = _row(p_v + (num_prefix + gene) * STRIDE_VT, WV, DV_PAD)
-    line = _line(draw_ptr, threshold, i_l, num_heads, head, num_prefix + gene) if draw_ptr is not None else None
+    b_k = row_at(p_k + (num_prefix + gene) * STRIDE_KT, W, D_PAD)
+    b_v = row_at(p_v + (num_prefix + gene) * STRIDE_VT, WV, DV_PAD)
+    line = line_of(draw_ptr, threshold, i_l, num_heads, head, num_prefix + gene) if draw_ptr is not None else None
     # [EDGES, D_PAD], [EDGES, DV_PAD]
     b_dk = tl.zeros([EDGES, D_PAD], tl.float32)
     b_dv = tl.zeros([EDGES, DV_PAD], tl.float32)
     b_dk, b_dv = _add_column(
-        b_dk, b_dv, b_k, b_v, p_q, p_do, lse2_ptr + o_row, delta_ptr + o_row, row_ptr, log_weight_ptr, _bias(bias_ptr, i_t),
+        b_dk, b_dv, b_k, b_v, p_q, p_do, lse2_ptr + o_row, delta_ptr + o_row, row_ptr, log_weight_ptr, bias_of(bias_ptr, i_t),
         start, end, scale2, line, 1 + i_t, num_prefix, STRIDE_QT, STRIDE_DOT, W, WV, D_PAD, DV_PAD, EDGES,
     )  # fmt: skip
     # [D_PAD], [DV_PAD]
@@ -646,13 +589,13 @@ def edge_bwd_kernel_dkv(
     p_v = v_ptr + i_l * (stride_vl // ALIGN * ALIGN) + head * (stride_vh // ALIGN * ALIGN)
     p_do = do_ptr + i_l * (stride_dol // ALIGN * ALIGN) + head * (stride_doh // ALIGN * ALIGN)
     # [D_PAD], [DV_PAD]
-    b_k = _row(p_k + (num_prefix + gene) * STRIDE_KT, W, D_PAD)
-    b_v = _row(p_v + (num_prefix + gene) * STRIDE_VT, WV, DV_PAD)
+    b_k = row_at(p_k + (num_prefix + gene) * STRIDE_KT, W, D_PAD)
+    b_v = row_at(p_v + (num_prefix + gene) * STRIDE_VT, WV, DV_PAD)
     # [EDGES], [EDGES, D_PAD], [EDGES, DV_PAD]
     o_e = tl.arange(0, EDGES)
     b_dk = tl.zeros([EDGES, D_PAD], tl.float32)
     b_dv = tl.zeros([EDGES, DV_PAD], tl.float32)
-    line = _line(draw_ptr, threshold, i_l, num_heads, head, num_prefix + gene) if draw_ptr is not None else None
+    line = line_of(draw_ptr, threshold, i_l, num_heads, head, num_prefix + gene) if draw_ptr is not None else None
     if SELF_LOOPS:
         b_dk, b_dv = _be_seen(
             b_dk, b_dv, b_k, b_v, p_q, p_do, lse2_ptr + o_row, delta_ptr + o_row, gene + o_e * 0, 0.0, o_e < 1, scale2,
@@ -661,7 +604,7 @@ def edge_bwd_kernel_dkv(
     for i in range(tl.load(headptr_ptr + head), tl.load(headptr_ptr + head + 1)):
         p_t = ties_ptr + i * 3
         tie = tl.load(p_t)
-        bias2 = _bias(bias_ptr, tie)
+        bias2 = bias_of(bias_ptr, tie)
         stacked = tl.load(p_t + 1) * num_genes + gene
         start = tl.load(colptr_ptr + stacked)
         end = tl.load(colptr_ptr + stacked + 1)
@@ -681,249 +624,6 @@ def edge_bwd_kernel_dkv(
     o_out = i_lh * (num_prefix + num_genes) + num_prefix + gene
     tl.store(dk_ptr + o_out * D + o_d, (tl.sum(b_dk, 0) * scale).to(dk_ptr.dtype.element_ty), mask=o_d < D)
     tl.store(dv_ptr + o_out * DV + o_v, tl.sum(b_dv, 0).to(dv_ptr.dtype.element_ty), mask=o_v < DV)
-
-
-# Rows of large scores, which `deltas` of attention.py marks with an lse2 of +inf.
-
-
-@triton.jit
-def _exactly(scale, scale_rest):
-    """The scale in float64, of the two numbers in float32 that it comes in: what is added to scores may cancel them."""
-    return tl.zeros([], tl.float64) + scale + scale_rest
-
-
-@triton.jit
-def _added_exactly(bias_ptr, tie, log_weight_ptr, o_e, m_e):
-    """`_added` as float64 [EDGES]."""
-    b_added = tl.where(m_e, 0.0, 0.0).to(tl.float64)
-    if log_weight_ptr is not None:
-        b_added += tl.load(log_weight_ptr + o_e, mask=m_e, other=0.0).to(tl.float64) * LOG2E
-    if bias_ptr is not None:
-        b_added += tl.load(bias_ptr + tie).to(tl.float64) * LOG2E
-    return b_added
-
-
-@triton.jit
-def _large_entries(
-    b_x, b_y, b_xs, b_ys, b_added, m_e, scale2, line, copy, o_other, BY_ROW: tl.constexpr,
-):  # fmt: skip
-    """(score in base 2, dP, Z), each float64 [EDGES], of one entry a lane; a score of -inf where masked.
-
-    Of a row (BY_ROW) b_x is q, b_y dOut, and b_xs, b_ys are k and v of the entries; of a column it is the other way round.
-    """
-    b_s = tl.sum(b_x.to(tl.float64)[None, :] * b_xs.to(tl.float64), 1) * scale2 + b_added
-    b_dp = tl.sum(b_y.to(tl.float64)[None, :] * b_ys.to(tl.float64), 1)
-    b_z = tl.where(m_e, 1.0, 1.0).to(tl.float64)
-    if line is not None:
-        b_z = _factor(line, copy, o_other, BY_ROW).to(tl.float64)
-    return tl.where(m_e, b_s, float("-inf")), b_dp * b_z, b_z
-
-
-@triton.jit
-def _large_step(
-    m, total, mean, b_dq, b_db, lse2, delta, b_q, b_do, p_k, p_v, b_token, b_added, m_e, scale2, line, copy, first,
-    STRIDE_KT: tl.constexpr, STRIDE_VT: tl.constexpr, W: tl.constexpr, WV: tl.constexpr, D_PAD: tl.constexpr,
-    DV_PAD: tl.constexpr, KNOWN: tl.constexpr,
-):  # fmt: skip
-    """One entry a lane into the maximum, sum and mean of dP of a row; or into dq and db where KNOWN, with lse2 and delta."""
-    b_k = _gather(p_k, b_token, m_e, STRIDE_KT, W, D_PAD)
-    b_v = _gather(p_v, b_token, m_e, STRIDE_VT, WV, DV_PAD)
-    b_s, b_dp, _ = _large_entries(b_q, b_do, b_k, b_v, b_added, m_e, scale2, line, copy, first + b_token, True)
-    if KNOWN:
-        b_ds = tl.where(m_e, power(b_s - lse2) * (b_dp - delta), 0.0)
-        b_dq += b_ds[:, None] * b_k.to(tl.float64)
-        b_db += b_ds
-    else:
-        above = tl.maximum(m, tl.max(b_s, 0))
-        b_p, r = power(b_s - above), power(m - above)
-        total = total * r + tl.sum(b_p, 0)
-        mean = mean * r + tl.sum(tl.where(m_e, b_p * b_dp, 0.0), 0)
-        m = above
-    return m, total, mean, b_dq, b_db
-
-
-@triton.jit(do_not_specialize=SIZES)
-def edge_bwd_kernel_large_dq(
-    q_ptr, k_ptr, v_ptr, bias_ptr, rowptr_ptr, col_ptr, log_weight_ptr, headptr_ptr, ties_ptr,  # as in the forward
-    do_ptr, lse2_ptr, delta_ptr,  # as in dq; out: delta of the rows left out
-    has_large_ptr,  # int8 [L, H, blocks of BM rows]: whether a row of the block is left out
-    dlse_ptr,  # float32 [L, H, N] or None
-    exact_ptr,  # out: float64 [L, H, N], LSE in base 2 of the rows left out
-    dq_ptr, dbias_ptr,  # as in dq, of which the rows left out are written
-    draw_ptr,  # as in the forward
-    scale, scale_rest,  # what float32 leaves of the scale
-    num_leading, num_genes, num_heads, num_ties, num_prefix, threshold,
-    stride_ql, stride_qh, stride_kl, stride_kh, stride_vl, stride_vh, stride_dol, stride_doh,
-    SELF_LOOPS: tl.constexpr,
-    STRIDE_QT: tl.constexpr, STRIDE_KT: tl.constexpr, STRIDE_VT: tl.constexpr, STRIDE_DOT: tl.constexpr, ALIGN: tl.constexpr,
-    D: tl.constexpr, DV: tl.constexpr, W: tl.constexpr, WV: tl.constexpr, D_PAD: tl.constexpr, DV_PAD: tl.constexpr,
-    BM: tl.constexpr, EDGES: tl.constexpr,
-):  # fmt: skip
-    """Blocks of BM rows of a head: every num_programs-th."""
-    num_blocks = tl.cdiv(num_genes, BM)
-    if not is_any(has_large_ptr, num_leading * num_heads * num_blocks):
-        return
-    exact_scale = _exactly(scale, scale_rest)
-    scale2 = exact_scale * LOG2E
-    # [EDGES], [D_PAD]
-    o_e, o_d = tl.arange(0, EDGES), tl.arange(0, D_PAD)
-    num_near = num_prefix + 1 if SELF_LOOPS else num_prefix
-    for block in range(tl.program_id(0), num_leading * num_heads * num_blocks, tl.num_programs(0)):
-        i_l = (block // num_blocks // num_heads).to(tl.int64)
-        head = block // num_blocks % num_heads
-        first_gene = block % num_blocks * BM
-        num_rows = tl.where(tl.load(has_large_ptr + block) != 0, tl.minimum(BM, num_genes - first_gene), 0)
-        p_q = q_ptr + i_l * (stride_ql // ALIGN * ALIGN) + head.to(tl.int64) * (stride_qh // ALIGN * ALIGN)
-        p_k = k_ptr + i_l * (stride_kl // ALIGN * ALIGN) + head.to(tl.int64) * (stride_kh // ALIGN * ALIGN)
-        p_v = v_ptr + i_l * (stride_vl // ALIGN * ALIGN) + head.to(tl.int64) * (stride_vh // ALIGN * ALIGN)
-        p_do = do_ptr + i_l * (stride_dol // ALIGN * ALIGN) + head.to(tl.int64) * (stride_doh // ALIGN * ALIGN)
-        for row in range(num_rows):
-            gene = (first_gene + row).to(tl.int64)
-            i_row = (i_l * num_heads + head) * num_genes + gene
-            if tl.load(lse2_ptr + i_row) == float("inf"):
-                # [D_PAD], [DV_PAD]
-                b_q = _row(p_q + gene * STRIDE_QT, W, D_PAD)
-                b_do = _row(p_do + gene * STRIDE_DOT, WV, DV_PAD)
-                line = _line(draw_ptr, threshold, i_l, num_heads, head, num_prefix + gene) if draw_ptr is not None else None
-                m = tl.full([], -LARGEST, tl.float64)
-                total = tl.zeros([], tl.float64)
-                mean = tl.zeros([], tl.float64)
-                lse2 = tl.zeros([], tl.float64)
-                delta = tl.zeros([], tl.float64)
-                # [EDGES, D_PAD], [EDGES]
-                b_dq = tl.zeros([EDGES, D_PAD], tl.float64)
-                b_db = tl.zeros([EDGES], tl.float64)
-                for KNOWN in tl.static_range(2):
-                    for n in range(0, num_near, EDGES):
-                        m_e = n + o_e < num_near
-                        b_token = tl.where(n + o_e < num_prefix, n + o_e, num_prefix + gene.to(tl.int32))
-                        m, total, mean, b_dq, b_db = _large_step(
-                            m, total, mean, b_dq, b_db, lse2, delta, b_q, b_do, p_k, p_v, b_token,
-                            tl.zeros([EDGES], tl.float64), m_e, scale2, line, 0, 0,
-                            STRIDE_KT, STRIDE_VT, W, WV, D_PAD, DV_PAD, KNOWN,
-                        )  # fmt: skip
-                    for i in range(tl.load(headptr_ptr + head), tl.load(headptr_ptr + head + 1)):
-                        tie = tl.load(ties_ptr + i * 3)
-                        stacked = tl.load(ties_ptr + i * 3 + 1) * num_genes + gene
-                        end = tl.load(rowptr_ptr + stacked + 1)
-                        b_db = tl.zeros([EDGES], tl.float64)
-                        for e in range(tl.load(rowptr_ptr + stacked), end, EDGES):
-                            m_e = e + o_e < end
-                            b_token = tl.load(col_ptr + e + o_e, mask=m_e, other=0)
-                            m, total, mean, b_dq, b_db = _large_step(
-                                m, total, mean, b_dq, b_db, lse2, delta, b_q, b_do,
-                                p_k + num_prefix * STRIDE_KT, p_v + num_prefix * STRIDE_VT, b_token,
-                                _added_exactly(bias_ptr, tie, log_weight_ptr, e + o_e, m_e), m_e, scale2,
-                                line, (1 + tie).to(tl.int32), num_prefix, STRIDE_KT, STRIDE_VT, W, WV, D_PAD, DV_PAD, KNOWN,
-                            )  # fmt: skip
-                        if KNOWN and dbias_ptr is not None:
-                            p_db = dbias_ptr + (i_l * num_genes + gene) * num_ties + tie
-                            tl.store(p_db, tl.sum(b_db, 0).to(tl.float32))
-                    if not KNOWN:
-                        # m is known to the last digit of a float64: what is rounded to float32 here is the log of a sum
-                        lse2 = m + tl.log2(total.to(tl.float32)).to(tl.float64)
-                        delta = mean / total
-                        if dlse_ptr is not None:
-                            delta -= tl.load(dlse_ptr + i_row).to(tl.float64)
-                        tl.store(exact_ptr + i_row, lse2)
-                        tl.store(delta_ptr + i_row, delta.to(tl.float32))
-                b_row = (tl.sum(b_dq, 0) * exact_scale).to(tl.float32)
-                tl.store(dq_ptr + i_row * D + o_d, b_row.to(dq_ptr.dtype.element_ty), mask=o_d < D)
-
-
-@triton.jit
-def _large_seen(
-    b_dk, b_dv, b_k, b_v, p_q, p_do, p_lse2, p_delta, p_exact, b_row, b_added, m_e, scale2, line, copy, first,
-    STRIDE_QT: tl.constexpr, STRIDE_DOT: tl.constexpr, W: tl.constexpr, WV: tl.constexpr, D_PAD: tl.constexpr,
-    DV_PAD: tl.constexpr,
-):  # fmt: skip
-    """`_be_seen`, in float64, by those rows alone that were left out."""
-    m_e &= tl.load(p_lse2 + b_row, mask=m_e, other=0.0) == float("inf")
-    if tl.max(m_e.to(tl.int32), 0) != 0:
-        b_q = _gather(p_q, b_row, m_e, STRIDE_QT, W, D_PAD)
-        b_do = _gather(p_do, b_row, m_e, STRIDE_DOT, WV, DV_PAD)
-        b_lse2 = tl.load(p_exact + b_row, mask=m_e, other=0.0)
-        b_delta = tl.load(p_delta + b_row, mask=m_e, other=0.0).to(tl.float64)
-        b_s, b_dp, b_z = _large_entries(b_k, b_v, b_q, b_do, b_added, m_e, scale2, line, copy, first + b_row, False)
-        b_p = power(b_s - b_lse2)
-        b_ds = tl.where(m_e, b_p * (b_dp - b_delta), 0.0)
-        b_dk += b_ds[:, None] * b_q.to(tl.float64)
-        b_dv += tl.where(m_e, b_p * b_z, 0.0)[:, None] * b_do.to(tl.float64)
-    return b_dk, b_dv
-
-
-@triton.jit(do_not_specialize=SIZES)
-def edge_bwd_kernel_large_dkv(
-    q_ptr, k_ptr, v_ptr, bias_ptr, colptr_ptr, row_ptr, log_weight_ptr, headptr_ptr, ties_ptr,  # as in dkv
-    do_ptr, lse2_ptr, delta_ptr, has_large_ptr, exact_ptr,  # as edge_bwd_kernel_large_dq leaves them
-    dk_ptr,  # [L, H, T, D], of the other rows: those left out are added
-    dv_ptr,  # [L, H, T, DV], likewise
-    draw_ptr,  # as in the forward
-    scale, scale_rest, num_leading, num_genes, num_heads, num_prefix, threshold,
-    stride_ql, stride_qh, stride_kl, stride_kh, stride_vl, stride_vh, stride_dol, stride_doh,
-    SELF_LOOPS: tl.constexpr,
-    STRIDE_QT: tl.constexpr, STRIDE_KT: tl.constexpr, STRIDE_VT: tl.constexpr, STRIDE_DOT: tl.constexpr, ALIGN: tl.constexpr,
-    D: tl.constexpr, DV: tl.constexpr, W: tl.constexpr, WV: tl.constexpr, D_PAD: tl.constexpr, DV_PAD: tl.constexpr,
-    BM: tl.constexpr, EDGES: tl.constexpr,
-):  # fmt: skip
-    """Tokens of a head, those of the prefix too: every num_programs-th."""
-    num_blocks = tl.cdiv(num_genes, BM)
-    if not is_any(has_large_ptr, num_leading * num_heads * num_blocks):
-        return
-    exact_scale = _exactly(scale, scale_rest)
-    scale2 = exact_scale * LOG2E
-    # [EDGES], [D_PAD], [DV_PAD]
-    o_e, o_d, o_v = tl.arange(0, EDGES), tl.arange(0, D_PAD), tl.arange(0, DV_PAD)
-    num_tokens = num_prefix + num_genes
-    num_all = num_leading.to(tl.int64) * num_heads * num_tokens
-    for column in range(tl.program_id(0).to(tl.int64), num_all, tl.num_programs(0)):
-        i_lh = column // num_tokens
-        if is_any(has_large_ptr + i_lh * num_blocks, num_blocks):
-            i_l = i_lh // num_heads
-            head = i_lh % num_heads
-            token = (column % num_tokens).to(tl.int32)
-            gene = token - num_prefix
-            p_q = q_ptr + i_l * (stride_ql // ALIGN * ALIGN) + head * (stride_qh // ALIGN * ALIGN)
-            p_k = k_ptr + i_l * (stride_kl // ALIGN * ALIGN) + head * (stride_kh // ALIGN * ALIGN)
-            p_v = v_ptr + i_l * (stride_vl // ALIGN * ALIGN) + head * (stride_vh // ALIGN * ALIGN)
-            p_do = do_ptr + i_l * (stride_dol // ALIGN * ALIGN) + head * (stride_doh // ALIGN * ALIGN)
-            o_row = i_lh * num_genes
-            # [D_PAD], [DV_PAD]
-            b_k = _row(p_k + token.to(tl.int64) * STRIDE_KT, W, D_PAD)
-            b_v = _row(p_v + token.to(tl.int64) * STRIDE_VT, WV, DV_PAD)
-            line = _line(draw_ptr, threshold, i_l, num_heads, head, token) if draw_ptr is not None else None
-            # [EDGES, D_PAD], [EDGES, DV_PAD]
-            b_dk = tl.zeros([EDGES, D_PAD], tl.float64)
-            b_dv = tl.zeros([EDGES, DV_PAD], tl.float64)
-            # rows without a tie between them: all, of a token of the prefix, and the gene's own
-            near = tl.where(gene < 0, 0, gene)
-            num_near = tl.where(gene < 0, num_genes, 1 if SELF_LOOPS else 0)
-            for n in range(0, num_near, EDGES):
-                m_e = n + o_e < num_near
-                b_dk, b_dv = _large_seen(
-                    b_dk, b_dv, b_k, b_v, p_q, p_do, lse2_ptr + o_row, delta_ptr + o_row, exact_ptr + o_row, near + n + o_e,
-                    tl.zeros([EDGES], tl.float64), m_e, scale2, line, 0, num_prefix,
-                    STRIDE_QT, STRIDE_DOT, W, WV, D_PAD, DV_PAD,
-                )  # fmt: skip
-            if gene >= 0:
-                for i in range(tl.load(headptr_ptr + head), tl.load(headptr_ptr + head + 1)):
-                    tie = tl.load(ties_ptr + i * 3)
-                    stacked = tl.load(ties_ptr + i * 3 + 1) * num_genes + gene
-                    end = tl.load(colptr_ptr + stacked + 1)
-                    for e in range(tl.load(colptr_ptr + stacked), end, EDGES):
-                        m_e = e + o_e < end
-                        b_row = tl.load(row_ptr + e + o_e, mask=m_e, other=0)
-                        b_dk, b_dv = _large_seen(
-                            b_dk, b_dv, b_k, b_v, p_q, p_do, lse2_ptr + o_row, delta_ptr + o_row, exact_ptr + o_row, b_row,
-                            _added_exactly(bias_ptr, tie, log_weight_ptr, e + o_e, m_e), m_e, scale2, line,
-                            (1 + tie).to(tl.int32), num_prefix, STRIDE_QT, STRIDE_DOT, W, WV, D_PAD, DV_PAD,
-                        )  # fmt: skip
-            p_dk, p_dv = dk_ptr + column * D + o_d, dv_ptr + column * DV + o_v
-            b_sum = tl.sum(b_dk, 0) * exact_scale
-            b_sum += tl.load(p_dk, mask=o_d < D, other=0.0).to(tl.float64)
-            tl.store(p_dk, b_sum.to(tl.float32).to(dk_ptr.dtype.element_ty), mask=o_d < D)
-            b_sum = tl.sum(b_dv, 0) + tl.load(p_dv, mask=o_v < DV, other=0.0).to(tl.float64)
-            tl.store(p_dv, b_sum.to(tl.float32).to(dv_ptr.dtype.element_ty), mask=o_v < DV)
 
 
 # ----------------------------------------------------------------------------------------------------------- launchers
@@ -1088,21 +788,14 @@ def edge_attention_backward(
         exact = torch.empty_like(rows.lse2, dtype=torch.float64)
         scale_single = torch.tensor(scale, dtype=torch.float32).item()
         scales, sizes = (scale_single, scale - scale_single), (q.shape[0], num_genes, num_heads)
-        constants: dict[str, Any] = {
-            **shape,
-            "SELF_LOOPS": self_loops,
-            "BM": attention.BM_DELTA,
-            "EDGES": max(8, 1024 // tile_dim),
-        }
-        # every product and sum is rounded by itself: a score has the same digits wherever it is made
-        constants |= options(8, registers=240) | {"enable_fp_fusion": False}
-        most = 2 * num_multiprocessors(q.device)
-        edge_bwd_kernel_large_dq[grid_of(min(most, rows.has_large.numel()), q=q)](
+        EDGES, compiled = exactly(tile_dim)
+        constants = {**shape, "SELF_LOOPS": self_loops, "BM": ROWS, "EDGES": EDGES, **compiled}
+        edge_bwd_kernel_large_dq[grid_of(num_programs(rows.has_large.numel(), q.device), q=q)](
             q, k, v, bias, *graph_by_row[:3], *_by_head(relations, heads, num_heads, by_row, q.device), *of_rows,
             rows.has_large, rows.dlse, exact, dq, None if bias is None else dbias, draw, *scales, *sizes, num_ties,
             num_prefix, steps, *lead, **constants,
         )  # fmt: skip
-        edge_bwd_kernel_large_dkv[grid_of(min(most, q.shape[0] * num_heads * k.shape[-2]), k=k)](
+        edge_bwd_kernel_large_dkv[grid_of(num_programs(q.shape[0] * num_heads * k.shape[-2], k.device), k=k)](
             q, k, v, bias, *graph_by_column[:3], *_by_head(relations, heads, num_heads, by_column, q.device), *of_rows,
             rows.has_large, exact, dk, dv, draw, *scales, *sizes, num_prefix, steps, *lead, **constants,
         )  # fmt: skip

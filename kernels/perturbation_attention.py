@@ -30,8 +30,8 @@ from torch import Tensor
 
 from cellattn._aligned import wide, width
 
-from .attention import LARGE, LARGEST
 from .config import Gather, choose_gather, on_device
+from .large_scores import LARGE, LARGEST
 from .sums import sum_of_products
 from .tensors import aligned, check_devices, check_floats, grid_of, lead_strides, padded
 
