@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,14 +24,7 @@ from cellattn.nn import CellOutput, CellTransformer
 GRAPH = synthetic_cell(seed=0, num_genes=60, symmetrize=True, self_loops=False)
 SAMPLES = torch.arange(12)
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing from threads, and lose much to waiting for them on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def transformer(graph: MultiGraph, device: torch.device, **options: Any) -> tuple[nn.Module, Forward]:

@@ -25,9 +25,9 @@ from cellattn.ops.row_dot import row_dot
 from .. import ptx
 from ..bounds import as_list
 from ..compare import random_graph
-from ..compiled.test_relational_spmm import between, graph_of
 from ..conftest import exhaustive
 from ..kernels.aot import Launch
+from ..ops.sets import between, graph_of
 from ..ptx.device import Counted
 from ..ptx.machine import Program
 from ..ptx.subjects import SUBJECTS, Subject

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,19 +28,11 @@ from cellattn.data.split import KINDS
 
 from .process_tree import alive, children, soon
 
-pytestmark = pytest.mark.xdist_group("processes")  # they start others and watch the clock: one at a time
+# they start others and watch the clock: one at a time
+pytestmark = [pytest.mark.xdist_group("processes"), pytest.mark.usefixtures("one_thread")]
 
 ROOT = Path(__file__).parents[2]
 NAME, EPOCHS = "kl-rows", 12  # draws rows and dropout masks from the generators that a checkpoint has to keep
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing from threads, and lose much to waiting for them on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def tiny_cell() -> cell_data.Cell:

@@ -6,42 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import cellattn
-from cellattn import MultiGraph, reference
+from cellattn import reference
 
 from .. import ptx
 from ..compare import leaves
 from ..conftest import exhaustive
+from ..ops.sets import between, graph_of
 from .check import assert_on_chip
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-
-def graph_of(n: int, degree: int) -> MultiGraph:
-    """Weighted relations: "hub", in which row 0 has every gene and row 2 none; "none", without edges; "loops"."""
-    g = torch.Generator().manual_seed(n)
-    hub = torch.stack([torch.zeros(n, dtype=torch.int64), torch.arange(n)])
-    rest = torch.randint(n, (2, n * degree), generator=g)
-    index = {
-        "hub": torch.cat([hub, rest[:, rest[0] != 2]], 1),
-        "none": torch.empty(2, 0, dtype=torch.int64),
-        "loops": torch.cat([torch.arange(n).expand(2, n), rest[:, : n // 2]], 1),
-    }
-    weight = {name: torch.rand(i.shape[1], generator=g) + 0.1 for name, i in index.items()}
-    return MultiGraph.from_edge_index(index, n, edge_weight=weight)
-
-
-def between(num_sets: int, n: int, share: float = 0.7) -> list[Tensor]:
-    """source, source_ptr, target, target_ptr; every fourth sample has no genes."""
-    g = torch.Generator().manual_seed(num_sets)
-    ragged = []
-    for _ in range(2):
-        member = torch.rand(num_sets, n, generator=g) < share
-        member[1::4] = False
-        ragged += [member.nonzero()[:, 1].contiguous(), torch.cat([torch.zeros(1, dtype=torch.int64), member.sum(1).cumsum(0)])]
-    return ragged
 
 
 CASES = [  # chip, dtype, genes, features, samples, x of each relation, sum over relations, x shared by samples

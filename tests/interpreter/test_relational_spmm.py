@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -13,40 +13,10 @@ from cellattn.kernels import relational_spmm as kernels
 from ..bounds import assert_within, with_bounds
 from ..compare import leaves
 from ..conftest import exhaustive
+from ..ops.sets import Between, between, graph_of
 
 x_or_each = pytest.mark.parametrize("each", [False, True], ids=["one-x", "x-per-relation"])
 summed_or_not = pytest.mark.parametrize("sum_relations", [True, False], ids=["summed", "per-relation"])
-
-
-class Between(NamedTuple):
-    source: Tensor
-    source_ptr: Tensor
-    target: Tensor
-    target_ptr: Tensor
-
-
-def graph_of(n: int, degree: int) -> MultiGraph:
-    """Weighted relations: "hub", in which row 0 has every gene and row 2 none; "none", without edges; "loops"."""
-    g = torch.Generator().manual_seed(n)
-    hub = torch.stack([torch.zeros(n, dtype=torch.int64), torch.arange(n)])
-    rest = torch.randint(n, (2, n * degree), generator=g)
-    index = {
-        "hub": torch.cat([hub, rest[:, rest[0] != 2]], 1),
-        "none": torch.empty(2, 0, dtype=torch.int64),
-        "loops": torch.cat([torch.arange(n).expand(2, n), rest[:, : n // 2]], 1),
-    }
-    weight = {name: torch.rand(i.shape[1], generator=g) + 0.1 for name, i in index.items()}
-    return MultiGraph.from_edge_index(index, n, edge_weight=weight)
-
-
-def between(num_sets: int, n: int, share: float = 0.7) -> Between:
-    g = torch.Generator().manual_seed(num_sets)
-    ragged = []
-    for _ in range(2):
-        member = torch.rand(num_sets, n, generator=g) < share
-        member[1::4] = False  # a sample without genes
-        ragged += [member.nonzero()[:, 1].contiguous(), torch.cat([torch.zeros(1, dtype=torch.int64), member.sum(1).cumsum(0)])]
-    return Between(*ragged)
 
 
 def forward(graph: MultiGraph, b: Between, x: Tensor, scale: Tensor | None, names: list[str], **options: bool) -> Tensor:

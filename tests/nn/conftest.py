@@ -1,25 +1,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
 
 from benchmarks.training.cell import distinct_pairs
 from cellattn import MultiGraph
 from cellattn.data import PerturbationDataset, load_dcell_subset, load_yeast
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing from threads, and lose much to waiting for them on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class LabelledCell(NamedTuple):
@@ -27,6 +16,11 @@ class LabelledCell(NamedTuple):
 
     graph: MultiGraph
     train: PerturbationDataset
+
+
+@pytest.fixture(autouse=True)
+def alone(one_thread: None) -> None:
+    """Of all tests of models."""
 
 
 @pytest.fixture(scope="session")

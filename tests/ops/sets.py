@@ -1,4 +1,4 @@
-"""Multigraphs and ragged batches of perturbation sets for the k-hop tests, awkward on purpose."""
+"""Multigraphs and ragged batches of sets of genes, awkward on purpose."""
 
 from __future__ import annotations
 
@@ -80,3 +80,37 @@ def assert_kept_past_the_ends(p: Problem, index_dtype: torch.dtype, layout: str,
     for x in whole:
         kept = True if x.dtype == torch.bool else poison
         assert (torch.cat([x[:around], x[-around:]]) == kept).all()
+
+
+def graph_of(n: int, degree: int) -> MultiGraph:
+    """Weighted relations: "hub", in which row 0 has every gene and row 2 none; "none", without edges; "loops"."""
+    g = torch.Generator().manual_seed(n)
+    hub = torch.stack([torch.zeros(n, dtype=torch.int64), torch.arange(n)])
+    rest = torch.randint(n, (2, n * degree), generator=g)
+    index = {
+        "hub": torch.cat([hub, rest[:, rest[0] != 2]], 1),
+        "none": torch.empty(2, 0, dtype=torch.int64),
+        "loops": torch.cat([torch.arange(n).expand(2, n), rest[:, : n // 2]], 1),
+    }
+    weight = {name: torch.rand(i.shape[1], generator=g) + 0.1 for name, i in index.items()}
+    return MultiGraph.from_edge_index(index, n, edge_weight=weight)
+
+
+class Between(NamedTuple):
+    """Genes of some samples, one sample after another: those that messages come from, and those that get them."""
+
+    source: Tensor
+    source_ptr: Tensor
+    target: Tensor
+    target_ptr: Tensor
+
+
+def between(num_sets: int, n: int, share: float = 0.7) -> Between:
+    """Drawn for some samples, the share of all genes in each; every fourth sample has none."""
+    g = torch.Generator().manual_seed(num_sets)
+    ragged = []
+    for _ in range(2):
+        member = torch.rand(num_sets, n, generator=g) < share
+        member[1::4] = False
+        ragged += [member.nonzero()[:, 1].contiguous(), torch.cat([torch.zeros(1, dtype=torch.int64), member.sum(1).cumsum(0)])]
+    return Between(*ragged)

@@ -23,6 +23,7 @@ from cellattn.ops.row_dot import row_dot_csr
 
 from ..bounds import attention_gradient_ratios
 from ..compare import leaves, random_graph
+from ..ops.sets import between
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -326,8 +327,6 @@ def _masked_spmm(dtype: torch.dtype, n: int, f: int, num_sets: int, shared: bool
 
 
 def _relational_spmm(dtype: torch.dtype, n: int, f: int, num_sets: int, each: bool, total: bool) -> Shape:
-    from ..compiled.test_relational_spmm import between
-
     graph, ragged = _three(n, 3), [x.clone() for x in between(num_sets, n)]
     (x,) = drawn(dtype, (ragged[0].numel(), 3, f) if each else (ragged[0].numel(), f))
     scale = torch.rand(ragged[2].numel(), 3, generator=torch.Generator().manual_seed(0))
@@ -335,8 +334,6 @@ def _relational_spmm(dtype: torch.dtype, n: int, f: int, num_sets: int, each: bo
 
 
 def _relational_degree(n: int, num_sets: int) -> Shape:
-    from ..compiled.test_relational_spmm import between
-
     graph, ragged = _three(n, 3), [x.clone() for x in between(num_sets, n)]
     (x,) = drawn(FP32, (1,))
     return both(lambda module: lambda x: module.relational_degree(graph, *ragged).to(x.dtype) + x, [x])
