@@ -1,4 +1,8 @@
-"""Pictures of the benchmarks on the site: pages name them where they lie in the repository, which a site does not hold."""
+"""What the site needs beyond its pages.
+
+Pictures of the benchmarks are named where they lie in the repository, which a site does not hold; a mean and its deviation stay
+in one line of a table.
+"""
 
 from __future__ import annotations
 
@@ -19,5 +23,5 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Let a page's pictures be the site's; pages in folders of docs/ show none."""
-    return markdown.replace(f"]({THERE}", f"]({HERE}")
+    """Let a page's pictures be the site's (pages in folders of docs/ show none), and break no line at ±."""
+    return markdown.replace(f"]({THERE}", f"]({HERE}").replace(" ± ", "\u00a0±\u00a0")

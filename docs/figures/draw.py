@@ -46,8 +46,8 @@ def kl() -> None:
     scores = rng.normal(size=(8, 8)) * 1.5
     alpha = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
     graph = (rng.random((8, 8)) < 0.2).astype(float)
-    grid(axis, 0.2, 2.5, alpha / alpha.max(), 0.22, GREY, crossed=True)
-    axis.text(1.08, 0.45, "attention map\n[N, N]: never made", ha="center", fontsize=9)
+    grid(axis, 0.2, 2.5, alpha / alpha.max(), 0.2, GREY, crossed=True)
+    axis.text(1.0, 0.45, "attention map\n[N, N]: never made", ha="center", fontsize=9)
     axis.text(2.5, 1.6, "instead", ha="center", fontsize=9, color="#606060")
     axis.add_patch(FancyArrowPatch((2.15, 1.4), (2.85, 1.4), arrowstyle="->", mutation_scale=14, color="#606060"))
     terms = ((3.2, "a constant\nof the graph"), (5.1, "edges alone:\n$q_i \\cdot \\sum_j t_{ij} k_j$"))
@@ -82,7 +82,11 @@ def neighbourhoods() -> None:
     """A bit a gene and sample, over one graph."""
     figure, axis = plain(9, 2.9)
     rng = np.random.default_rng(3)
-    places = np.stack([0.5 + 2.4 * rng.random(14), 0.55 + 1.9 * rng.random(14)], axis=1)
+    places = np.empty((0, 2))
+    while len(places) < 14:  # genes that stand apart
+        place = np.array([0.5 + 2.4 * rng.random(), 0.55 + 1.9 * rng.random()])
+        if (np.linalg.norm(places - place, axis=1) > 0.4).all():
+            places = np.vstack([places, place])
     far = np.linalg.norm(places[:, None] - places[None], axis=2)
     near = np.argsort(far, axis=1)[:, 1:3]
     edges = {tuple(sorted((i, int(j)))) for i in range(14) for j in near[i]}
