@@ -67,7 +67,8 @@ def network_mse(
     Returns:
         The loss in float32 (float64 for float64 inputs). Pairs with a gene that is unknown in the relation are not valid, nor
         are those of other node types than it joins: they contribute 0 and are not counted. Differentiable in z, weight and
-        bias; equal from run to run.
+        bias; equal from run to run. What is NaN gives NaN to the rows that read it, and what is infinite NaN or infinity, in
+        loss and gradients alike: the sums over all pairs that no pair is made for have terms of both signs.
 
     Raises:
         ValueError, TypeError: naming the argument, what came and what was expected.
@@ -194,8 +195,8 @@ def _network_mse(z: Tensor, weight: Tensor, bias: Tensor, target: Tensor, *rest:
     every_pair = (y @ (u.mT @ u)).mul_(y).sum(-1)
     # (d - a)^2 - lambda d^2 = d ((1 - lambda) d - 2 a) + a^2
     d_64, a_64 = d.double(), target.double()
-    zeros, of_edges = _zero_weights(zero_weight, every_pair, rowptr, col)
-    edges = d_64.mul(1 - of_edges).sub_(a_64, alpha=2).mul_(d_64).addcmul_(a_64, a_64)
+    zeros, edge_weight = _zero_weights(zero_weight, every_pair, rowptr, col, d_64.dtype)
+    edges = d_64.mul(edge_weight).sub_(a_64, alpha=2).mul_(d_64).addcmul_(a_64, a_64)
     loss = zeros * every_pair + torch.segment_reduce(edges, "sum", offsets=rowptr, initial=0).view(known_rows.shape)
     return loss, d
 
@@ -211,8 +212,8 @@ def _network_mse_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     known_rows, known_columns, rowptr, col, colptr, row, edge, zero_weight = rest
     g = torch.where(known_rows, 2 * g, 0)
-    zeros, of_edges = _zero_weights(zero_weight, g, rowptr, col)
-    c = d.mul(1 - of_edges).sub_(target).mul_(g.flatten().repeat_interleave(rowptr.diff(), output_size=col.shape[0]))
+    zeros, edge_weight = _zero_weights(zero_weight, g, rowptr, col, d.dtype)
+    c = d.mul(edge_weight).sub_(target).mul_(g.flatten().repeat_interleave(rowptr.diff(), output_size=col.shape[0]))
     c_t = c.index_select(0, edge)  # as the columns have them
     x, w = (a.to(c.dtype).flatten(0, 1).contiguous() for a in (z, weight))
     scale = _scale(c, x, w)
@@ -265,15 +266,17 @@ _network_mse.register_autograd(_backward, setup_context=_setup_context)
 refuse_double_backward(_network_mse_backward, "network_mse")
 
 
-def _zero_weights(values: list[float], rows: Tensor, rowptr: Tensor, col: Tensor) -> tuple[Any, Any]:
-    """Of rows [K, N] and of edges [E], in the rows' dtype: one number where all are the same, else [K, 1] and [E]."""
+def _zero_weights(values: list[float], rows: Tensor, rowptr: Tensor, col: Tensor, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Lambda of rows [K, N], in their dtype, and 1 - lambda of edges [E], in `dtype`: one number each where all are the same,
+    else [K, 1] and [E].
+    """
     if len(set(values)) == 1:
-        return values[0], values[0]
+        return values[0], 1 - values[0]
     each = rows.new_empty(len(values), 1)
     for one, value in zip(each, values, strict=True):  # no copy from the host, which a CUDA graph could not capture
         one.fill_(value)
     per_row = each.expand_as(rows).flatten()
-    return each, per_row.repeat_interleave(rowptr.diff(), output_size=col.shape[0])
+    return each, (1 - per_row).to(dtype).repeat_interleave(rowptr.diff(), output_size=col.shape[0])
 
 
 def _augmented(x: Tensor, last: Tensor | None, known: Tensor) -> Tensor:

@@ -251,3 +251,20 @@ def test_real_tables(yeast_graph: MultiGraph) -> None:
     d = F.linear(z[rows], w, b)
     want = ((0.1 + 0.9 * (a[rows] > 0).double()) * (d - a[rows]).square()).mean()
     torch.testing.assert_close(got, want, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("argument", [0, 1, 2], ids=["z", "weight", "bias"])
+def test_what_is_infinite_is_not_hidden(argument: int) -> None:
+    """NaN or infinity in each row that reads it, and in no other; the definition has infinity."""
+    graph = random_graph(9, {"a": 20}, weighted=True)
+    for value in (torch.inf, -torch.inf, torch.nan):
+        inputs = decoder(9, 4)
+        inputs[argument].data.view(-1)[5] = value
+        rows = loss(cellattn, graph, "a", reduction="none")(*inputs)
+        exact = loss(reference, graph, "a", reduction="none")(*inputs)
+        assert not exact.isfinite().all()
+        assert torch.equal(rows.isfinite(), exact.isfinite())
+        for reduction in ("mean", "sum"):
+            assert not loss(cellattn, graph, "a", reduction=reduction)(*inputs).isfinite()
+        rows.sum().backward()
+        assert not inputs[argument].grad.view(-1)[5].isfinite()
