@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from .._check import count_of, describe, require, unknown
 from .._profiling import spanned
 from ..graph import MultiGraph
+from ..ops._rows import separate
 from ..ops.network_mse import network_mses
 from ..ops.relational_spmm import relational_spmm
 from ._check import require_graph, require_perturbations, weight_of
@@ -160,7 +161,7 @@ class Dango(nn.Module):
         incoming = Incoming(graph, self.relations, x.dtype)
         for layers in zip(*(encoder.layers for encoder in self.encoders), strict=True):  # the same layer of all networks
             x = sage(layers, x, incoming)
-        return dict(zip(self.relations, x.unbind(1), strict=True))
+        return dict(zip(self.relations, separate(x, 1), strict=True))
 
     def reconstruction(
         self,
@@ -180,7 +181,7 @@ class Dango(nn.Module):
             torch.stack([z[relation] for relation in self.relations]).to(by_gene.dtype), by_gene[..., :-1], by_gene[..., -1],
             graph, self.relations, zero_weight=[self.zero_weight[relation] for relation in self.relations], rows=rows,
         )  # fmt: skip
-        return dict(zip(self.weights, losses.unbind(), strict=True))
+        return dict(zip(self.weights, separate(losses, 0), strict=True))
 
     def regularization(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The scalar sum of weight * loss: the one place where the weights (lambda) enter."""

@@ -55,25 +55,33 @@ class Definition(CustomOpDef):
 
 
 def _autograd_function(definition: Definition) -> Any:
+    """The formula that was registered for an operator, as a function whose last argument is what computes the operator.
+
+    It is made with its name, by which PyTorch's errors and `grad_fn` speak of it.
+    """
     op = definition._opoverload
 
-    class Function(torch.autograd.Function):
-        """The formula that was registered for an operator; its last argument is what computes the operator."""
+    def forward(ctx: Any, *args: Any) -> Any:
+        *inputs, run = args
+        result = run(*inputs)
+        result = tuple(map(_as_its_own, result)) if isinstance(result, tuple) else _as_its_own(result)
+        if definition._setup_context_fn is not None:
+            definition._setup_context_fn(ctx, tuple(inputs), result)
+        return result
 
-        @staticmethod
-        def forward(ctx: Any, *args: Any) -> Any:
-            *inputs, run = args
-            result = run(*inputs)
-            if definition._setup_context_fn is not None:
-                definition._setup_context_fn(ctx, tuple(inputs), result)
-            return result
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        if definition._backward_fn is None:
+            raise RuntimeError(f"{op}: no autograd formula was registered")
+        result = definition._backward_fn(ctx, *grads)
+        return (*result, None) if isinstance(result, tuple) else (result, None)
 
-        @staticmethod
-        def backward(ctx: Any, *grads: Tensor | None) -> Any:
-            if definition._backward_fn is None:
-                raise RuntimeError(f"{op}: no autograd formula was registered")
-            result = definition._backward_fn(ctx, *grads)
-            return (*result, None) if isinstance(result, tuple) else (result, None)
+    name = op._opname.title().replace("_", "")
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    return type(name, (torch.autograd.Function,), methods)
 
-    Function.__name__ = f"{op._opname}_backward".title().replace("_", "")
-    return Function
+
+def _as_its_own(result: Any) -> Any:
+    """A result that is a view of what its implementation made, as no view: PyTorch lets nobody write to one of a function."""
+    if isinstance(result, Tensor) and result._is_view():
+        return torch.ops.aten._unsafe_view.default(result, result.shape)
+    return result

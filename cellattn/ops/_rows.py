@@ -168,10 +168,38 @@ def _rows_of_each(x: Tensor, rows: Sequence[Tensor | None]) -> Tensor:
 def reduce_ties(loss: Tensor, targets: Targets, reduction: str) -> list[Tensor]:
     """`reduced` of every tie: loss [..., ties, R], one result a tie."""
     if reduction == "none":
-        return list(loss.unbind(-2))
+        return separate(loss, -2)
     if reduction == "mean":  # divided first: a sum of what is finite may not be
         loss = loss / (targets.num_counted * max(loss.shape[:-2].numel(), 1))[:, None]
-    return list(loss.sum([d for d in range(loss.ndim) if d != loss.ndim - 2]).unbind(0))
+    return separate(loss.sum([d for d in range(loss.ndim) if d != loss.ndim - 2]), 0)
+
+
+def separate(x: Tensor, dim: int) -> list[Tensor]:
+    """x.unbind(dim) for a user, who may write to each (`loss /= 4`), as to no view of several; x is nobody's from then on."""
+    if x.shape[dim] == 1:
+        return [x.squeeze(dim)]
+    parts: tuple[Tensor, ...] = _Separate.apply(x, dim)
+    return list(parts)
+
+
+class _Separate(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, dim: int) -> tuple[Tensor, ...]:
+        return tuple(torch.ops.aten._unsafe_view.default(part, part.shape) for part in x.unbind(dim))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, ...]) -> None:
+        ctx.dim = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return torch.stack(grads, ctx.dim), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> tuple[Tensor, ...]:
+        return tangent.unbind(ctx.dim)
 
 
 def reduced(loss: Tensor, graph: MultiGraph, relation: str, rows: Tensor | None, reduction: str) -> Tensor:
