@@ -15,7 +15,7 @@ from ..ops.set_sum import set_mean, set_sum
 from ._check import max_size_of, probability_of, read_by, require_features, require_perturbations
 from .hypersagnn import HyperSAGNN
 from .readout import PerturbedGeneReadout
-from .screening import AdditivePool, HeadScreening, PairwisePool, ReadoutPool, linears, of_all_types
+from .screening import AdditivePool, HeadScreening, PairwisePool, ReadoutPool, of_all_types
 
 POOLS = ("mean", "sum", "hypersagnn", "pairwise", "readout", "readout_sum")
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
@@ -201,7 +201,7 @@ class PerturbationHead(nn.Module):
         Raises:
             ValueError: a shape, dtype, index or `ptr` that does not fit (values are read on the CPU alone).
         """
-        weight = linears(self.mlp)[-1].weight
+        weight = self.mlp[-1].weight
         require_features("h_cls", h_cls, self.dim, weight, ndim=1)
         require_features("h", h, self.dim, weight, ndim=2)
         require_perturbations(seeds, ptr, types, h.shape[0], self.num_types, h.device)

@@ -88,7 +88,7 @@ class GeneTokens(nn.Module):
                 parts.append(self.embedding(gene_ids))
         if self.project_features is not None and features is not None:
             weight = self.project_features.weight
-            require_features("features", features, weight.shape[1], weight, ndim=2)
+            require_features("features", features, self.project_features.in_features, weight, ndim=2)
             if len(features) != num_nodes:
                 raise ValueError(f"features: expected {num_nodes} rows, one a gene, got {len(features)}")
             parts.append(self.project_features(features))

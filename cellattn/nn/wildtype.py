@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -294,6 +294,11 @@ class WildtypeDifference(nn.Module):
         by_type = set_sum(self.by_type(types), ptr)
         return self.mlp(torch.cat([read_by(by_type, z), by_type], dim=-1))
 
+    @property
+    def _layers(self) -> list[RelationalConv]:
+        """Or what is wrapped around them, by checkpointing or torch.compile, which passes their methods on."""
+        return cast("list[RelationalConv]", list(self.convs))
+
     # ------------------------------------------------------------------------------------------------ lazy and khop
 
     def _both(self, graph: MultiGraph, x: Tensor, seeds: Tensor, ptr: Tensor) -> Tensor:
@@ -314,8 +319,7 @@ class WildtypeDifference(nn.Module):
     def _encode(self, graph: MultiGraph, x: Tensor, genes: Genes) -> Tensor:
         """F [V, dim] of a cell of these genes a sample, each of which starts as its token x [N, dim]."""
         scale = _inverse(self._degree(graph, genes, genes), x.dtype) if self.averages else None
-        for layer, conv in enumerate(self.convs):
-            assert isinstance(conv, RelationalConv)
+        for layer, conv in enumerate(self._layers):
             shared = layer == 0  # what a gene sends and keeps is still the same in all samples
             own = F.embedding(genes.gene, conv.own(x)) if shared else conv.own(x)
             x = conv.update(own + self._product(graph, conv.send(x), genes, genes, scale=scale, shared=shared))
@@ -329,8 +333,7 @@ class WildtypeDifference(nn.Module):
         degree = self._degree(graph, everyone, everyone) if self.averages else None
         scale = None if degree is None else _inverse(degree, x.dtype)
         outputs, by_layer, totals = [x], [], []
-        for conv in self.convs:
-            assert isinstance(conv, RelationalConv)
+        for conv in self._layers:
             sums = self._product(graph, conv.send(x), everyone, everyone, sum_relations=scale is None, shared=True)
             total = conv.own(x) + (sums if scale is None else torch.einsum("nk,nkc->nc", scale, sums))
             x = conv.update(total)
@@ -352,8 +355,7 @@ class WildtypeDifference(nn.Module):
             means = _Means(wildtype.degree, wildtype.scale, first.genes.gene, lost)
         x = wildtype.x[0]
         old = new = x.new_zeros(0, x.shape[1])  # x and x' of the genes left in V_l: none in V_0
-        for layer, conv in enumerate(self.convs):
-            assert isinstance(conv, RelationalConv)
+        for layer, conv in enumerate(self._layers):
             source, target, before = within[layer], left[layer + 1], left[layer]
             own_change = conv.own(new) - conv.own(old)
             old = F.embedding(source.genes.gene, x)
