@@ -17,6 +17,7 @@ from torch import Tensor
 from torch._C import _are_functorch_transforms_active as transforms_active
 from torch._C import _functorch as functorch
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from ._extension import AVAILABLE
@@ -250,7 +251,7 @@ def unboxed(value: Any) -> Any:
     if (isinstance(value, np.generic) or type(value) is np.ndarray) and value.ndim == 0:
         number = value if value.dtype.kind in "mM" else value.item()  # of times it is an int, or none
         return float(number) if isinstance(number, np.floating) else number  # of more digits than Python's
-    if isinstance(value, Tensor) and type(value) in (Tensor, Parameter) and not transforms_active():
+    if isinstance(value, Tensor) and type(value) in (Tensor, Parameter) and not _is_transformed(value):
         known = value.layout == torch.strided and not value.is_nested and value.ndim == 0 and not value.is_meta
         known = known and not value.requires_grad
         if known and not torch.compiler.is_compiling():
@@ -266,16 +267,44 @@ def unboxed(value: Any) -> Any:
     return value
 
 
+def _is_transformed(value: Tensor) -> bool:
+    """Whether a transform of torch.func may have several values for it, or a tangent."""
+    if not transforms_active():
+        return False
+    if forward_ad._current_level >= 0:
+        return True
+    while functorch.is_functorch_wrapped_tensor(value):
+        if functorch.is_batchedtensor(value):
+            return True
+        value = functorch.get_unwrapped(value)
+    return False
+
+
 def number_of(name: str, value: Any) -> float:
     """An argument that is a finite number, which NumPy or PyTorch may box, as Python's; an int stays one."""
     if isinstance(value, (int, float)) and torch.compiler.is_compiling():  # symbolic there: it has a type but no value
         return value
     number = unboxed(value)
-    learned = isinstance(value, Tensor) and value.requires_grad
-    require(not learned, lambda: f"{name}: expected a number, got a {describe(value)} whose gradient it would not pass on")
     valid = isinstance(number, (int, float)) and not isinstance(number, bool) and abs(number) <= sys.float_info.max
-    require(valid, lambda: f"{name}: expected a finite number, got {describe(value)}")
+    require(valid, lambda: f"{name}: expected a finite number, got {describe_number(value)}")
     return cast(float, number)
+
+
+def describe_number(value: Any) -> str:
+    """`describe` of what is to be a number, and why there is none where it is one in a tensor."""
+    if not isinstance(value, Tensor):
+        return describe(value)
+    if torch.compiler.is_compiling():
+        return "a tensor, whose value is not known while a function is compiled: give a Python number, made outside of it"
+    if value.is_nested or value.layout != torch.strided or value.ndim > 0:
+        return describe(value)
+    if value.requires_grad:
+        return f"a {describe(value)} whose gradient it would not pass on"
+    if _is_transformed(value):
+        return f"a {describe(value)} of a transform of torch.func, which it would not pass on: give a Python number"
+    if value.is_meta or isinstance(value, FakeTensor):
+        return f"a {describe(value)} that holds no value"
+    return describe(value)
 
 
 def count_of(name: str, value: Any, *, minimum: int = 0) -> int:
@@ -289,7 +318,7 @@ def integer_of(name: str, value: Any) -> int:
     """An argument that is an int, which NumPy or PyTorch may box, as Python's."""
     number = unboxed(value)
     if isinstance(number, bool) or not isinstance(number, int):
-        raise TypeError(f"{name}: expected an int, got {describe(value)}")
+        raise TypeError(f"{name}: expected an int, got {describe_number(value)}")
     return number
 
 

@@ -323,3 +323,38 @@ def test_compiled_with_boxed_numbers() -> None:
 
     compiled = torch.compile(f, backend="aot_eager")
     torch.testing.assert_close(compiled(TOKENS), cellattn.attention_kl(TOKENS, TOKENS, GRAPH, "p", scale=0.5, num_prefix=1))
+
+
+HEADS = (TOKENS[:1],) * 3
+OF_TENSOR: dict[str, Callable[[Any], Any]] = {
+    "scale of attention": lambda x: cellattn.attention(*HEADS, scale=x),
+    "scale of attention_logsumexp": lambda x: cellattn.attention_logsumexp(Q, Q, scale=x),
+    "scale of attention_kl": lambda x: cellattn.attention_kl(Q, Q, GRAPH, "p", scale=x),
+    "scale of attention_bce": lambda x: cellattn.attention_bce(Q, Q, GRAPH, "p", scale=x),
+    "scale of graph_attention": lambda x: cellattn.graph_attention(*HEADS, GRAPH, [("p", 0)], scale=x),
+    "scale of edge_attention": lambda x: cellattn.edge_attention(*HEADS, GRAPH, [("p", 0)], scale=x),
+    "scale of perturbation_attention": lambda x: cellattn.perturbation_attention(Q[:2], Q, Q, SEEDS, PTR, Q[:3], scale=x),
+    "dropout_p": lambda x: cellattn.attention(*HEADS, dropout_p=x),
+    "zero_weight": lambda x: cellattn.network_mse(Q, Q, Q[:, 0], GRAPH, "p", zero_weight=x),
+    "neg_sample_ratio": lambda x: cellattn.attention_bce(Q, Q, GRAPH, "p", neg_sample_ratio=x),
+    "num_prefix": lambda x: cellattn.attention_kl(Q, Q, GRAPH, "p", num_prefix=(0 * x).long()),
+    "num_hops": lambda x: cellattn.khop_mask(GRAPH, SEEDS, PTR, (2 * x).long()),
+    "num_rows": lambda x: cellattn.sample_rows(GRAPH, "p", (2 * x).long()),
+    r"heads\[0\]": lambda x: cellattn.edge_attention(*HEADS, GRAPH, [("p", (0 * x).long())]),
+}
+
+
+@pytest.mark.parametrize("argument", OF_TENSOR)
+def test_a_number_in_a_tensor_is_read_or_refused_with_a_reason(argument: str) -> None:
+    """The same everywhere: read in eager mode, which is how PyTorch goes on after what it cannot compile, refused elsewhere."""
+    call, name = OF_TENSOR[argument], argument.partition(" of ")[0]
+    number = torch.tensor(0.5)
+    call(number)
+    torch.func.grad(lambda y: (call(number), y.sum())[1])(torch.ones(1))  # a constant there
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=rf"{name}: expected .*not known while a function is compiled"):
+        torch.compile(call, fullgraph=True, backend="eager")(number)
+    with pytest.raises((ValueError, TypeError), match=f"{name}: expected .*it would not pass on"):
+        torch.func.vmap(call)(torch.tensor([0.5, 0.25]))
+    with pytest.raises((ValueError, TypeError), match=f"{name}: expected .*holds no value"):
+        call(number.to("meta"))

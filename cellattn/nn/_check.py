@@ -12,6 +12,7 @@ from .._check import (
     FLOAT_DTYPES,
     count_of,
     describe,
+    describe_number,
     require,
     require_indices,
     require_same,
@@ -40,7 +41,7 @@ def weight_of(name: str, value: Any) -> float:
 def _number(name: str, value: Any) -> float:
     number = unboxed(value)
     if isinstance(number, bool) or not isinstance(number, int | float):
-        raise TypeError(f"{name}: expected a number, got {describe(value)}")
+        raise TypeError(f"{name}: expected a number, got {describe_number(value)}")
     return number
 
 
@@ -72,24 +73,26 @@ def require_graph(value: Any) -> None:
     value.require_unwritten()
 
 
-def require_features(name: str, value: Any, dim: int, parameter: Tensor, *, ndim: int | None = None) -> None:
+def require_features(name: str, value: Any, dim: int, parameter: Any, *, ndim: int | None = None) -> None:
     """Check that an argument is [..., n, dim], or of `ndim` dimensions, with the device and dtype of a module's parameter.
 
-    Under autocast, which casts inputs, any floating dtype will do.
+    Under autocast, which casts inputs, any floating dtype will do, and for a quantized layer, whose weight is no tensor.
     """
     require_tensor(name, value, ndim=ndim, dtypes=FLOAT_DTYPES)
     if ndim is None and value.ndim < 2:
         raise ValueError(f"{name}: expected at least 2 dimensions, got a {describe(value)}")
     if value.shape[-1] != dim:
         raise ValueError(f"{name}: expected a last dimension of {dim}, got a {describe(value)}")
+    if not isinstance(parameter, Tensor):
+        return
     require_same("device", module=parameter.device, **{name: value.device})
     if not torch.is_autocast_enabled(value.device.type):
         require_same("dtype", module=parameter.dtype, **{name: value.dtype})
 
 
-def read_by(weight: Tensor, x: Tensor) -> Tensor:
+def read_by(weight: Any, x: Tensor) -> Tensor:
     """Sums, which are taken in float32 at least, as a layer of this weight reads them; autocast sees to that itself."""
-    return x if torch.is_autocast_enabled(x.device.type) else x.to(weight.dtype)
+    return x if torch.is_autocast_enabled(x.device.type) or not isinstance(weight, Tensor) else x.to(weight.dtype)
 
 
 def require_perturbations(

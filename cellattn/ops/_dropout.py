@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._check import describe, require, unboxed
+from .._check import describe_number, require, unboxed
 from .sample_rows import check_generator, generator_of_draw
 
 STEPS = 2**16  # of a probability
@@ -36,7 +36,7 @@ def threshold_of(dropout_p: Any) -> int:
     """A probability of dropout, in [0, 1), in steps of 2^-16, rounded; below 1 whatever the rounding."""
     p = unboxed(dropout_p)
     valid = isinstance(p, (int, float)) and not isinstance(p, bool) and 0 <= p < 1
-    require(valid, lambda: f"dropout_p: expected a probability in [0, 1), got {describe(dropout_p)}")
+    require(valid, lambda: f"dropout_p: expected a probability in [0, 1), got {describe_number(dropout_p)}")
     return min(round(p * STEPS), STEPS - 1)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._check import describe, require, unboxed, values_visible
+from .._check import describe, describe_number, require, unboxed, values_visible
 from ..graph import MultiGraph
 
 
@@ -38,7 +38,8 @@ def sample_rows(graph: MultiGraph, relation: str, num_rows: int, *, generator: t
     require(
         valid,
         lambda: (
-            f"num_rows: expected an int in [0, {available}], the rows of {relation!r} with an edge, got {describe(num_rows)}"
+            f"num_rows: expected an int in [0, {available}], the rows of {relation!r} with an edge, "
+            f"got {describe_number(num_rows)}"
         ),
     )
     check_generator(generator)
