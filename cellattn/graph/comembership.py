@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .._check import require, require_tensor, tensor_of
 from .build import MASS_RANGE
+from .rows import unit_of
 
 if TYPE_CHECKING:
     from .multigraph import MultiGraph
@@ -33,6 +34,10 @@ class Comembership:
         entropy: float64 [N], sum_j t_ij log t_ij (natural log), 0 for a row of zeros.
         loops: float64 [N], sum_e b_ie w_e b_ie of the terms that several genes have, where `diagonal` is False, else 0.
         shared_weight: float64 [N], w_e at term e, 0 at other tokens and, where `diagonal` is False, at terms of one gene.
+        key_weight, term_weight: b [entries of B] and `shared_weight`, each over a power of two where it is very large or small,
+            so that no sum over them is.
+        share: float64 [N], of each row what its product by these, and by the `scaled` rows of the graph, is multiplied with.
+        own_share: float64 [N], `loops` times `inv_mass`.
     """
 
     graph: MultiGraph
@@ -43,6 +48,10 @@ class Comembership:
     entropy: Tensor
     loops: Tensor
     shared_weight: Tensor
+    key_weight: Tensor
+    term_weight: Tensor
+    share: Tensor
+    own_share: Tensor
 
     @classmethod
     def of(cls, graph: MultiGraph, relation: str, weight: Any, diagonal: bool) -> Comembership:
@@ -58,7 +67,10 @@ class Comembership:
             shared[col.bincount(minlength=graph.num_nodes) < 2] = 0
             loops = torch.segment_reduce(b * b * shared[col], "sum", offsets=ptr, initial=0)
         inv_mass, entropy = torch.zeros_like(shared), torch.zeros_like(shared)
-        made = cls(here, relation, weight, diagonal, inv_mass, entropy, loops, shared)
+        of_keys, of_terms = unit_of(b), unit_of(shared)
+        share, own_share = torch.zeros_like(shared), torch.zeros_like(shared)
+        products = (b / of_keys).to(here.weight(relation).dtype), shared / of_terms, share, own_share
+        made = cls(here, relation, weight, diagonal, inv_mass, entropy, loops, shared, *products)
         step = max(_BLOCK // max(len(genes), len(terms), 1), 1)
         for begin in range(genes.start, genes.stop, step):
             rows = torch.arange(begin, min(begin + step, genes.stop), device=here.device)
@@ -68,7 +80,18 @@ class Comembership:
             t = c / mass.clamp_min(MASS_RANGE[0])[:, None]
             inv_mass[rows] = torch.where(mass > 0, mass.reciprocal(), 0)
             entropy[rows] = torch.xlogy(t, t).sum(1)
-        return cls(graph, relation, weight, diagonal, *(x.to(graph.device) for x in (inv_mass, entropy, loops, shared)))
+        unit = here.scaled.unit
+        share.copy_(inv_mass * of_keys * of_terms * (1 if unit is None else unit[0]))
+        own_share.copy_(inv_mass * loops)
+        return cls(graph, relation, weight, diagonal, *(x.to(graph.device) for x in made.constants))
+
+    @property
+    def constants(self) -> tuple[Tensor, ...]:
+        """All that is made of the graph and the weights, as the constructor takes it."""
+        return (
+            self.inv_mass, self.entropy, self.loops, self.shared_weight,
+            self.key_weight, self.term_weight, self.share, self.own_share,
+        )  # fmt: skip
 
     @property
     def genes(self) -> range:

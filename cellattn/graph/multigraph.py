@@ -53,8 +53,10 @@ from .derive import Rows
 from .node_types import NodeTypes, require_one_type
 from .rows import (
     SEGMENT,
+    USUAL_MASS,
     Bits,
     Relation,
+    Scaled,
     Segments,
     Targets,
     Transpose,
@@ -62,6 +64,7 @@ from .rows import (
     cut_rows,
     of_any_mode,
     row_targets,
+    scaled_weights,
     subgraph_rows,
     transpose_of,
 )
@@ -74,7 +77,7 @@ _T = TypeVar("_T")
 _INT32_MAX = 2**31 - 1
 _MAX_NODES = isqrt(2**63 - 1)  # an edge is sorted by the key i * N + j, in int64
 _FIRST = ("rowptr", "col", "weight", "known", "known_rows", "known_columns", "column_weight", "segments", "bits")
-_LATER = ("targets", "ranks", "free", "transpose", "weight_by_column")  # kept from when they are first needed
+_LATER = ("targets", "ranks", "free", "transpose", "weight_by_column", "scaled")  # kept from when they are first needed
 _MIN_PACKED, _DENSE = 512, 1 / 8  # genes, and edges over pairs, from which on sums over bits are faster than along CSR rows
 
 
@@ -143,6 +146,8 @@ class MultiGraph:
         self._selected: dict[tuple[str, ...], MultiGraph] = {}
         self._shared: dict[tuple[str, bool], tuple[Tensor, ...]] = {}
         self._weight_by_column: Tensor | None = None
+        self._scaled: Scaled | None = None
+        self._has_unusual_mass = self._find_unusual_mass()
         self._passing: dict[str, Any] = {}
         self._made: dict[Hashable, Any] = {}
         self._watch_all()
@@ -185,6 +190,13 @@ class MultiGraph:
         if self.num_edges(relation) < _DENSE * pairs or not bool((self.weight(relation) == 1).all()):
             return None
         return bits_of(self.rowptr(relation), self.col(relation), self.num_nodes)
+
+    def _find_unusual_mass(self) -> bool:
+        """Whether a row may add to so little or so much that `scaled` has weights of its own."""
+        if not self._weight.numel():
+            return False
+        low, high = torch.stack(self._weight.aminmax()).tolist()
+        return low < 1 / USUAL_MASS or high * max(self._max_degree) > USUAL_MASS
 
     @cached_property
     def _lightest(self) -> float:
@@ -541,6 +553,15 @@ class MultiGraph:
         colptr, row, edge = self.transpose()
         return colptr, row, self._kept("_weight_by_column", lambda: self._weight.index_select(0, edge))
 
+    @property
+    def scaled(self) -> Scaled:
+        """Weights by rows and by columns with which no sum w_ij x_j is much larger or smaller than the largest x_j."""
+        by_column = self.stacked_by_column()[2]
+        if not self._has_unusual_mass:
+            return Scaled(self._weight, by_column, None)
+        edge = self.transpose().edge
+        return self._kept("_scaled", lambda: scaled_weights(self._rowptr, self._weight, edge, self.num_nodes))
+
     def _make_targets(self) -> tuple[Targets, Targets]:
         double = row_targets(self._rowptr, self._weight, self.num_nodes)
         return double, double._replace(inv_mass=double.inv_mass.float(), entropy=double.entropy.float())
@@ -788,7 +809,7 @@ class MultiGraph:
     def _share(self, relation: str, diagonal: bool) -> None:
         """Make the constants of `comembership`; they are kept without their graph, which would hold itself."""
         made = of_any_mode(Comembership.of)(self, relation, None, diagonal)
-        constants = made.weight, made.inv_mass, made.entropy, made.loops, made.shared_weight
+        constants = made.weight, *made.constants
         self._shared[relation, diagonal] = constants
         self._watch("comembership", constants)
 
@@ -906,13 +927,15 @@ class MultiGraph:
         return {**self.__dict__, "_selected": {}, "_passing": {}, "_made": {}, "_versions": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        kept = dict.fromkeys(("_targets", "_ranks", "_free", "_column_weight", "_weight_by_column"))
+        kept = dict.fromkeys(("_targets", "_ranks", "_free", "_column_weight", "_weight_by_column", "_scaled"))
         bits = (None,) * len(state["relations"])
         since: dict[str, Any] = {**kept, "_selected": {}, "_passing": {}, "_made": {}, "_shared": {}, "_bits": bits}
         if "types" not in state:
             since["types"] = NodeTypes.of_genes(state["num_nodes"], len(state["relations"]))
             since["_known_rows"] = since["_known_columns"] = state["_known"]
         self.__dict__.update({**since, **state})
+        if "_has_unusual_mass" not in state:
+            self._has_unusual_mass = self._find_unusual_mass()
         self._watch_all()
 
     def __eq__(self, other: object) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 _PACKED = 1 << 22  # entries that are turned into bits together, at most
+USUAL_MASS = 2.0**24  # of a row's weights, and its inverse: beyond, sums over them are scaled
+_EXPONENT = -1 << 52  # of a float64, of which the lower 52 bits are the fraction
 SEGMENT = 1024  # entries of a row or column that one GPU program walks at most; why so many stands in kernels/row_dot.py
 
 
@@ -126,6 +129,30 @@ class Targets(NamedTuple):
     entropy: Tensor  # [K, N]: sum_j t_ij log t_ij (natural log), 0 for a row without edges
     without_edge: Tensor  # bool [K, N]
     num_counted: Tensor  # int64 [K]: rows with an edge, at least 1
+
+
+class Scaled(NamedTuple):
+    """Weights w_ij / u_i: u_i is 1, or of a row of unusual mass a power of two, by which that is in [1, 2)."""
+
+    by_row: Tensor  # [E], as the stack has them
+    by_column: Tensor
+    unit: Tensor | None  # u, float64 [K, N]; None where all are 1
+
+
+def unit_of(weight: Tensor) -> float:
+    """1, or where the largest of some weights is very large or small, a power of two by which it is in [1, 2)."""
+    largest = float(weight.max()) if weight.numel() else 0.0
+    return 1.0 if largest == 0 or 1 / USUAL_MASS <= largest <= USUAL_MASS else 2.0 ** (math.frexp(largest)[1] - 1)
+
+
+def scaled_weights(rowptr: Tensor, weight: Tensor, edge: Tensor, num_nodes: int) -> Scaled:
+    """`Scaled` of the stack, whose entry p by columns is entry edge[p] by rows; exact where weights are normal numbers."""
+    mass = torch.segment_reduce(weight.double(), "sum", offsets=rowptr, initial=0)
+    usual = (mass == 0) | ((mass >= 1 / USUAL_MASS) & (mass <= USUAL_MASS))
+    unit = (mass.view(torch.int64) & _EXPONENT).view(torch.float64).masked_fill_(usual, 1)  # 2^floor(log2(mass))
+    each = unit.repeat_interleave(rowptr.diff(), output_size=weight.shape[0])
+    by_row = (weight / each).to(weight.dtype)
+    return Scaled(by_row, by_row.index_select(0, edge), unit.view(-1, num_nodes))
 
 
 def cut_rows(degree: Tensor, num_nodes: int, longest: int = SEGMENT) -> Segments:

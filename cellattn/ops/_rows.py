@@ -107,9 +107,11 @@ def row_logsumexp(
 
 
 def targets_of_ties(graph: MultiGraph, relations: Sequence[str], rows: Sequence[Tensor | None], dtype: torch.dtype) -> Targets:
-    """The constants of the chosen rows of every tie, all of as many rows: [ties, R], and [ties]."""
+    """The constants of the chosen rows of every tie, all of as many rows: [ties, R], and [ties]; for products of `row_dot`."""
     ids = [graph.relation_id(relation) for relation in relations]
-    known = graph.targets(dtype)
+    known, unit = graph.targets(dtype), graph.scaled.unit
+    if unit is not None:
+        known = known._replace(inv_mass=(graph.targets(torch.float64).inv_mass * unit).to(dtype))
     inv_mass, entropy, without_edge = (_rows_of_each(_at(x, ids), rows) for x in known[:3])
     if rows[0] is None:
         return Targets(inv_mass, entropy, without_edge, _at(known.num_counted, ids))

@@ -40,7 +40,7 @@ that could show it are found beforehand, and go to the dense formula, in float64
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import sqrt
+from math import frexp, sqrt
 from typing import Any, TypeVar
 
 import torch
@@ -61,6 +61,7 @@ if AVAILABLE:
     _is_ordinary = torch.ops.cellattn.is_ordinary.default
 _HAS_LOOPS = AVAILABLE and torch.cpu._is_avx2_supported()
 _EXTENSION_DTYPES = torch.float32, torch.float64
+_LEAST_SCALE = 2.0**-32
 
 _T = TypeVar("_T")
 
@@ -109,7 +110,7 @@ def attention(
     check_v(v, q, k)
     threshold = threshold_of(dropout_p)
     draw = draw_dropout(threshold, generator, q.device)
-    scale = resolve_scale(scale, q.shape[-1])
+    q, scale = with_scale(q, scale)
     out, lse = _attention(aligned_features(q), aligned_features(k), aligned_features(v), None, scale, draw, threshold)
     return first_features(out, v.shape[-1]), lse
 
@@ -144,7 +145,7 @@ def attention_logsumexp(q: Tensor, k: Tensor, *, key_mask: Tensor | None = None,
                 f"got {list(key_mask.shape)}"
             ),
         )
-    scale = resolve_scale(scale, q.shape[-1])
+    q, scale = with_scale(q, scale)
     return _attention(aligned_features(q), aligned_features(k), k.new_empty(*k.shape[:-1], 0), key_mask, scale, None, 0)[1]
 
 
@@ -205,12 +206,26 @@ def check_v(v: Tensor, q: Tensor, k: Tensor) -> None:
     )
 
 
-def resolve_scale(scale: float | None, head_dim: int) -> float:
-    """1 / sqrt(head_dim) for None; otherwise a finite number."""
+def with_scale(q: Tensor, scale: float | None) -> tuple[Tensor, float]:
+    """(queries, factor) of the scores: 1 / sqrt(head_dim) for None, otherwise a finite number.
+
+    Of a number that is very small or large q takes the power of two: the products q . k are summed in float32 before the
+    factor, where they may be infinite or 0 though the scores are not.
+    """
     if scale is None:
-        return 1 / sqrt(head_dim)
-    scale = number_of("scale", scale)
-    return float(scale)
+        return q, 1 / sqrt(q.shape[-1])
+    scale = float(number_of("scale", scale))
+    if scale == 0 or _LEAST_SCALE <= abs(scale) <= 1 / _LEAST_SCALE or q.dtype == torch.float64:
+        return q, scale
+    if q.dtype == torch.float16:  # the products of which float32 holds, and q might not take more
+        most = torch.finfo(torch.float32).max
+        require(abs(scale) <= most, lambda: f"scale: expected at most {most:.6g} in size beside float16, got {scale}")
+        return q, scale
+    scale, exponent = frexp(scale)
+    while exponent:  # float32 holds no power of two beyond 2^127
+        step = max(-100, min(exponent, 100))
+        q, exponent = q * 2.0**step, exponent - step
+    return q, scale
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

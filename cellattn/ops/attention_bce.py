@@ -40,7 +40,7 @@ from ._dense import dense_bce, is_small
 from ._negatives import sample_negatives, sample_negatives_of_graph
 from ._operator import keep_missing_grads, operator, refuse_double_backward
 from ._rows import check_head, check_rows, reduced, row_logsumexp, take
-from .attention import accumulation_dtype, of_one_dtype, resolve_scale, rounding_of, unrounded
+from .attention import accumulation_dtype, of_one_dtype, rounding_of, unrounded, with_scale
 from .sample_rows import check_generator
 
 TARGETS = ("normalized", "binary")
@@ -93,6 +93,7 @@ def attention_bce(
         The loss in float32 (float64 for float64 inputs). Pairs with an unknown gene enter neither side, nor do those of other
         node types than the relation joins; rows without a valid edge contribute 0 and are not counted. Values and gradients are
         exact however sharp the map is: -log(1 - a) of an entry above 2/3 is made of the log-sum-exp of the row's other tokens.
+        A row whose sum is beyond the dtype of the loss is infinite, and so is a mean with it, whatever others are.
         On a GPU the softmax link takes log a of the others from scores and LSE in float32, where it is off by up to
         e = 2^-23 (D + 2) S, S = scale sum_d |q_d| |k_d|; -log(1 - a) and its gradient are then off by up to 3 e of themselves.
 
@@ -108,7 +109,7 @@ def attention_bce(
     relation_id = graph.relation_id(relation)
     genes = check_rows("rows", rows, graph)
     num_negatives, neg_sample_ratio = check_negatives(num_negatives, neg_sample_ratio, rows)
-    scale = resolve_scale(scale, q.shape[-1])
+    q, scale = with_scale(q, scale)
     every = num_negatives is None and neg_sample_ratio is None
     # a single token has a = 1, and nothing that says what 1 - a is
     if every and (q.shape[-2] > 1 or link == "sigmoid") and is_small(q, k, lse, genes, graph.num_nodes, scale):

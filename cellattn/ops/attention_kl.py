@@ -20,7 +20,7 @@ from .._check import require_choice
 from ..graph import MultiGraph
 from ._dense import dense_kl, is_small
 from ._rows import OVER, check_head, check_rows, logsumexp_of_ties, reduce_ties, targets_of_ties
-from .attention import accumulation_dtype, of_one_dtype, resolve_scale
+from .attention import accumulation_dtype, of_one_dtype, with_scale
 from .row_dot import row_dot
 
 
@@ -65,7 +65,8 @@ def attention_kl(
     num_prefix = check_head(q, k, graph, num_prefix, lse, reduction)
     require_choice("over", over, OVER)
     graph.relation_id(relation)
-    scale, genes = resolve_scale(scale, q.shape[-1]), check_rows("rows", rows, graph)
+    q, scale = with_scale(q, scale)
+    genes = check_rows("rows", rows, graph)
     lse = lse if over == "tokens" else None
     if is_small(q, k, lse, genes, graph.num_nodes, scale):
         return dense_kl(

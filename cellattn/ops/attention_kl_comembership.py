@@ -20,7 +20,7 @@ from .._aligned import aligned_features
 from .._check import count_of, describe, require, require_choice, require_same
 from ..graph import Comembership, Targets
 from ._rows import OVER, check_pair, check_rows, reduce_ties, row_logsumexp, take
-from .attention import accumulation_dtype, of_one_dtype, resolve_scale
+from .attention import accumulation_dtype, of_one_dtype, with_scale
 from .masked_spmm import masked_spmm
 from .row_dot import row_dot
 
@@ -76,24 +76,25 @@ def attention_kl_comembership(
     require(alone or num_tokens == graph.num_nodes, lambda: _expected(q, target, num_prefix))
     require_choice("over", over, OVER)
     chosen = check_rows("rows", rows, graph, num_tokens)
-    scale, dtype = resolve_scale(scale, q.shape[-1]), accumulation_dtype(q.dtype)
+    q, scale = with_scale(q, scale)
+    dtype = accumulation_dtype(q.dtype)
 
     known = graph.known_rows(target.relation)[:num_tokens]
     total = row_logsumexp(
         q, k, lse if over == "tokens" else None, known, chosen, num_prefix=num_prefix, scale=scale, over=over
     )  # fmt: skip
-    product = _products(q, k, target, num_prefix, chosen)[..., : total.shape[-1]]
+    mean = _means(q, k, target, num_prefix, chosen)[..., : total.shape[-1]]
     constants = (take(x[:num_tokens], 0, chosen, 0) for x in (target.inv_mass, target.entropy))
     inv_mass, entropy = (x.to(dtype) for x in constants)
     without = inv_mass == 0
-    kl = torch.addcmul(total + entropy, inv_mass, product, value=-scale).masked_fill(without, 0)
+    kl = torch.sub(total + entropy, mean, alpha=scale).masked_fill(without, 0)
     counted = without.logical_not().sum().clamp_min(1)
     targets = Targets(*(x.unsqueeze(0) for x in (inv_mass, entropy, without, counted)))
     return reduce_ties(kl.unsqueeze(-2), targets, reduction)[0]
 
 
-def _products(q: Tensor, k: Tensor, target: Comembership, num_prefix: int, rows: Tensor | None) -> Tensor:
-    """q_i . sum_j c_ij k_j, [..., R], of all N tokens where `rows` is None; genes that share nothing may hold anything."""
+def _means(q: Tensor, k: Tensor, target: Comembership, num_prefix: int, rows: Tensor | None) -> Tensor:
+    """q_i . sum_j t_ij k_j, [..., R], of all N tokens where `rows` is None; genes that share nothing may hold anything."""
     graph, genes = target.graph, target.genes
     dtype = accumulation_dtype(q.dtype)
     without = (target.inv_mass == 0)[genes.start : genes.stop, None]
@@ -107,14 +108,15 @@ def _products(q: Tensor, k: Tensor, target: Comembership, num_prefix: int, rows:
     num_leading = keys.shape[:-2].numel()
     everyone = torch.ones(num_leading, graph.num_nodes, dtype=torch.bool, device=keys.device)
     flat = keys.reshape(num_leading, *keys.shape[-2:])
-    terms = masked_spmm(graph, target.relation, flat, everyone, transpose=True).view(keys.shape)
-    terms = terms * target.shared_weight.to(dtype)[:, None]
+    terms = masked_spmm(graph, target.relation, flat, everyone, transpose=True, edge_weight=target.key_weight)
+    terms = terms.view(keys.shape) * target.term_weight.to(dtype)[:, None]
     q_1, k_1 = (aligned_features(x).unsqueeze(-3) for x in (queries, terms))  # one head
     product = row_dot(q_1, k_1, graph, [(target.relation, 0)], [rows], num_prefix=0)
+    share, own_share = (take(x.to(dtype), 0, rows, 0) for x in (target.share, target.own_share))
     if target.diagonal:
-        return product
+        return share * product
     own = (take(queries, -2, rows, 0) * take(keys, -2, rows, 0)).sum(-1)
-    return product - take(target.loops.to(dtype), 0, rows, 0) * own
+    return share * product - own_share * own
 
 
 def _expected(q: Tensor, target: Comembership, num_prefix: int) -> str:

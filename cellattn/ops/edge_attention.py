@@ -40,8 +40,8 @@ from .attention import (
     check_v,
     of_one_dtype,
     refuse_habits,
-    resolve_scale,
     score_dtype,
+    with_scale,
 )  # fmt: skip
 from .graph_attention import check_ties
 
@@ -119,7 +119,8 @@ def edge_attention(
         require_extension(q.device)
     threshold = threshold_of(dropout_p)
     draw = draw_dropout(threshold, generator, q.device)
-    scale, dim_v = resolve_scale(scale, q.shape[-1]), v.shape[-1]
+    dim_v = v.shape[-1]
+    q, scale = with_scale(q, scale)
     q, k, v = (aligned_features(x) for x in (q, k, v))
     by_row, by_column = graph.stacked, graph.stacked_by_column()
     logs = (by_row[2].to(dtype).log(), by_column[2].to(dtype).log()) if weighted else (None, None)

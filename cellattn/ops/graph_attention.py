@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from .._aligned import aligned_features, first_features
-from .._check import describe, require, require_choice, unboxed
+from .._check import describe, describe_number, require, require_choice, unboxed
 from ..graph import MultiGraph
 from ._rows import OVER, REDUCTIONS, check_graph, rows_of_ties
-from .attention import attention, check_qk, check_v, of_one_dtype, refuse_habits, resolve_scale
+from .attention import attention, check_qk, check_v, of_one_dtype, refuse_habits, with_scale
 from .attention_bce import LINKS, TARGETS, attention_bce, check_negatives
 from .attention_kl import kl_of_ties
 from .attention_kl_comembership import attention_kl_comembership
@@ -91,7 +91,8 @@ def graph_attention(
     ties = check_ties(ties, graph, q.shape[-3])
     relations = [relation for relation, _ in ties]
     chosen = rows_of_ties(rows, relations, graph)
-    scale, dim_v = resolve_scale(scale, q.shape[-1]), v.shape[-1]
+    dim_v = v.shape[-1]
+    q, scale = with_scale(q, scale)
     q, k, v = (aligned_features(x) for x in (q, k, v))
     out, lse = attention(q, k, v, scale=scale, dropout_p=dropout_p, generator=generator)
     out = first_features(out, dim_v)
@@ -138,6 +139,6 @@ def check_ties(ties: Any, graph: MultiGraph, num_heads: int, name: str = "ties")
         relation, head = tie[0], unboxed(tie[1])
         graph.relation_id(relation)
         in_range = isinstance(head, int) and not isinstance(head, bool) and 0 <= head < num_heads
-        require(in_range, lambda: f"{name}[{i}]: expected a head in [0, {num_heads}), got {describe(head)}")
+        require(in_range, lambda: f"{name}[{i}]: expected a head in [0, {num_heads}), got {describe_number(head)}")
         checked.append((relation, head))
     return checked

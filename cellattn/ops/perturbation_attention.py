@@ -25,7 +25,7 @@ from .._check import (
     require_tensor,
 )
 from ._operator import keep_missing_grads, operator, refuse_double_backward
-from .attention import attention, unrounded
+from .attention import attention, unrounded, with_scale
 from .set_sum import members, set_sum
 
 
@@ -77,9 +77,9 @@ def perturbation_attention(
     require(query.shape[-1] >= 1, lambda: f"query: expected at least one feature, got shape {list(query.shape)}")
     require(key.shape[-2] >= 1, lambda: f"key: expected at least one gene, got shape {list(key.shape)}")
     _check_sets(index, ptr, query.shape[-2], key.shape[-2])
-    scale = number_of("scale", scale)
+    query, scale = with_scale(query, number_of("scale", scale))
     out, lse = attention(query, key, _finite(value), scale=scale)
-    return out + _correction(query, key, value, lse, index, ptr, override, float(scale))
+    return out + _correction(query, key, value, lse, index, ptr, override, scale)
 
 
 def _check_sets(index: Tensor, ptr: Tensor, num_sets: int, num_genes: int) -> None:

@@ -33,7 +33,7 @@ def row_dot(
     *,
     num_prefix: int,
 ) -> Tensor:
-    """y_i = q_i . sum_j w_ij k_j for the chosen rows of every tie, in one operator for all ties.
+    """y_i = q_i . sum_j w_ij k_j for the chosen rows of every tie, in one operator for all ties; w is `graph.scaled`.
 
     Args:
         q, k: [..., H, T, D] with T = num_prefix + N.
@@ -86,8 +86,10 @@ def row_dot_csr(
         everyone = torch.arange(graph.num_nodes, device=graph.device)
         genes = torch.cat([everyone if index is None else index for index in rows])
     by_row, by_column = graph.segments
+    weight = graph.scaled
     y, _ = _row_dot(
-        q, k, *graph.stacked, *graph.stacked_by_column(), *by_row, *by_column, relations, heads, genes, lengths, num_prefix
+        q, k, *graph.stacked[:2], weight.by_row, *graph.transpose()[:2], weight.by_column, *by_row, *by_column,
+        relations, heads, genes, lengths, num_prefix,
     )  # fmt: skip
     return y
 

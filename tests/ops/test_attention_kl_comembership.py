@@ -207,14 +207,14 @@ def by_sums(q: Tensor, k: Tensor, target: Comembership, *, num_prefix: int, redu
     """The definition with its second term as it is computed, whose sums have the sizes that rounding goes by; row by row."""
     n = q.shape[-2] - num_prefix
     b = reference.adjacency(target.graph, target.relation)[:n].to(q.dtype)
-    constants = target.shared_weight, target.loops[:n], target.inv_mass[:n], target.entropy[:n]
-    weight, loops, inv_mass, entropy = (x.to(q.dtype) for x in constants)
+    constants = target.term_weight, target.share[:n], target.own_share[:n], target.entropy[:n]
+    weight, share, own_share, entropy = (x.to(q.dtype) for x in constants)
     scale = q.shape[-1] ** -0.5
     queries, keys = q[num_prefix:], k[num_prefix:]
-    product = (queries * (b @ (weight[:, None] * (b.T @ keys)))).sum(-1) - loops * (queries * keys).sum(-1)
+    mean = share * (queries * (b @ (weight[:, None] * (b.T @ keys)))).sum(-1) - own_share * (queries * keys).sum(-1)
     lse = (scale * (q @ k.T)).logsumexp(-1)[num_prefix:]
-    kl = entropy + lse - inv_mass * (scale * product)
-    return torch.where(inv_mass > 0, kl, torch.zeros_like(kl))
+    kl = entropy + lse - scale * mean
+    return torch.where(share > 0, kl, torch.zeros_like(kl))
 
 
 def test_sums_are_the_definition() -> None:
