@@ -24,10 +24,10 @@ def test_by_launchers(dtype: torch.dtype, zero_weight: list[float], monkeypatch:
     g = torch.Generator().manual_seed(0)
     inputs = [torch.randn(2, *shape, generator=g).to(dtype).requires_grad_() for shape in ((N, D), (N, D), (N,))]
     exact = [x.detach().double().requires_grad_() for x in inputs]
-    got = _at_once(*inputs, graph, ["a", "b"], zero_weight, None)
+    got = _at_once(inputs[0], inputs[1], inputs[2], graph, ["a", "b"], zero_weight, None)
     want = torch.stack(
         [
-            reference.network_mse(*(x[i] for x in exact), graph, name, zero_weight=zero_weight[i])
+            reference.network_mse(exact[0][i], exact[1][i], exact[2][i], graph, name, zero_weight=zero_weight[i])
             for i, name in enumerate(graph.relations)
         ]
     )
