@@ -22,6 +22,8 @@ from .tables import Lines
 Rename = Callable[[str], str | Sequence[str]]
 
 _TAXON = re.compile(r"^\d+\.")
+_MONTH = "Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec"
+_DATE = re.compile(rf"[0-9]{{1,2}}-({_MONTH})|({_MONTH})-[0-9]{{2}}|[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}( 00:00:00)?")
 UNKNOWN = -1
 
 
@@ -203,4 +205,6 @@ def warn_of_unknown(table: Lines, genes: GeneList) -> None:
             bare = {_TAXON.sub("", name) for name in genes}
             taxon = not bare.isdisjoint(_TAXON.sub("", name) for name in table.unknown)
             hint = "; names differ by the taxon in front, cut it off the list or by rename" if taxon else hint
+        dates = [name for name in table.unknown if _DATE.fullmatch(name)]
+        hint += f"; {shown(dates[0])} looks like the date that a spreadsheet makes of a name such as MAR1" if dates else ""
         warnings.warn(table.report() + hint, stacklevel=4)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import codecs
 import csv
+import difflib
+import errno
 import importlib
 import io
 import re
@@ -17,7 +19,7 @@ import zlib
 from collections.abc import Collection, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import polars as pl
@@ -86,6 +88,7 @@ class Table:
             raise TypeError(f"path: expected a path, got {describe(path)}")
         self.path = Path(path)
         self._mark = comment
+        self._published = False
         self._named = header
         self._text = self._data = read_text(self.path)
         self._begin, self._first, above = self._first_line()
@@ -116,6 +119,7 @@ class Table:
 
     def require_format(self, name: str, columns: Collection[str]) -> None:
         """Check that a file of a published format has its columns: none of the caller's arguments would bring them."""
+        self._published = True
         lacks = [column for column in columns if column not in self.header]
         if lacks:
             raise ValueError(f"{self.path}: not {name}: no column {shown(lacks[0])}, its columns are {listed(self.header)}")
@@ -154,8 +158,11 @@ class Table:
         if not self._named:
             return ""
         alike = [word for word in self.header if word.strip().casefold() == str(column).strip().casefold()]
+        alike = alike or difflib.get_close_matches(str(column)[:80], self.header, n=1, cutoff=0.75)
         if alike:
             return f"; did you mean {alike[0]!r}?"
+        if self._published:  # what else is said is of other readers' arguments
+            return ""
         if self._mark is None and first[:1] in ("#", "!", "%"):
             return f"; comment={first[0]!r} leaves lines out that begin so"
         if self._quote is None and first[:1] in ('"', "'"):
@@ -426,6 +433,7 @@ _FOREIGN = {
     b"version https://git-lfs": "a pointer of Git LFS: `git lfs pull` brings the file",
 }
 _PAGE = re.compile(rb"\s*<(!doctype\s+)?html", re.IGNORECASE)
+_ADDRESS = re.compile(r"(https?|ftp|s3|gs):/")  # a path has one slash there
 _PICKLE = re.compile(rb"\x80[\x02-\x05]")
 _TAR = b"ustar"  # at byte 257
 
@@ -435,6 +443,8 @@ _OF_THE_SYSTEM = re.compile(r"(^|/)(__MACOSX/|\._|\.DS_Store$)")  # what macOS p
 
 def read_text(path: Path) -> bytes:
     """The file, unpacked, in UTF-8, lines ending in a line feed, none blank at the end."""
+    if _ADDRESS.match(str(path)) and not path.exists():
+        raise FileNotFoundError(errno.ENOENT, "No such file, but an address, whose file has to be downloaded first", str(path))
     data = _unpacked(path, path.read_bytes())
     for magic, kind in _FOREIGN.items():
         require(not data.startswith(magic), f"{path}: {kind}")
@@ -468,6 +478,24 @@ def read_string(path: Path) -> str:
         raise ValueError(f"{path}, line {line}: not UTF-8 text") from error
 
 
+_DECOMPRESSOR = {"bzip2": "BZ2Decompressor", "xz": "LZMADecompressor"}
+
+
+def _streams(decompressor: str, packer: Any, data: bytes) -> bytes:
+    """What all streams of a file hold, between which zeros may stand; parallel packers write many.
+
+    `decompress` of Python's modules takes for the end what cannot be unpacked, and so a damaged stream and all behind it.
+    """
+    parts = []
+    while data:
+        stream = getattr(packer, decompressor)()
+        parts.append(stream.decompress(data))
+        if not stream.eof:
+            raise EOFError("its last stream does not end")
+        data = stream.unused_data.lstrip(b"\0")
+    return b"".join(parts)
+
+
 def _unpacked(path: Path, data: bytes) -> bytes:
     """What a gzip, bzip2, xz or zip file holds; other data as they are.
 
@@ -480,20 +508,22 @@ def _unpacked(path: Path, data: bytes) -> bytes:
             except ImportError as error:
                 raise ValueError(f"{path}: a {kind} file, which this Python cannot unpack: {error}") from error
             try:
-                unpacked: bytes = packer.decompress(data)
+                unpacked = packer.decompress(data) if kind == "gzip" else _streams(_DECOMPRESSOR[kind], packer, data)
             except (OSError, EOFError, ValueError, zlib.error, getattr(packer, "LZMAError", OSError)) as error:
                 raise ValueError(f"{path}: a damaged {kind} file: {error}") from error
-            return unpacked
+            return bytes(unpacked)
         require(path.suffix != suffix or not data, f"{path}: not a {kind} file, it begins with {data[:8]!r}")
     if not data.startswith(b"PK\x03\x04"):
         require(path.suffix != ".zip" or not data, f"{path}: not a zip file, it begins with {data[:8]!r}")
         return data
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            names = [name for name in archive.namelist() if not name.endswith("/")]
-            inside = [name for name in names if not _OF_THE_SYSTEM.search(name)]
-            require("[Content_Types].xml" not in inside, f"{path}: a workbook: save its sheet as text")
-            require(len(inside) == 1, f"{path}: expected one file in the zip archive, got {inside[:5]}: unpack the table")
-            return archive.read(inside[0])
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, zlib.error) as error:
+            inside = [name for name in archive.namelist() if not name.endswith("/") and not _OF_THE_SYSTEM.search(name)]
+            content = {name: archive.read(name) for name in inside[:1]}
+    except MemoryError:
+        raise
+    except Exception as error:  # of the archive, of any packer and of text: whatever a flipped bit makes
         raise ValueError(f"{path}: a damaged or locked zip file: {error}") from error
+    require("[Content_Types].xml" not in inside, f"{path}: a workbook: save its sheet as text")
+    require(len(inside) == 1, f"{path}: expected one file in the zip archive, got {inside[:5]}: unpack the table")
+    return content[inside[0]]

@@ -208,7 +208,7 @@ def read_go_annotations(
     )
     frame = table.read(_GAF, optional=("qualifier", "synonyms"))
     num_lines = frame.height
-    negated = frame["qualifier"].fill_null("").str.split("|").list.contains("NOT").to_numpy()
+    negated = frame["qualifier"].fill_null("").str.to_uppercase().str.split("|").list.contains("NOT").to_numpy()
     other = frame["evidence"].is_in(list(without_evidence))
     if evidence is not None:
         other |= ~frame["evidence"].is_in(list(evidence))

@@ -156,4 +156,5 @@ def _types(strains: pl.Series) -> np.ndarray:
     """int64 [lines], positions in `PERTURBATION_TYPES`."""
     allele = strains.str.extract(r"_([A-Za-z]*)", 1).fill_null("").str.to_lowercase()
     codes = {word: PERTURBATION_TYPES.index(kind) for word, kind in _ALLELES.items()}
-    return allele.replace_strict(codes, default=_OTHER_ALLELE, return_dtype=pl.Int64).to_numpy()
+    types = allele.replace_strict(codes, default=_OTHER_ALLELE, return_dtype=pl.Int64).to_numpy()
+    return np.where(strains.str.contains("+", literal=True).to_numpy(), PERTURBATION_TYPES.index("deleted"), types)

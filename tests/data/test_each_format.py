@@ -14,6 +14,7 @@ from cellattn.data import (
     GeneList,
     read_edge_list,
     read_go_annotations,
+    read_interactions,
     read_metabolic_model,
     read_obo,
     read_sga,
@@ -90,17 +91,24 @@ def test_sga_types_reach_the_dataset(tmp_path: Path) -> None:
     from cellattn.data import PERTURBATION_TYPES, PerturbationDataset
 
     path = tmp_path / "t.txt"
-    path.write_text(rows(["YAL001C_damp", "", "YBL007C_tsa3", "", "-0.5", "0.1", "0.01"]))
+    path.write_text(
+        rows(
+            ["YAL001C_damp", "", "YBL007C_tsa3", "", "-0.5", "0.1", "0.01"],
+            ["YAL001C+YAL015C_y91", "", "YBL007C_tsa3", "", "-0.5", "0.1", "0.01"],  # of two genes both are deleted
+        )
+    )
     data = PerturbationDataset.from_interactions(read_sga(path, GENES))
-    assert [PERTURBATION_TYPES[kind] for kind in data.types.tolist()] == ["knocked_down", "mutated"]
+    told = ["knocked_down", "mutated", "deleted", "deleted", "mutated"]
+    assert [PERTURBATION_TYPES[kind] for kind in data.types.tolist()] == told
 
 
-def test_go_closure_filters_and_qualifiers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("negation", ["NOT|involved_in", "not|involved_in", "contributes_to|NOT"])
+def test_go_closure_filters_and_qualifiers(tmp_path: Path, negation: str) -> None:
     obo, path = tmp_path / "go.obo", tmp_path / "x.gaf"
     obo.write_text(OBO)
     lines = [
         gaf("TFC3", "", "involved_in", "GO:2"),
-        gaf("NTG1", "YAL015C", "NOT|involved_in", "GO:2"),
+        gaf("NTG1", "YAL015C", negation, "GO:2"),
         gaf("NTG1", "YAL015C", "", "GO:9"),
         gaf("NTG1", "YAL015C", "", "GO:4"),
         gaf("NTG1", "YAL015C", "", "GO:77"),
@@ -293,3 +301,22 @@ def test_models_without_cobra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     path.write_text("<sbml/>")
     with pytest.raises(ImportError, match=r"m\.xml: .*pip install 'cellattn\[cobra\]'"):
         read_metabolic_model(path, GENES)
+
+
+def test_names_that_a_spreadsheet_took_for_dates(tmp_path: Path) -> None:
+    path = tmp_path / "t.tsv"
+    dates, others = ("1-Mar", "Sep-07", "2026-10-01", "2026-10-01 00:00:00"), ("sep-1", "MAR1", "31-Foo", "Mar-1x")
+    for name in (*dates, *others):
+        path.write_text(f"gene_a\tgene_b\tscore\nYAL001C\t{name}\t1\n")
+        with pytest.warns(UserWarning, match="unknown gene") as seen:
+            assert read_interactions(path, GENES).left_out["unknown"].tolist() == [2]
+        assert (f"{name!r} looks like the date that a spreadsheet makes" in str(seen[0].message)) is (name in dates)
+
+
+def test_hints_are_of_the_readers_own_arguments(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_text("protein1 protein2 coexpression combined_score\n")
+    with pytest.raises(ValueError, match=r"^channels: .* no column 'coexpresion', .*; did you mean 'coexpression'\?$"):
+        read_string_links(path, GENES, channels="coexpresion")
+    with pytest.raises(ValueError, match=r"^channels: .* no column 'fusion', its columns are .*'combined_score'$"):
+        read_string_links(path, GENES, channels="fusion")

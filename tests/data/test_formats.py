@@ -484,3 +484,14 @@ def test_blanks_within_quotes_stay(tmp_path: Path) -> None:
     path.write_text('a  b\n"the  first"   YAL015C  \n')
     genes = GeneList(["the  first", "YAL015C"])
     assert read_edge_table(path, genes, source="a", target="b", sep=" ", quote='"').edge_index.tolist() == [[0], [1]]
+
+
+def test_addresses_are_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for form in FORMATS.values():
+        for address in ("https://string-db.org/a.txt.gz", "ftp://x.org/b", "s3://bucket/c"):
+            with pytest.raises(FileNotFoundError, match="an address, whose file has to be downloaded first"):
+                form.read(Path(address))
+    (tmp_path / "s3:").mkdir()
+    (tmp_path / "s3:" / "c").write_text("G1 G2")
+    assert read_edge_list(Path("s3:/c"), GeneList(["G1", "G2"])).edge_index.tolist() == [[0], [1]]

@@ -247,6 +247,38 @@ def test_a_damaged_archive_is_no_shorter_table(tmp_path: Path, pack: str) -> Non
             edges(path)
 
 
+STREAMS: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress}
+
+
+@pytest.mark.parametrize("pack", STREAMS)
+@pytest.mark.parametrize("between", [b"", b"\0" * 4], ids=["", "padded"])
+def test_every_stream_of_a_file_is_read(tmp_path: Path, pack: str, between: bytes) -> None:
+    """Parallel packers write many, and so does who appends."""
+    lines = TEXT.encode().splitlines(keepends=True)
+    content = between.join(STREAMS[pack](line) for line in lines) + between
+    assert edges(write(tmp_path, content)).edge_index.tolist() == EDGES
+
+
+@pytest.mark.parametrize("pack", [*STREAMS, "zip"])
+def test_a_flipped_bit_is_no_shorter_table(tmp_path: Path, pack: str) -> None:
+    """A stream that cannot be unpacked is not the end of the file."""
+    parts = TEXT.encode().splitlines(keepends=True)
+    whole = PACK["zip"](TEXT.encode()) if pack == "zip" else b"".join(map(STREAMS[pack], parts))
+    damaged = [whole + b"garbage"] if pack != "zip" else []
+    damaged += [whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :] for at in range(4, len(whole))]
+    refused = 0
+    for content in damaged:
+        path = write(tmp_path, content)
+        try:
+            found, told = edges(path).edge_index.tolist(), f"{path}"
+        except ValueError as error:
+            found, told = EDGES, str(error)
+            refused += 1
+        assert told.startswith(f"{path}")
+        assert found == EDGES  # nobody reads the time in a header
+    assert refused > len(damaged) // 2
+
+
 @pytest.mark.parametrize(
     ("content", "name", "message"),
     [
