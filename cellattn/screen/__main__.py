@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from .._check import describe
+from .._check import describe, listed
 from .._file import out_folder
 from ..data._table import Table, read_string
 from ..data.dataset import PerturbationDataset
@@ -191,7 +191,9 @@ def read_measured(path: Path, names: GeneList) -> PerturbationDataset:
     """Measured sets of a table (gene_a, gene_b, ..., score); lines without a score, or with a gene twice, are out."""
     header = Table(path, "\t").header
     genes = [column for column in header if column.startswith("gene")]
-    table = read_interactions(path, names, gene_columns=genes or ("gene_a", "gene_b"), missing="drop", repeated="drop")
+    if not genes or "score" not in header:
+        raise ValueError(f"support: {path}: expected the columns gene_a, gene_b, ... and score, got {listed(header)}")
+    table = read_interactions(path, names, gene_columns=genes, missing="drop", repeated="drop")
     return PerturbationDataset.from_interactions(table)
 
 

@@ -49,6 +49,7 @@ def on_devices(store: Store, job: Job, numbers: Sequence[int], devices: Sequence
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in numbers:
         waiting.put(number)
+    job.forget_scorers()  # each thread makes its own
     failed: list[BaseException] = []
     stop = threading.Event()
 
@@ -60,7 +61,6 @@ def on_devices(store: Store, job: Job, numbers: Sequence[int], devices: Sequence
     def work(device: str) -> None:
         mine = copy.copy(job)
         mine.options = {**job.options, "device": device}
-        mine.forget_scorers()
         try:
             while not stop.is_set():
                 one(store, mine, waiting.get_nowait(), told)

@@ -97,6 +97,12 @@ class Job:
             self._scorers = [member.scorer(**self.options) for member in self.members]
         return self._scorers
 
+    def try_first(self) -> None:
+        """Score the first set: what the models cannot be asked for is said before there is a folder of such a screen."""
+        _, genes, types = self.sets.block(0, min(1, self.sets.total))
+        for scorer in self.scorers:
+            scorer.score(genes.contiguous(), None if types is None else types.contiguous())
+
     def compute(self, unit: Unit, on_ranks: Callable[[int], Any] = lambda ranks: None) -> Result:
         """Score the sets of a unit; on_ranks is told how many ranks further it is.
 

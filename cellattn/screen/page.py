@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +86,11 @@ def _figure(figures: Sequence[str], name: str, what: str) -> list[str]:
 def _describe_sets(sets: dict[str, Any]) -> str:
     """What was combined, in words."""
     parts = [f"{sets['kind']}, {sets['order']} of {len(sets['roster']):,} genes a set"]
-    parts += [sets["types"]] if "types" in sets else []
+    types = sets.get("types")
+    if types is not None:
+        parts += [
+            types if isinstance(types, str) else "types by gene" if isinstance(types, dict) else "each " + " or ".join(types)
+        ]
     parts += [f"filter: {', '.join(f'{key} {value}' for key, value in f.items() if key != 'digest')}" for f in sets["filters"]]
     return "; ".join(parts)
 
@@ -132,14 +137,17 @@ def _histogram(merged: Merged, figure: Any) -> None:
     axis = figure.add_subplot()
     edges, counts = merged.tables.histogram()
     axis.stairs(counts, edges, fill=True, color="#1b6ca8")
-    axis.set(xlabel="mean over the models", ylabel="sets", yscale="log")
+    axis.set(xlabel="mean over the models", ylabel="sets", yscale="log" if sum(counts) else "linear")  # of nothing no logarithm
 
 
 def _top(merged: Merged, figure: Any) -> None:
     ends = _ends(merged)[::-1]
     for axis, (title, frame) in zip(figure.subplots(1, len(ends), squeeze=False)[0], ends, strict=True):
         shown = frame.head(SHOWN)
-        names = [" ".join(row) for row in shown.select("^gene[0-9]+$").cast(pl.String).iter_rows()]
+        genes, types = (shown.select(f"^{column}[0-9]+$").cast(pl.String).rows() for column in ("gene", "type"))
+        names = [
+            " ".join(row) + "".join(f", {kind}" for kind in kinds) for row, kinds in zip_longest(genes, types, fillvalue=())
+        ]
         axis.errorbar(
             shown["mean"].to_list(), range(len(names)), xerr=shown["sd"].to_list(), fmt="o", markersize=3, color="#1b6ca8"
         )

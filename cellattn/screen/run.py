@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from .members import Model, Path_, compare, members_of, names_of
 from .rosters import Roster
 from .scorers import DTYPES, multiplies_bfloat16
 from .sets import Filter, SetSpace
-from .store import Status, Store, shard_of
+from .store import PLAN, Status, Store, require_free, shard_of
 
 _SMALLEST, _LARGEST = 1 << 12, 1_000_000  # ranks of a unit, if not said otherwise
 
@@ -147,13 +148,16 @@ def screen(
     }
     if dtype == torch.bfloat16 and not all(multiplies_bfloat16(torch.device(name)) for name in devices):
         notes = [*notes, "this processor has no instructions for bfloat16: products are in float32"]
-    store = Store.open(out, plan, labels={"models": [member.name for member in members]})
     options = {"phenotype": phenotype, "dtype": dtype, "device": devices[0], "num_threads": num_threads}
     tables = partial(Tables, len(agreed), sets.order, bins, thresholds)
+    job = Job(sets, members, agreed, sets.roster, rule, tables, options, measured)
+    if engine == "local" and not (Path(out) / PLAN).exists():
+        require_free(Path(out))
+        job.try_first()
+    store = Store.open(out, plan, labels={"models": [member.name for member in members]})
     say = _Speaker(progress)
     for note in notes:
         say(note)
-    job = Job(sets, members, agreed, sets.roster, rule, tables, options, measured)
     _work(store, job, engine, list(shard_of(store.num_units, chosen)), devices, say)
     return store.status()
 

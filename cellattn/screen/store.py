@@ -137,11 +137,7 @@ class Store:
         folder = Path(folder)
         plan = json.loads(json.dumps(plan))  # as it is read back
         if not (folder / PLAN).exists():
-            if folder.exists():
-                require_folder(folder)
-                strangers = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-                if strangers:
-                    raise ScreenError(f"out: {str(folder)!r} is no screen and not empty: it holds {strangers[0]!r}")
+            require_free(folder)
             folder.mkdir(parents=True, exist_ok=True)
             content = {"format": FORMAT, "digest": digest(plan), "plan": plan, "labels": dict(labels or {})}
             write_atomic(folder / PLAN, json.dumps(content, indent=1).encode())
@@ -163,7 +159,7 @@ class Store:
             content = json.loads(path.read_text())
             require(content["format"] == FORMAT, f"expected format {FORMAT!r}, got {content['format']!r}")
             require(content["digest"] == digest(content["plan"]), "its digest does not fit: it was edited")
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ScreenError(f"folder: {str(path)!r} is damaged: {error}") from error
         return cls(folder, content["plan"], content.get("labels", {}))
 
@@ -233,7 +229,7 @@ class Store:
                 reason = _differs(self.folder / name, expected["bytes"], expected["crc32"])
                 if reason is not None:
                     return reason
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return "its manifest is not readable"
         return None
 
@@ -295,10 +291,19 @@ class Store:
                 pass
 
 
-def require_folder(folder: Path) -> None:
-    """Check that a path that is there is a folder."""
+def require_free(folder: Path) -> None:
+    """Check that a folder without a plan may become that of a screen: it is missing, or empty.
+
+    Raises:
+        ScreenError: it is a file, or holds other things.
+    """
+    if not folder.exists():
+        return
     if not folder.is_dir():
         raise ScreenError(f"out: expected a folder, {str(folder)!r} is a file")
+    strangers = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if strangers and PLAN not in strangers:  # which another shard may have written in the meantime
+        raise ScreenError(f"out: {str(folder)!r} is no screen and not empty: it holds {strangers[0]!r}")
 
 
 def digest(plan: Mapping[str, Any]) -> str:

@@ -329,3 +329,53 @@ def test_the_example_in_the_documentation(files: list[Path], tmp_path: Path, mon
     rows: dict[str, Any] = {"roster": NAMES[:9]}
     exec(code, rows)
     assert rows["rows"].collect().shape == (84, 8)
+
+
+TYPES_BY_GENE = {name: ("deleted", "added")[place % 2] for place, name in enumerate(NAMES)}
+KINDS_OF_SETS: dict[str, tuple[dict[str, Any], str]] = {
+    "several types": ({"types": ["deleted", "added"]}, "each deleted or added"),
+    "types by gene": ({"types": TYPES_BY_GENE}, "types by gene"),
+    "one type": ({"types": "added"}, "added"),
+    "crossed": ({"genes": [(NAMES[:3], 1), (NAMES[5:9], 2)], "types": ["deleted", "added"]}, "crossed, 3 of 7 genes a set"),
+    "listed": ({"sets": SetSpace.listed(GeneList(NAMES), torch.tensor([[0, 1], [5, 4]]))}, "2 of 4 genes a set"),
+    "none": ({"filters": [PairFilter(GeneList(NAMES), [(NAMES[0], NAMES[1])], which="any")], "genes": NAMES[2:5]}, "filter: "),
+    "equal thresholds": ({"thresholds": (1.0, 1.0, 0.0, -0.0)}, "deleted"),
+    "names of many kinds": ({"names": [f"$a_|{place}\N{GREEK SMALL LETTER BETA}\n" for place in range(N)]}, "deleted"),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", KINDS_OF_SETS)
+def test_every_kind_of_sets_has_a_page(kind: str, tmp_path: Path) -> None:
+    options, told = KINDS_OF_SETS[kind]
+    screen([Additive(0), Additive(1)], out=tmp_path / "s", **{"names": NAMES, **options}, **QUIET)
+    page = merge(tmp_path / "s", top=5).read_text()
+    assert told in next(line for line in page.splitlines() if line.startswith("| of |"))
+    ranking = pl.read_parquet(tmp_path / "s/result/ranking.parquet")
+    assert len(ranking) == (0 if kind == "none" else min(10, len(rows_of(tmp_path / "s"))))
+
+
+def test_what_no_model_can_is_no_screen(files: list[Path], tmp_path: Path) -> None:
+    """Nothing is left of it, so that the call goes where it was meant to once it is mended."""
+    for models in (files, Additive(0)):
+        with pytest.raises(ValueError, match=r"^phenotype: expected one below 1, which the model predicts, got 3"):
+            screen(models, out=tmp_path / "s", phenotype=3, **QUIET)
+        assert not (tmp_path / "s").exists()
+    assert screen(files, out=tmp_path / "s", **QUIET).complete
+
+
+def test_a_folder_that_another_shard_begins_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its plan appears between the look for it and the look for anything else; over a network that is seconds."""
+    screen(Additive(0), out=tmp_path / "s", shard="0/2", unit=50, **QUIET)
+    seen: list[Path] = []
+    exists = Path.exists
+
+    def later(path: Path, **options: bool) -> bool:
+        if path.name == "screen.json" and len(seen) < 2:
+            seen.append(path)
+            return False
+        return exists(path, **options)
+
+    monkeypatch.setattr(Path, "exists", later)
+    assert screen(Additive(0), out=tmp_path / "s", shard="1/2", unit=50, **QUIET).complete
+    assert seen
