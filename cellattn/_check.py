@@ -76,7 +76,7 @@ def require_iterable(name: str, value: Any, expected: str) -> None:
 
 def tensor_of(value: Any) -> Any:
     """A NumPy array as a tensor, of the same memory where it may be written; all else as it came."""
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf" or value.dtype.itemsize > 8:  # no long doubles
         return value
     value = np.ascontiguousarray(value, value.dtype.newbyteorder("="))  # files may be of the other byte order
     return torch.from_numpy(value if value.flags.writeable else value.copy())

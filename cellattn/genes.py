@@ -33,6 +33,8 @@ class GeneList:
         require_iterable("names", names, "several gene names")
         if isinstance(names, (set, frozenset)):  # of strings, whose order is another in each process
             raise TypeError(f"names: expected gene names in an order, got {describe(names)}")
+        if getattr(names, "ndim", 1) == 2:  # a data frame would give the names of its columns
+            raise TypeError(f"names: expected one column of gene names, got {type(names).__name__} of {names.shape}")  # type: ignore[attr-defined]
         self.names: tuple[str, ...] = tuple(map(plain, names))
         self._aliases: dict[str, str] = {}
         self._index: dict[str, int] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
@@ -228,12 +228,14 @@ class PerturbationDataset(Dataset[PerturbationSample]):
         self.split_names: tuple[str, ...] = ()
         self._split = torch.zeros(num_samples, dtype=torch.int64)
         if split is not None:
-            if isinstance(split, str) or not isinstance(split, Sequence) or not all(isinstance(name, str) for name in split):
+            ordered = isinstance(split, Iterable) and not isinstance(split, (str, Mapping, Set))
+            named: tuple[Any, ...] = tuple(split) if ordered else ()
+            if not ordered or not all(isinstance(name, str) for name in named):
                 raise TypeError(f"split: expected one string a sample, got {describe(split)}")
-            require(len(split) == num_samples, f"split: expected {num_samples} names, one a sample, got {len(split)}")
-            code = {name: position for position, name in enumerate(dict.fromkeys(map(plain, split)))}
+            require(len(named) == num_samples, f"split: expected {num_samples} names, one a sample, got {len(named)}")
+            code = {name: position for position, name in enumerate(dict.fromkeys(map(plain, named)))}
             self.split_names = tuple(code)
-            self._split = torch.tensor([code[name] for name in split], dtype=torch.int64)
+            self._split = torch.tensor([code[name] for name in named], dtype=torch.int64)
 
     @classmethod
     @without_function_modes
@@ -414,7 +416,10 @@ class PerturbationDataset(Dataset[PerturbationSample]):
     @without_function_modes
     def __getitems__(self, indices: Sequence[int] | Tensor) -> PerturbationBatch:
         """A whole batch in one gather; a `DataLoader` calls it in place of `__getitem__`."""
-        return self._gather(torch.as_tensor(indices, dtype=torch.int64))
+        indices = _as_tensor("indices", indices)
+        whole = not (indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool)
+        require(whole and indices.ndim == 1, f"indices: expected positions of samples, got a {describe(indices)}")
+        return self._gather(indices.long())
 
     @without_function_modes
     def _gather(self, indices: Tensor) -> PerturbationBatch:
@@ -491,9 +496,16 @@ torch.serialization.add_safe_globals([PerturbationDataset, PerturbationBatch, Pe
 
 
 def _as_tensor(name: str, value: Any, dtype: torch.dtype | None = None) -> Tensor:
-    """The value as a tensor; an empty list is int64 where no dtype is given."""
+    """The value as a tensor; an empty list is int64 where no dtype is given. A column of a data frame is gone through by its
+    order, whatever its index says.
+    """
     if isinstance(value, Tensor):
         return value
+    if hasattr(type(value), "__array__"):
+        array = tensor_of(np.asarray(value))
+        if not isinstance(array, Tensor):
+            raise TypeError(f"{name}: expected a tensor or numbers, got {describe(value)}")
+        return array if dtype is None else array.to(dtype)
     if dtype is None and isinstance(value, Sequence) and len(value) == 0:
         dtype = torch.int64
     try:

@@ -6,11 +6,12 @@ import copy
 import io
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from torch import Tensor
@@ -451,6 +452,44 @@ def test_numpy_arrays_go_in() -> None:
     arrays: Any = (x.numpy() for x in (data.seeds, data.ptr, data.types, data.y))
     again = PerturbationDataset(*arrays, num_genes=5)
     assert parts(again.__getitems__(range(5))) == parts(data.__getitems__(range(5)))
+
+
+class Column:
+    """Of a data frame whose rows were chosen: labels are left, by which it is indexed."""
+
+    def __init__(self, values: Any) -> None:
+        self.values = np.asarray(values)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.values
+
+    def __getitem__(self, label: Any) -> Any:
+        raise KeyError(label)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.values)
+
+
+@pytest.mark.parametrize("make", [Column, np.array, pl.Series, list], ids=lambda make: make.__name__)
+def test_columns_of_data_frames_go_in(make: Callable[[Any], Any]) -> None:
+    sets = [[0, 1], [2], [1]]
+    data = PerturbationDataset.from_sets(sets, make([0.5, 1.5, 2.5]), num_genes=3, split=make(["a", "b", "a"]))
+    assert data.y.tolist() == [0.5, 1.5, 2.5]
+    assert data.split == ["a", "b", "a"]
+    assert PerturbationDataset.from_sets(sets, make([3, 1, 2]), num_genes=3).y.tolist() == [3.0, 1.0, 2.0]
+    assert data.subset(make([True, False, True])).y.tolist() == [0.5, 2.5]
+    assert data.subset(make([2, 0])).y.tolist() == [2.5, 0.5]
+    assert data.__getitems__(make([2, 0])).y.tolist() == [2.5, 0.5]
+    for wrong in ([0.0, 1.9], [True, False], ["a", "b"]):
+        with pytest.raises((TypeError, ValueError), match=r"^indices: expected "):
+            data.__getitems__(make(wrong))
+    with pytest.raises(TypeError, match=r"^y: expected a tensor or numbers, got"):
+        PerturbationDataset.from_sets(sets, make(["1", "2", "3"]), num_genes=3)
+    with pytest.raises(TypeError, match=r"^split: expected one string a sample, got"):
+        PerturbationDataset.from_sets(sets, num_genes=3, split=make([1, 2, 3]))
 
 
 def test_torch_save_is_read_with_weights_only() -> None:

@@ -44,6 +44,13 @@ def test_from_table(tmp_path: Path) -> None:
     [
         pytest.param("YAL", None, TypeError, "names: expected several gene names, got the one string 'YAL'", id="string"),
         pytest.param(["A", 3], None, TypeError, "names: expected a string at position 1, got int 3", id="int"),
+        pytest.param(
+            np.array([["A"], ["B"]]),
+            None,
+            TypeError,
+            "names: expected one column of gene names, got ndarray of (2, 1)",
+            id="frame",
+        ),
         pytest.param(["A", ""], None, ValueError, "names: the name at position 1 is empty", id="empty"),
         pytest.param(["A", "B", "A"], None, ValueError, "names: 'A' stands at positions 0 and 2", id="twice"),
         pytest.param(["A"], {"X": "B"}, ValueError, "aliases: 'X' stands for 'B', which is not", id="alias-unlisted"),
