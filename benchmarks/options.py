@@ -85,12 +85,17 @@ def folder(text: str) -> Path:
 
 
 def results(text: str) -> Path:
-    """A folder for results, made if it is not there."""
+    """A folder for results that is there or can be made: whoever first writes to it makes it."""
+    path = out_folder(text)
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
-        path = out_folder(text)
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+    finally:
+        for folder in made:  # another option may be wrong, and nothing is left behind then
+            with contextlib.suppress(OSError):
+                folder.rmdir()
     return path
 
 

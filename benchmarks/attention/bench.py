@@ -29,7 +29,7 @@ from .. import options
 from ..measure import cache_bytes, environment, first_line, memory_limit, peak_memory, phase_times, results_dir, target_table
 from .cases import SUITES, Case, Plan, any_cell
 from .checks import Check
-from .peers import Function
+from .peers import NAMES, Function
 from .problems import Implementation
 from .tables import PHASES, draw_lengths, table, targets
 
@@ -252,7 +252,7 @@ def main() -> None:
     parser.add_argument("--genes", type=options.genes, help="of the cell (as published)")
     parser.add_argument("--lengths", type=options.count, nargs="+", help="tokens of the suite length")
     parser.add_argument("--case", help="one row: its name or the start of it; writes no results")
-    parser.add_argument("--only", help="one implementation by its name, such as ours; writes no results")
+    parser.add_argument("--only", choices=NAMES, metavar="NAME", help="one implementation, such as ours; writes no results")
     parser.add_argument("--profile", action="store_true", help="cudaProfilerStart and Stop around the measured steps")
     given = vars(parser.parse_args())
     suites, case, device = given.pop("suite"), given.pop("case"), given.pop("device")

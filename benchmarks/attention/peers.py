@@ -26,6 +26,11 @@ SDPA_BACKENDS = {
 }
 FLOORS = (*SDPA_BACKENDS, "FlashAttention 2")
 SDPA_MASK, CONV = "dense SDPA, bool mask", "PyG TransformerConv"
+# Of all implementations, as `--only` takes them.
+NAMES = (
+    "ours", "dense eager", "dense compiled", "FlexAttention + gather", "FlexAttention, block mask", "FlashAttention 4 + gather",
+    *FLOORS, SDPA_MASK, CONV, "along its edges", "pairs as a relation",
+)  # fmt: skip
 
 # ----------------------------------------------------------------------------------------------- dense, as users write it
 

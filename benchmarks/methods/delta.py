@@ -90,6 +90,7 @@ def run(
         "rows": rows,
     }
     folder = results_dir() if out is None else out
+    folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "delta.json", (json.dumps(result, indent=1) + "\n").encode())
     write_atomic(folder / "delta.md", page(result).encode())
     return result

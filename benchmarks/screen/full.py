@@ -110,10 +110,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=options.seed, nargs="+", default=[0], help="a model each: several are an ensemble")
     parser.add_argument("--threads", type=options.count, metavar="N", help="on the CPU (default: all)")
     given = parser.parse_args()
-    folder = results_dir()
     with options.told():
         cell = load_cell(given.data or data_dir(), given.tokens)
         check_roster(given.roster, cell)
+        folder = results_dir()
     run(
         cell=cell,
         out=given.out,

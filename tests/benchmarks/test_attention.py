@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -101,6 +102,14 @@ def test_definition_in_blocks_is_the_reference(name: str) -> None:
         assert a.shape == b.shape
         if b.any():  # a relation without edges has no loss
             assert float((a - b).detach().abs().max() / b.detach().abs().max()) <= RTOL
+
+
+def test_every_implementation_can_be_asked_for() -> None:
+    found = {"along its edges"}  # of relations that are held as bits, which GRAPH's are too small for
+    for problem, shapes, _ in PROBLEMS.values():
+        options = {"compiled": True} if "compiled" in inspect.signature(problem.peers).parameters else {}
+        found |= {implementation.name for implementation in problem.peers(shapes, torch.float32, **options)}
+    assert found == set(peers.NAMES)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
