@@ -161,7 +161,7 @@ class Dango(nn.Module):
         incoming = Incoming(graph, self.relations, x.dtype)
         for layers in zip(*(encoder.layers for encoder in self.encoders), strict=True):  # the same layer of all networks
             x = sage(layers, x, incoming)
-        return dict(zip(self.relations, separate(x, 1), strict=True))
+        return dict(zip(self.relations, x.unbind(1), strict=True))
 
     def reconstruction(
         self,

@@ -185,6 +185,8 @@ def separate(x: Tensor, dim: int) -> list[Tensor]:
 
 
 class _Separate(torch.autograd.Function):
+    """Without a derivative in forward mode, which no loss has."""
+
     generate_vmap_rule = True
 
     @staticmethod
@@ -198,10 +200,6 @@ class _Separate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return torch.stack(grads, ctx.dim), None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> tuple[Tensor, ...]:
-        return tangent.unbind(ctx.dim)
 
 
 def reduced(loss: Tensor, graph: MultiGraph, relation: str, rows: Tensor | None, reduction: str) -> Tensor:
