@@ -31,6 +31,11 @@ def without_function_modes(f: Callable[_P, _R]) -> Callable[_P, _R]:
     return call
 
 
+def is_autocast(x: Tensor) -> bool:
+    """Whether autocast is on where x is; on meta PyTorch would raise."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
 def is_plain(args: Iterable[Any]) -> bool:
     """Whether the dispatcher would come to the CPU's implementation with nothing to do on the way but the gradient.
 

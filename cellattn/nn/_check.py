@@ -21,6 +21,7 @@ from .._check import (
     require_tensor,
     unboxed,
 )
+from .._modes import is_autocast
 from ..graph import MultiGraph
 
 
@@ -86,13 +87,13 @@ def require_features(name: str, value: Any, dim: int, parameter: Any, *, ndim: i
     if not isinstance(parameter, Tensor):
         return
     require_same("device", module=parameter.device, **{name: value.device})
-    if not torch.is_autocast_enabled(value.device.type):
+    if not is_autocast(value):
         require_same("dtype", module=parameter.dtype, **{name: value.dtype})
 
 
 def read_by(weight: Any, x: Tensor) -> Tensor:
     """Sums, which are taken in float32 at least, as a layer of this weight reads them; autocast sees to that itself."""
-    return x if torch.is_autocast_enabled(x.device.type) or not isinstance(weight, Tensor) else x.to(weight.dtype)
+    return x if is_autocast(x) or not isinstance(weight, Tensor) else x.to(weight.dtype)
 
 
 def require_perturbations(

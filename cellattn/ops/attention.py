@@ -50,6 +50,7 @@ from torch import Tensor
 from .._aligned import aligned_features, first_features
 from .._check import FLOAT_DTYPES, number_of, require, require_same, require_tensor
 from .._extension import AVAILABLE, fake
+from .._modes import is_autocast
 from ._dropout import draw_dropout, multiplier, threshold_of
 from ._operator import keep_missing_grads, operator, refuse_double_backward
 
@@ -155,10 +156,9 @@ def of_one_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
         return tensors
     if not all(isinstance(x, Tensor) and x.is_floating_point() for x in tensors):
         return tensors
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device) or any(x.dtype == torch.float64 for x in tensors):
+    if not is_autocast(tensors[0]) or any(x.dtype == torch.float64 for x in tensors):
         return tensors
-    return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
+    return tuple(x.to(torch.get_autocast_dtype(tensors[0].device.type)) for x in tensors)
 
 
 def refuse_habits(attn_mask: Any = None, is_causal: Any = False, enable_gqa: Any = False) -> None:

@@ -70,3 +70,25 @@ def test_pure_dtype(name: str, dtype: torch.dtype) -> None:
     got = run(registered, module, dtype, dtype)
     for ours, exact in zip(got, want, strict=True):
         assert relative_error(ours, exact) <= 16 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize(
+    "name", ["HyperSAGNN", "PerturbedGeneReadout", "PerturbationHead", "PerturbationHead published", "CellEncoder"]
+)
+def test_on_meta_there_are_shapes(name: str) -> None:
+    """Of what reads no graph, forward and backward; a graph has values, and is refused by name."""
+    entry = MODELS[name]
+    module = entry.make_module()
+    assert module is not None
+    want = entry.run(dict(entry.tensors), module)
+    module.to("meta")
+    tensors = {key: x.to("meta").requires_grad_(key in entry.floats) for key, x in entry.tensors.items()}
+    if name == "CellEncoder":
+        with pytest.raises(ValueError, match="graph: expected the device of q, meta, got cpu"):
+            entry.run(tensors, module)
+        return
+    out = entry.run(tensors, module)
+    assert [(x.shape, x.dtype) for x in out] == [(x.shape, x.dtype) for x in want]
+    assert all(x.is_meta for x in out)
+    sum(x.sum() for x in out).backward()  # type: ignore[union-attr]
+    assert all(tensors[key].grad is not None for key in entry.floats)
