@@ -139,6 +139,8 @@ class PerturbationBatch:
         """
         require_choice("types", types, PERTURBATION_TYPES[1:])
         seeds, ptr, given, y = hetero.read(data, node_type)
+        if given is not None:
+            require_indices(f"data: {hetero.TYPES}", given, len(PERTURBATION_TYPES), "PERTURBATION_TYPES")
         return cls(seeds, ptr, torch.full_like(seeds, PERTURBATION_TYPES.index(types)) if given is None else given, y)
 
     def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:

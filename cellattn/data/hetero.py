@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._check import describe, require, unknown, values_visible
+from .._check import describe, require, require_ragged, tensor_of, unknown, values_visible
 from .._modes import without_function_modes
 
 INDICES, TYPES, VALUES = "perturbation_indices", "perturbation_types", "phenotype_values"
@@ -75,41 +76,64 @@ def read(data: Any, node_type: str) -> Fields:
     if node_type not in data.node_types:
         unknown("node_type", node_type, data.node_types)
     store = data[node_type]
-    _require_field(store, node_type, INDICES)
     collated = isinstance(data, Batch)
     slices = data._slice_dict[node_type] if collated else {}
-    seeds = store[INDICES].reshape(-1)
-    ptr = _ptr(store, slices, INDICES)
+    seeds = _numbers(store, node_type, INDICES, whole=True)
+    ptr = _ptr(store, node_type, slices, seeds)
+    require_ragged(f"data: {INDICES}", seeds, ptr, ptr_name=f"data: {INDICES}_ptr")
     num_sets = len(ptr) - 1
     sample = torch.arange(num_sets, device=seeds.device).repeat_interleave(ptr.diff(), output_size=len(seeds))
     added = data._inc_dict[node_type][INDICES] if collated else None
     if added is not None and added.any():  # on the CPU, wherever the batch is
         seeds = seeds - added.reshape(-1).to(seeds.device)[sample]
+    if values_visible(seeds) and len(seeds) and int(seeds.min()) < 0:
+        position = int((seeds < 0).nonzero()[0])
+        raise ValueError(f"data: {INDICES}: position {position} holds {int(seeds[position])}, expected an index of a gene")
     if "n_id" in store:  # subgraphs, whose genes are numbered anew
-        seeds = store.n_id[seeds + store.ptr[sample] if collated else seeds]
-    types = store.get(TYPES)
+        ends = store.ptr[1:][sample] if collated else torch.full_like(seeds, len(store.n_id))
+        place = seeds + store.ptr[sample] if collated else seeds
+        if values_visible(seeds) and bool((place >= ends).any()):
+            position = int((place >= ends).nonzero()[0])
+            raise ValueError(
+                f"data: {INDICES}: position {position} holds {int(seeds[position])}, which its subgraph does not have"
+            )
+        seeds = store.n_id[place]
+    types = _numbers(store, node_type, TYPES, whole=True) if TYPES in store else None
+    if types is not None:
+        require(len(types) == len(seeds), f"data: {TYPES}: expected {len(seeds)} entries as in {INDICES}, got {len(types)}")
     if not any(name in store for name in (VALUES, VALUE_TYPES, VALUE_SAMPLES)):
         return Fields(seeds, ptr, types, torch.empty(num_sets, 0, device=seeds.device))
-    _require_field(store, node_type, VALUES)
-    return Fields(seeds, ptr, types, _phenotypes(store, slices, store[VALUES].reshape(-1), num_sets))
+    return Fields(seeds, ptr, types, _phenotypes(store, node_type, slices, num_sets))
 
 
-def _require_field(store: Any, node_type: str, name: str) -> None:
+def _numbers(store: Any, node_type: str, name: str, *, whole: bool) -> Tensor:
+    """A field as one row of numbers, int64 where they are whole."""
     require(name in store, lambda: f"data: node type {node_type!r} has no {name}, but {', '.join(store.keys())}")
+    value = tensor_of(store[name])
+    if not isinstance(value, Tensor) and not isinstance(value, str):
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):  # of several lengths, or no numbers
+            value = torch.as_tensor(value)
+    kind = "whole numbers" if whole else "numbers"
+    if not isinstance(value, Tensor):
+        raise TypeError(f"data: {name} of node type {node_type!r}: expected a tensor of {kind}, got {describe(value)}")
+    good = value.dtype != torch.bool and not value.is_complex() and not (whole and value.is_floating_point() and value.numel())
+    require(good, lambda: f"data: {name} of node type {node_type!r}: expected {kind}, got a {describe(value)}")
+    return value.reshape(-1).long() if whole else value.reshape(-1)
 
 
-def _ptr(store: Any, slices: dict[str, Tensor], name: str) -> Tensor:
-    """int64 [B + 1]: where each sample begins in a field, from its `_ptr`, from a PyG batch's own books, or one sample."""
-    if f"{name}_ptr" in store:
-        return store[f"{name}_ptr"]
-    if name in slices:
-        return slices[name].to(store[name].device)
-    require(f"{name}_batch" not in store, f"data: has {name}_batch but not {name}_ptr, which tells empty sets apart")
-    return torch.tensor([0, store[name].numel()], device=store[name].device)
+def _ptr(store: Any, node_type: str, slices: dict[str, Tensor], seeds: Tensor) -> Tensor:
+    """int64 [B + 1]: where each sample's genes begin, from their `_ptr`, from a PyG batch's own books, or one sample."""
+    if f"{INDICES}_ptr" in store:
+        return _numbers(store, node_type, f"{INDICES}_ptr", whole=True)
+    if INDICES in slices:
+        return slices[INDICES].to(seeds.device)
+    require(f"{INDICES}_batch" not in store, f"data: has {INDICES}_batch but not {INDICES}_ptr, which tells empty sets apart")
+    return torch.tensor([0, len(seeds)], device=seeds.device)
 
 
-def _phenotypes(store: Any, slices: dict[str, Tensor], values: Tensor, num_sets: int) -> Tensor:
+def _phenotypes(store: Any, node_type: str, slices: dict[str, Tensor], num_sets: int) -> Tensor:
     """float32 [B], or [B, P]: the values by sample and, where they have one, by ascending phenotype type."""
+    values = _numbers(store, node_type, VALUES, whole=False)
     count = values.numel()
     whole = count == 0 if num_sets == 0 else count >= num_sets and count % num_sets == 0
     if VALUES in slices:  # a batch's own books, on the CPU
@@ -119,10 +143,14 @@ def _phenotypes(store: Any, slices: dict[str, Tensor], values: Tensor, num_sets:
         return values.float()
     per_sample = count // num_sets
     if VALUE_SAMPLES in store and VALUES not in slices:  # not every collation counts them up
-        sample = store[VALUE_SAMPLES]
+        sample = _numbers(store, node_type, VALUE_SAMPLES, whole=True)
     else:
         sample = torch.arange(num_sets, device=values.device).repeat_interleave(per_sample)
-    kind = store[VALUE_TYPES] if VALUE_TYPES in store else torch.arange(count, device=values.device) % per_sample
+    kind = torch.arange(count, device=values.device) % per_sample
+    if VALUE_TYPES in store:
+        kind = _numbers(store, node_type, VALUE_TYPES, whole=True)
+    for name, numbers in ((VALUE_SAMPLES, sample), (VALUE_TYPES, kind)):
+        require(len(numbers) == count, f"data: {name}: expected {count} entries as in {VALUES}, got {len(numbers)}")
     order = kind.argsort(stable=True)
     order = order[sample[order].argsort(stable=True)]
     if values_visible(values):

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -241,6 +242,86 @@ def test_bad_input() -> None:
     uneven[0]["gene"].phenotype_values, uneven[1]["gene"].phenotype_values = torch.zeros(2), torch.zeros(0)
     with pytest.raises(ValueError, match="data: expected the same phenotypes for each of 5 samples, got 5"):
         PerturbationBatch.from_hetero_data(Batch.from_data_list(uneven))
+
+
+T = torch.tensor
+# Fields of two samples to what is said of them, alone or collated.
+MALFORMED: dict[str, tuple[dict[str, list[Any]], str]] = {
+    "indices-float": (
+        {"perturbation_indices": [T([1.0]), T([2.0])]},
+        "perturbation_indices of .* expected whole numbers, got a float32",
+    ),
+    "indices-mask": (
+        {"perturbation_indices": [T([True]), T([False])]},
+        "perturbation_indices of .*expected whole numbers, got a bool",
+    ),
+    "indices-words": (
+        {"perturbation_indices": ["a", "b"]},
+        "perturbation_indices of .*expected a tensor of whole numbers, got ",
+    ),
+    "indices-negative": (
+        {"perturbation_indices": [T([1, -2]), T([-2])]},
+        "perturbation_indices: position . holds -2, expected an",
+    ),
+    "indices-of-a-subgraph": (
+        {"perturbation_indices": [T([0, 3]), T([3])], "n_id": [T([4, 5]), T([5, 6])], "num_nodes": [2, 2]},
+        "perturbation_indices: position . holds 3, which its subgraph does not have",
+    ),
+    "types-float": ({"perturbation_types": [T([1.0]), T([1.0])]}, "perturbation_types of .*: expected whole numbers"),
+    "types-length": (
+        {"perturbation_types": [T([1, 1]), T([1, 1])]},
+        "perturbation_types: expected . entries as in perturbation_",
+    ),
+    "types-range": (
+        {"perturbation_types": [T([6]), T([6])]},
+        r"perturbation_types: position 0 holds 6, expected an index in \[0, 6\)",
+    ),
+    "values-words": ({"phenotype_values": ["a", "b"]}, "phenotype_values of .*: expected a tensor of numbers, got "),
+    "values-complex": ({"phenotype_values": [T([1j]), T([1j])]}, "phenotype_values of .*: expected numbers, got a complex64"),
+    "kinds-float": ({"phenotype_type_indices": [T([0.0]), T([0.0])]}, "phenotype_type_indices of .*: expected whole numbers"),
+    "kinds-length": (
+        {"phenotype_type_indices": [T([0, 1]), T([0, 1])]},
+        "phenotype_type_indices: expected . entries as in phenotype_",
+    ),
+}
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["one", "batch"])
+@pytest.mark.parametrize("case", MALFORMED)
+def test_malformed_fields_are_named(case: str, together: bool) -> None:
+    fields, message = MALFORMED[case]
+    data = [HeteroData(), HeteroData()]
+    for position, one in enumerate(data):
+        one["gene"].perturbation_indices, one["gene"].phenotype_values = T([1]), T([0.5])
+        one["gene"].num_nodes = NUM_GENES
+        for name, values in fields.items():
+            setattr(one["gene"], name, values[position])
+    given = Batch.from_data_list(data) if together else data[0]
+    with pytest.raises((ValueError, TypeError), match=f"^data: {message}"):
+        PerturbationBatch.from_hetero_data(given)
+
+
+def test_numbers_of_any_kind_are_read() -> None:
+    """Lists, NumPy arrays and other whole dtypes, where each sample is its own; what PyG collates of them where it can."""
+    for make in (list, np.array, lambda x: T(x, dtype=torch.int32), lambda x: T(x, dtype=torch.uint8), lambda x: T(x)[:, None]):
+        data = HeteroData()
+        data["gene"].perturbation_indices, data["gene"].perturbation_types = make([4, 2]), make([1, 5])
+        data["gene"].phenotype_values, data["gene"].num_nodes = make([3]), NUM_GENES
+        batch = PerturbationBatch.from_hetero_data(data)
+        assert (batch.seeds.tolist(), batch.ptr.tolist(), batch.types.tolist()) == ([4, 2], [0, 2], [1, 5])
+        assert (batch.seeds.dtype, batch.types.dtype, batch.y.tolist()) == (torch.int64, torch.int64, [3.0])
+
+
+@pytest.mark.parametrize("ptr", [[0, 1], [0, 2, 1, 2], [1, 2], [0, 3]], ids=str)
+def test_ptr_is_of_the_indices(ptr: list[int]) -> None:
+    data = HeteroData()
+    data["gene"].perturbation_indices, data["gene"].perturbation_indices_ptr = T([1, 2]), T(ptr)
+    with pytest.raises(ValueError, match=r"^data: perturbation_indices_ptr: expected to "):
+        PerturbationBatch.from_hetero_data(data)
+    flat = HeteroData()
+    flat["gene"].perturbation_indices = T([[1, 2]])
+    with pytest.raises(ValueError, match=r"^data: perturbation_indices_ptr: expected to end with 4"):
+        PerturbationBatch.from_hetero_data(Batch.from_data_list([flat, flat]))
 
 
 def test_batches_without_phenotypes() -> None:
