@@ -62,7 +62,6 @@ if AVAILABLE:
     _is_ordinary = torch.ops.cellattn.is_ordinary.default
 _HAS_LOOPS = AVAILABLE and torch.cpu._is_avx2_supported()
 _EXTENSION_DTYPES = torch.float32, torch.float64
-_LEAST_SCALE = 2.0**-32
 
 _T = TypeVar("_T")
 
@@ -215,7 +214,8 @@ def with_scale(q: Tensor, scale: float | None) -> tuple[Tensor, float]:
     if scale is None:
         return q, 1 / sqrt(q.shape[-1])
     scale = float(number_of("scale", scale))
-    if scale == 0 or _LEAST_SCALE <= abs(scale) <= 1 / _LEAST_SCALE or q.dtype == torch.float64:
+    # no names for these: compiled with dynamic shapes, a float of a module is traced as an input
+    if scale == 0 or 2.0**-32 <= abs(scale) <= 2.0**32 or q.dtype == torch.float64:
         return q, scale
     if q.dtype == torch.float16:  # the products of which float32 holds, and q might not take more
         most = torch.finfo(torch.float32).max
