@@ -14,11 +14,12 @@ from typing import Any
 from ._check import describe, require
 
 
-def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
+def write_atomic(path: str | os.PathLike[str], content: bytes, *, keep: bool = False) -> None:
     """Write a file so that a reader, or a crash at any moment, finds the old content or the new, never a part.
 
     A link is followed, and stays one; a file that is there keeps its mode, and its owner where this process may give it;
-    a new one has the mode that the umask leaves it. Nothing else is left behind.
+    a new one has the mode that the umask leaves it. Nothing else is left behind. With `keep` a file that is there stays as it
+    is, also one that another process writes at the same moment.
 
     Raises:
         OSError: the file may not be written, or is no regular one.
@@ -45,7 +46,7 @@ def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+        _put_new(part, path) if keep else os.replace(part, path)
     except BaseException as error:
         part.unlink(missing_ok=True)
         # a full disk names no file
@@ -53,6 +54,18 @@ def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     _sync_folder(path.parent)
+
+
+def _put_new(part: Path, path: Path) -> None:
+    """Give a part its name unless there is such a file."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        if not path.exists():
+            os.replace(part, path)
+    part.unlink(missing_ok=True)
 
 
 def _keep_owner_and_mode(path: Path, old: os.stat_result) -> None:

@@ -154,6 +154,8 @@ def batches_on(device: torch.device | str, batches: Iterable[PerturbationBatch])
     """
     device = torch.device(device)
     for batch in batches:
+        if not isinstance(batch, PerturbationBatch):
+            raise TypeError(f"batches: expected PerturbationBatch objects, as of a DataLoader, got {describe(batch)}")
         with span("transfer"):
             moved = batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
         yield moved
@@ -325,6 +327,8 @@ class PerturbationDataset(Dataset[PerturbationSample]):
         Raises:
             ValueError: no samples, an unknown number of genes, or what the constructor refuses.
         """
+        if hasattr(samples, "node_types") or not isinstance(samples, Iterable):
+            raise TypeError(f"samples: expected a sequence of HeteroData, got {type(samples).__name__}")
         batches = []
         for data in samples:
             batches.append(PerturbationBatch.from_hetero_data(data, node_type=node_type, types=types))
@@ -381,6 +385,8 @@ class PerturbationDataset(Dataset[PerturbationSample]):
     @without_function_modes
     def overlaps(self, other: PerturbationDataset) -> Tensor:
         """Whether each sample's set (genes and types, in any order) also stands in `other`, bool [B]."""
+        if not isinstance(other, PerturbationDataset):
+            raise TypeError(f"other: expected a PerturbationDataset, got {describe(other)}")
         held_out = set(other._keys())
         return torch.tensor([key in held_out for key in self._keys()], dtype=torch.bool)
 

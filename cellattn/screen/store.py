@@ -140,7 +140,7 @@ class Store:
             require_free(folder)
             folder.mkdir(parents=True, exist_ok=True)
             content = {"format": FORMAT, "digest": digest(plan), "plan": plan, "labels": dict(labels or {})}
-            write_atomic(folder / PLAN, json.dumps(content, indent=1).encode())
+            write_atomic(folder / PLAN, json.dumps(content, indent=1).encode(), keep=True)  # who comes first begins it
         store = cls.read(folder)
         if store.digest != digest(plan):
             raise ScreenError(f"out: {str(folder)!r} is the folder of another screen: {difference(store.plan, plan)}")

@@ -8,7 +8,7 @@ import pickle
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -380,6 +380,14 @@ MALFORMED = [
     ),
     ("split-int", lambda: build(split=3), TypeError, "split: expected one string a sample, got int 3"),
     ("subset-float", lambda: dataset().subset(T([1.0])), ValueError, "selection: expected dtype bool or int64"),
+    ("overlaps-list", lambda: dataset().overlaps([1]), TypeError, "other: expected a PerturbationDataset, got list"),  # type: ignore[arg-type]
+    ("batches-samples", lambda: next(batches_on("cpu", dataset())), TypeError, "batches: expected PerturbationBatch objects"),  # type: ignore[arg-type]
+    (
+        "hetero-none",
+        lambda: PerturbationDataset.from_hetero_data(cast(Any, None)),
+        TypeError,
+        "samples: expected a sequence of HeteroData",
+    ),
     ("table-type", lambda: PerturbationDataset.from_interactions([]), TypeError, "table: expected an InteractionTable"),  # type: ignore[arg-type]
 ]
 

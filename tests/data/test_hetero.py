@@ -221,6 +221,8 @@ def test_dataset_without_the_number_of_genes() -> None:
     assert PerturbationDataset.from_hetero_data(data, num_genes=9).num_genes == 9
     with pytest.raises(ValueError, match="samples: expected at least one sample, got none"):
         PerturbationDataset.from_hetero_data([])
+    with pytest.raises(TypeError, match="samples: expected a sequence of HeteroData, got HeteroData"):
+        PerturbationDataset.from_hetero_data(data[0])
 
 
 def test_bad_input() -> None:

@@ -379,3 +379,9 @@ def test_a_folder_that_another_shard_begins_meanwhile(tmp_path: Path, monkeypatc
     monkeypatch.setattr(Path, "exists", later)
     assert screen(Additive(0), out=tmp_path / "s", shard="1/2", unit=50, **QUIET).complete
     assert seen
+    seen.clear()
+    plan = (tmp_path / "s" / "screen.json").read_bytes()
+    with pytest.raises(ScreenError, match="is the folder of another screen: total is 435 there and 4060 here"):
+        screen(Additive(0), out=tmp_path / "s", order=3, **QUIET)
+    assert seen
+    assert (tmp_path / "s" / "screen.json").read_bytes() == plan
