@@ -72,7 +72,7 @@ class Operator(Definition):
                 )
             rest = (kwargs.get(x.name, x.default_value) for x in self._arguments[len(args) :])
             return self._function.apply(*args, *rest)
-        if len(args) == len(self._arguments) and self._on_cpu is not None and is_plain(args):
+        if len(args) == len(self._arguments) and self._on_cpu is not None and is_plain(args) and not _is_batched():
             return self._differentiable(self._on_cpu, *args)
         return self._opoverload(*args, **kwargs)
 
@@ -107,6 +107,18 @@ class Operator(Definition):
                 torch.stack(results) if isinstance(results[0], Tensor) else tuple(map(torch.stack, zip(*results, strict=True)))
             )
         return out, 0 if isinstance(out, Tensor) else (0,) * len(out)
+
+
+def _is_batched() -> bool:
+    """Whether a backward runs for many gradients at once, `torch.autograd.grad(..., is_grads_batched=True)`.
+
+    The tensors of that are plain ones to all other questions; the dispatcher goes through them one after another.
+    """
+    if torch._C._current_graph_task_id() < 0:
+        return False
+    level = torch._C._vmapmode_increment_nesting()  # there is no other way to ask
+    torch._C._vmapmode_decrement_nesting()
+    return level > 1
 
 
 def operator(
