@@ -365,9 +365,10 @@ class WildtypeDifference(nn.Module):
 
             in_first = first.among(target)
             scale = None if means is None else means.scale[target.genes.gene].index_copy_(0, in_first, means.scale_first)
-            # from here on in place, and each place once: no order of additions to vary
-            changed = self._product(graph, sent_change, source.genes, target.genes, scale=scale)
-            changed.add_(F.embedding(target.genes.gene, wildtype.total[layer]))
+            # from here on in place, and each place once: no order of additions to vary; not in what an op made, which selective
+            # activation checkpointing may keep
+            changed = F.embedding(target.genes.gene, wildtype.total[layer])
+            changed.add_(self._product(graph, sent_change, source.genes, target.genes, scale=scale))
             changed.index_add_(0, before.among(target), own_change)
             if means is not None:
                 changed.index_add_(0, in_first, means.lost(wildtype.sums[layer]))

@@ -1,8 +1,9 @@
-"""Models whose layers tools wrapped or replaced: activation checkpointing, torch.compile of a part, dynamic quantisation."""
+"""Models under tools that wrap or replace layers: activation checkpointing, torch.compile of a part, dynamic quantisation."""
 
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from cellattn.nn import WildtypeDifference
 
@@ -48,3 +50,30 @@ def test_linear_layers_may_be_quantised(name: str) -> None:
     for got, want in zip(entry.run(dict(tensors), quantised), entry.run(dict(tensors), model), strict=True):
         assert not torch.equal(got, want)
         assert float((got - want).detach().abs().max()) <= 0.1 * max(1.0, float(want.detach().abs().max()))
+
+
+def _keep_what_ops_make(_: object, op: object, *args: object, **kwargs: object) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if "cellattn" in str(op) else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_selective_checkpointing(name: str) -> None:
+    entry = MODELS[name]
+    module = entry.make_module()
+    names = list(entry.tensors)
+
+    def gradients(selective: bool) -> list[torch.Tensor]:
+        tensors = {key: x.clone().requires_grad_(key in entry.floats) for key, x in entry.tensors.items()}
+
+        def call(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return tuple(entry.run(dict(zip(names, values, strict=True)), module))
+
+        contexts = functools.partial(create_selective_checkpoint_contexts, _keep_what_ops_make)
+        args = tuple(tensors.values())
+        out = checkpoint(call, *args, use_reentrant=False, context_fn=contexts) if selective else call(*args)
+        total = torch.stack([x.square().sum() for x in out if x.requires_grad]).sum()
+        leaves = [tensors[key] for key in entry.floats]
+        return list(torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True))
+
+    for got, want in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
