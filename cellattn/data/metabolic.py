@@ -151,12 +151,21 @@ def read_metabolic_model(path: str | PathLike[str], genes: GeneList) -> Metaboli
     )
 
 
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, of whose keys that stand twice the first would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {shown(next(key for key in keys if keys.count(key) > 1))} stands twice in an object")
+    return found
+
+
 def _loaded(path: Path, text: str) -> Mapping[str, Any]:
     """The model in COBRApy's JSON schema."""
     if text.startswith("{"):
         try:
-            return dict(json.loads(text))
-        except ValueError as error:
+            return dict(json.loads(text, object_pairs_hook=_distinct))
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: no JSON: {error}") from error
     is_yaml = text.startswith(("---", "!!omap", "- ", "%YAML"))
     require(
