@@ -125,8 +125,9 @@ def plant(subject: Subject, kernel: str, text: str, counts: np.ndarray, per_kind
     """Of each kind so many, drawn by the kernel's code, among the instructions that were executed; one of each kind first."""
     executed = {
         step.instruction.line - 1: (i, step.instruction)
-        for i, (step, n) in enumerate(zip(program_of(text).steps, counts, strict=True)) if n
-    }  # fmt: skip
+        for i, (step, n) in enumerate(zip(program_of(text).steps, counts, strict=True))
+        if n and (not subject.files or step.instruction.source.partition(":")[0] in subject.files)
+    }
     constant, found = always_true(text), dict[str, list[Mutant]]()
     for number, line in enumerate(text.splitlines()):
         if number in executed:

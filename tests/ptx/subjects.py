@@ -26,6 +26,7 @@ from ..compare import leaves, random_graph
 from ..ops.sets import between
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+DROPOUT = "dropout.py", "random.py"  # which entries stay, and Triton's Philox
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Subject:
     name: str
     arch: int
     shapes: Sequence[Callable[[], Shape]]  # the quickest first
+    files: Sequence[str] = ()  # of the sources of the instructions that faults are planted in; none: of all
 
     def __str__(self) -> str:
         return f"{self.family}, {self.name}, sm_{self.arch}"
@@ -92,16 +94,28 @@ def both(of: Callable[[Any], Callable[..., Any]], inputs: list[Tensor], *, parts
 
 
 def _attention(
-    dtype: torch.dtype, lead: tuple[int, ...], tq: int, tk: int, d: int, dv: int, size: float = 1, *, heavy: int = 0
-) -> Shape:
-    """`heavy`: so many keys, the last, have nearly all of the weight."""
+    dtype: torch.dtype, lead: tuple[int, ...], tq: int, tk: int, d: int, dv: int, size: float = 1, *, heavy: int = 0,
+    dropped: bool = False,
+) -> Shape:  # fmt: skip
+    """`heavy`: so many keys, the last, have nearly all of the weight. With a size of 0 all keys have the same."""
     q, k, v = drawn(dtype, (*lead, tq, d), (*lead, tk, d), (*lead, tk, dv))
     if heavy:
         q[..., 0], k[..., -heavy:, 0] = 4, 8
-    return both(lambda module: module.attention, [size * q, k, v])
+    return _attention_of([size * q, k, v], dropped)
 
 
-def _large(dtype: torch.dtype, lead: tuple[int, ...], tq: int, tk: int, d: int, dv: int, *, masked: bool = False) -> Shape:
+def _attention_of(inputs: list[Tensor], dropped: bool) -> Shape:
+    return both(lambda module: lambda q, k, v: module.attention(q, k, v, **dropout() if dropped else {}), inputs)
+
+
+def dropout() -> dict[str, Any]:
+    """The same draw each time."""
+    return {"dropout_p": 0.3, "generator": torch.Generator().manual_seed(3)}
+
+
+def _large(
+    dtype: torch.dtype, lead: tuple[int, ...], tq: int, tk: int, d: int, dv: int, *, masked: bool = False, dropped: bool = False
+) -> Shape:
     """Every 20th row has scores of 900 or -900 and what makes them differ, as many have scores that differ by hundreds."""
     q, k, v = drawn(dtype, (*lead, tq, d), (*lead, tk, d), (*lead, tk, dv))
     q[..., 0], k[..., 0] = 0, 64
@@ -109,15 +123,16 @@ def _large(dtype: torch.dtype, lead: tuple[int, ...], tq: int, tk: int, d: int, 
     q[..., large, 0] = (900 / 64 * d**0.5 * (-1) ** torch.arange(large.numel())).to(dtype)
     q[..., 7::20, :] *= 300
     keep = torch.rand(*lead, tk, generator=torch.Generator().manual_seed(5)) < 0.6 if masked else None
+    multiplier = reference.dropout_multiplier((*lead, tq, tk), *dropout().values()) if dropped else 1.0
 
     def ratios(got: Sequence[Tensor], upstream: Sequence[Tensor]) -> Sequence[float]:
         *of_out, dlse = upstream
         dout = of_out[0] if of_out else v.new_zeros(*lead, tq, dv)
         found = [*got, torch.zeros_like(v)][:3]  # of logsumexp there is no dv
-        return list(attention_gradient_ratios(found, q, k, v, dout, dlse, d**-0.5, keep).values())[: len(got)]
+        return list(attention_gradient_ratios(found, q, k, v, dout, dlse, d**-0.5, keep, multiplier).values())[: len(got)]
 
     if not masked:
-        return Shape(cellattn.attention, reference.attention, [q, k, v], ratios=ratios)
+        return replace(_attention_of([q, k, v], dropped), ratios=ratios)
 
     def of(module: Any) -> Callable[..., Any]:
         return lambda q, k: module.attention_logsumexp(q, k, key_mask=keep)
@@ -287,7 +302,7 @@ def _two_relations(n: int) -> MultiGraph:
 
 def _edge_attention(
     dtype: torch.dtype, lead: tuple[int, ...], graph: MultiGraph, d: int, dv: int, size: float = 1, *, biased: bool = True,
-    **options: Any,
+    dropped: bool = False, **options: Any,
 ) -> Shape:  # fmt: skip
     """Two heads, the second of which two ties share; the first tie is of the graph's first relation."""
     first, second = graph.relations
@@ -296,7 +311,9 @@ def _edge_attention(
     inputs = [size * q, k, v, *(drawn(FP32, (3,), seed=1) if biased else ())]
 
     def of(module: Any) -> Callable[..., Any]:
-        return lambda q, k, v, bias=None: module.edge_attention(q, k, v, graph, heads, edge_bias=bias, **options)
+        return lambda q, k, v, bias=None: module.edge_attention(
+            q, k, v, graph, heads, edge_bias=bias, **options, **dropout() if dropped else {}
+        )
 
     return both(of, inputs, parts=True)
 
@@ -417,6 +434,23 @@ SUBJECTS = [
         lambda: _masked(BF16, (2,), 70, 198, 20), lambda: _masked(BF16, (2,), 198, 66, 20),
         lambda: _masked(BF16, (2,), 60, 188, 20), lambda: _large(BF16, (2,), 75, 138, 20, 1, masked=True),
     ]),
+    Subject("attention", "dropout, bf16, D 20", 80, [
+        lambda: _attention(BF16, (), 70, 195, 20, 20, dropped=True),
+        lambda: _attention(BF16, (2,), 195, 67, 20, 20, 0, dropped=True),
+        lambda: _attention(BF16, (), 59, 188, 20, 20, 3, dropped=True),
+        lambda: _attention(BF16, (), 59, 60, 20, 20, 0, dropped=True),
+        lambda: _large(BF16, (2,), 75, 138, 20, 20, dropped=True),
+    ], DROPOUT),
+    Subject("attention", "dropout, fp32, D 20", 80, [
+        lambda: _attention(FP32, (), 70, 101, 20, 20, dropped=True),
+        lambda: _attention(FP32, (2,), 94, 62, 20, 20, 0, dropped=True),
+        lambda: _large(FP32, (2,), 75, 138, 20, 20, dropped=True),
+    ], DROPOUT),
+    Subject("attention", "dropout, bf16, D 64", 90, [
+        lambda: _attention(BF16, (), 70, 195, 64, 64, dropped=True),
+        lambda: _attention(BF16, (2,), 195, 67, 64, 64, 0, dropped=True),
+        lambda: _large(BF16, (2,), 75, 138, 64, 64, dropped=True),
+    ], DROPOUT),
     Subject("row_dot", "bf16, D 20", 80, [
         lambda: _kl(BF16, (2,), 63, 20, None, 63), lambda: _kl(BF16, (), 150, 20, None, 7),
         lambda: _ties(BF16, (2,), _three(70, 20), 20, None), lambda: _ties(BF16, (2,), cut(_three(90), 5), 20, None),
@@ -487,6 +521,18 @@ SUBJECTS = [
         lambda: _edge_attention(BF16, (), cut(_weighted(100, 30, 100), 40), 20, 20, 3, num_prefix=1, weighted=True),
         lambda: _edge_attention(BF16, (2,), cut(_weighted(90, 9, 90), 5), 20, 20, num_prefix=2, weighted=True),
     ]),
+    Subject("edge_attention", "dropout, bf16, D 20", 80, [
+        lambda: _edge_attention(BF16, (), _two_relations(25), 20, 20, 3, dropped=True, num_prefix=1, weighted=True),
+        lambda: _edge_attention(BF16, (2,), _two_relations(40), 20, 20, dropped=True, num_prefix=19, weighted=True),
+        lambda: _edge_attention(BF16, (), _weighted(75, 3, 75), 20, 20, 0, dropped=True, num_prefix=0, weighted=True),
+    ], DROPOUT),
+    Subject("edge_attention", "dropout, hubs, fp32, D 7", 80, [
+        lambda: _edge_attention(FP32, (), cut(_weighted(100, 30, 100), 40), 7, 7, 3, dropped=True, num_prefix=1),
+        lambda: _edge_attention(FP32, (2,), cut(_weighted(90, 9, 90), 5), 7, 7, dropped=True, num_prefix=35),
+        lambda: _edge_attention(FP32, (2,), _two_relations(40), 7, 7, dropped=True, num_prefix=2),
+        lambda: _large_edges((2,), _two_relations(25), 7, 7, dropped=True, num_prefix=50),
+        lambda: _large_edges((), _weighted(75, 3, 75), 7, 7, dropped=True, num_prefix=1),
+    ], DROPOUT),
     Subject("masked_spmm", "bf16, F 20", 80, [
         lambda: _masked_spmm(BF16, 20, 20, 28, False, 0.8), lambda: _masked_spmm(BF16, 150, 20, 33, False, 0.3),
     ]),

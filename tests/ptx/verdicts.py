@@ -80,7 +80,8 @@ PLANTED = """## How many planted faults it finds
 
 Each mutant is a kernel with one place of its PTX changed: a barrier, wait or fence removed, the mask of a load or store
 removed, a stride or an offset off by one, two operands swapped, a transposition dropped. Places are drawn among the
-instructions that the shapes of `tests/ptx/subjects.py` execute. An equivalent mutant changes no byte of any output or gradient
+instructions that the shapes of `tests/ptx/subjects.py` execute; of kernels with dropout, among those of Philox, of the rule
+what stays, and of its share. An equivalent mutant changes no byte of any output or gradient
 at any of its shapes, and nothing is reported of it; the last column is the share of the others that is reported or fails.
 Blocks run in one order, so that races between them are left to the machine.
 
