@@ -309,6 +309,8 @@ def describe_number(value: Any) -> str:
 
 def count_of(name: str, value: Any, *, minimum: int = 0) -> int:
     """An argument that is an int of at least `minimum`, which NumPy or PyTorch may box, as Python's."""
+    if type(value) is int and value >= minimum:  # at once: small problems are all calls
+        return value
     number = integer_of(name, value)
     require(number >= minimum, lambda: f"{name}: expected at least {minimum}, got {value}")
     return number

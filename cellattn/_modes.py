@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
+from types import NoneType
 from typing import Any, TypeVar
 
 import torch
@@ -43,10 +44,14 @@ def is_plain(args: Iterable[Any]) -> bool:
     """
     if torch.compiler.is_compiling() or _len_torch_dispatch_stack():
         return False
-    for x in args:  # noqa: SIM110  (a generator takes longer, and small problems are all calls)
-        if isinstance(x, Tensor) and not (type(x) in _PLAIN and x.is_cpu):
+    for x in args:  # not by a generator, which takes longer: small problems are all calls
+        kind = type(x)
+        if kind is Tensor or kind is Parameter:
+            if not x.is_cpu:
+                return False
+        elif kind not in _NO_TENSORS and isinstance(x, Tensor):
             return False
     return True
 
 
-_PLAIN = (Tensor, Parameter)
+_NO_TENSORS = (NoneType, int, float, bool)  # of which isinstance would ask in Python

@@ -18,6 +18,7 @@ BATCH = 3
 def test_are_those_of_one_after_another(name: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if way == "streamed":
         monkeypatch.setattr(_dense, "LARGEST", 0)
+        monkeypatch.setattr(_dense, "LARGEST_ATTENTION", 0)
     entry = {**OPS, **MODELS}[name]
     tensors = {key: x.clone().requires_grad_(key in entry.floats) for key, x in entry.tensors.items()}
     results = [x for x in entry.run(tensors, module=entry.make_module()) if x.requires_grad]

@@ -20,6 +20,8 @@ class Definition(CustomOpDef):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._formula = _autograd_function(self)
+        # `apply` less what it does for transforms of torch.func: where it is called, none is active
+        self._apply_formula: Callable[..., Any] = super(torch.autograd.Function, self._formula).apply  # type: ignore[misc]
 
     def register_kernel(self, device_types: str | None, fn: Callable[..., Any] | None = None, /) -> Callable[..., Any]:  # type: ignore[override]
         """Register an implementation for a device, or for all (None)."""
@@ -43,15 +45,15 @@ class Definition(CustomOpDef):
                     return op.redispatch(keyset & _C._after_autograd_keyset, *args)
 
             # the dispatcher leaves out what equals its default
-            return self._differentiable(below, *args, *(x.default_value for x in arguments[len(args) :]))
+            args = *args, *(x.default_value for x in arguments[len(args) :])
+            return self._formula.apply(*args, below) if will_be_differentiated(args) else below(*args)
 
         self._lib.impl(self._name, autograd, "Autograd", with_keyset=True)
 
-    def _differentiable(self, run: Callable[..., Any], *args: Any) -> Any:
-        """run(*args), with the gradient where one will be asked for."""
-        if _C.is_grad_enabled() and _C._any_requires_grad(*args):
-            return self._formula.apply(*args, run)
-        return run(*args)
+
+def will_be_differentiated(args: tuple[Any, ...]) -> bool:
+    """Whether a gradient of what is made of them may be asked for."""
+    return _C.is_grad_enabled() and _C._any_requires_grad(*args)
 
 
 def _autograd_function(definition: Definition) -> Any:
@@ -62,11 +64,11 @@ def _autograd_function(definition: Definition) -> Any:
     op = definition._opoverload
 
     def forward(ctx: Any, *args: Any) -> Any:
-        *inputs, run = args
-        result = run(*inputs)
+        inputs = args[:-1]
+        result = args[-1](*inputs)
         result = tuple(map(_as_its_own, result)) if isinstance(result, tuple) else _as_its_own(result)
         if definition._setup_context_fn is not None:
-            definition._setup_context_fn(ctx, tuple(inputs), result)
+            definition._setup_context_fn(ctx, inputs, result)
         return result
 
     def backward(ctx: Any, *grads: Tensor | None) -> Any:

@@ -1,4 +1,4 @@
-"""Small maps, where a few operations on all entries cost less than finding the few that count: losses of one head on them.
+"""Small maps, where a few operations on all entries cost less than finding the few that count: losses of heads on them.
 
 With s the scores of the chosen rows, t their targets and w = 1 - t on valid pairs (0 on others),
 
@@ -12,36 +12,39 @@ one from some 500 genes, and the only one for what is not finite or so large tha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._C import _are_functorch_transforms_active as transforms_active
-from torch.autograd import forward_ad
 
-from .._modes import is_plain
 from ..graph import MultiGraph
 from ._bernoulli import SHARP
-from ._operator import refuse_double_backward_through
-from ._rows import take
+from ._operator import is_eager, refuse_double_backward_through
+from ._rows import at, separate, take
 from .attention import accumulation_dtype, as_dtype, is_ordinary
 
 # Entries of a map up to which the dense way is the faster one, forward and backward: measured on an AMD EPYC, one and two
 # threads, where the two cross between 400 and 600 genes.
 LARGEST = 2**18
+LARGEST_ATTENTION = 2**15  # of all heads, where the output is made of their map too: 4 heads of 90 tokens
 MOST_KEPT = 2**20  # pairs of genes of which a graph keeps the targets, for a few rows too: 8 MB a relation
 
 
 def is_small(q: Tensor, k: Tensor, lse: Tensor | None, rows: Tensor | None, num_genes: int, scale: float) -> bool:
     """Whether the map of q, k [..., T, D] is to be made: on a CPU, not in a compiled function, with nothing special in it."""
-    num_entries = q.shape[:-1].numel() * (num_genes if rows is None else rows.shape[0])
-    if not 0 < num_entries <= LARGEST or num_genes**2 > MOST_KEPT or not is_plain((q, k, lse)):
+    if not is_eager(q, k, lse) or num_genes**2 > MOST_KEPT:
         return False
-    if transforms_active() or forward_ad._current_level >= 0:
+    num_entries = q.numel() // q.shape[-1] * (num_genes if rows is None else rows.shape[0])
+    return 0 < num_entries <= LARGEST and is_ordinary(q, k, q if lse is None else lse, scale)
+
+
+def is_small_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
+    """The same of the maps of all heads of q, k, v [..., H, T, D], where the output is made of them too."""
+    if not is_eager(q, k, v):
         return False
-    q, k = q.detach(), k.detach()
-    return is_ordinary(q, k, q if lse is None else lse.detach(), scale)
+    return 0 < q.numel() // q.shape[-1] * k.shape[-2] <= LARGEST_ATTENTION and is_ordinary(q, k, v, scale)
 
 
 class DenseTargets(NamedTuple):
@@ -86,6 +89,39 @@ def _make_targets(graph: MultiGraph, relation: str, dtype: torch.dtype, normaliz
     return DenseTargets.of(positive, valid.to(dtype) - positive, entropy, without_edge)
 
 
+class TieTargets(NamedTuple):
+    """What `dense_graph_attention` reads of the relations of ties, in float32 or float64."""
+
+    positive: Tensor  # [ties, R, N]
+    entropy: Tensor  # [ties, R]
+    without_edge: Tensor  # bool [ties, R]
+    unknown: Tensor | None  # bool [ties, 1, N], None where all genes are known
+    total_entropy: Tensor  # [ties], in float64 until it was added up
+    mean_entropy: Tensor  # [ties], over the rows with an edge
+    num_counted: Tensor  # [ties], rows with an edge, at least 1
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, graph: MultiGraph, relations: Sequence[str], dtype: torch.dtype) -> TieTargets:
+        each = [dense_targets(graph, relation, dtype) for relation in relations]
+        unknown = ~torch.stack([graph.known_columns(relation) for relation in relations]).unsqueeze(1)
+        rows = zip(*((one.positive, one.entropy, one.without_edge) for one in each), strict=True)
+        positive, entropy, without_edge = map(torch.stack, rows)
+        return cls._summed(positive, entropy, without_edge, unknown if bool(unknown.any()) else None)
+
+    def of_rows(self, rows: Tensor) -> TieTargets:
+        """Those of the chosen rows."""
+        positive, entropy, without_edge = (x.index_select(1, rows) for x in self[:3])
+        return self._summed(positive, entropy, without_edge, self.unknown)
+
+    @classmethod
+    def _summed(cls, positive: Tensor, entropy: Tensor, without_edge: Tensor, unknown: Tensor | None) -> TieTargets:
+        total = entropy.sum(1, dtype=torch.float64)
+        counted = without_edge.logical_not().sum(1).clamp_min(1)
+        sums = (x.to(entropy.dtype) for x in (total, total / counted, counted))
+        return cls(positive, entropy, without_edge, unknown, *sums)
+
+
 def dense_kl(
     q: Tensor, k: Tensor, lse: Tensor | None, graph: MultiGraph, relation: str, rows: Tensor | None, *,
     num_prefix: int, scale: float, over: str, reduction: str,
@@ -106,6 +142,44 @@ def dense_kl(
     total = (targets.positive * log_a).sum()
     factor = _factor(targets, q, reduction)
     return torch.rsub(total, factor * targets.total_entropy * q.shape[:-2].numel(), alpha=factor)
+
+
+def dense_graph_attention(
+    q: Tensor, k: Tensor, v: Tensor, graph: MultiGraph, ties: Sequence[tuple[str, int]], rows: Tensor | None, *,
+    num_prefix: int, scale: float, over: str, reduction: str,
+) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
+    """`graph_attention` with KL of checked arguments, all ties of the same rows: everything is made of one map."""
+    public, dtype = "graph_attention", accumulation_dtype(q.dtype)
+    relations, heads = tuple(relation for relation, _ in ties), [head for _, head in ties]
+    targets = graph.once(("targets of ties", relations, dtype), lambda: TieTargets.of(graph, relations, dtype))
+    if rows is not None:
+        targets = targets.of_rows(rows)
+    s = _scores(q, k, None, 0, scale, public)
+    log_a = s.log_softmax(-1)
+    values = as_dtype(v, dtype).view_as(v)  # a node of its own, for the hook
+    out = _product(log_a.exp(), values)
+    refuse_double_backward_through(out, (values,), public)
+    # [..., ties, R, N]
+    tied = take(at(log_a if over == "tokens" else s, heads, -3), -2, rows, num_prefix)
+    tied = take(tied, -1, None, num_prefix)
+    if over == "valid":
+        if targets.unknown is not None:  # finite, so that t log a = 0 where t is
+            tied = tied.masked_fill(targets.unknown, torch.finfo(dtype).min)
+        tied = tied.log_softmax(-1)
+    return as_dtype(out, q.dtype), _kl_of_ties(tied, targets, reduction)
+
+
+def _kl_of_ties(log_a: Tensor, targets: TieTargets, reduction: str) -> tuple[Tensor, ...]:
+    if reduction == "none":
+        each = targets.entropy - (targets.positive * log_a).sum(-1)
+        return tuple(separate(each.masked_fill(targets.without_edge, 0), -2))
+    total = (targets.positive * log_a).sum([d for d in range(log_a.ndim) if d != log_a.ndim - 3])
+    num_leading = log_a.shape[:-3].numel()
+    if reduction == "sum":
+        loss = torch.rsub(total, targets.total_entropy * num_leading)
+    else:
+        loss = torch.addcdiv(targets.mean_entropy, total, targets.num_counted, value=-1 / num_leading)
+    return tuple(separate(loss, 0))
 
 
 def dense_bce(
@@ -133,36 +207,40 @@ def _scores(q: Tensor, k: Tensor, rows: Tensor | None, num_prefix: int, scale: f
     dtype = accumulation_dtype(q.dtype)
     # rows are chosen in the dtype of the arithmetic, in which the gradients of one that is named twice are added
     queries, keys = take(as_dtype(q, dtype), -2, rows, num_prefix) * scale, as_dtype(k, dtype).mT
-    for x in (queries, keys):
-        refuse_double_backward_through(x, public)
-    if torch.is_autocast_enabled("cpu"):
-        scores: Tensor = _Product.apply(queries, keys)
-        return scores
-    return queries @ keys
+    scores = _product(queries, keys)
+    refuse_double_backward_through(scores, (queries, keys), public)
+    return scores
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    product: Tensor = _Product.apply(a, b) if torch.is_autocast_enabled("cpu") else a @ b
+    return product
 
 
 class _Product(torch.autograd.Function):
-    """queries @ keys under autocast, which of all that is done here would turn this and its gradient into bfloat16."""
+    """a @ b under autocast, which of all that is done here would turn this and its gradient into bfloat16."""
 
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, keys: Tensor) -> Tensor:
-        ctx.save_for_backward(queries, keys)
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
         with torch.autocast("cpu", enabled=False):
-            return queries @ keys
+            return a @ b
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
-        queries, keys = ctx.saved_tensors
+        a, b = ctx.saved_tensors
         with torch.autocast("cpu", enabled=False):
-            return g @ keys.mT, (g.mT @ queries).mT  # in the order in which PyTorch has it of one map
+            # in the order in which PyTorch has it of one map, and of several
+            return g @ b.mT, (g.mT @ a).mT if g.ndim == 2 else a.mT @ g
 
 
 def _log_of_map(s: Tensor, lse: Tensor | None, rows: Tensor | None, num_prefix: int, public: str) -> Tensor:
     if lse is None:
         return s.log_softmax(-1)
     total = take(lse, -1, rows, num_prefix).unsqueeze(-1)
-    refuse_double_backward_through(total, public)
-    return s - total
+    log_a = s - total
+    refuse_double_backward_through(log_a, (total,), public)
+    return log_a
 
 
 def _factor(targets: DenseTargets, q: Tensor, reduction: str) -> float:

@@ -9,6 +9,7 @@ forward mode of others and second derivatives, for which there is no formula, ar
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Collection
 from typing import Any, NoReturn
 
@@ -19,7 +20,7 @@ from torch._C import _len_torch_function_stack
 from torch.autograd import forward_ad
 
 from .._modes import is_plain, without_function_modes
-from ._definition import Definition
+from ._definition import Definition, will_be_differentiated
 
 
 class Operator(Definition):
@@ -50,9 +51,10 @@ class Operator(Definition):
     ) -> None:
         super().__init__("cellattn", name, schema, implementation)
         self.register_kernel(device)(implementation)
-        self._on_cpu = implementation if device in (None, "cpu") else None
+        self._on_cpu = inspect.unwrap(implementation) if device in (None, "cpu") else None
         self.public = public
         self._arguments = tuple(self._opoverload._schema.arguments)
+        self._num_arguments = len(self._arguments)
         self._leading, self._by_place, self._linear = (
             [x.name in chosen for x in self._arguments] for chosen in (leading, by_place, linear)
         )
@@ -72,8 +74,9 @@ class Operator(Definition):
                 )
             rest = (kwargs.get(x.name, x.default_value) for x in self._arguments[len(args) :])
             return self._function.apply(*args, *rest)
-        if len(args) == len(self._arguments) and self._on_cpu is not None and is_plain(args) and not _is_batched():
-            return self._differentiable(self._on_cpu, *args)
+        run = self._on_cpu
+        if run is not None and len(args) == self._num_arguments and is_plain(args) and not (_modes_active() or _is_batched()):
+            return self._apply_formula(*args, run) if will_be_differentiated(args) else run(*args)
         return self._opoverload(*args, **kwargs)
 
     def jvp(self, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
@@ -146,7 +149,7 @@ def operator(
 
         @functools.wraps(implementation)
         def plainly(*args: Any) -> Any:
-            if torch._C._is_any_autocast_enabled() or _len_torch_function_stack():
+            if _modes_active():
                 return without_modes(*args)
             return implementation(*args)
 
@@ -154,6 +157,15 @@ def operator(
         return Operator(name, public or name, signature, plainly, device, leading, by_place, linear)
 
     return decorate
+
+
+def is_eager(*args: Any) -> bool:
+    """Whether nothing but a gradient may be asked of operations on tensors of the CPU: no transform, no forward mode."""
+    return is_plain(args) and not transforms_active() and forward_ad._current_level < 0
+
+
+def _modes_active() -> bool:
+    return torch._C._is_any_autocast_enabled() or _len_torch_function_stack() > 0
 
 
 def refuse_double_backward(backward_op: Operator, name: str) -> None:
@@ -166,20 +178,32 @@ def refuse_double_backward(backward_op: Operator, name: str) -> None:
     backward_op.register_autograd(raise_error)
 
 
-def refuse_double_backward_through(x: Tensor, name: str) -> None:
-    """The same where PyTorch has a formula, so that what a small problem allows is not an error of a large one."""
-    if x.requires_grad:
-        x.register_hook(_refusing_hook(name))
+def refuse_double_backward_through(made: Tensor, sources: Collection[Tensor], name: str) -> None:
+    """The same where PyTorch has formulas, for what was made of `sources`: a small problem allows no more than a large one.
+
+    In a backward whose gradient will have one, the gradients of the sources become that error. One hook is there to see it,
+    and keeps nodes of the graph, not tensors: checkpointing lets these go.
+    """
+    if made.grad_fn is None:
+        return
+    nodes = [x.grad_fn for x in sources if x.grad_fn is not None]
+
+    def hook(grads: tuple[Tensor | None, ...]) -> None:
+        if torch.is_grad_enabled():  # backward with create_graph
+            for node in nodes:
+                node.register_prehook(_refusing_hook(name))
+
+    made.grad_fn.register_prehook(hook)
 
 
 @functools.cache
-def _refusing_hook(name: str) -> Callable[[Tensor], Tensor | None]:
+def _refusing_hook(name: str) -> Callable[[tuple[Tensor | None, ...]], tuple[Tensor | None, ...]]:
     refuse = torch._C._functions.DelayedError(_twice(name).encode(), 1)
 
-    def hook(grad: Tensor) -> Tensor | None:
-        if not torch.is_grad_enabled():  # backward without create_graph
-            return None
-        return refuse(grad if grad.requires_grad else grad.detach().requires_grad_())
+    def hook(grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        if not torch.is_grad_enabled():
+            return grads
+        return tuple(g if g is None else refuse(g if g.requires_grad else g.detach().requires_grad_()) for g in grads)
 
     return hook
 

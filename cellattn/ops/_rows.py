@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .._check import count_of, describe, require, require_choice, require_indices, require_same, require_tensor
 from ..graph import MultiGraph, Targets
-from .attention import accumulation_dtype, attention_logsumexp, check_qk
+from ._operator import is_eager
+from .attention import accumulation_dtype, attention_logsumexp, checked_heads
 
 OVER = ("tokens", "valid")
 REDUCTIONS = ("mean", "sum", "none")
@@ -21,7 +22,8 @@ def check_graph(graph: Any, q: Tensor, num_prefix: Any) -> int:
     if not isinstance(graph, MultiGraph):
         raise TypeError(f"graph: expected a MultiGraph, got {describe(graph)}")
     graph.require_unwritten()
-    require_same("device", q=q.device, graph=graph.device)
+    if q.device != graph.device:
+        require_same("device", q=q.device, graph=graph.device)
     num_prefix = count_of("num_prefix", num_prefix)
     require(
         q.shape[-2] == num_prefix + graph.num_nodes,
@@ -33,21 +35,26 @@ def check_graph(graph: Any, q: Tensor, num_prefix: Any) -> int:
     return num_prefix
 
 
-def check_head(q: Tensor, k: Tensor, graph: Any, num_prefix: Any, lse: Tensor | None, reduction: str) -> int:
-    """`check_graph`, and what a loss of one head takes: q and k [..., T, D] over the same tokens, lse [..., T]."""
-    check_pair(q, k, lse, reduction)
-    return check_graph(graph, q, num_prefix)
+def check_head(
+    q: Tensor, k: Tensor, graph: Any, num_prefix: Any, lse: Tensor | None, reduction: str
+) -> tuple[Tensor, Tensor, int]:
+    """`check_graph`, and what a loss of one head takes: q and k [..., T, D] over the same tokens, lse [..., T].
+
+    Gives q and k of one dtype, and num_prefix as Python's number.
+    """
+    q, k = check_pair(q, k, lse, reduction)
+    return q, k, check_graph(graph, q, num_prefix)
 
 
-def check_pair(q: Tensor, k: Tensor, lse: Tensor | None, reduction: str) -> None:
+def check_pair(q: Tensor, k: Tensor, lse: Tensor | None, reduction: str) -> tuple[Tensor, Tensor]:
     """The same, of any tokens."""
-    check_qk(q, k)
-    require(q.shape == k.shape, lambda: f"k: expected the shape of q, {list(q.shape)}, got {list(k.shape)}")
+    q, k = checked_heads(q, k, same_tokens=True)
     require_choice("reduction", reduction, REDUCTIONS)
     if lse is not None:
         require_tensor("lse", lse, dtypes=(accumulation_dtype(q.dtype),))
         require_same("device", q=q.device, lse=lse.device)
         require(lse.shape == q.shape[:-1], lambda: f"lse: expected shape {list(q.shape[:-1])}, got {list(lse.shape)}")
+    return q, k
 
 
 def check_rows(name: str, rows: Any, graph: MultiGraph, num_tokens: int | None = None) -> Tensor | None:
@@ -112,9 +119,9 @@ def targets_of_ties(graph: MultiGraph, relations: Sequence[str], rows: Sequence[
     known, unit = graph.targets(dtype), graph.scaled.unit
     if unit is not None:
         known = known._replace(inv_mass=(graph.targets(torch.float64).inv_mass * unit).to(dtype))
-    inv_mass, entropy, without_edge = (_rows_of_each(_at(x, ids), rows) for x in known[:3])
+    inv_mass, entropy, without_edge = (_rows_of_each(at(x, ids), rows) for x in known[:3])
     if rows[0] is None:
-        return Targets(inv_mass, entropy, without_edge, _at(known.num_counted, ids))
+        return Targets(inv_mass, entropy, without_edge, at(known.num_counted, ids))
     return Targets(inv_mass, entropy, without_edge, without_edge.logical_not().sum(1).clamp_min(1))
 
 
@@ -133,7 +140,7 @@ def logsumexp_of_ties(
     """`row_logsumexp` of every tie, all of as many rows: q, k [..., H, T, D] -> [..., ties, R]."""
     if over == "tokens" and lse is not None:
         genes = take(lse, -1, None, num_prefix).movedim(-2, 0)
-        return _rows_of_each(_at(genes, [head for _, head in ties]), rows).movedim(0, -2)
+        return _rows_of_each(at(genes, [head for _, head in ties]), rows).movedim(0, -2)
     return torch.stack(
         [
             row_logsumexp(
@@ -146,12 +153,12 @@ def logsumexp_of_ties(
     )  # fmt: skip
 
 
-def _at(x: Tensor, index: Sequence[int]) -> Tensor:
-    """x[index]: a view where the index counts up, and never a tensor of indices, which would have to come from the host."""
+def at(x: Tensor, index: Sequence[int], dim: int = 0) -> Tensor:
+    """x[index] along a dimension: a view where the index counts up, never by a tensor, which would come from the host."""
     if list(index) == list(range(index[0], index[0] + len(index))):
-        return x.narrow(0, index[0], len(index))
-    parts = x.unbind(0)
-    return torch.stack([parts[i] for i in index])
+        return x.narrow(dim, index[0], len(index))
+    parts = x.unbind(dim)
+    return torch.stack([parts[i] for i in index], dim)
 
 
 def _rows_of_each(x: Tensor, rows: Sequence[Tensor | None]) -> Tensor:
@@ -180,18 +187,22 @@ def separate(x: Tensor, dim: int) -> list[Tensor]:
     """x.unbind(dim) for a user, who may write to each (`loss /= 4`), as to no view of several; x is nobody's from then on."""
     if x.shape[dim] == 1:
         return [x.squeeze(dim)]
-    parts: tuple[Tensor, ...] = _Separate.apply(x, dim)
+    parts: tuple[Tensor, ...] = _apart(x, dim) if is_eager(x) else _Separate.apply(x, dim)
     return list(parts)
 
 
+def _apart(x: Tensor, dim: int) -> tuple[Tensor, ...]:
+    return tuple(torch.ops.aten._unsafe_view.default(part, part.shape) for part in x.unbind(dim))
+
+
 class _Separate(torch.autograd.Function):
-    """Without a derivative in forward mode, which no loss has."""
+    """`_apart` where there is more than the gradient; without a derivative in forward mode, which no loss has."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, dim: int) -> tuple[Tensor, ...]:
-        return tuple(torch.ops.aten._unsafe_view.default(part, part.shape) for part in x.unbind(dim))
+        return _apart(x, dim)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, ...]) -> None:

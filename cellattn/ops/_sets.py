@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .._check import describe, require, require_same, require_sets
-from .._extension import require_extension
+from .._extension import AVAILABLE, require_extension
 from .._memory import available_memory
 from ..graph import MultiGraph
 
@@ -26,7 +26,8 @@ def check_graph(graph: Any) -> None:
         raise TypeError(f"graph: expected a MultiGraph, got {describe(graph)}")
     graph.require_unwritten()
     require(graph.num_nodes <= INT32_MAX, lambda: f"graph: expected at most {INT32_MAX} genes, got {graph.num_nodes}")
-    require_extension(graph.device)
+    if not (AVAILABLE and graph.stacked[0].is_cpu):
+        require_extension(graph.device)
 
 
 def check_sets(graph: Any, seeds: Any, ptr: Any) -> None:
@@ -48,16 +49,15 @@ def allocating(make: Callable[[], T], num_bytes: int, like: Tensor, what: Callab
     """
     if torch.compiler.is_compiling() or isinstance(like, FakeTensor):
         return make()
-    device = like.device
-    if device.type == "cpu" and num_bytes >= _WORTH_ASKING:
-        available = available_memory(device)
+    if num_bytes >= _WORTH_ASKING and like.is_cpu:
+        available = available_memory(like.device)
         if available is not None and num_bytes > available:
-            raise _out_of_memory(num_bytes, device, what(), lower)
+            raise _out_of_memory(num_bytes, like.device, what(), lower)
     try:
         return make()
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "memory" in str(error):
-            raise _out_of_memory(num_bytes, device, what(), lower) from error
+            raise _out_of_memory(num_bytes, like.device, what(), lower) from error
         raise
 
 

@@ -50,7 +50,7 @@ from torch import Tensor
 from .._aligned import aligned_features, first_features
 from .._check import FLOAT_DTYPES, number_of, require, require_same, require_tensor
 from .._extension import AVAILABLE, fake
-from .._modes import is_autocast
+from .._modes import is_autocast, is_plain
 from ._dropout import draw_dropout, multiplier, threshold_of
 from ._operator import keep_missing_grads, operator, refuse_double_backward
 
@@ -60,6 +60,7 @@ if AVAILABLE:
     _attention_rows = torch.ops.cellattn.attention_rows.default
     _attention_rows_backward = torch.ops.cellattn.attention_rows_backward.default
     _is_ordinary = torch.ops.cellattn.is_ordinary.default
+_CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 _HAS_LOOPS = AVAILABLE and torch.cpu._is_avx2_supported()
 _EXTENSION_DTYPES = torch.float32, torch.float64
 
@@ -105,14 +106,18 @@ def attention(
         RuntimeError: on double backward.
     """
     refuse_habits(attn_mask, is_causal, enable_gqa)
-    q, k, v = of_one_dtype(q, k, v)
-    check_qk(q, k)
-    check_v(v, q, k)
+    q, k, v = checked_heads(q, k, v)
     threshold = threshold_of(dropout_p)
-    draw = draw_dropout(threshold, generator, q.device)
     q, scale = with_scale(q, scale)
-    out, lse = _attention(aligned_features(q), aligned_features(k), aligned_features(v), None, scale, draw, threshold)
+    out, lse = attend(aligned_features(q), aligned_features(k), aligned_features(v), scale, threshold, generator)
     return first_features(out, v.shape[-1]), lse
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, threshold: int, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """`attention` of checked heads, as the operators read them."""
+    return _attention(q, k, v, None, scale, draw_dropout(threshold, generator, q.device), threshold)
 
 
 def attention_logsumexp(q: Tensor, k: Tensor, *, key_mask: Tensor | None = None, scale: float | None = None) -> Tensor:
@@ -130,8 +135,7 @@ def attention_logsumexp(q: Tensor, k: Tensor, *, key_mask: Tensor | None = None,
     Raises:
         ValueError, TypeError: for shapes, dtypes or devices that do not fit, naming the argument.
     """
-    q, k = of_one_dtype(q, k)
-    check_qk(q, k)
+    q, k = checked_heads(q, k)
     if key_mask is not None:
         require_tensor("key_mask", key_mask, dtypes=(torch.bool,))
         require_same("device", q=q.device, key_mask=key_mask.device)
@@ -179,8 +183,45 @@ def _grouped(x: Tensor, q: Tensor) -> str:
     return "" if rest else f"; grouped heads are spread out by .repeat_interleave({groups}, -3)"
 
 
-def check_qk(q: Tensor, k: Tensor) -> None:
-    """Check that q [..., Tq, D] and k [..., Tk, D] fit each other."""
+def checked_heads(*tensors: Tensor, same_tokens: bool = False) -> tuple[Tensor, ...]:
+    """(q [..., Tq, D], k [..., Tk, D]) or (q, k, v [..., Tk, Dv]), of one dtype, checked to fit each other.
+
+    With `same_tokens` the shape of k is to be that of q.
+    """
+    if _are_heads(tensors, same_tokens):
+        return tensors
+    tensors = of_one_dtype(*tensors)
+    q, k = tensors[:2]
+    _check_qk(q, k)
+    if same_tokens:
+        require(k.shape == q.shape, lambda: f"k: expected the shape of q, {list(q.shape)}, got {list(k.shape)}")
+    for v in tensors[2:]:
+        _check_v(v, q, k)
+    return tensors
+
+
+def _are_heads(tensors: tuple[Any, ...], same_tokens: bool) -> bool:
+    """Whether there is nothing to say, of plain tensors on the CPU, in a third of the time of checks that can name a fault."""
+    if not is_plain(tensors):
+        return False
+    for x in tensors:
+        if not isinstance(x, Tensor) or x.layout is not torch.strided or x.is_nested:
+            return False
+    q, k, *of_keys = tensors
+    dtype, of_q, of_k = q.dtype, q.shape, k.shape
+    if dtype not in FLOAT_DTYPES or k.dtype is not dtype:
+        return False
+    if len(of_q) < 2 or len(of_k) != len(of_q) or not (of_q[-1] and of_k[-2]):
+        return False
+    if of_q != of_k and (same_tokens or of_q[:-2] != of_k[:-2] or of_q[-1] != of_k[-1]):
+        return False
+    if not of_keys:
+        return True
+    of_v = of_keys[0].shape
+    return of_keys[0].dtype is dtype and (of_v == of_k or of_v[:-1] == of_k[:-1])
+
+
+def _check_qk(q: Tensor, k: Tensor) -> None:
     for name, x in (("q", q), ("k", k)):
         require_tensor(name, x, dtypes=FLOAT_DTYPES)
         require(x.ndim >= 2, lambda: f"{name}: expected shape [..., tokens, head_dim], got {list(x.shape)}")
@@ -194,8 +235,7 @@ def check_qk(q: Tensor, k: Tensor) -> None:
     require(k.shape[-2] >= 1, lambda: f"k: expected at least one token, got shape {list(k.shape)}")
 
 
-def check_v(v: Tensor, q: Tensor, k: Tensor) -> None:
-    """Check that v [..., Tk, Dv] fits checked q and k."""
+def _check_v(v: Tensor, q: Tensor, k: Tensor) -> None:
     require_tensor("v", v, dtypes=FLOAT_DTYPES)
     require_same("dtype", q=q.dtype, v=v.dtype)
     require_same("device", q=q.device, v=v.device)
@@ -241,7 +281,7 @@ def _attention(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: float, draw: Tensor | None = None, threshold: int = 0
 ) -> tuple[Tensor, Tensor]:
     require(draw is None or key_mask is None, "key_mask: expected None beside dropout")
-    if 0 in q.shape[:-1]:  # PyTorch's kernel divides by the number of queries
+    if not q.numel():  # PyTorch's kernel divides by the number of queries
         return q.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(q.shape[:-1], dtype=accumulation_dtype(q.dtype))
     keep = None
     if key_mask is not None:
@@ -272,7 +312,7 @@ def _attention_backward(
     draw: Tensor | None = None,
     threshold: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if 0 in lse.shape or (dout is None and dlse is None):
+    if not lse.numel() or (dout is None and dlse is None):
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     if dout is None:  # the log-sum-exp is of the whole map
         draw, threshold = None, 0
@@ -285,7 +325,7 @@ def _attention_backward(
     dq, dk, dv = _run(kernels, q, k, v, keep, scale, draw, threshold, dout, dlse, out, lse)
     if keep is not None:
         dk = dk.masked_fill_(~keep.unsqueeze(-1), 0)
-    return as_dtype(dq, q.dtype), as_dtype(dk, k.dtype), as_dtype(dv, v.dtype)
+    return (dq, dk, dv) if dq.dtype is q.dtype else (dq.to(q.dtype), dk.to(q.dtype), dv.to(q.dtype))
 
 
 @_attention_backward.register_fake
@@ -353,11 +393,11 @@ _BLOCK = 2**20
 
 def is_ordinary(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
     """Whether the kernels are right: no value is NaN or infinite, and no score can be larger than rounding allows."""
-    tensors = q, k, v
-    if AVAILABLE and q.dtype in _EXTENSION_DTYPES and all(map(Tensor.is_contiguous, tensors)):
-        return bool(_is_ordinary(*tensors, _share(q, scale)))
-    of_q, of_k, of_v = _largest(*tensors)
-    return _share(q, scale) * (of_q * of_k) <= 1 and of_v < torch.inf
+    share = _share(q, scale)
+    if AVAILABLE and q.dtype in _EXTENSION_DTYPES:  # not by way of autograd
+        return bool(_is_ordinary.redispatch(_CPU, q.contiguous(), k.contiguous(), v.contiguous(), share))
+    of_q, of_k, of_v = _largest(q, k, v)
+    return share * (of_q * of_k) <= 1 and of_v < torch.inf
 
 
 def _largest_rounding(q: Tensor, k: Tensor, scale: float) -> float:
@@ -378,13 +418,13 @@ def _finite(x: Tensor) -> Tensor:
 
 def _rounding(q: Tensor, scale: float, product: float) -> float:
     """`_largest_rounding` for the largest |q| |k|."""
-    d = q.shape[-1]
-    return 2 * (d + 2) * _EPS[q.dtype] * d * abs(scale) * product
+    return _LARGEST_ERROR * _share(q, scale) * product
 
 
 def _share(q: Tensor, scale: float) -> float:
     """Of the rounding that is allowed, what each |q| |k| takes."""
-    return _rounding(q, scale, 1 / _LARGEST_ERROR)
+    d = q.shape[-1]
+    return 2 * (d + 2) * d * _EPS[q.dtype] * abs(scale) / _LARGEST_ERROR
 
 
 def rounding_of(q: Tensor, k: Tensor, scale: float) -> float:
@@ -420,7 +460,7 @@ def unrounded(q: Tensor, k: Tensor, lse: Tensor, scale: float) -> tuple[Tensor, 
 
 def _largest(*tensors: Tensor) -> tuple[float, ...]:
     """The largest absolute value of each; NaN if there is one, 0 of none."""
-    pairs = (x.aminmax() if x.numel() else (0.0, 0.0) for x in tensors)
+    pairs = (x.detach().aminmax() if x.numel() else (0.0, 0.0) for x in tensors)
     return tuple(max(-float(low), float(high)) for low, high in pairs)
 
 
@@ -434,11 +474,12 @@ def _run(
     looks at the values itself.
     """
     rows, flash, dense = kernels
-    require_tensor("q", q, dtypes=FLOAT_DTYPES)
+    if q.dtype not in _IN_LOOPS:
+        require_tensor("q", q, dtypes=FLOAT_DTYPES)
     if _IN_LOOPS[q.dtype] if draw is None else AVAILABLE:
-        dtype = accumulation_dtype(q.dtype)
-        q, k, v = as_dtype(q, dtype).contiguous(), as_dtype(k, dtype).contiguous(), as_dtype(v, dtype).contiguous()
-        result = rows(q, k, v, keep, scale, draw, threshold, *rest)
+        if q.dtype not in _EXTENSION_DTYPES:
+            q, k, v = q.float(), k.float(), v.float()
+        result = rows(q.contiguous(), k.contiguous(), v.contiguous(), keep, scale, draw, threshold, *rest)
         if result is not None:
             return result
     elif draw is None and is_ordinary(q, k, v, scale):
@@ -553,7 +594,7 @@ def _rows_backward(
     q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, scale: float, draw: Tensor | None, threshold: int,
     dout: Tensor | None, dlse: Tensor | None, out: Tensor, lse: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor] | None:  # fmt: skip
-    dtype, given_v = lse.dtype, v
+    given_v = v
     mask = None if keep is None else keep.contiguous()
     if dlse is not None:
         dlse = dlse.contiguous()
@@ -561,13 +602,14 @@ def _rows_backward(
         dout = out = q.new_empty(*q.shape[:-1], 0)
         v = v.new_empty(*v.shape[:-1], 0)
         draw, threshold = None, 0
-    dout, out = as_dtype(dout, dtype).contiguous(), as_dtype(out, dtype).contiguous()
+    elif dout.dtype is not lse.dtype:
+        dout, out = dout.to(lse.dtype), out.to(lse.dtype)
     dq, dk, dv = _attention_rows_backward(
-        dout, dlse, q, k, v, mask, out, lse.contiguous(), draw, scale, threshold, _share(q, scale)
+        dout.contiguous(), dlse, q, k, v, mask, out.contiguous(), lse.contiguous(), draw, scale, threshold, _share(q, scale)
     )
     if not dq.numel():
         return None
-    return dq, dk, torch.zeros_like(given_v) if v is not given_v else dv
+    return dq, dk, dv if v is given_v else torch.zeros_like(given_v)
 
 
 def _dense(

@@ -40,7 +40,7 @@ from ._dense import dense_bce, is_small
 from ._negatives import sample_negatives, sample_negatives_of_graph
 from ._operator import keep_missing_grads, operator, refuse_double_backward
 from ._rows import check_head, check_rows, reduced, row_logsumexp, take
-from .attention import accumulation_dtype, of_one_dtype, rounding_of, unrounded, with_scale
+from .attention import accumulation_dtype, rounding_of, unrounded, with_scale
 from .sample_rows import check_generator
 
 TARGETS = ("normalized", "binary")
@@ -101,8 +101,7 @@ def attention_bce(
         ValueError, TypeError: naming the argument, what came and what was expected.
         RuntimeError: on double backward. ImportError: on a CPU, with every non-edge of many genes, without the extension.
     """
-    q, k = of_one_dtype(q, k)
-    num_prefix = check_head(q, k, graph, num_prefix, lse, reduction)
+    q, k, num_prefix = check_head(q, k, graph, num_prefix, lse, reduction)
     require_choice("target", target, TARGETS)
     require_choice("link", link, LINKS)
     check_generator(generator)

@@ -20,7 +20,7 @@ from .._check import require_choice
 from ..graph import MultiGraph
 from ._dense import dense_kl, is_small
 from ._rows import OVER, check_head, check_rows, logsumexp_of_ties, reduce_ties, targets_of_ties
-from .attention import accumulation_dtype, of_one_dtype, with_scale
+from .attention import accumulation_dtype, with_scale
 from .row_dot import row_dot
 
 
@@ -61,8 +61,7 @@ def attention_kl(
         ValueError, TypeError: naming the argument, what came and what was expected.
         RuntimeError: on double backward.
     """
-    q, k = of_one_dtype(q, k)
-    num_prefix = check_head(q, k, graph, num_prefix, lse, reduction)
+    q, k, num_prefix = check_head(q, k, graph, num_prefix, lse, reduction)
     require_choice("over", over, OVER)
     graph.relation_id(relation)
     q, scale = with_scale(q, scale)

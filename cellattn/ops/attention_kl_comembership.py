@@ -20,7 +20,7 @@ from .._aligned import aligned_features
 from .._check import count_of, describe, require, require_choice, require_same
 from ..graph import Comembership, Targets
 from ._rows import OVER, check_pair, check_rows, reduce_ties, row_logsumexp, take
-from .attention import accumulation_dtype, of_one_dtype, with_scale
+from .attention import accumulation_dtype, with_scale
 from .masked_spmm import masked_spmm
 from .row_dot import row_dot
 
@@ -65,8 +65,7 @@ def attention_kl_comembership(
     """
     if not isinstance(target, Comembership):
         raise TypeError(f"target: expected a Comembership, as graph.comembership(relation) is, got {describe(target)}")
-    q, k = of_one_dtype(q, k)
-    check_pair(q, k, lse, reduction)
+    q, k = check_pair(q, k, lse, reduction)
     graph, genes = target.graph, target.genes
     graph.require_unwritten()
     require_same("device", q=q.device, target=graph.device)

@@ -36,9 +36,7 @@ from ._rows import check_graph
 from .attention import (
     _attention,
     accumulation_dtype,
-    check_qk,
-    check_v,
-    of_one_dtype,
+    checked_heads,
     refuse_habits,
     score_dtype,
     with_scale,
@@ -94,11 +92,8 @@ def edge_attention(
         RuntimeError: on double backward. ImportError: on a CPU without the compiled extension.
     """
     refuse_habits(attn_mask, is_causal, enable_gqa)
-    q, k, v = of_one_dtype(q, k, v)
-    check_qk(q, k)
+    q, k, v = checked_heads(q, k, v, same_tokens=True)
     require(q.ndim >= 3, lambda: f"q: expected shape [..., heads, tokens, head_dim], got {list(q.shape)}")
-    require(k.shape == q.shape, lambda: f"k: expected the shape of q, {list(q.shape)}, got {list(k.shape)}")
-    check_v(v, q, k)
     num_prefix = check_graph(graph, q, num_prefix)
     num_heads = q.shape[-3]
     ties = check_ties(heads, graph, num_heads, "heads")

@@ -11,8 +11,10 @@ from torch import Tensor
 from .._aligned import aligned_features, first_features
 from .._check import describe, describe_number, require, require_choice, unboxed
 from ..graph import MultiGraph
+from ._dense import dense_graph_attention, is_small_attention
+from ._dropout import threshold_of
 from ._rows import OVER, REDUCTIONS, check_graph, rows_of_ties
-from .attention import attention, check_qk, check_v, of_one_dtype, refuse_habits, with_scale
+from .attention import attend, checked_heads, refuse_habits, with_scale
 from .attention_bce import LINKS, TARGETS, attention_bce, check_negatives
 from .attention_kl import kl_of_ties
 from .attention_kl_comembership import attention_kl_comembership
@@ -82,19 +84,22 @@ def graph_attention(
     num_negatives, neg_sample_ratio = check_negatives(num_negatives, neg_sample_ratio, rows)
     check_diagonal(diagonal)
     check_generator(generator)
-    q, k, v = of_one_dtype(q, k, v)
-    check_qk(q, k)
+    q, k, v = checked_heads(q, k, v, same_tokens=True)
     require(q.ndim >= 3, lambda: f"q: expected shape [..., heads, tokens, head_dim], got {list(q.shape)}")
-    require(k.shape == q.shape, lambda: f"k: expected the shape of q, {list(q.shape)}, got {list(k.shape)}")
-    check_v(v, q, k)
     num_prefix = check_graph(graph, q, num_prefix)
     ties = check_ties(ties, graph, q.shape[-3])
     relations = [relation for relation, _ in ties]
     chosen = rows_of_ties(rows, relations, graph)
     dim_v = v.shape[-1]
     q, scale = with_scale(q, scale)
+    threshold = threshold_of(dropout_p)
+    of_one_map = loss == "kl" and ties and not threshold and all(index is chosen[0] for index in chosen)
+    if of_one_map and is_small_attention(q, k, v, scale):
+        return dense_graph_attention(
+            q, k, v, graph, ties, chosen[0], num_prefix=num_prefix, scale=scale, over=over, reduction=reduction
+        )  # fmt: skip
     q, k, v = (aligned_features(x) for x in (q, k, v))
-    out, lse = attention(q, k, v, scale=scale, dropout_p=dropout_p, generator=generator)
+    out, lse = attend(q, k, v, scale, threshold, generator)
     out = first_features(out, dim_v)
     if not ties:
         return out, ()

@@ -68,7 +68,8 @@ def masked_spmm(
     check_graph(graph)
     r = graph.relation_id(relation)
     require_tensor("x", x, dtypes=FLOAT_DTYPES)
-    require_same("device", graph=graph.device, x=x.device)
+    if x.device != graph.device:
+        require_same("device", graph=graph.device, x=x.device)
     words, num_sets = _packed(keep, num_sets, graph)
     of_all = x.ndim == 2 or (x.ndim == 3 and x.shape[0] == num_sets)
     require(
@@ -101,7 +102,8 @@ def masked_spmm(
 def _packed(keep: Any, num_sets: Any, graph: MultiGraph) -> tuple[Tensor, int]:
     """(words [N, W], B) from either form of the mask."""
     require_tensor("keep", keep, ndim=2, dtypes=(torch.bool, torch.int64))
-    require_same("device", graph=graph.device, keep=keep.device)
+    if keep.device != graph.device:
+        require_same("device", graph=graph.device, keep=keep.device)
     n = graph.num_nodes
     if keep.dtype == torch.bool:
         require(keep.shape[1] == n, lambda: f"keep: expected shape [B, {n}], got {list(keep.shape)}")

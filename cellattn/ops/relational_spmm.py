@@ -81,7 +81,8 @@ def relational_spmm(
     check_graph(graph)
     ids = _relation_ids(graph, relations)
     require_tensor("x", x, dtypes=FLOAT_DTYPES)
-    require_same("device", graph=graph.device, x=x.device)
+    if x.device != graph.device:
+        require_same("device", graph=graph.device, x=x.device)
     _check_between(graph, source, source_ptr, target, target_ptr)
     flags = {"sum_relations": sum_relations, "shared": shared, "transpose": transpose, "weighted": weighted}
     for name, value in flags.items():
@@ -167,7 +168,8 @@ def _check_between(graph: MultiGraph, source: Any, source_ptr: Any, target: Any,
         del pairs[1]  # checked once
     for name, index, ptr in pairs:
         require_sets(name, index, ptr, graph.num_nodes, num_sets=num_sets, ptr_name=f"{name}_ptr", ascending=True)
-        require_same("device", **{"graph": graph.device, name: index.device, f"{name}_ptr": ptr.device})
+        if not index.device == ptr.device == graph.device:
+            require_same("device", **{"graph": graph.device, name: index.device, f"{name}_ptr": ptr.device})
         num_sets = ptr.numel() - 1
 
 

@@ -9,8 +9,9 @@ import torch
 
 import cellattn
 from cellattn import Comembership, MultiGraph, reference
+from cellattn.ops import _dense
 
-from ..compare import assert_same, cell_with_terms, least_memory, leaves, random_graph, values_and_grads
+from ..compare import assert_same, cell_with_terms, everything, least_memory, leaves, random_graph, values_and_grads
 
 TIES = [("a", 0), ("b", 2), ("a", 2), ("empty", 1)]
 
@@ -25,10 +26,13 @@ def flat(module, graph, ties=TIES, **options):
 
 @pytest.mark.parametrize("rows", [None, [3, 0, 17], {"a": [1, 4]}, {"a": [], "b": None}], ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("loss", ["kl", "bce", "kl_comembership"])
+@pytest.mark.parametrize("loss", ["kl", "kl streamed", "bce", "kl_comembership"])
 @pytest.mark.parametrize("over", ["tokens", "valid"])
 @pytest.mark.parametrize(("lead", "num_prefix"), [((), 1), ((2,), 0), ((1, 2), 3)], ids=str)
-def test_every_combination(lead, num_prefix, over, loss, reduction, rows) -> None:
+def test_every_combination(lead, num_prefix, over, loss, reduction, rows, monkeypatch) -> None:
+    if loss == "kl streamed":
+        monkeypatch.setattr(_dense, "LARGEST_ATTENTION", 0)
+        loss = "kl"
     graph = random_graph(25, {"a": 120, "b": 30, "empty": 0}, weighted=True).extend(2, {"b": torch.tensor([[25], [3]])})
     if isinstance(rows, dict):
         rows = {name: None if r is None else torch.tensor(r, dtype=torch.int64) for name, r in rows.items()}
@@ -66,6 +70,38 @@ def test_constants_of_comembership_are_kept_once_and_free_of_modes(monkeypatch: 
         torch.autograd.grad(loss, (q, k))
     with pytest.raises(TypeError):
         graph.comembership("annotated", diagonal=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=["float64", "bfloat16"])
+@pytest.mark.parametrize("ties", [TIES, [("a", 0), ("b", 1)], [("b", 1)]], ids=["any", "in order", "one"])
+def test_small_and_large_maps_agree(ties, dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = random_graph(25, {"a": 120, "b": 30, "empty": 0}, weighted=True)
+    q, k, v = (x.detach().to(dtype).requires_grad_() for x in leaves((2, 3, 26, 8), (2, 3, 26, 8), (2, 3, 26, 5)))
+    small = everything(flat(cellattn, graph, ties), q, k, v)
+    monkeypatch.setattr(_dense, "LARGEST_ATTENTION", 0)
+    for a, b in zip(small, everything(flat(cellattn, graph, ties), q, k, v), strict=True):
+        assert a.dtype == b.dtype
+        # a gradient is two parts of 16 bits and their sum there, one here: half a spacing each; in float64 sums of few terms
+        spacing = torch.finfo(a.dtype).eps * float(b.abs().max())
+        torch.testing.assert_close(a, b, rtol=0, atol=(4 if a.dtype == torch.bfloat16 else 256) * spacing)
+
+
+@pytest.mark.parametrize("way", ["one map", "streamed"])
+@pytest.mark.parametrize("given", [0, 1, 2], ids=["q", "k", "v"])
+@pytest.mark.parametrize("result", [0, 1], ids=["out", "loss"])
+def test_double_backward_is_refused(result: int, given: int, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if way == "streamed":
+        monkeypatch.setattr(_dense, "LARGEST_ATTENTION", 0)
+    if (result, given) == (1, 2):
+        pytest.skip("the losses are none of v")
+    graph = random_graph(25, {"a": 120})
+    q, k, v = inputs = leaves((2, 26, 8), (2, 26, 8), (2, 26, 5))
+    out, (loss,) = cellattn.graph_attention(q, k, v, graph, [("a", 1)])
+    (grad,) = torch.autograd.grad((out.sin(), loss)[result].sum(), inputs[given], create_graph=True)
+    for x in inputs[: 2 if result else 3]:
+        with pytest.raises(RuntimeError, match="double backward is not supported"):
+            torch.autograd.grad(grad.sum(), x, retain_graph=True)
+    torch.autograd.grad((out.sum(), loss)[result], inputs[given])
 
 
 def test_without_ties_it_is_attention() -> None:
