@@ -98,8 +98,8 @@ class Job:
         return self._scorers
 
     def try_first(self) -> None:
-        """Score the first set: what the models cannot be asked for is said before there is a folder of such a screen."""
-        _, genes, types = self.sets.block(0, min(1, self.sets.total))
+        """Score the first sets: what the models cannot be asked for is said before there is a folder of such a screen."""
+        _, genes, types = self.sets.block(0, min(2, self.sets.total))  # one alone hides in which dimension they are
         for scorer in self.scorers:
             scorer.score(genes.contiguous(), None if types is None else types.contiguous())
 

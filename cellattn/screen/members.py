@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -76,7 +76,10 @@ def members_of(models: Model | Sequence[Model], graph: MultiGraph | Path_ | None
     Raises:
         FileNotFoundError: a file is not there. ValueError: one is damaged, or belongs to another graph.
     """
-    several = [models] if isinstance(models, str | os.PathLike | nn.Module | Member) else list(models)
+    one = isinstance(models, str | os.PathLike | nn.Module | Member)
+    if not one and (isinstance(models, Mapping | type) or not isinstance(models, Iterable)):
+        raise TypeError(f"models: expected modules and files, one or several, got {describe(models)}")
+    several = [models] if one else list(models)  # type: ignore[arg-type]
     require(len(several) > 0, "models: expected at least one, got none")
     if isinstance(graph, str | os.PathLike):
         graph = MultiGraph.load(graph)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._check import describe, listed, require_indices, require_tensor, shown
+from .._check import describe, listed, require_indices, require_tensor, shown, tensor_of
 from ..genes import GeneList
 
 Roster = GeneList | Sequence[str] | Tensor
@@ -39,6 +39,7 @@ def gene_indices(names: GeneList, given: Iterable[str], argument: str) -> Tensor
 
 def genes_of(names: GeneList, roster: Roster, argument: str) -> Tensor:
     """Genes of a roster, int64 [R], ascending."""
+    roster = tensor_of(roster)
     if isinstance(roster, Tensor):
         require_tensor(argument, roster, ndim=1, dtypes=(torch.int64,))
         require_indices(argument, roster, len(names))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from .._check import count_of, describe, device_of, integer_of, require, require_choice
+from .._check import count_of, describe, device_of, integer_of, require, require_choice, require_iterable
 from .._modes import without_function_modes
 from ..data.dataset import PerturbationDataset
 from ..genes import GeneList
@@ -57,7 +57,7 @@ def screen(
     names: GeneList | Sequence[str] | None = None,
     phenotype: int = 0,
     dtype: torch.dtype | None = None,
-    device: str | Sequence[str] = "cpu",
+    device: str | torch.device | Sequence[str | torch.device] = "cpu",
     num_threads: int | None = None,
     progress: bool = True,
 ) -> Status:
@@ -101,7 +101,7 @@ def screen(
     chosen = parse_shard(shard)
     require(dtype is None or dtype in DTYPES, lambda: f"dtype: expected one of {DTYPES}, got {dtype}")
     require_choice("engine", engine, ENGINES)
-    devices = [device] if isinstance(device, str) else list(device)
+    devices = [str(device)] if isinstance(device, str | torch.device) else list(map(str, device))
     require(len(devices) > 0, "device: expected at least one, got none")
     for one in devices:
         device_of("device", one, present=engine == "local")  # those of a cluster are elsewhere
@@ -110,6 +110,9 @@ def screen(
         for name, value in (("num_threads", num_threads), ("unit", unit))
     )
     phenotype = count_of("phenotype", phenotype)
+    if bins is not None and not isinstance(bins, Bins):
+        raise TypeError(f"bins: expected Bins, got {describe(bins)}")
+    require_iterable("filters", filters, "several filters")
     rule, bins, thresholds = Keep(keep, by), bins or Bins(), check_thresholds(thresholds)
     members = members_of(models, graph)
     require(by == "mean" or len(members) > 1, "by: expected 'mean' for a single model, whose predictions have no spread")

@@ -185,7 +185,17 @@ class _Calls:
         given = {name: x for name, x in self._inputs.items() if x is not None}
         with torch.autocast(entries.device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16):
             out: Any = self._model(*self._graph, *sets, **given)
-        prediction = out if isinstance(out, Tensor) else out[0]
+        prediction = out
+        if not isinstance(out, Tensor):
+            with contextlib.suppress(TypeError, LookupError):  # what starts with them
+                prediction = out[0]
+        if not isinstance(prediction, Tensor):
+            raise TypeError(f"model: expected it to return predictions, or a tuple that starts with them, got {describe(out)}")
+        fits = prediction.ndim in (1, 2) and len(prediction) == size and not prediction.is_complex()
+        require(
+            fits,
+            lambda: f"model: expected predictions [{size}] or [{size}, out_dim] of {size} sets, got a {describe(prediction)}",
+        )
         prediction = prediction.unsqueeze(-1) if prediction.ndim == 1 else prediction
         return prediction[:, phenotype_of(self._phenotype, prediction.shape[1])]
 

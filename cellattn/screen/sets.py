@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .._check import count_of, describe, require, require_indices, require_tensor
+from .._check import count_of, describe, require, require_indices, require_iterable, require_tensor
 from .._modes import without_function_modes
 from ..data._table import Table
 from ..genes import GeneList
@@ -73,6 +73,7 @@ class SetSpace:
         self.names, self._source, self.roster = names, source, roster
         self.order, self.total = source.order, source.total
         require(self.total > 0, f"roster: {len(roster)} genes make no set of {self.order}")
+        require_iterable("filters", filters, "several filters")
         self.filters = tuple(filters)
         for f in self.filters:
             if not callable(f) or not hasattr(f, "describe"):

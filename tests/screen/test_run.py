@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -385,3 +387,73 @@ def test_a_folder_that_another_shard_begins_meanwhile(tmp_path: Path, monkeypatc
         screen(Additive(0), out=tmp_path / "s", order=3, **QUIET)
     assert seen
     assert (tmp_path / "s" / "screen.json").read_bytes() == plan
+
+
+class Returns(Additive):
+    """A model that returns something else."""
+
+    def __init__(self, change: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__(0)
+        self.change = change
+
+    def forward(self, seeds: torch.Tensor, ptr: torch.Tensor, types: torch.Tensor) -> Any:
+        return self.change(super().forward(seeds, ptr, types))
+
+
+RETURNED: dict[str, Callable[[torch.Tensor], Any]] = {
+    "a row": lambda y: y[None],
+    "a scalar": torch.sum,
+    "too few": lambda y: y[1:],
+    "three dimensions": lambda y: y[:, None, None],
+    "complex": lambda y: y + 0j,
+    "a dict": lambda y: {"prediction": y},
+    "an array": lambda y: y.detach().numpy(),
+    "a list": torch.Tensor.tolist,
+    "a list of one": lambda y: [3.0],
+    "nothing": lambda y: None,
+}
+
+
+@pytest.mark.parametrize("kind", RETURNED)
+def test_what_a_model_returns_is_looked_at(kind: str, tmp_path: Path) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"^model: expected (it to return )?predictions"):
+        screen(Returns(RETURNED[kind]), out=tmp_path / "s", **QUIET)
+    assert not (tmp_path / "s").exists()
+
+
+def test_what_a_model_may_return(tmp_path: Path) -> None:
+    kinds: dict[str, Callable[[torch.Tensor], Any]] = {
+        "plain": lambda y: y, "tuple": lambda y: (y, None), "list": lambda y: [y], "column": lambda y: y[:, None],
+        "columns": lambda y: torch.stack([y, -y], 1), "double": torch.Tensor.double,
+    }  # fmt: skip
+    for kind, change in kinds.items():
+        screen(Returns(change), out=tmp_path / kind, keep="all", **QUIET)
+        assert rows_of(tmp_path / kind).equals(rows_of(tmp_path / "plain")), kind
+
+
+BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
+    "models-none": ({"models": None}, "models: expected modules and files, one or several, got None"),
+    "models-dict": ({"models": {"a": Additive(0)}}, "models: expected modules and files, one or several, got dict"),
+    "models-class": ({"models": Additive}, "models: expected modules and files, one or several, got type"),
+    "bins": ({"bins": (-1, 1, 10)}, "bins: expected Bins, got tuple"),
+    "filter": (
+        {"filters": PairFilter(GeneList(NAMES), [(NAMES[0], NAMES[1])])},
+        "filters: expected several filters, got PairFilter",
+    ),
+    "genes": ({"genes": [0, 1]}, "roster: expected gene names, got int 0"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARGUMENTS)
+def test_bad_arguments_are_named(case: str, tmp_path: Path) -> None:
+    given, message = BAD_ARGUMENTS[case]
+    with pytest.raises(TypeError, match=f"^{message}"):
+        screen(**{"models": Additive(0), "out": tmp_path / "s", "names": NAMES, **QUIET, **given})
+    assert not (tmp_path / "s").exists()
+
+
+def test_devices_and_rosters_of_other_kinds(tmp_path: Path) -> None:
+    screen(Additive(0), out=tmp_path / "a", genes=torch.tensor([3, 1, 2]), device="cpu", keep="all", **QUIET)
+    array: Any = np.array([3, 1, 2])
+    screen(Additive(0), out=tmp_path / "b", genes=array, device=torch.device("cpu"), keep="all", **QUIET)
+    assert rows_of(tmp_path / "a").equals(rows_of(tmp_path / "b"))
