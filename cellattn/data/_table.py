@@ -158,18 +158,21 @@ class Table:
         if not self._named:
             return ""
         alike = [word for word in self.header if word.strip().casefold() == str(column).strip().casefold()]
-        alike = alike or difflib.get_close_matches(str(column)[:80], self.header, n=1, cutoff=0.75)
         if alike:
             return f"; did you mean {alike[0]!r}?"
         if self._published:  # what else is said is of other readers' arguments
-            return ""
+            return self._nearest(column)
         if self._mark is None and first[:1] in ("#", "!", "%"):
             return f"; comment={first[0]!r} leaves lines out that begin so"
         if self._quote is None and first[:1] in ('"', "'"):
             return f"; quote={first[0]!r} takes the quotes off"
         if len(self.header) == 1 and any(sep in first for sep in "\t,; "):
             return f"; it was split at {self._sep!r}, is sep another?"
-        return "; where the first line is no header, header=False takes columns by their numbers"
+        return self._nearest(column) or "; where the first line is no header, header=False takes columns by their numbers"
+
+    def _nearest(self, column: str | int) -> str:
+        found = difflib.get_close_matches(str(column)[:80], self.header, n=1, cutoff=0.75)
+        return f"; did you mean {found[0]!r}?" if found else ""
 
     # ------------------------------------------------------------------------------------------------ rows
 

@@ -323,3 +323,14 @@ def test_hints_are_of_the_readers_own_arguments(tmp_path: Path) -> None:
         read_string_links(path, GENES, channels="coexpresion")
     with pytest.raises(ValueError, match=r"^channels: .* no column 'fusion', its columns are .*'combined_score'$"):
         read_string_links(path, GENES, channels="fusion")
+    for header, hint in (
+        ("#gene_a\tgene_b\tscore", "comment='#' leaves lines out"),
+        ('"gene_a"\t"gene_b"\t"score"', "quote='\"' takes the quotes off"),
+        ("gene_a,gene_b,score", "it was split at '\\\\t', is sep another"),
+        ("gene_a\tgene_2\tscore", "did you mean 'gene_a'"),
+        ("GENE_A\tgene_b\tscore", "did you mean 'GENE_A'"),
+        ("Gene1\tGene2\tscore", "where the first line is no header, header=False takes columns"),
+    ):
+        path.write_text(f"{header}\nYAL001C\tYAL015C\t1\n")
+        with pytest.raises(ValueError, match=rf"has no column 'gene_.', its columns are .*; {hint}"):
+            read_interactions(path, GENES)
