@@ -33,6 +33,7 @@ def _both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """A small map is made, a large one is streamed."""
     if request.param == "streamed":
         monkeypatch.setattr(_dense, "LARGEST", 0)
+        monkeypatch.setattr(_dense, "LARGEST_ATTENTION", 0)
 
 
 def index_of(rows: str) -> Tensor | None:
