@@ -73,7 +73,7 @@ class PerturbedGeneReadout(nn.Module):
         norms = residual == "post"
         self.norm1, self.norm2 = (nn.LayerNorm(dim) if norms else nn.Identity() for _ in range(2))
         self.rezero = None if norms else nn.Parameter(torch.zeros(2))
-        self.null_bias = None if null_sink is None else nn.Parameter(torch.tensor(float(null_sink)))
+        self.null_bias = None if null_sink is None else nn.Parameter(torch.tensor([float(null_sink)]))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, ptr: Tensor, *, genes: Tensor | None = None) -> Tensor:

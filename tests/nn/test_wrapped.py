@@ -77,3 +77,11 @@ def test_selective_checkpointing(name: str) -> None:
 
     for got, want in zip(gradients(True), gradients(False), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameters_can_be_sharded(name: str) -> None:
+    """`fully_shard` takes no parameter without dimensions."""
+    module = MODELS[name].make_module()
+    assert module is not None
+    assert [key for key, p in module.named_parameters() if p.ndim == 0] == []
