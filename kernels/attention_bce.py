@@ -45,8 +45,13 @@ where it is named first, and its copies walk.
 
 Scores inside are in base 2: x2 = log2 a, or s log2 e for the sigmoid link.
 
-Here are the launchers; the kernels are in attention_bce_forward.py and attention_bce_backward.py, and what both of those make
-of an entry in attention_bce_entries.py.
+Where |LSE| is large, float32 leaves little of log a, as of P (see large_scores.py). Rows of LARGE, by the softmax link, are
+made again in float64 by kernels of their own: the forward writes over what the others made of them, the backward leaves them
+out by a dloss of 0, then writes their dq and dLSE and adds their dk. The sigmoid link needs nothing: it has no log-sum-exp, and
+its terms are as exact, of themselves, as a score is of scale sum_d |q_d| |k_d|.
+
+Here are the launchers; the kernels are in attention_bce_forward.py, attention_bce_backward.py and, those for large scores,
+attention_bce_large.py, and what all of them make of an entry in attention_bce_entries.py.
 """
 
 from __future__ import annotations
@@ -80,7 +85,9 @@ from .attention_bce_forward import (
     bce_rows_fwd_kernel_segments,
     bce_rows_fwd_kernel_sharp,
 )
+from .attention_bce_large import bce_rows_bwd_kernel_large_dk, bce_rows_bwd_kernel_large_dq, bce_rows_fwd_kernel_large
 from .config import Gather, Tile, choose, choose_gather, on_device, options, parts_for
+from .large_scores import exactly, num_programs
 from .segments import Segments
 from .tensors import aligned, check_devices, check_floats, grid_of, lead_strides, padded, precision
 
@@ -218,23 +225,50 @@ class _Problem:
         parts, part = parts_for(programs, other, step, self.q.device)
         return {"BM": tile.BM, "BN": tile.BN, "part": part, "PRECISION": precision(), **tile.options}, (programs, parts)
 
-    def operands(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(queries [L, R, W], LSE in base 2 [L, R], keys [L, T, W], kinds of tokens [L, T]) for the dense backward."""
+    @property
+    def block(self) -> int:
+        """Rows, or tokens, that a program copies for the dense backward; a block of them has a mark for large scores."""
+        return min(64, max(8, 2048 // padded(self.q.shape[-1])))
+
+    @property
+    def of_large(self) -> tuple[Tensor | None, ...]:
+        """What the passes over rows of large scores take of the graph and of the choice of pairs."""
+        return self.rowptr, self.col, self.weight, self.inv_mass, self.known, *self.chosen
+
+    def by_large(self) -> tuple[dict[str, Any], tuple[int], tuple[int]]:
+        """... and what else they take, and the grids by rows and by tokens."""
+        BN, compiled = exactly(padded(self.q.shape[-1]))
+        constants = self.constants() | {
+            "num_genes": self.num_genes, "first_row": self.relation * self.num_genes, "steps": self.num_genes.bit_length(),
+            "BM": self.block, "BN": BN, "BE": 32, "DENSE": self.dense, "NORMALIZED": self.normalized, **compiled,
+        }  # fmt: skip
+        blocks = (self.num_leading * triton.cdiv(*x) for x in ((self.num_rows, self.block), (self.num_tokens, BN)))
+        by_rows, by_tokens = (grid_of(num_programs(count, self.q.device), q=self.q) for count in blocks)
+        return constants, by_rows, by_tokens
+
+    def operands(self, dloss: Tensor) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
+        """(dloss, 0 in the rows of large scores; which blocks of rows have one, int8 [L, blocks], None for the sigmoid link;
+        queries [L, R, W], LSE in base 2 [L, R], keys [L, T, W], kinds of tokens [L, T]) for the dense backward."""
         q, k = self.heads
         constants = self.constants()
-        lead, w, block = self.num_leading, constants["W"], min(64, max(8, 2048 // constants["BD"]))
+        lead, w, blocks = self.num_leading, constants["W"], triton.cdiv(self.num_rows, self.block)
+        softmax = self.lse is not None
+        left = torch.empty_like(dloss) if softmax else dloss
+        has_large = torch.empty(lead, blocks, dtype=torch.int8, device=q.device) if softmax else None
         queries = torch.empty(lead, self.num_rows, w, dtype=q.dtype, device=q.device)
         total2 = torch.empty(lead, self.num_rows, dtype=torch.float32, device=q.device)
         keys = torch.empty(lead, self.num_tokens, w, dtype=k.dtype, device=k.device)
         kind = torch.empty(lead, self.num_tokens, dtype=torch.int8, device=k.device)
         del constants["num_leading"], constants["scale"]
-        programs = lead * (triton.cdiv(self.num_rows, block) + triton.cdiv(self.num_tokens, block))
+        programs = lead * (blocks + triton.cdiv(self.num_tokens, self.block))
+        marks = (dloss, left, has_large) if softmax else (None,) * 3
         with on_device(q):
             bce_rows_bwd_kernel_operands[grid_of(programs, q=self.q)](
-                q, k, self.lse, self.inv_mass, self.known, self.rows, queries, total2, keys, kind, **constants,
-                num_genes=self.num_genes, first_row=self.relation * self.num_genes, BT=block, DENSE=self.dense, **options(4),
+                *marks, q, k, self.lse, self.inv_mass, self.known, self.rows, queries, total2, keys, kind, **constants,
+                num_genes=self.num_genes, first_row=self.relation * self.num_genes, BT=self.block, DENSE=self.dense,
+                **options(4),
             )  # fmt: skip
-        return queries, total2, keys, kind
+        return left, has_large, (queries, total2, keys, kind)
 
     def edges(self, shift: int) -> Tensor:
         """int32 [R, words]: bit j of a row is whether it has an edge to gene j - shift."""
@@ -303,6 +337,12 @@ def bce_rows(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             sharp if softmax else None, entry, num_parts=num_parts, HAS_SEGMENTS=cut.total > 0, **p.by_entries(tile, cut),
         )  # fmt: skip
 
+    def launch_large() -> None:
+        constants, by_rows, _ = p.by_large()
+        bce_rows_fwd_kernel_large[by_rows](
+            q, k, p.lse, *p.of_large, loss, sharp, rest, pull, PRECISION=precision(), **constants
+        )
+
     def launch_rest(tile: Tile) -> None:
         nonlocal partial
         constants, grid = p.by_tiles(tile, p.num_tokens)
@@ -322,6 +362,7 @@ def bce_rows(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             bce_rows_fwd_kernel_sharp[(triton.cdiv(lead * num_rows, block),)](
                 partial, sharp, entry, loss, rest, pull, lead, num_rows, partial.shape[0], BLOCK=block, **options(4)
             )
+            launch_large()
     return loss, sharp, rest, pull
 
 
@@ -361,7 +402,11 @@ def bce_rows_backward(
     dense_dq = dense_dlse = dense_dk = peak = None
     edges = p.edges(p.num_prefix) if p.dense and not softmax else None
     num_words = 0 if edges is None else edges.shape[1]
-    operands = (*p.operands(), edges) if over_tokens else ()
+    whole, has_large = g, None
+    operands: tuple[Tensor | None, ...] = ()
+    if over_tokens:
+        g, has_large, copied = p.operands(whole)
+        operands = (*copied, edges)
 
     def launch_dense_dq(tile: Tile) -> None:
         nonlocal dense_dq, dense_dlse
@@ -411,6 +456,13 @@ def bce_rows_backward(
             HAS_SEGMENTS=by_column.total > 0, **p.by_entries(tile, by_column),
         )  # fmt: skip
 
+    def launch_large() -> None:
+        constants, by_rows, by_tokens = p.by_large()
+        exact = torch.empty(2, lead, num_rows, dtype=torch.float64, device=q.device)
+        inputs = whole, q, k, p.lse, *p.of_large, *known_sharp[::2], has_large, exact
+        bce_rows_bwd_kernel_large_dq[by_rows](*inputs, rows_dq, dlse, D=d, PRECISION=precision(), **constants)
+        bce_rows_bwd_kernel_large_dk[by_tokens](*inputs, dk, D=d, **constants)
+
     with on_device(q):
         if over_tokens:
             choose("bce_dense_bwd_dq" if softmax else "bce_dense_bwd_dq_sigmoid", q, BD, launch_dense_dq)
@@ -428,6 +480,8 @@ def bce_rows_backward(
         if by_column.total > 0:
             choose_gather("bce_edges_bwd_dk_segments", q, BD, launch_segments_dk)
         choose_gather("bce_edges_bwd_dk", q, BD, launch_edges_dk)
+        if softmax:
+            launch_large()
         if p.rows is not None:
             tokens = min(16, max(4, 512 // BD))  # Triton 3.6 and 3.7 do not compile the gather below for 32 tokens and more
             bce_rows_bwd_kernel_dq[(triton.cdiv(p.num_tokens, tokens) * lead,)](

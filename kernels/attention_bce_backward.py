@@ -14,19 +14,14 @@ from .attention_bce_entries import (
     grad_term,
     is_edge,
     segments_of_row,
+    share,
     targets,
 )
+from .attention_bce_large import is_large
 from .segments import add_segments, span_of_segment
 from .sums import sum_of_products
 
 IGNORED, OTHER, KNOWN = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # kinds of tokens in the dense backward
-
-
-@triton.jit
-def _share(s2, token, sharp, rest2, pull):
-    """What the sharp entry of a row gives to the score of each token: pull to its own, a share of -pull to the others."""
-    share = tl.exp2(tl.minimum(s2 - rest2, 0.0))
-    return tl.where(sharp >= 0, pull * tl.where(token == sharp, 1.0, -share), 0.0)
 
 
 @triton.jit
@@ -37,6 +32,9 @@ def _has_wild(b_x):
 
 @triton.jit(do_not_specialize=SIZES)
 def bce_rows_bwd_kernel_operands(
+    dloss_ptr,  # fp32 [L, R], None for the sigmoid link, as the next two
+    left_ptr,  # out, fp32 [L, R]: dloss, 0 in the rows of large scores, which this leaves out
+    has_large_ptr,  # out, int8 [L, blocks of BT rows]: whether one of the block is left out
     q_ptr,  # [L, T, D]
     k_ptr,  # [L, T, D]
     lse_ptr,  # fp32 [L, R], None for the sigmoid link
@@ -84,7 +82,12 @@ def bce_rows_bwd_kernel_operands(
         m_edge = tl.load(inv_mass_ptr + first_row + b_gene, mask=m_m, other=0.0) > 0
         b_total2 = tl.zeros([BT], tl.float32)
         if lse_ptr is not None:
-            b_total2 = tl.load(lse_ptr + o_r, mask=m_m, other=0.0) * LOG2E
+            b_lse = tl.load(lse_ptr + o_r, mask=m_m, other=0.0)
+            b_total2 = b_lse * LOG2E
+            m_large = m_edge & is_large(b_lse)
+            b_dloss = tl.load(dloss_ptr + o_r, mask=m_m, other=0.0)
+            tl.store(left_ptr + o_r, tl.where(m_large, 0.0, b_dloss), mask=m_m)
+            tl.store(has_large_ptr + i_l * row_blocks + i_b, tl.max(m_large.to(tl.int32), 0).to(tl.int8))
         # [BT, BD]
         p_q = q_ptr + i_l * (stride_ql // ALIGN * ALIGN) + (num_prefix + b_gene)[:, None] * STRIDE_Q + o_d[None, :]
         b_q = tl.load(p_q, mask=m_edge[:, None] & m_d[None, :], other=0.0)
@@ -187,7 +190,7 @@ def bce_rows_bwd_kernel_dense_dq(
             # With drawn negatives there is a loop for sharp entries alone. An `if` would then start the product's operand at
             # zero, in a register that sm_90's product of the round before still reads.
             if not DENSE or any_sharp:
-                b_g += _share(b_s2, o_n[None, :], b_sharp[:, None], b_rest2[:, None], b_pull[:, None])
+                b_g += share(b_s2, o_n[None, :], b_sharp[:, None], b_rest2[:, None], b_pull[:, None])
         b_dq = tl.dot(b_g.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
     # What belongs to the whole row is kept out of the loop, and out of the 16-bit operand.
     o_out = (i_p.to(tl.int64) * num_leading + i_l) * num_rows + o_m
@@ -486,7 +489,7 @@ def bce_rows_bwd_kernel_dense_dk(
                 if any_sharp:
                     b_rest2 = tl.load(rest_ptr + o_r, mask=m_m, other=0.0) * LOG2E
                     b_pull = tl.load(pull_ptr + o_r, mask=m_m, other=0.0) * b_dloss
-                    b_g += _share(b_s2, o_n[:, None], b_sharp[None, :], b_rest2[None, :], b_pull[None, :])
+                    b_g += share(b_s2, o_n[:, None], b_sharp[None, :], b_rest2[None, :], b_pull[None, :])
             b_dk = tl.dot(b_g.to(b_q.dtype), b_q, b_dk, input_precision=PRECISION)
     o_out = (i_p.to(tl.int64) * num_leading + i_l) * num_tokens + o_n
     m_out = m_n[:, None] & (o_d < D)[None, :]

@@ -144,3 +144,10 @@ def segments_of_row(segptr_ptr, slot_ptr, stacked, gene, i_r, first_segment):
     if slot_ptr is not None:
         last = tl.where(tl.load(slot_ptr + gene) == i_r, last, first)
     return first, last
+
+
+@triton.jit
+def share(s2, token, sharp, rest2, pull):
+    """What the sharp entry of a row gives to the score of each token: pull to its own, a share of -pull to the others."""
+    share = tl.exp2(tl.minimum(s2 - rest2, 0.0))
+    return tl.where(sharp >= 0, pull * tl.where(token == sharp, 1.0, -share), 0.0)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import log2
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from cellattn import MultiGraph
+import cellattn
+from cellattn import MultiGraph, reference
+from cellattn.ops._negatives import sample_negatives, sample_negatives_of_graph
 
 # float64 on both sides: what is left is the rounding of two orders of summation. 9 million roundings of the largest entry, more
 # than any sum here has on any machine, and 100,000 times less than a formula that is wrong by one part in 10,000.
@@ -61,6 +65,77 @@ def cell_with_terms(num_genes: int = 23, num_terms: int = 9) -> MultiGraph:
 def leaves(*shapes: Sequence[int], dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Tensor]:
     g = torch.Generator().manual_seed(seed)
     return [torch.randn(*shape, dtype=torch.float64, generator=g).to(dtype).requires_grad_() for shape in shapes]
+
+
+def of_large_scores(op: Callable[..., Any], size: float, scale: float) -> Callable[..., Any]:
+    """The op of q and k [..., T, D] with a column more: of six rows one gets `size` added to all of its scores, or nearly so,
+    and another as much taken off. Nothing of a softmax changes.
+
+    Exact in every dtype that holds the root of size / scale.
+    """
+    column = 2.0 ** round(log2(size / scale) / 2)
+
+    def f(q: Tensor, k: Tensor) -> Any:
+        sign = torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0, -1.0], dtype=q.dtype, device=q.device).repeat(q.shape[-2])[: q.shape[-2]]
+        of_q = (column * sign)[:, None].expand(*q.shape[:-1], 1)
+        return op(torch.cat([q, of_q], -1), F.pad(k, (0, 1), value=column))
+
+    return f
+
+
+def with_drawn_negatives(
+    graph: MultiGraph,
+    relation: str,
+    rows: Tensor | None,
+    count: int | float,
+    *,
+    link: str,
+    num_prefix: int,
+    scale: float | None = None,
+) -> tuple[Any, Any]:
+    """The op with negatives drawn, so many a row or (a float) an edge, and its definition with the same ones."""
+    ratio = isinstance(count, float)
+    options: dict[str, Any] = {"rows": rows, "neg_sample_ratio" if ratio else "num_negatives": count}
+
+    def generator() -> torch.Generator:
+        return torch.Generator().manual_seed(7)
+
+    def op(q: Tensor, k: Tensor) -> Tensor:
+        return cellattn.attention_bce(
+            q,
+            k,
+            graph,
+            relation,
+            link=link,
+            num_prefix=num_prefix,
+            scale=scale,
+            generator=generator(),
+            reduction="none",
+            **options,
+        )
+
+    genes = torch.arange(graph.num_nodes) if rows is None else rows
+    if ratio:
+        negatives = sample_negatives_of_graph(graph, relation, count, generator(), torch.float32)
+    else:
+        negatives = sample_negatives(graph, relation, rows, int(count), generator(), torch.float32)
+
+    def definition(q: Tensor, k: Tensor) -> Tensor:
+        t, edges, _ = (x[genes] for x in reference.target(graph, relation))
+        scores = (q @ k.mT) * (q.shape[-1] ** -0.5 if scale is None else scale)
+        if link == "sigmoid":
+            log_a, log_1ma = F.logsigmoid(scores), F.logsigmoid(-scores)
+        else:
+            log_a, log_1ma = reference.log_softmax_and_complement(scores)
+        log_a, log_1ma = (x[..., num_prefix:, num_prefix:][..., genes, :] for x in (log_a, log_1ma))
+        weight = torch.zeros_like(t).index_put_(
+            (negatives.row, negatives.gene), negatives.weight.double()[negatives.row], accumulate=True
+        )
+        weight = torch.where(edges, 1 - t, weight)
+        bce = torch.where(edges, t * log_a, 0) + torch.where(weight > 0, weight * log_1ma, 0)
+        return torch.where(edges.any(-1), -bce.sum(-1), 0)
+
+    return op, definition
 
 
 def values_and_grads(f: Callable[..., Any], *inputs: Tensor, seed: int = 1) -> tuple[list[Tensor], list[Tensor]]:

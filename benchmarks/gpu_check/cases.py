@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import cellattn
@@ -93,6 +94,7 @@ def cases(graph: MultiGraph) -> Iterator[Case]:
     yield both(
         "attention_kl_comembership", *wide, f=lambda m, q, k: m.attention_kl_comembership(q, k, shared, num_prefix=1)
     )  # fmt: skip
+    of_sparse: dict[str, Any] = {"graph": graph, "relation": "sparse", "num_prefix": 1, "scale": 0.25}
     for link, target in (("softmax", "normalized"), ("softmax", "binary"), ("sigmoid", "binary")):
         yield both(
             f"attention_bce {link} {target}", *pair,
@@ -100,6 +102,12 @@ def cases(graph: MultiGraph) -> Iterator[Case]:
                 q, k, graph, "dense", num_prefix=1, link=link, target=target
             ),
         )  # fmt: skip
+    yield Case(
+        "attention_bce, scores of 2^18",
+        pair,
+        lambda q, k: (cellattn.attention_bce(F.pad(q, (0, 1), value=1024), F.pad(k, (0, 1), value=1024), **of_sparse),),
+        lambda q, k: (reference.attention_bce(q, k, **of_sparse),),  # the same added to all of a row changes nothing
+    )
     yield both("attention_bce rows", *pair, f=lambda m, q, k: m.attention_bce(q, k, graph, "sparse", num_prefix=1, rows=rows))
     yield Case(
         "attention_bce drawn",

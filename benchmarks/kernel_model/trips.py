@@ -125,6 +125,20 @@ def _of_large_rows(loops: int) -> Callable[[Launch, Tied | None], Trips]:
     return trips
 
 
+def _of_large_bce(marks: str) -> Callable[[Launch, Tied | None], Trips]:
+    """The same of rows with every token: by rows, blocks are looked at one by one; by tokens, all at once."""
+
+    def trips(launch: Launch, tied: Tied | None) -> Trips:
+        a = launch.args
+        blocks = a["num_leading"] * _steps(a["num_rows"], a["BM"])
+        unread = {name: 0.0 for name, value in a.items() if isinstance(value, Tensor) and name != marks}
+        by_tokens = launch.fn.__name__.endswith("dk")
+        first = launch.ctas * _steps(blocks, 4096) if by_tokens else blocks
+        return Trips(launch.ctas, [first, *[0] * 5], share=unread)
+
+    return trips
+
+
 def _segments(side: str) -> Callable[[Launch, Tied | None], Trips]:
     def trips(launch: Launch, tied: Tied | None) -> Trips:
         assert tied is not None
@@ -572,6 +586,9 @@ RULES: dict[str, Callable[[Launch, Tied | None], Trips]] = {
     "bce_rows_bwd_kernel_segments_dk": _bce_segments("colptr_ptr", "segcol_ptr", parts=False),
     "bce_rows_bwd_kernel_edges_dk": _bce_edges_dk,
     "bce_rows_bwd_kernel_dq": _bce_copies,
+    "bce_rows_fwd_kernel_large": _of_large_bce("lse_ptr"),
+    "bce_rows_bwd_kernel_large_dq": _of_large_bce("has_large_ptr"),
+    "bce_rows_bwd_kernel_large_dk": _of_large_bce("has_large_ptr"),
     "nonedges_kernel": _bisected("steps"),
     "masked_spmm_kernel": _masked_spmm,
     "masked_sddmm_kernel": _masked_sddmm,

@@ -94,8 +94,8 @@ def attention_bce(
         node types than the relation joins; rows without a valid edge contribute 0 and are not counted. Values and gradients are
         exact however sharp the map is: -log(1 - a) of an entry above 2/3 is made of the log-sum-exp of the row's other tokens.
         A row whose sum is beyond the dtype of the loss is infinite, and so is a mean with it, whatever others are.
-        On a GPU the softmax link takes log a of the others from scores and LSE in float32, where it is off by up to
-        e = 2^-23 (D + 2) S, S = scale sum_d |q_d| |k_d|; -log(1 - a) and its gradient are then off by up to 3 e of themselves.
+        On a GPU too rows with |lse| >= 710 are made of scores in float64 and of their LSE, unless the given one differs from it
+        by more than rounding explains.
 
     Raises:
         ValueError, TypeError: naming the argument, what came and what was expected.

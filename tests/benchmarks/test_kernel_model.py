@@ -130,6 +130,8 @@ def test_rules_of_ties() -> None:
 # Whose shapes have hubs, empty rows, repeated rows, sharp entries, drawn negatives, and genes that some samples drop.
 SHORT = ("edge_attention", "masked_spmm", "relational_spmm", "perturbation_attention", "set_sum", "bit_sum")
 MARKS = "has_large", "has_large_ptr", "wild_ptr"  # of rows that are walked apart
+# where there are none of those, the log-sum-exps themselves
+LARGE = "bce_rows_fwd_kernel_large"
 LONG = [x for x in SUBJECTS if x.family == "attention_bce" or x.name.startswith("few queries")]
 
 
@@ -144,7 +146,9 @@ def test_rules_of_other_kernels(subject: Subject) -> None:
         for counted in device.counted:
             if subject.owns(counted.launch.fn.__name__):
                 trips, warps = trips_of(counted.launch), counted.launch.options["num_warps"]
-                if any(counted.launch.args[marks].any() for marks in MARKS if marks in counted.launch.args):
+                args = counted.launch.args
+                large = counted.launch.fn.__name__ == LARGE and bool((args["lse_ptr"].abs() > 709).any())
+                if large or any(args[marks].any() for marks in MARKS if args.get(marks) is not None):
                     assert trips.loops[:1] == rounds(counted)[:1]  # the rule is of a cell, where no row is marked
                     continue
                 assert trips.loops == rounds(counted), f"{counted.launch.fn.__name__}, {counted.launch.config}"

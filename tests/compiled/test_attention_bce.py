@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import cellattn
 from cellattn import MultiGraph, reference
-from cellattn.ops._negatives import sample_negatives, sample_negatives_of_graph
 
-from ..compare import leaves, random_graph
+from .. import ptx
+from ..compare import leaves, random_graph, with_drawn_negatives
 from ..conftest import exhaustive
+from ..ops import test_large_scores as large_scores
 from ..ptx.subjects import cut
 from .check import assert_on_chip, on_chip
 
@@ -23,45 +23,6 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 def graph_of(n: int) -> MultiGraph:
     return random_graph(n, {"other": 7, "a": 5 * n}).extend(1)
-
-
-def with_drawn_negatives(
-    graph: MultiGraph, relation: str, rows: Tensor | None, count: int | float, *, link: str, num_prefix: int
-) -> tuple[Any, Any]:
-    """The op with negatives drawn, so many a row or (a float) an edge, and its definition with the same ones."""
-    ratio = isinstance(count, float)
-    options: dict[str, Any] = {"rows": rows, "neg_sample_ratio" if ratio else "num_negatives": count}
-
-    def generator() -> torch.Generator:
-        return torch.Generator().manual_seed(7)
-
-    def op(q: Tensor, k: Tensor) -> Tensor:
-        return cellattn.attention_bce(
-            q, k, graph, relation, link=link, num_prefix=num_prefix, generator=generator(), reduction="none", **options
-        )
-
-    genes = torch.arange(graph.num_nodes) if rows is None else rows
-    if ratio:
-        negatives = sample_negatives_of_graph(graph, relation, count, generator(), torch.float32)
-    else:
-        negatives = sample_negatives(graph, relation, rows, int(count), generator(), torch.float32)
-
-    def definition(q: Tensor, k: Tensor) -> Tensor:
-        t, edges, _ = (x[genes] for x in reference.target(graph, relation))
-        scores = (q @ k.mT) * q.shape[-1] ** -0.5
-        if link == "sigmoid":
-            log_a, log_1ma = F.logsigmoid(scores), F.logsigmoid(-scores)
-        else:
-            log_a, log_1ma = reference.log_softmax_and_complement(scores)
-        log_a, log_1ma = (x[..., num_prefix:, num_prefix:][..., genes, :] for x in (log_a, log_1ma))
-        weight = torch.zeros_like(t).index_put_(
-            (negatives.row, negatives.gene), negatives.weight.double()[negatives.row], accumulate=True
-        )
-        weight = torch.where(edges, 1 - t, weight)
-        bce = torch.where(edges, t * log_a, 0) + torch.where(weight > 0, weight * log_1ma, 0)
-        return torch.where(edges.any(-1), -bce.sum(-1), 0)
-
-    return op, definition
 
 
 CASES = [(80, "bf16", 20, "softmax"), (80, "fp32", 20, "sigmoid")]
@@ -199,3 +160,36 @@ def test_what_is_in_no_pair_leaves_no_trace(arch: int, link: str, size: float, v
     for zero, wild in zip(*results, strict=True):
         assert zero.isfinite().all()
         assert torch.equal(zero, wild)
+
+
+LARGE = [f"bce_rows_{x}" for x in ("fwd_kernel_large", "bwd_kernel_large_dq", "bwd_kernel_large_dk")]
+OF_ANY_SIZE = [
+    *((arch, "bce", torch.float32, size) for arch in (80, 90) for size in (1e5, 1e6, 1e8, 1e10)),
+    (80, "bce binary", torch.float32, 1e6), (80, "bce", torch.float16, 1e4), (90, "bce", torch.bfloat16, 1e6),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arch", "name", "dtype", "size"), exhaustive(*OF_ANY_SIZE), ids=str)
+def test_large_scores(arch: int, name: str, dtype: torch.dtype, size: float) -> None:
+    with ptx.device(arch) as device:
+        large_scores.test_losses(name, size, dtype)
+    assert set(LARGE) <= set(device.launches)
+
+
+DIGITS = [
+    *((arch, torch.float32, *case) for arch in (80, 90) for case in large_scores.LAST_DIGITS),
+    *((arch, dtype, 1e6, negatives, None) for arch in (80, 90) for dtype in DTYPES.values() for negatives in (None, 9)),
+]
+FIRST = [(80, torch.bfloat16, 1e6, None, None), (90, torch.float32, 1e8, 9, large_scores.ROWS)]
+
+
+@pytest.mark.parametrize(
+    ("arch", "dtype", "size", "negatives", "rows"),
+    [*FIRST, *exhaustive(*(x for x in DIGITS if x not in FIRST))],
+    ids=large_scores.name_of,
+)
+def test_scores_that_differ_in_the_last_digits(
+    arch: int, dtype: torch.dtype, size: float, negatives: int | float | None, rows: tuple[int, ...] | None
+) -> None:
+    op, definition, q, k = large_scores.bce_in_last_digits(size, negatives, rows, dtype)
+    assert_on_chip(arch, op, definition, q, k, kernels=LARGE, parts=True)

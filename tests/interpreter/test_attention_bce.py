@@ -444,6 +444,36 @@ def test_scores_that_rounding_moves_past_one_leave_no_large_gradient(size: float
     assert (dk.abs() <= 0.3 * entries.sum() * q.abs().max()).all()
 
 
+@pytest.mark.parametrize("num_negatives", [None, 5], ids=["dense", "drawn"])
+def test_large_log_sum_exps_of_other_keys_are_kept(num_negatives: int | None) -> None:
+    """They differ from those of these keys by more than rounding explains: 3 at scores of 9e4, or these are infinite."""
+    graph, d = mixed(33), 8
+    q, k = (x.detach().float() for x in leaves((2, 33, d), (2, 33, d)))
+    q[..., 0], k[..., 0] = 0, 512
+    q[:, ::2, 0] = 512
+    scale, genes = d**-0.5, torch.arange(33)
+    q64, k64 = q.double().requires_grad_(), k.double().requires_grad_()
+    lse = ((scale * q64 @ k64.mT).logsumexp(-1) + 3).detach().float()
+    lse64 = lse.double().requires_grad_()
+    negatives = None
+    if num_negatives is not None:
+        negatives = sample_negatives(graph, "a", None, num_negatives, torch.Generator().manual_seed(0))
+    options: dict[str, Any] = {"num_prefix": 0, "scale": scale, "normalized": False}
+    want = dense(q64, k64, lse64, graph, "a", genes, negatives, **options)
+    gradients = torch.autograd.grad(want.sum(), (q64, k64, lse64))
+    assert not graph.known_columns("a")[32]
+    for value in (None, torch.inf, torch.nan):
+        if value is not None:
+            k[:, 32, 3] = value  # in no pair
+        problem = problem_of(graph, "a", q, k, lse, None, negatives, **options)
+        loss, *sharp = kernels.bce_rows(*problem)
+        results = loss, *kernels.bce_rows_backward(torch.ones_like(loss), *sharp, *problem)
+        assert (sharp[0] == -1).all()
+        for name, a, b in zip(("loss", "dq", "dk", "dlse"), results, (want.detach(), *gradients), strict=True):
+            # x2 is of float64; in ordinary rows scores of up to 20 are rounded
+            assert float((a - b).abs().max()) <= 5e-5 * float(b.abs().max()), name
+
+
 def test_nonedges_are_those_of_the_cpu() -> None:
     for graph, relation in ((mixed(60, weighted=True), "a"), (cell_with_terms(), "annotated"), (cell_with_terms(), "members")):
         n = graph.num_nodes

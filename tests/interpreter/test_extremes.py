@@ -48,13 +48,10 @@ def triton() -> Iterator[None]:
 # (1e2, 1e5) of float32 and 1e4 of float16 stand for all of them in `make test`.
 SHORT = [(1e2, torch.float32), (1e5, torch.float32), (1e4, torch.float16)]
 SIZES = [*((size, torch.float32) for size in (1e2, 1e4, 1e5, 1e6, 1e8, 1e10)), (1e4, torch.float16), (1e6, torch.float16)]
-# What reads a log-sum-exp that was rounded to float32 beside scores of its own is not as exact as on the CPU: see
-# benchmarks/NOTES.md, "Large scores on a GPU".
-ROUNDED = ("bce", "bce binary")
 
 
 def cases(*names: str) -> list[Any]:
-    found = [(name, *of) for name in names for of in SIZES if name not in ROUNDED or of[0] == 1e2 or of[1] == torch.float16]
+    found = [(name, *of) for name in names for of in SIZES]
     short = [case for case in found if case[1:] in SHORT]
     return [*short, *exhaustive(*(case for case in found if case not in short))]
 
@@ -63,6 +60,18 @@ def cases(*names: str) -> list[Any]:
 def test_losses(name: str, size: float, dtype: torch.dtype) -> None:
     with triton():
         on_the_cpu.test_losses(name, size, dtype)
+
+
+@pytest.mark.parametrize(
+    ("size", "negatives", "rows"),
+    [*on_the_cpu.LAST_DIGITS[2:4], *exhaustive(*on_the_cpu.LAST_DIGITS[:2], *on_the_cpu.LAST_DIGITS[4:])],
+    ids=on_the_cpu.name_of,
+)
+def test_bce_of_scores_that_differ_in_the_last_digits(
+    size: float, negatives: int | float | None, rows: tuple[int, ...] | None
+) -> None:
+    with triton():
+        on_the_cpu.test_bce_of_scores_that_differ_in_the_last_digits(size, negatives, rows)
 
 
 @pytest.mark.parametrize(("name", "size", "dtype"), cases("attention"), ids=str)

@@ -156,6 +156,7 @@ BRANCHES_IN_LOOPS = {"masked_spmm_kernel", "masked_sddmm_kernel"}
 
 # They walk over the rows of large scores one by one, of which there is nearly always none.
 RARE = {f"{family}_bwd_kernel_large_{part}" for family in ("attention", "edge") for part in ("dq", "dkv")}
+RARE |= {f"bce_rows_{kernel}" for kernel in ("fwd_kernel_large", "bwd_kernel_large_dq", "bwd_kernel_large_dk")}
 
 # Read where it is not finite, row by row.
 RARE_ARGUMENTS = {("bit_sum_kernel", "x_ptr")}

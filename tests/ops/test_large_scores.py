@@ -18,8 +18,8 @@ import cellattn
 from cellattn import reference
 from cellattn.ops.attention import _LARGEST_ERROR, _largest_rounding
 
-from ..bounds import assert_attention_gradients
-from ..compare import everything, random_graph, values_and_grads
+from ..bounds import assert_attention_gradients, assert_within_rounding
+from ..compare import everything, of_large_scores, random_graph, values_and_grads, with_drawn_negatives
 
 D, PREFIX = 8, 1
 GRAPH = random_graph(37, {"a": 200}, weighted=True).extend(2)
@@ -190,6 +190,43 @@ def test_edge_attention_of_scores_that_differ_in_the_last_digits(weighted: bool)
     size = p * (2 * v.shape[-1] * float(v.abs().max() * dout.abs().max()) + dlse.abs().double()[..., None])
     want, size = (x[:, prefix + row, prefix + col].sum(-1) for x in (ds, size))
     assert ((got[3].double() - want).abs() <= 64 * torch.finfo(torch.float32).eps * size).all()
+
+
+ROWS = (3, 1, 8, 3, 3, *range(10, 34))
+LAST_DIGITS = [  # size, negatives, rows
+    *((size, negatives, ROWS) for size in (1e5, 1e6, 1e8, 1e10) for negatives in (None, 9)),
+    (1e6, None, None), (1e6, 2.0, None),
+]  # fmt: skip
+
+
+def bce_in_last_digits(
+    size: float, negatives: int | float | None, rows: tuple[int, ...] | None, dtype: torch.dtype = torch.float32
+) -> tuple[Any, ...]:
+    """(op, definition, q, k): rows with a sharp entry and rows without, of large scores and of small ones."""
+    chosen, scale = None if rows is None else torch.tensor(rows), D**-0.5
+    q, k = draw(1.0, dtype, (2, TOKENS, D), (2, TOKENS, D))
+    q[:, ::2] *= 8
+    if negatives is not None:
+        op, definition = with_drawn_negatives(GRAPH, "a", chosen, negatives, link="softmax", num_prefix=PREFIX, scale=scale)
+        return of_large_scores(op, size, scale), definition, q, k
+
+    def of(module: Any) -> Callable[..., Tensor]:
+        return lambda q, k: module.attention_bce(
+            q, k, GRAPH, "a", rows=chosen, num_prefix=PREFIX, scale=scale, reduction="none"
+        )
+
+    return of_large_scores(of(cellattn), size, scale), of(reference), q, k
+
+
+def name_of(x: Any) -> str:
+    return "some rows" if isinstance(x, tuple) else "all" if x is None else str(x)
+
+
+@pytest.mark.parametrize(("size", "negatives", "rows"), LAST_DIGITS, ids=name_of)
+def test_bce_of_scores_that_differ_in_the_last_digits(
+    size: float, negatives: int | float | None, rows: tuple[int, ...] | None
+) -> None:
+    assert_within_rounding(*bce_in_last_digits(size, negatives, rows), parts=True)
 
 
 @sizes

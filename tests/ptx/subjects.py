@@ -22,7 +22,7 @@ from cellattn.graph import cut_rows
 from cellattn.ops.row_dot import row_dot_csr
 
 from ..bounds import attention_gradient_ratios
-from ..compare import leaves, random_graph
+from ..compare import leaves, of_large_scores, random_graph, with_drawn_negatives
 from ..ops.sets import between
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -252,6 +252,24 @@ def _bce(
     return both(lambda module: lambda q, k: module.attention_bce(q, k, graph, "a", **options), [size * q, k], parts=True)
 
 
+def _large_bce(
+    dtype: torch.dtype, lead: tuple[int, ...], n: int, d: int, rows: list[int] | None, negatives: int | None, size: float = 3
+) -> Shape:  # fmt: skip
+    """Rows of scores of 2^20 and what makes them differ, some of them sharp, with hubs among them; and rows of small scores."""
+    graph, scale = _hubs(n, 2, 30), d**-0.5
+    options: dict[str, Any] = {"rows": None if rows is None else torch.tensor(rows), "num_prefix": 1}
+    q, k = drawn(dtype, (*lead, n + 2, d), (*lead, n + 2, d))
+    q[..., 1::2, :] *= size
+
+    def of(module: Any) -> Callable[..., Any]:
+        return lambda q, k: module.attention_bce(q, k, graph, "a", scale=scale, reduction="none", **options)
+
+    op, definition = of(cellattn), of(reference)
+    if negatives is not None:
+        op, definition = with_drawn_negatives(graph, "a", options["rows"], negatives, link="softmax", num_prefix=1, scale=scale)
+    return Shape(of_large_scores(op, 2.0**20, scale), definition, [q, k], parts=True)
+
+
 def _hubs_bce(dtype: torch.dtype, lead: tuple[int, ...], n: int, d: int, size: float = 1) -> Shape:
     """Every row by the sigmoid link, of which the first has every gene."""
     graph = _weighted(n, 3, n).extend(1)
@@ -287,8 +305,6 @@ def _drawn_bce(
     dtype: torch.dtype, n: int, d: int, count: int, link: str, size: float = 1, rows: list[int] | None = None,
     graph: MultiGraph | None = None,
 ) -> Shape:  # fmt: skip
-    from ..compiled.test_attention_bce import with_drawn_negatives
-
     graph = graph or random_graph(n, {"other": 7, "a": 4 * n}, weighted=True).extend(1)
     q, k = drawn(dtype, (n + 2, d), (n + 2, d))
     chosen = None if rows is None else torch.tensor(rows)
@@ -505,6 +521,13 @@ SUBJECTS = [
         lambda: _drawn_bce(BF16, 90, 20, 9, "softmax", 3, [5, 0, 2, 0, 89, 7], _hubs(90, 9, 5)),
         lambda: _drawn_bce(BF16, 150, 20, 3, "softmax", 6, [1, 1, *range(140, 2, -1), 0, 4], _hubs(150, 5, 80)),
         lambda: _drawn_bce(BF16, 140, 20, 3, "softmax", 1, [*range(139, -1, -1)], _hubs(140, 1, 80)),
+    ]),
+    Subject("attention_bce", "large scores, fp32, D 19", 80, [
+        lambda: _large_bce(FP32, (2,), 45, 19, None, None), lambda: _large_bce(FP32, (), 77, 19, None, None, 1),
+    ]),
+    Subject("attention_bce", "large scores, chosen rows, drawn negatives, fp32, D 19", 80, [
+        lambda: _large_bce(FP32, (2,), 45, 19, [5, 0, 2, 0, 44, *range(6, 20)], 40),
+        lambda: _large_bce(FP32, (), 45, 19, [*range(44, 0, -1), *range(30)], 9, 1),
     ]),
     Subject("edge_attention", "bf16, D 20, DV 36", 80, [
         lambda: _edge_attention(BF16, (), _two_relations(25), 20, 36, 3, num_prefix=1, weighted=True),

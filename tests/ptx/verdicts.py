@@ -125,6 +125,7 @@ first row, one term of seventy: below the bound of a bfloat16 sum of that length
     ("row_dot_fwd_kernel", "offset", "ld.global.b64"): "reads where the segments of a hub end for where they begin, so that \
 it walks the hub whole: the same sum in another order",
     ("attention_fwd_kernel", "swap", "fma.rn.ftz"): "a high coefficient of the polynomial of a logarithm",
+    ("bce_rows_fwd_kernel_large", "swap", "fma.rn.ftz"): "a coefficient of the polynomial of the logarithm of a row's sum",
     ("bce_rows_fwd_kernel", "swap", "fma.rn.ftz"): "a coefficient of the polynomial of log(1 - a), which moves that by 3e-4 at \
 most, where a is nearly 2/3, and is multiplied by its target in an edge of a hub; the bound of a row's loss is 1e-4 here",
     ("bit_sum_kernel_pieces", "swap", "sub.f32"): "the sign of a last piece of float32, of its last eight binary digits: below \
