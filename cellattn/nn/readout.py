@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -111,6 +113,12 @@ class PerturbedGeneReadout(nn.Module):
             x, dtype, q, k, v, out=self.out, ffn=self.ffn, norms=(self.norm1, self.norm2), rezero=self.rezero,
             null=self._null(q), mean=mean,
         )  # fmt: skip
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
+        name = f"{prefix}null_bias"
+        if name in state_dict and state_dict[name].ndim == 0:  # as it was saved before `fully_shard` could take it
+            state_dict[name] = state_dict[name].reshape(1)
+        super()._load_from_state_dict(state_dict, prefix, *more)
 
     def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[n, 3 dim] -> q, k and v [n, H, D]."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cellattn.nn import PerturbedGeneReadout
@@ -88,6 +88,15 @@ def test_without_a_sink_a_gene_alone_does_not_look() -> None:
 def test_rezero_starts_as_nothing() -> None:
     module = PerturbedGeneReadout(DIM, residual="rezero", null_sink=0.0).double()
     assert torch.equal(module(genes()[SEEDS], PTR), genes()[SEEDS])
+
+
+def test_a_sink_that_was_saved_without_dimensions_loads() -> None:
+    model = nn.ModuleDict({"readout": readout(null_sink=-0.4)})
+    state = model.state_dict()
+    state["readout.null_bias"] = torch.tensor(0.25, dtype=torch.float64)
+    model.load_state_dict(state)
+    assert model["readout"].null_bias.tolist() == [0.25]
+    assert state["readout.null_bias"].ndim == 0  # the caller's stays as it is
 
 
 @pytest.mark.parametrize("form", ["post", "rezero and sink"])
