@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .config import num_multiprocessors, options
+from . import config
 
 LARGEST = tl.constexpr(3.4028234663852886e38)  # the largest float32, as a pivot
 LARGE = tl.constexpr(2.0**10)  # of |LSE| in base 2
@@ -42,10 +42,10 @@ def power(b_x):
 
 def num_programs(count: int, device: torch.device) -> int:
     """Of a launch that has so many blocks or tokens to look at."""
-    return min(2 * num_multiprocessors(device), count)
+    return min(2 * config.num_multiprocessors(device), count)
 
 
 def exactly(width: int) -> tuple[int, dict[str, Any]]:
     """(how many keys or entries of so many features are taken at once, how kernels in float64 are compiled)"""
     # every product and sum is rounded by itself: a score has the same digits wherever it is made
-    return max(8, 1024 // width), options(8, registers=240) | {"enable_fp_fusion": False}
+    return max(8, 1024 // width), config.options(8, registers=240) | {"enable_fp_fusion": False}
