@@ -99,7 +99,8 @@ def attention(
         float32 (float64 for float64 inputs). On the CPU large scores are made in float64. On a GPU out is of scores in float32:
         a score and its LSE are off by up to D + 2 roundings, of 2^-24 each, of S = scale sum_d |q_d| |k_d| (more where TF32 is
         allowed), and an entry of the map by up to 2^-23 (D + 2) S of itself; gradients of rows with |lse| >= 710 are of scores
-        in float64 there too.
+        in float64 there too. From |lse| = 1.4e9 on (2^31 in base 2) a row may be NaN on a GPU: half a spacing of its largest
+        score is then more than exp2 can take.
 
     Raises:
         ValueError, TypeError: for shapes, dtypes or devices that do not fit, naming the argument.
