@@ -27,6 +27,7 @@ NAMES = [name for name, entry in {**OPS, **MODELS}.items() if entry.floats]
 def test_results_may_be_written_to(name: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if way == "streamed":
         monkeypatch.setattr(_dense, "LARGEST", 0)
+        monkeypatch.setattr(_dense, "LARGEST_ATTENTION", 0)
     entry = {**OPS, **MODELS}[name]
     module = entry.make_module()
 
@@ -39,7 +40,7 @@ def test_results_may_be_written_to(name: str, way: str, monkeypatch: pytest.Monk
         return list(torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True))
 
     want = gradients(written=False)
-    if name in KEPT:
+    if name in KEPT and (name, way) != ("graph_attention", "dense"):  # which is made of the map
         with pytest.raises(RuntimeError, match=r"modified by an inplace operation.*is output \d of [A-Z]"):
             gradients(written=True)
         return

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..graph import MultiGraph
+from ..graph.rows import of_any_mode
 from ._bernoulli import SHARP
 from ._operator import is_eager, refuse_double_backward_through
 from ._rows import at, separate, take
@@ -29,6 +30,7 @@ from .attention import accumulation_dtype, as_dtype, is_ordinary
 # threads, where the two cross between 400 and 600 genes.
 LARGEST = 2**18
 LARGEST_ATTENTION = 2**15  # of all heads, where the output is made of their map too: 4 heads of 90 tokens
+MOST_TIES = 32  # lists of relations of which a graph keeps what is read for ties: a training may draw others at each step
 MOST_KEPT = 2**20  # pairs of genes of which a graph keeps the targets, for a few rows too: 8 MB a relation
 
 
@@ -101,6 +103,7 @@ class TieTargets(NamedTuple):
     num_counted: Tensor  # [ties], rows with an edge, at least 1
 
     @classmethod
+    @of_any_mode
     @torch.no_grad()
     def of(cls, graph: MultiGraph, relations: Sequence[str], dtype: torch.dtype) -> TieTargets:
         each = [dense_targets(graph, relation, dtype) for relation in relations]
@@ -120,6 +123,18 @@ class TieTargets(NamedTuple):
         counted = without_edge.logical_not().sum(1).clamp_min(1)
         sums = (x.to(entropy.dtype) for x in (total, total / counted, counted))
         return cls(positive, entropy, without_edge, unknown, *sums)
+
+
+def _tie_targets(graph: MultiGraph, relations: tuple[str, ...], dtype: torch.dtype) -> TieTargets:
+    """Those of all rows are kept, of a few lists of relations."""
+    kept = graph.once(("targets of ties", dtype), dict[tuple[str, ...], TieTargets])
+    targets = kept.get(relations)
+    if targets is None:
+        targets = TieTargets.of(graph, relations, dtype)
+        if len(kept) >= MOST_TIES:
+            kept.clear()
+        kept[relations] = targets
+    return targets
 
 
 def dense_kl(
@@ -151,7 +166,7 @@ def dense_graph_attention(
     """`graph_attention` with KL of checked arguments, all ties of the same rows: everything is made of one map."""
     public, dtype = "graph_attention", accumulation_dtype(q.dtype)
     relations, heads = tuple(relation for relation, _ in ties), [head for _, head in ties]
-    targets = graph.once(("targets of ties", relations, dtype), lambda: TieTargets.of(graph, relations, dtype))
+    targets = _tie_targets(graph, relations, dtype)
     if rows is not None:
         targets = targets.of_rows(rows)
     s = _scores(q, k, None, 0, scale, public)

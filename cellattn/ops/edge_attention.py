@@ -226,7 +226,7 @@ def _backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tenso
         dout, dlse, *tensors, row_segments, col_segptr, segment_col, col_segments, *ctx.ties, draw, ctx.threshold
     )
     bias = tensors[5]
-    return dq, dk, dv, None if bias is None else dbias.reshape(-1, dbias.shape[-1]).sum(0), *(None,) * 19
+    return dq, dk, dv, None if bias is None else dbias.sum(list(range(dbias.ndim - 1))), *(None,) * 19
 
 
 _edge_attention.register_autograd(_backward, setup_context=_setup_context)

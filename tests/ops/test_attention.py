@@ -95,6 +95,13 @@ def test_key_mask_that_keeps_nothing() -> None:
     assert q.grad[1].abs().max() > 0
 
 
+def test_the_operator_without_features_is_a_mean() -> None:
+    q, v = torch.ones(3, 0), torch.tensor([[1.0], [2.0], [6.0]])
+    out, lse = torch.ops.cellattn.attention(q, q, v, None, 1.0, None, 0)
+    torch.testing.assert_close(out, torch.full((3, 1), 3.0))
+    torch.testing.assert_close(lse, torch.full((3,), 3.0).log())
+
+
 def test_no_queries() -> None:
     q, k, v = leaves((2, 0, 8), (2, 5, 8), (2, 5, 3))
     (out, lse), grads = values_and_grads(cellattn.attention, q, k, v)

@@ -305,3 +305,12 @@ def test_unseen_values_whose_products_overflow_leave_no_trace() -> None:
         q.requires_grad_(), k.requires_grad_(), odd, DENSE, [("d", 0)], num_prefix=0, self_loops=False
     )
     assert all(x.isfinite().all() for x in torch.autograd.grad(out, (q, k, odd), torch.full_like(out, 100.0)))
+
+
+def test_no_heads() -> None:
+    graph = random_graph(5, {"a": 9})
+    x, bias = torch.zeros(0, 5, 4, requires_grad=True), torch.zeros(0, requires_grad=True)
+    out, _ = cellattn.edge_attention(x, x, x, graph, [], edge_bias=bias, num_prefix=0)
+    out.sum().backward()
+    assert bias.grad is not None
+    assert bias.grad.shape == (0,)

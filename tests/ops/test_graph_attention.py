@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 from typing import Any
 
@@ -102,6 +103,16 @@ def test_double_backward_is_refused(result: int, given: int, way: str, monkeypat
         with pytest.raises(RuntimeError, match="double backward is not supported"):
             torch.autograd.grad(grad.sum(), x, retain_graph=True)
     torch.autograd.grad((out.sum(), loss)[result], inputs[given])
+
+
+def test_lists_of_ties_that_change_from_step_to_step_take_no_more_and_more_memory() -> None:
+    names = [f"r{i}" for i in range(10)]
+    graph = random_graph(5, dict.fromkeys(names, 6))
+    q, k, v = leaves((1, 5, 4), (1, 5, 4), (1, 5, 4))
+    for pair in itertools.permutations(names, 2):
+        cellattn.graph_attention(q, k, v, graph, [(name, 0) for name in pair], num_prefix=0)
+    kept = graph.once(("targets of ties", torch.float64), dict)
+    assert 0 < len(kept) <= _dense.MOST_TIES
 
 
 def test_without_ties_it_is_attention() -> None:
