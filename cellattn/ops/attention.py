@@ -395,7 +395,8 @@ _BLOCK = 2**20
 def is_ordinary(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
     """Whether the kernels are right: no value is NaN or infinite, and no score can be larger than rounding allows."""
     share = _share(q, scale)
-    if AVAILABLE and q.dtype in _EXTENSION_DTYPES:  # not by way of autograd
+    # not by way of autograd, nor of what makes memory for zeros that have none
+    if AVAILABLE and q.dtype in _EXTENSION_DTYPES and not (q._is_zerotensor() or k._is_zerotensor() or v._is_zerotensor()):
         return bool(_is_ordinary.redispatch(_CPU, q.contiguous(), k.contiguous(), v.contiguous(), share))
     of_q, of_k, of_v = _largest(q, k, v)
     return share * (of_q * of_k) <= 1 and of_v < torch.inf
