@@ -1,4 +1,4 @@
-"""Rows of large scores, whose backward is made again in float64, row by row.
+"""Rows of large scores, which are made again in float64, row by row: in the backward, of `attention_bce` in the forward too.
 
 Where |LSE| is large, float32 leaves little of P in the backward: LSE has a spacing of 2^-24 of itself, and a score that is made
 again in another order is off by as much. The rows of LARGE, a factor of 2^-14, are few in any model that trains: the backward
