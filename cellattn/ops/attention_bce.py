@@ -95,7 +95,7 @@ def attention_bce(
         exact however sharp the map is: -log(1 - a) of an entry above 2/3 is made of the log-sum-exp of the row's other tokens.
         A row whose sum is beyond the dtype of the loss is infinite, and so is a mean with it, whatever others are.
         On a GPU too rows with |lse| >= 710 are made of scores in float64 and of their LSE, unless the given one differs from it
-        by more than rounding explains.
+        by more than rounding explains; from 1.4e9 on what `attention` says of its own.
 
     Raises:
         ValueError, TypeError: naming the argument, what came and what was expected.
