@@ -282,7 +282,7 @@ def _attention(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: float, draw: Tensor | None = None, threshold: int = 0
 ) -> tuple[Tensor, Tensor]:
     require(draw is None or key_mask is None, "key_mask: expected None beside dropout")
-    if not q.numel() and 0 in q.shape[:-1]:  # PyTorch's kernel divides by the number of queries
+    if 0 in q.shape[:-1]:  # PyTorch's kernel divides by the number of queries
         return q.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(q.shape[:-1], dtype=accumulation_dtype(q.dtype))
     keep = None
     if key_mask is not None:
