@@ -87,8 +87,9 @@ def folder(text: str) -> Path:
 def results(text: str) -> Path:
     """A folder for results that is there or can be made: whoever first writes to it makes it."""
     path = out_folder(text)
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    made: list[Path] = []
     try:
+        made = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise argparse.ArgumentTypeError(str(error)) from None

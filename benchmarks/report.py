@@ -159,10 +159,10 @@ training below, where cells and models are smaller; one run of "wildtype differe
             text = f"{how} {text}{of_training if known else ''}" if i == 0 else text
             yield f"Methods: {title[0].lower()}{title[1:]}", text
     if ops is not None:
-        tokens = next(row["tokens"] for row in ops["rows"] if row["suite"] == "ops")
+        tokens = next((f"T = {row['tokens']:,} tokens" for row in ops["rows"] if row["suite"] == "ops"), "Time over T")
         yield (
             "The ops, and time over T",
-            f"""T = {tokens:,} tokens, {ops["graph"]}, {ops["dtype"]}, forward and backward in one
+            f"""{tokens}, {ops["graph"]}, {ops["dtype"]}, forward and backward in one
 process; medians after a warm-up. Every figure was first held to a dense float64 computation: `error` is the largest error of an
 output or gradient, as a share of its largest entry. Where negatives are drawn, "drawn": how far the mean of eight draws is from
 what they estimate, and the bound from their own spread, which is large since each gradient of a row rests on a few draws. Plain
@@ -192,7 +192,7 @@ larger batches and both heaps.
 
 def write(results: Results, folder: Path) -> Path:
     """Put all results into one page: what was found, then every table, folded by topic, then what could not run."""
-    if results.ops is not None:
+    if results.ops is not None and any(row["suite"] == "ops" for row in results.ops["rows"]):
         ops_tables.draw_ops(results.ops, folder / "ops.png")
     absent = (
         module.missing(result["rows"])

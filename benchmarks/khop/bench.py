@@ -3,7 +3,7 @@
     python -m benchmarks.khop [--sets 28 256] [--hops 1 2 3] [--heaps default kept] [--seconds 2700] [--short]
 
 Every implementation runs in a process of its own, because a heap's settings are read at the start of one: "default", and
-"kept", where freed pages stay with the process. What it returns is first held to the definition in `khop_peers.py`; one that
+"kept", where freed pages stay with the process. What it returns is first held to the definition in `peers.py`; one that
 is wrong, cannot run or dies is a line without a speed. Writes `khop.json`, `khop.md` and `khop.png`.
 """
 

@@ -327,7 +327,8 @@ class PerturbationDataset(Dataset[PerturbationSample]):
         Raises:
             ValueError: no samples, an unknown number of genes, or what the constructor refuses.
         """
-        if hasattr(samples, "node_types") or not isinstance(samples, Iterable):
+        several = isinstance(samples, Iterable) or hasattr(type(samples), "__getitem__")  # as a `Subset`, say, has alone
+        if hasattr(samples, "node_types") or not several:
             raise TypeError(f"samples: expected a sequence of HeteroData, got {type(samples).__name__}")
         batches = []
         for data in samples:

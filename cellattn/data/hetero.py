@@ -90,14 +90,15 @@ def read(data: Any, node_type: str) -> Fields:
         position = int((seeds < 0).nonzero()[0])
         raise ValueError(f"data: {INDICES}: position {position} holds {int(seeds[position])}, expected an index of a gene")
     if "n_id" in store:  # subgraphs, whose genes are numbered anew
-        ends = store.ptr[1:][sample] if collated else torch.full_like(seeds, len(store.n_id))
+        n_id = _numbers(store, node_type, "n_id", whole=True)
+        ends = store.ptr[1:][sample] if collated else torch.full_like(seeds, len(n_id))
         place = seeds + store.ptr[sample] if collated else seeds
         if values_visible(seeds) and bool((place >= ends).any()):
             position = int((place >= ends).nonzero()[0])
             raise ValueError(
                 f"data: {INDICES}: position {position} holds {int(seeds[position])}, which its subgraph does not have"
             )
-        seeds = store.n_id[place]
+        seeds = n_id[place]
     types = _numbers(store, node_type, TYPES, whole=True) if TYPES in store else None
     if types is not None:
         require(len(types) == len(seeds), f"data: {TYPES}: expected {len(seeds)} entries as in {INDICES}, got {len(types)}")
@@ -116,7 +117,8 @@ def _numbers(store: Any, node_type: str, name: str, *, whole: bool) -> Tensor:
     kind = "whole numbers" if whole else "numbers"
     if not isinstance(value, Tensor):
         raise TypeError(f"data: {name} of node type {node_type!r}: expected a tensor of {kind}, got {describe(value)}")
-    good = value.dtype != torch.bool and not value.is_complex() and not (whole and value.is_floating_point() and value.numel())
+    good = value.layout == torch.strided and value.dtype != torch.bool and not value.is_complex()
+    good = good and not (whole and value.is_floating_point() and value.numel())
     require(good, lambda: f"data: {name} of node type {node_type!r}: expected {kind}, got a {describe(value)}")
     return value.reshape(-1).long() if whole else value.reshape(-1)
 

@@ -34,8 +34,8 @@ class Comembership:
         entropy: float64 [N], sum_j t_ij log t_ij (natural log), 0 for a row of zeros.
         loops: float64 [N], sum_e b_ie w_e b_ie of the terms that several genes have, where `diagonal` is False, else 0.
         shared_weight: float64 [N], w_e at term e, 0 at other tokens and, where `diagonal` is False, at terms of one gene.
-        key_weight, term_weight: b [entries of B] and `shared_weight`, each over a power of two where it is very large or small,
-            so that no sum over them is.
+        key_weight, term_weight: b [entries of B] and `shared_weight`, each over a power of two where some are very large or
+            small, so that sums over them are neither.
         share: float64 [N], of each row what its product by these, and by the `scaled` rows of the graph, is multiplied with.
         own_share: float64 [N], `loops` times `inv_mass`.
     """

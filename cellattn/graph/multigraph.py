@@ -936,6 +936,7 @@ class MultiGraph:
         self.__dict__.update({**since, **state})
         if "_has_unusual_mass" not in state:
             self._has_unusual_mass = self._find_unusual_mass()
+            self._shared = {}  # had fewer constants
         self._watch_all()
 
     def __eq__(self, other: object) -> bool:

@@ -140,9 +140,15 @@ class Scaled(NamedTuple):
 
 
 def unit_of(weight: Tensor) -> float:
-    """1, or where the largest of some weights is very large or small, a power of two by which it is in [1, 2)."""
-    largest = float(weight.max()) if weight.numel() else 0.0
-    return 1.0 if largest == 0 or 1 / USUAL_MASS <= largest <= USUAL_MASS else 2.0 ** (math.frexp(largest)[1] - 1)
+    """1, or where the largest or smallest of some weights but zeros is very large or small, a power of two midway between.
+
+    Midway, since of rows that are much lighter than others nothing is left beside the heaviest in float32.
+    """
+    some = weight[weight > 0]
+    smallest, largest = (float(x) for x in some.aminmax()) if some.numel() else (1.0, 1.0)
+    if smallest >= 1 / USUAL_MASS and largest <= USUAL_MASS:
+        return 1.0
+    return 2.0 ** ((math.frexp(smallest)[1] + math.frexp(largest)[1]) // 2 - 1)
 
 
 def scaled_weights(rowptr: Tensor, weight: Tensor, edge: Tensor, num_nodes: int) -> Scaled:

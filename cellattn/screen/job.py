@@ -99,9 +99,12 @@ class Job:
 
     def try_first(self) -> None:
         """Score the first sets: what the models cannot be asked for is said before there is a folder of such a screen."""
-        _, genes, types = self.sets.block(0, min(2, self.sets.total))  # one alone hides in which dimension they are
+        _, genes, types = self.sets.block(0, min(CHUNK, self.sets.total))
+        if len(genes) == 0:  # filters left none, and no model is asked for nothing
+            return
+        given = genes[:2].contiguous(), None if types is None else types[:2].contiguous()  # one alone hides its dimension
         for scorer in self.scorers:
-            scorer.score(genes.contiguous(), None if types is None else types.contiguous())
+            scorer.score(*given)
 
     def compute(self, unit: Unit, on_ranks: Callable[[int], Any] = lambda ranks: None) -> Result:
         """Score the sets of a unit; on_ranks is told how many ranks further it is.

@@ -590,6 +590,10 @@ def test_the_report_holds_the_short_version(
     findings, tail = text.index("](khop_short.png)"), text.index("## What has no figure here")
     assert findings < text.index("<details>") < text.index("| trained |") < tail < text.index("theirs: not installed")
     assert text.count("<details>") == text.count("</details>") > 4
+    (tmp_path / "ops.png").unlink()
+    lengths = report.Results(ops={**ops, "rows": [{**op, "suite": "length"}]})
+    assert "Time over T, a graph, float32" in report.write(lengths, tmp_path).read_text()
+    assert not (tmp_path / "ops.png").exists()
 
 
 def test_results_that_are_not_whole_are_drawn_anew(whole: tuple[dict[str, Any], Path], tmp_path: Path) -> None:

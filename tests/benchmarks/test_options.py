@@ -29,7 +29,7 @@ DOORS = {
     "profile": "nope|dango --torch --out OUT --batch-size 0|nope --torch --out OUT"
     "|nope:f|torch:nope|dango --batch-size 0|dango --steps 0|dango --warmup -1|dango --torch --out /proc/x"
     "|dango --torch --out ''",
-    "quick": "--out OUT --nope|--out /proc/x|--out ''",
+    "quick": "--out OUT --nope|--out /proc/x|--out ''|--out NAME",
     "report": "--redraw /nope|--only nope",
     "gpu_check.__main__": "--plan -1|--plan nan|--once 0|--only nope --plan 9|",
     "kernel_model.__main__": "--chips nope",
@@ -43,7 +43,7 @@ def test_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CELLATTN_DATA", str(tmp_path))  # none there
-    words = [word.replace("OUT", str(tmp_path / "out")) for word in shlex.split(line)]
+    words = [word.replace("OUT", str(tmp_path / "out")).replace("NAME", "n" * 300) for word in shlex.split(line)]
     if "--data" in words and str(tmp_path / "out") in words:
         (tmp_path / "out").mkdir()
     monkeypatch.setattr("sys.argv", [door, *words])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -269,6 +269,10 @@ MALFORMED: dict[str, tuple[dict[str, list[Any]], str]] = {
         {"perturbation_indices": [T([0, 3]), T([3])], "n_id": [T([4, 5]), T([5, 6])], "num_nodes": [2, 2]},
         "perturbation_indices: position . holds 3, which its subgraph does not have",
     ),
+    "n_id-float": (
+        {"n_id": [T([4.0, 5.0]), T([5.0, 6.0])], "num_nodes": [2, 2]},
+        "n_id of .*: expected whole numbers, got a float32",
+    ),
     "types-float": ({"perturbation_types": [T([1.0]), T([1.0])]}, "perturbation_types of .*: expected whole numbers"),
     "types-length": (
         {"perturbation_types": [T([1, 1]), T([1, 1])]},
@@ -312,6 +316,25 @@ def test_numbers_of_any_kind_are_read() -> None:
         batch = PerturbationBatch.from_hetero_data(data)
         assert (batch.seeds.tolist(), batch.ptr.tolist(), batch.types.tolist()) == ([4, 2], [0, 2], [1, 5])
         assert (batch.seeds.dtype, batch.types.dtype, batch.y.tolist()) == (torch.int64, torch.int64, [3.0])
+
+
+def test_samples_of_a_subset() -> None:
+    """As `random_split` gives them, which can be gone through by positions alone."""
+    data = []
+    for gene in range(3):
+        data.append(HeteroData())
+        data[-1]["gene"].perturbation_indices, data[-1]["gene"].num_nodes = T([gene]), NUM_GENES
+    chosen = torch.utils.data.Subset(cast(Any, data), [2, 0])
+    assert PerturbationDataset.from_hetero_data(cast(Any, chosen), num_genes=NUM_GENES).seeds.tolist() == [2, 0]
+
+
+def test_other_forms_of_fields() -> None:
+    data = HeteroData()
+    data["gene"].perturbation_indices, data["gene"].n_id, data["gene"].num_nodes = T([1]), [4, 5], 2
+    assert PerturbationBatch.from_hetero_data(data).seeds.tolist() == [5]
+    data["gene"].perturbation_indices = T([1]).to_sparse()
+    with pytest.raises(ValueError, match=r"^data: perturbation_indices of .*: expected whole numbers, got a "):
+        PerturbationBatch.from_hetero_data(data)
 
 
 @pytest.mark.parametrize("ptr", [[0, 1], [0, 2, 1, 2], [1, 2], [0, 3]], ids=str)

@@ -207,6 +207,18 @@ def test_a_pickle_from_before_there_were_weights() -> None:
     assert old.column_weight("annotated").eq(1).all()
 
 
+def test_a_pickle_from_before_weights_were_scaled() -> None:
+    graph = cell_with_terms(GENES, TERMS)
+    graph.comembership("annotated")
+    state = graph.__getstate__()
+    del state["_has_unusual_mass"], state["_scaled"]
+    state["_shared"] = {key: constants[:5] for key, constants in state["_shared"].items()}
+    old = MultiGraph.__new__(MultiGraph)
+    old.__setstate__(state)
+    assert old == graph
+    assert torch.equal(old.comembership("annotated").share, graph.comembership("annotated").share)
+
+
 @pytest.mark.parametrize(
     ("relation", "weight", "error", "words"),
     [

@@ -119,6 +119,28 @@ def test_kl_of_comembership_of_weights_of_any_size(of_edges: float, of_terms: fl
         )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("of_edges", "of_terms"), [(1.0, 1e10), (1.0, 1e28), (1e10, 1.0), (1e10, 1e8), (1e14, 1.0), (1e-10, 1e28)]
+)
+def test_kl_of_comembership_of_light_rows_beside_heavy_ones(of_edges: float, of_terms: float) -> None:
+    """Genes 0 to 2 share terms that weigh much, genes 3 to 5 others that weigh little: neither counts for the other."""
+    genes = torch.arange(6).repeat_interleave(2)
+    terms = 6 + torch.arange(4).view(2, 2).repeat_interleave(3, 0).flatten()
+    size = torch.tensor([of_edges, 1 / of_edges]).repeat_interleave(6) * (1 + torch.arange(12) / 8)
+    graph = MultiGraph.from_edge_index(
+        {"of": torch.stack([genes, terms])}, 10, edge_weight={"of": size.float()}, node_types={"gene": 6, "term": 4},
+        joins={"of": ("gene", "term")},
+    )  # fmt: skip
+    weight = torch.tensor([of_terms, of_terms, 1 / of_terms, 1 / of_terms], dtype=torch.float64)
+    target = graph.comembership("of", weight=weight)
+    q, k = (x.repeat(2, 1)[:10] for x in draw(1.0, 1.0))
+    assert_as_in_float64(
+        lambda q, k: cellattn.attention_kl_comembership(q, k, target, reduction="none"),
+        lambda q, k: reference.attention_kl_comembership(q, k, target, reduction="none"),
+        q, k, score=4 * score_of(q, k, D**-0.5),
+    )  # fmt: skip
+
+
 Call = Callable[[Any, Tensor, Tensor, float], Any]
 OF_SCALE: dict[str, Call] = {
     "attention": lambda module, q, k, scale: module.attention(q, k, VALUE.to(q), scale=scale),

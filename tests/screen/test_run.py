@@ -421,6 +421,20 @@ def test_what_a_model_returns_is_looked_at(kind: str, tmp_path: Path) -> None:
     assert not (tmp_path / "s").exists()
 
 
+def test_no_model_is_asked_for_no_sets(tmp_path: Path) -> None:
+    """As filters may leave of the first ranks, or of all."""
+
+    class Counting(Additive):
+        def forward(self, seeds: torch.Tensor, ptr: torch.Tensor, types: torch.Tensor) -> torch.Tensor:
+            assert len(ptr) > 1
+            return super().forward(seeds, ptr, types)
+
+    first = PairFilter(GeneList(NAMES), [(NAMES[0], NAMES[1]), (NAMES[0], NAMES[2]), (NAMES[1], NAMES[2])])
+    assert screen(Counting(0), out=tmp_path / "a", names=NAMES, filters=[first], keep="all", **QUIET).complete
+    assert len(rows_of(tmp_path / "a")) == PAIRS - 3
+    assert screen(Counting(0), out=tmp_path / "b", names=NAMES, filters=[first], genes=NAMES[:3], **QUIET).complete
+
+
 def test_what_a_model_may_return(tmp_path: Path) -> None:
     kinds: dict[str, Callable[[torch.Tensor], Any]] = {
         "plain": lambda y: y, "tuple": lambda y: (y, None), "list": lambda y: [y], "column": lambda y: y[:, None],
