@@ -85,7 +85,8 @@ def attention(
         q: [..., H, Tq, D], float32, bfloat16, float16, or float64 on the CPU; any leading dimensions, or none.
         k: [..., H, Tk, D], Tk >= 1.
         v: [..., H, Tk, Dv].
-        scale: factor of the scores, 1 / sqrt(D) if None.
+        scale: factor of the scores, 1 / sqrt(D) if None. Beyond 2^32 or below 2^-32 in size q takes its power of two in the
+            dtype of q, which is to have room for it, unless that is float16 or float64.
         dropout_p: probability in [0, 1) that an entry of the map is 0 in `out`; the others are divided by 1 - dropout_p, and
             lse is of the whole map. It is taken to the nearest 2^-16, in the division too, so that out is without bias. Which
             entries stay depends on the draw, the head, the row and the column alone, on every device.
