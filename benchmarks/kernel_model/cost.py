@@ -122,7 +122,8 @@ def rounds_of(code: Code, trips: Trips) -> list[int]:
     """Rounds of each loop of the machine code.
 
     The assembler makes two loops of some short ones, four rounds at a time and what is left, which is taken to be alike in all
-    CTAs; the first reads four times as much. It also keeps loops that do nothing but count.
+    CTAs; the first reads four times as much. It also keeps loops that do nothing but count. Where the rule has no round of any
+    loop but the first, there may be any number of others.
 
     Raises:
         ValueError: where the rule has other loops than the machine code.
@@ -136,7 +137,8 @@ def rounds_of(code: Code, trips: Trips) -> list[int]:
         if len(loops) > len(left) and parts[i]["global"] == 4 * parts[loops[0]]["global"] > 0:
             rounds[i] = trips.ctas * (total // max(trips.ctas, 1) // 4)
             rounds[loops.pop(0)] = total - 4 * rounds[i]
-    if loops or any(left):
+    unentered = len(trips.loops) > 1 and not any(trips.loops[1:])
+    if any(left) or (loops and not unentered):
         raise ValueError(f"the machine code has {len(parts)} loops, its rule {len(trips.loops)}")
     return rounds
 

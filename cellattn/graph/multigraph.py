@@ -767,7 +767,8 @@ class MultiGraph:
             relation: B, from genes to terms.
             weight: [tokens of the columns' type], w_e, finite and not negative; by default the graph's `column_weight`: 1, or
                 what `with_column_weight` gave, as it has to for ties.
-            diagonal: whether a gene shares its terms with itself.
+            diagonal: whether a gene shares its terms with itself. Without it, what it shares with itself is taken off again: a
+                row whose own b_ii^2 w is r times what it shares with others has r times the rounding.
 
         Raises:
             ValueError, TypeError: naming the argument.
