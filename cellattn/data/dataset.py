@@ -232,7 +232,9 @@ class PerturbationDataset(Dataset[PerturbationSample]):
         self.split_names: tuple[str, ...] = ()
         self._split = torch.zeros(num_samples, dtype=torch.int64)
         if split is not None:
-            ordered = isinstance(split, Iterable) and not isinstance(split, (str, Mapping, Set)) and getattr(split, "ndim", 1) > 0
+            ordered = (
+                isinstance(split, Iterable) and not isinstance(split, (str, Mapping, Set)) and getattr(split, "ndim", 1) > 0
+            )
             named: tuple[Any, ...] = tuple(split) if ordered else ()
             if not ordered or not all(isinstance(name, str) for name in named):
                 raise TypeError(f"split: expected one string a sample, got {describe(split)}")

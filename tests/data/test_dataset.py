@@ -379,7 +379,7 @@ MALFORMED = [
         "types: expected a name or one sequence of names a set, got None",
     ),
     ("split-int", lambda: build(split=3), TypeError, "split: expected one string a sample, got int 3"),
-    ("split-tensor of no dimension", lambda: build(split=torch.tensor(3)), TypeError, "split: expected one string a sample, got"),
+    ("split-0-d", lambda: build(split=torch.tensor(3)), TypeError, "split: expected one string a sample, got"),
     ("subset-float", lambda: dataset().subset(T([1.0])), ValueError, "selection: expected dtype bool or int64"),
     ("overlaps-list", lambda: dataset().overlaps([1]), TypeError, "other: expected a PerturbationDataset, got list"),  # type: ignore[arg-type]
     ("batches-samples", lambda: next(batches_on("cpu", dataset())), TypeError, "batches: expected PerturbationBatch objects"),  # type: ignore[arg-type]
