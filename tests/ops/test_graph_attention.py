@@ -111,7 +111,7 @@ def test_lists_of_ties_that_change_from_step_to_step_take_no_more_and_more_memor
     q, k, v = leaves((1, 5, 4), (1, 5, 4), (1, 5, 4))
     for pair in itertools.permutations(names, 2):
         cellattn.graph_attention(q, k, v, graph, [(name, 0) for name in pair], num_prefix=0)
-    kept = graph.once(("targets of ties", torch.float64), dict)
+    kept = graph.once(("targets of ties", torch.float64), dict[Any, Any])
     assert 0 < len(kept) <= _dense.MOST_TIES
 
 
