@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,9 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # read when torch is
     # Workers share the cores. Two threads at least: on one, loops that several share would prove nothing. They wait asleep.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(2, (os.cpu_count() or 1) // int(workers))))
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+if capability := os.environ.get("ATEN_CPU_CAPABILITY"):  # inductor would take what it compiled for other vectors from its cache
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir(), f"inductor-{os.getuid()}-{capability}")))
 
 # A slow or busy machine is no fault; and the fixture `isa` sets one variable for all examples of a test. A commit is tested
 # with the same examples everywhere; --hypothesis-profile=search draws others each time.
