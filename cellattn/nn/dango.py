@@ -18,7 +18,7 @@ from ._check import require_graph, require_perturbations, weight_of
 from ._config import keeps_config
 from ._rows import draw_rows, sampled_rows_of
 from .hypersagnn import HyperSAGNN
-from .screening import PooledScreening
+from .screening import PooledScreening, require_readable
 from .tokens import CellOutput, GeneTokens
 
 
@@ -246,8 +246,17 @@ class Dango(nn.Module):
     ) -> PooledScreening:
         """The networks encoded once, ready to score sets: see `Screening`. Any type may be given: none is read."""
         z = self.encode(graph, features=features, gene_ids=gene_ids)
-        pool = self.sets.screening(self._fuse(torch.stack(tuple(z.values()))), dtype)
-        return PooledScreening(pool, dtype, num_genes=graph.num_nodes, out=self.out, phenotype=phenotype)
+        fused = self._fuse(torch.stack(tuple(z.values())))
+        require_readable(self, fused, lambda few: self._screening(few, 0, few.dtype), self._predict)
+        return self._screening(fused, phenotype, dtype)
+
+    def _screening(self, fused: Tensor, phenotype: int, dtype: torch.dtype) -> PooledScreening:
+        return PooledScreening(
+            self.sets.screening(fused, dtype), dtype, num_genes=len(fused), out=self.out, phenotype=phenotype
+        )
+
+    def _predict(self, fused: Tensor, seeds: Tensor, ptr: Tensor, types: Tensor) -> Tensor:
+        return self.out(self.sets(fused[seeds], ptr))[:, 0]
 
     @spanned("head")
     def _read(self, z: Mapping[str, Tensor], seeds: Tensor, ptr: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from ..ops.set_sum import set_sum
 from ._check import max_size_of, probability_of, require_graph, require_perturbations
 from ._config import keeps_config
 from .perturbation import PerturbationFeatures
-from .screening import PairwiseScreening, of_all_types
+from .screening import PairwiseScreening, of_all_types, require_readable
 from .tokens import CellOutput, GeneTokens
 
 
@@ -114,9 +114,12 @@ class PairwiseInteraction(nn.Module):
         require_graph(graph)
         require_perturbations(seeds, ptr, types, graph.num_nodes, self.num_types, graph.device)
         x = self.tokens(graph.num_nodes, features, gene_ids)
+        return CellOutput(self._read(x, seeds, ptr, types), {}, self.bias.new_zeros(()))
+
+    def _read(self, x: Tensor, seeds: Tensor, ptr: Tensor, types: Tensor) -> Tensor:
         u = self.phi(F.embedding(seeds, x), types)
         single = set_sum(_at_least_float32(self.single(u)), ptr)
-        return CellOutput(self.bias + single + self.pair(u, ptr), {}, self.bias.new_zeros(()))
+        return self.bias + single + self.pair(u, ptr)
 
     @torch.no_grad()
     def screening(
@@ -130,9 +133,14 @@ class PairwiseInteraction(nn.Module):
     ) -> PairwiseScreening:
         """Ready to score sets: see `Screening`."""
         require_graph(graph)
-        u = of_all_types(self.phi, self.tokens(graph.num_nodes, features, gene_ids), self.num_types)
+        x = self.tokens(graph.num_nodes, features, gene_ids)
+        require_readable(self, x, lambda few: self._screening(few, 0, x.dtype), lambda *given: self._read(*given)[:, 0])
+        return self._screening(x, phenotype, dtype)
+
+    def _screening(self, x: Tensor, phenotype: int, dtype: torch.dtype) -> PairwiseScreening:
+        u = of_all_types(self.phi, x, self.num_types)
         return PairwiseScreening(
-            u, dtype, num_genes=graph.num_nodes, num_types=self.num_types, single=self.single.weight, bias=self.bias,
+            u, dtype, num_genes=len(x), num_types=self.num_types, single=self.single.weight, bias=self.bias,
             layers=self.pair.mlp, phenotype=phenotype,
         )  # fmt: skip
 

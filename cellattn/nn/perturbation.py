@@ -15,7 +15,7 @@ from ..ops.set_sum import set_mean, set_sum
 from ._check import max_size_of, probability_of, read_by, require_features, require_perturbations
 from .hypersagnn import HyperSAGNN
 from .readout import PerturbedGeneReadout
-from .screening import AdditivePool, HeadScreening, PairwisePool, ReadoutPool, of_all_types
+from .screening import AdditivePool, HeadScreening, PairwisePool, ReadoutPool, of_all_types, require_readable
 
 POOLS = ("mean", "sum", "hypersagnn", "pairwise", "readout", "readout_sum")
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
@@ -213,7 +213,19 @@ class PerturbationHead(nn.Module):
 
     @torch.no_grad()
     def screening(self, h_cls: Tensor, h: Tensor, *, phenotype: int, dtype: torch.dtype) -> HeadScreening:
-        """See `Screening`: what `forward` predicts, given the same cell."""
+        """See `Screening`: what `forward` predicts, given the same cell.
+
+        Raises:
+            NotReadableError: where that is not what its weights say.
+        """
+
+        def predict(few: Tensor, seeds: Tensor, ptr: Tensor, types: Tensor) -> Tensor:
+            return self(h_cls, few, seeds, ptr, types)[:, 0]
+
+        require_readable(self, h, lambda few: self._screening(h_cls, few, 0, h.dtype), predict)
+        return self._screening(h_cls, h, phenotype, dtype)
+
+    def _screening(self, h_cls: Tensor, h: Tensor, phenotype: int, dtype: torch.dtype) -> HeadScreening:
         u = of_all_types(self.phi, h, self.num_types)
         pools = [pool.screening(u, dtype) for pool in self.pools]  # type: ignore[operator]
         cross = (self.query, self.key) if self.num_heads > 0 else None

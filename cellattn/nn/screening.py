@@ -51,6 +51,57 @@ class SetPool(Protocol):
         ...
 
 
+class NotReadableError(Exception):
+    """A model computes something else than a screening makes of its weights: of layers that were replaced or wrapped, say."""
+
+
+@torch.no_grad()
+def require_readable(
+    module: nn.Module,
+    h: Tensor,
+    make: Callable[[Tensor], Screening],
+    predict: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+) -> None:
+    """Hold a screening to its module in a cell of a few genes; in float64 alone, as in a screen, and in evaluation.
+
+    Args:
+        module: what has the weights.
+        h: [N, ...], the genes of the cell.
+        make: the screening of phenotype 0 in a cell of those genes.
+        predict: the module's own predictions [B] of (genes, seeds, ptr, types).
+
+    Raises:
+        NotReadableError: if they differ, or there is no screening.
+    """
+    few = h[:8]
+    k = min(2, len(few))
+    if module.training or h.dtype != torch.float64 or k == 0:
+        return
+    sets = torch.arange(len(few), device=h.device).unfold(0, k, 1)
+    ptr = torch.arange(len(sets) + 1, device=h.device) * k
+    name = type(module).__name__
+    try:
+        made = make(few)
+        types = torch.arange(sets.numel(), device=h.device) % (made.num_types or 1)
+        got = made(types.view_as(sets) * len(few) + sets)
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise NotReadableError(f"{name}: a layer is not as it was made: {error}") from error
+    want = predict(few, sets.flatten(), ptr, types)
+    off = float((got - want).abs().max())
+    if off > 1e-6 * float(want.abs().max()) + 1e-12:
+        raise NotReadableError(f"{name}: it predicts what its weights do not say (off by {off:.3g})")
+
+
+def is_altered(module: nn.Module) -> bool:
+    """Whether a call is more than its class's own `forward` that belongs to its `screening`."""
+
+    def of(name: str) -> type:
+        return next((cls for cls in type(module).__mro__ if name in vars(cls)), object)
+
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    return bool(hooks) or "forward" in vars(module) or not issubclass(of("screening"), of("forward"))
+
+
 def values_dtype(dtype: torch.dtype) -> torch.dtype:
     """Of everything but the products of a dtype."""
     return torch.promote_types(dtype, torch.float32)
@@ -364,7 +415,8 @@ class PairwiseScreening:
         layers: nn.Sequential,
         phenotype: int,
     ) -> None:
-        self.num_genes, self.num_types, self.batch_size = num_genes, num_types, BATCH
+        self.num_genes, self.batch_size = num_genes, BATCH
+        self.num_types: int | None = num_types
         values = values_dtype(dtype)
         first, last = linears(layers)
         phenotype = phenotype_of(phenotype, last.out_features)
@@ -413,7 +465,8 @@ class PooledScreening:
     """A pool and a linear layer: `Dango`."""
 
     def __init__(self, pool: SetPool, dtype: torch.dtype, *, num_genes: int, out: nn.Linear, phenotype: int) -> None:
-        self.num_genes, self.num_types, self.batch_size = num_genes, None, 4096
+        self.num_genes, self.batch_size = num_genes, 4096
+        self.num_types: int | None = None
         phenotype = phenotype_of(phenotype, out.out_features)
         self._pool = pool
         self._weight, self._bias = out.weight[phenotype].to(values_dtype(dtype)), out.bias[phenotype]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import warnings
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ from .._modes import without_function_modes
 from ..data.dataset import PERTURBATION_TYPES
 from ..graph import MultiGraph
 from ..nn._check import phenotype_of
-from ..nn.screening import Screening, values_dtype
+from ..nn.screening import NotReadableError, Screening, is_altered, values_dtype
 
 DELETED = PERTURBATION_TYPES.index("deleted")
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
@@ -73,7 +74,8 @@ def make_scorer(
         model: of `cellattn.nn`; or any module that is called as `model(graph, seeds, ptr, types)`, or `model(seeds, ptr,
             types)` without a graph, and returns predictions [B], [B, out_dim], or a tuple that starts with them. That one has
             attributes `num_genes`, if there is no graph, and `num_types`, if not those of `PERTURBATION_TYPES`. One with a
-            method `screening` is asked for a `cellattn.nn.screening.Screening` instead.
+            method `screening` is asked for a `cellattn.nn.screening.Screening` instead, unless a subclass or a hook changes
+            what a call is, or layers were replaced by others: a warning says so.
         graph: the gene graphs of N genes.
         phenotype: which of the model's predictions.
         dtype: of the products: float32, bfloat16 or float64; the model's by default. bfloat16 is float32 on a CPU without
@@ -103,17 +105,28 @@ def make_scorer(
     graph = None if graph is None else graph.to(device)
     # a screen's tables are rounded once
     shares = hasattr(model, "screening") and getattr(model, "mode", None) != "khop"
-    model = copy.deepcopy(model).eval().requires_grad_(False)
-    model = model.to(device=device, dtype=torch.float64 if shares or products == torch.float64 else None)
     given = {name: None if x is None else x.to(device) for name, x in {"features": features, "gene_ids": gene_ids}.items()}
+    screening: Screening | None = None
     if shares:
-        if given["features"] is not None:
-            given["features"] = given["features"].double()
-        with torch.no_grad(), on_threads(num_threads):
-            screening = model.screening(graph, phenotype=phenotype, dtype=products, **given)  # type: ignore[operator]
-    else:
-        screening = _Calls(model, graph, given, phenotype, products)
+        ready = _ready(getattr(model, "_orig_mod", model), device, torch.float64)  # what torch.compile was given
+        x = given["features"]
+        doubled = {**given, "features": None if x is None else x.double()}
+        try:
+            if is_altered(ready):
+                raise NotReadableError(f"{type(ready).__name__}: a call is more than what its `screening` belongs to")
+            with torch.no_grad(), on_threads(num_threads):
+                screening = ready.screening(graph, phenotype=phenotype, dtype=products, **doubled)  # type: ignore[operator]
+        except NotReadableError as error:
+            warnings.warn(f"model: {error}; it is called on batches of sets instead, which is slower", stacklevel=3)
+    if screening is None:
+        ready = _ready(model, device, torch.float64 if products == torch.float64 else None)
+        screening = _Calls(ready, graph, given, phenotype, products)
     return _Scorer(screening, products, device, num_threads)
+
+
+def _ready(model: nn.Module, device: torch.device, dtype: torch.dtype | None) -> nn.Module:
+    """A copy in evaluation."""
+    return copy.deepcopy(model).eval().requires_grad_(False).to(device=device, dtype=dtype)
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

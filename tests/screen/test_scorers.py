@@ -251,3 +251,84 @@ def test_bfloat16_products() -> None:
     forced = make_scorer(model, GRAPH, phenotype=1, dtype=torch.bfloat16, force=True)
     assert forced.dtype == torch.bfloat16
     assert_scores(forced.score(genes, types), want, 2**-5)  # a few roundings to 8 bits
+
+
+class Adapted(nn.Module):
+    """Around a layer whose weights are read through it, as wrappers of layers let theirs be."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def __getattr__(self, name: str) -> Any:
+        return super().__getattr__(name) if name == "layer" else getattr(super().__getattr__("layer"), name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 1.5 * self.layer(x)
+
+
+class AdaptedLinear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 1.5 * super().forward(x)
+
+
+class Exponential(PairwiseInteraction):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out = super().forward(*args, **kwargs)
+        return out._replace(prediction=out.prediction.exp())
+
+
+def adapted(layer: Any) -> nn.Module:
+    made = AdaptedLinear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+    made.load_state_dict(layer.state_dict())
+    return made
+
+
+def replace(name: str, path: str, change: Callable[[Any], nn.Module]) -> nn.Module:
+    model = make(name)
+    parent, _, child = path.rpartition(".")
+    setattr(model.get_submodule(parent), child, change(model.get_submodule(path)))
+    return model
+
+
+def hooked() -> nn.Module:
+    model = make("pairwise interaction")
+    model.register_forward_hook(lambda module, given, out: out._replace(prediction=out.prediction + 1))
+    return model
+
+
+ALTERED: dict[str, Callable[[], nn.Module]] = {
+    "a layer of the head": partial(replace, "transformer sum", "head.mlp.0", adapted),
+    "around a layer of the head": partial(replace, "transformer sum", "head.query", Adapted),
+    "a layer of a readout": partial(replace, "transformer readout", "head.pools.0.readout.out", adapted),
+    "another activation": partial(replace, "transformer sum", "head.mlp.1", lambda layer: nn.SiLU()),
+    "a layer more": partial(
+        replace, "transformer sum", "head.mlp.1", lambda layer: nn.Sequential(layer, nn.LayerNorm(2 * DIM))
+    ),
+    "the last layer of DANGO": partial(replace, "dango", "out", adapted),
+    "around a layer of Hyper-SAGNN": partial(replace, "dango", "sets.out.0", Adapted),
+    "single effects": partial(replace, "pairwise interaction", "single", adapted),
+    "a subclass": lambda: Exponential(DIM, num_genes=N, num_types=NUM_TYPES, out_dim=2),
+    "a hook": hooked,
+}
+
+
+@pytest.mark.parametrize("name", ALTERED)
+def test_what_weights_do_not_say_is_scored_by_calls(name: str) -> None:
+    model = ALTERED[name]()
+    with pytest.warns(UserWarning, match="^model: .*called on batches of sets instead"):
+        scorer = make_scorer(model, GRAPH, phenotype=1, dtype=torch.float64)
+    genes, types = sets_of(2)
+    assert_scores(scorer.score(genes, types), called(copy.deepcopy(model).double(), genes, types, 1), 1e-12)
+
+
+def test_what_is_called_may_be_altered(recwarn: pytest.WarningsRecorder) -> None:
+    """The cell's encoder is called, and so is what torch.compile was given."""
+    model = replace("transformer sum", "encoder.layers.0.ffn.0", adapted)
+    model.get_submodule("encoder").register_forward_hook(lambda module, given, out: None)
+    genes, types = sets_of(2)
+    want = called(copy.deepcopy(model).double(), genes, types, 1)
+    compiled: Any = torch.compile(model, backend="eager")
+    scorer = make_scorer(compiled, GRAPH, phenotype=1, dtype=torch.float64)
+    assert_scores(scorer.score(genes, types), want, 1e-12)
+    assert not [w for w in recwarn if "batches of sets" in str(w.message)]
