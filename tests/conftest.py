@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -56,6 +57,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def decoded_programs() -> Iterator[None]:
+    """Go with the tests that ran them: millions of objects, through which every collection of garbage would walk."""
+    yield
+    if (device := sys.modules.get("tests.ptx.device")) is not None:
+        device.program_of.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -135,6 +135,11 @@ LARGE = "bce_rows_fwd_kernel_large"
 LONG = [x for x in SUBJECTS if x.family == "attention_bce" or x.name.startswith("few queries")]
 
 
+def entered(loops: list[int]) -> list[int]:
+    """The first alone, where no other has a round: how many others the compiler makes is nothing that a rule says."""
+    return loops if any(loops[1:]) else loops[:1]
+
+
 @pytest.mark.parametrize("subject", [*(x for x in SUBJECTS if x.family in SHORT), *exhaustive(*LONG)], ids=str)
 def test_rules_of_other_kernels(subject: Subject) -> None:
     """All shapes that faults are planted at."""
@@ -151,13 +156,14 @@ def test_rules_of_other_kernels(subject: Subject) -> None:
                 if large or any(args[marks].any() for marks in MARKS if args.get(marks) is not None):
                     assert trips.loops[:1] == rounds(counted)[:1]  # the rule is of a cell, where no row is marked
                     continue
-                assert trips.loops == rounds(counted), f"{counted.launch.fn.__name__}, {counted.launch.config}"
+                where = f"{counted.launch.fn.__name__}, {counted.launch.config}"
+                assert entered(trips.loops) == entered(rounds(counted)), where
                 for loop, passed in trips.jumps.items():
                     if loop == 0:  # of code that is in no loop, what leads to one may be passed over too
                         continue
                     body = sorted(list(loops_of(counted.program).values())[loop - 1].body)
                     least = int(counted.counts.warps[body].min()) // warps
-                    assert least == trips.loops[loop - 1] - passed, f"{counted.launch.fn.__name__}, {counted.launch.config}"
+                    assert least == trips.loops[loop - 1] - passed, where
                 for arch in (80, 90):
                     rounds_of(code_of(counted.launch, arch), trips)
 

@@ -125,8 +125,7 @@ def compile_launch(launch: Launch, arch: int) -> Compiled:
     return _compiled[key]
 
 
-# Those of a step. More of them are millions of objects, through all of which every collection of garbage walks.
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=1024)  # mutants come and go; those of a file of tests go with it
 def program_of(ptx: str) -> Program:
     """Of PTX with one entry."""
     (kernel,) = parse(ptx).kernels.values()
