@@ -92,6 +92,7 @@ def test_hubs_in_segments(arch: int, dtype: str) -> None:
     check(arch, dtype, graph, [("a", 0)], 20, 20, weighted=True, self_loops=False, kernels=[*ROWS, *SEGMENTS])
 
 
+@pytest.mark.exhaustive
 def test_dropout_of_hubs_in_segments() -> None:
     n = 1100
     everyone = torch.arange(n)
