@@ -84,6 +84,10 @@ def _autograd_function(definition: Definition) -> Any:
 
 def _as_its_own(result: Any) -> Any:
     """A result that is a view of what its implementation made, as no view: PyTorch lets nobody write to one of a function."""
-    if isinstance(result, Tensor) and result._is_view():
-        return torch.ops.aten._unsafe_view.default(result, result.shape)
-    return result
+    return as_no_view(result) if isinstance(result, Tensor) and result._is_view() else result
+
+
+def as_no_view(x: Tensor) -> Tensor:
+    """x, to whose memory nobody else has a claim, as a tensor of its own to autograd."""
+    own: Tensor = torch.ops.aten._unsafe_view.default(x, x.shape)
+    return own

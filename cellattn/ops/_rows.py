@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .._check import count_of, describe, require, require_choice, require_indices, require_same, require_tensor
 from ..graph import MultiGraph, Targets
+from ._definition import as_no_view
 from ._operator import is_eager
 from .attention import accumulation_dtype, attention_logsumexp, checked_heads
 
@@ -192,7 +193,7 @@ def separate(x: Tensor, dim: int) -> list[Tensor]:
 
 
 def _apart(x: Tensor, dim: int) -> tuple[Tensor, ...]:
-    return tuple(torch.ops.aten._unsafe_view.default(part, part.shape) for part in x.unbind(dim))
+    return tuple(map(as_no_view, x.unbind(dim)))
 
 
 class _Separate(torch.autograd.Function):
