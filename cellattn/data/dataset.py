@@ -322,7 +322,8 @@ class PerturbationDataset(Dataset[PerturbationSample]):
 
         Args:
             samples: a list or dataset of `HeteroData`.
-            num_genes: number of genes; `num_nodes` of the first sample's node type when None.
+            num_genes: number of genes; `num_nodes` of the samples' node type when None, which all have alike. Subgraphs, whose
+                node type holds `n_id`, do not tell it.
             split: the name of each sample's split.
             names: the genes' names, as `MultiGraph.names` of the graph that the samples belong to.
 
@@ -333,14 +334,19 @@ class PerturbationDataset(Dataset[PerturbationSample]):
         if hasattr(samples, "node_types") or not several:
             raise TypeError(f"samples: expected a sequence of HeteroData, got {type(samples).__name__}")
         batches = []
+        told: list[int] = []
         for data in samples:
             batches.append(PerturbationBatch.from_hetero_data(data, node_type=node_type, types=types))
             if num_genes is None:
-                store = data[node_type]
-                require(store.can_infer_num_nodes, f"num_genes: node type {node_type!r} does not tell it, so give it here")
-                num_genes = int(store.num_nodes) // max(len(batches[0]), 1)
-        if num_genes is None or not batches:
-            raise ValueError("samples: expected at least one sample, got none")
+                told += _genes_told(data[node_type], node_type, len(batches[-1]))
+        require(len(batches) > 0, "samples: expected at least one sample, got none")
+        if num_genes is None:
+            num_genes = told[0]
+            other = next((at for at, size in enumerate(told) if size != num_genes), None)
+            if other is not None:
+                raise ValueError(
+                    f"num_genes: the samples are of {num_genes} genes and, sample {other}, of {told[other]}, so give it here"
+                )
         ptr = torch.cat([torch.zeros(1, dtype=torch.int64), *(batch.ptr.diff() for batch in batches)]).cumsum(0)
         seeds, kinds, y = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("seeds", "types", "y"))
         return cls(seeds, ptr, kinds, y, num_genes=num_genes, split=split, names=names)
@@ -489,7 +495,7 @@ def _sample(of: PerturbationBatch | PerturbationDataset, index: Any) -> Perturba
         position = operator.index(index)  # numpy integers and tensors of one entry too
     except TypeError:
         position = None
-    if position is None or isinstance(index, bool):
+    if position is None or isinstance(index, bool) or getattr(index, "dtype", None) == torch.bool:  # of a mask
         kinds = "an int" if isinstance(of, PerturbationBatch) else "an int, a slice, positions or a mask (subset takes splits)"
         raise TypeError(f"index: expected {kinds}, got {describe(index)}")
     if not -len(of) <= position < len(of):
@@ -523,6 +529,17 @@ def _as_tensor(name: str, value: Any, dtype: torch.dtype | None = None) -> Tenso
         return torch.as_tensor(value, dtype=dtype)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name}: expected a tensor or numbers, got {describe(value)}") from error
+
+
+def _genes_told(store: Any, node_type: str, num_samples: int) -> list[int]:
+    """The number of genes by each sample of a `HeteroData`, or of a batch of them."""
+    require(store.can_infer_num_nodes, f"num_genes: node type {node_type!r} does not tell it, so give it here")
+    require(
+        "n_id" not in store, f"num_genes: node type {node_type!r} holds subgraphs (n_id), which do not tell it, so give it here"
+    )
+    if "ptr" in store:
+        return [int(size) for size in store.ptr.diff()]
+    return [int(store.num_nodes) // max(num_samples, 1)] * max(num_samples, 1)
 
 
 def _gene_index(gene: Any, genes: GeneList | None, sample: int) -> int:

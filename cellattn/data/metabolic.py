@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from torch import Tensor
 from .._check import describe, require, shown
 from .._modes import without_function_modes
 from ._lookup import most_first, require_genes, warn_of_unknown
-from ._table import read_string
+from ._table import ANY_NUMBER, read_string
 from .genes import GeneList
 from .tables import MembershipTable
 
@@ -121,11 +120,12 @@ def read_metabolic_model(path: str | PathLike[str], genes: GeneList) -> Metaboli
         require(isinstance(parts, Mapping), f"{where}: metabolites: expected an object, got {describe(parts)}")
         for metabolite, coefficient in parts.items():
             require(metabolite in number, f"{where}: metabolite {shown(metabolite)} is not among those of the model")
-            finite = isinstance(coefficient, (int, float)) and not isinstance(coefficient, bool) and math.isfinite(coefficient)
-            require(finite, f"{where}: metabolite {shown(metabolite)}: expected a finite number, got {describe(coefficient)}")
+            is_number = isinstance(coefficient, (int, float)) and not isinstance(coefficient, bool)
+            fits = is_number and ANY_NUMBER[0] <= coefficient <= ANY_NUMBER[1]  # integers have no bound of their own
+            require(fits, f"{where}: metabolite {shown(metabolite)}: expected a finite number, got {describe(coefficient)}")
             stoichiometry.append((at, number[metabolite], float(coefficient)))
         names.append(name)
-        titles.append(str(reaction.get("name", "")))
+        titles.append(str(reaction.get("name") or ""))
         rules.append(rule)
     require(len(set(names)) == len(names), f"{path}: a reaction stands twice")
     stoichiometry.sort()

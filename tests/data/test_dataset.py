@@ -115,6 +115,7 @@ def test_indexing_as_a_list() -> None:
         ("a_training", TypeError, "index: expected an int, a slice, positions or a mask (subset takes splits), got str"),
         (1.5, TypeError, "index: expected an int"),
         (True, TypeError, "index: expected an int"),
+        (torch.tensor(True), TypeError, "index: expected an int"),  # which operator.index takes for 1
         (None, TypeError, "index: expected an int"),
         ([0, 9], ValueError, "position 1 holds 9, expected an index in [0, 5) (samples)"),
         ([True], ValueError, "selection: expected a mask of 5, got 1"),

@@ -328,6 +328,29 @@ def test_samples_of_a_subset() -> None:
     assert PerturbationDataset.from_hetero_data(cast(Any, chosen), num_genes=NUM_GENES).seeds.tolist() == [2, 0]
 
 
+def test_samples_that_do_not_tell_how_many_genes_there_are() -> None:
+    """Those of graphs of several sizes, alone or in a batch, and subgraphs, whose size is not that of the graph."""
+
+    def sample(num_nodes: int) -> HeteroData:
+        data = HeteroData()
+        data["gene"].perturbation_indices, data["gene"].num_nodes = T([1]), num_nodes
+        return data
+
+    read = PerturbationDataset.from_hetero_data
+    alike = [sample(9), Batch.from_data_list([sample(9), sample(9)])]
+    assert read(alike).num_genes == 9
+    for others in ([sample(9), sample(5)], [Batch.from_data_list([sample(4), sample(8)])], [*alike, sample(8)]):
+        with pytest.raises(
+            ValueError, match=r"^num_genes: the samples are of [94] genes and, sample [13], of [58], so give it"
+        ):
+            read(others)
+        assert read(others, num_genes=9).num_genes == 9
+    alike[0]["gene"].n_id = torch.arange(9) + 3
+    with pytest.raises(ValueError, match=r"^num_genes: node type 'gene' holds subgraphs \(n_id\), which do not tell it"):
+        read(alike[:1])
+    assert read(alike[:1], num_genes=12).seeds.tolist() == [4]
+
+
 def test_other_forms_of_fields() -> None:
     data = HeteroData()
     data["gene"].perturbation_indices, data["gene"].n_id, data["gene"].num_nodes = T([1]), [4, 5], 2
