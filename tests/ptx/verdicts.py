@@ -122,6 +122,10 @@ walks the hub whole: the same sum in another order",
 only edge is its weight over its weight, rounded twice, for 1",
     ("bce_rows_bwd_kernel_segments_dk", "stride", "add.s64"): "the last edge of a segment of over 64 taken for one of the \
 first row, one term of seventy: below the bound of a bfloat16 sum of that length",
+    ("bce_rows_bwd_kernel_segments_dq", "stride", "add.s64"): "edges past the first 32 of a segment take the weights of their \
+neighbours, and the last is left out, one term of eighty: below the bound of a bfloat16 sum of that length",
+    ("bce_rows_fwd_kernel_edges", "swap", "setp.gt"): "log(1 - a) as such where a is small, off by a spacing of 1, and by its \
+series where a is between 1/2 and 2/3, off by 4e-6 there: both within the bound of a row's loss",
     ("row_dot_fwd_kernel", "offset", "ld.global.b64"): "reads where the segments of a hub end for where they begin, so that \
 it walks the hub whole: the same sum in another order",
     ("attention_fwd_kernel", "swap", "fma.rn.ftz"): "a high coefficient of the polynomial of a logarithm",
