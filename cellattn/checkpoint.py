@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ._check import describe, require, require_tensor, unboxed
 from ._file import file_path, not_whole, write_atomic
+from ._wrapped import unwrapped
 from .genes import GeneList, require_same_genes
 from .graph import MultiGraph
 from .nn import CellTransformer, Dango, PairwiseInteraction, WildtypeDifference
@@ -91,7 +92,7 @@ def save(
 
     path = file_path(path)
     require(isinstance(model, nn.Module), f"model: expected a module, got {describe(model)}")
-    model = _bare(model)
+    model = unwrapped(model)
     _require_own_weights(model)
     if features is not None:
         require_tensor("features", features, ndim=2)
@@ -228,21 +229,6 @@ def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------- models
-
-
-_WRAPPERS = {
-    "OptimizedModule": "_orig_mod",
-    "DistributedDataParallel": "module",
-    "DataParallel": "module",
-    "AveragedModel": "module",
-}
-
-
-def _bare(model: nn.Module) -> nn.Module:
-    """The module within what PyTorch wraps around it, which no file could make again."""
-    while type(model).__module__.startswith("torch.") and type(model).__name__ in _WRAPPERS:
-        model = getattr(model, _WRAPPERS[type(model).__name__])
-    return model
 
 
 def _require_own_weights(model: nn.Module) -> None:

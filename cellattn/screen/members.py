@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .. import checkpoint
 from .._check import describe, require
+from .._wrapped import unwrapped
 from ..genes import GeneList, require_same_genes
 from ..graph import MultiGraph
 from ..nn import PairwiseInteraction
@@ -48,7 +49,7 @@ class Member:
         """Of the graph, or what the module says."""
         if self.graph is not None:
             return self.graph.num_nodes
-        found = getattr(self.model, "num_genes", None)
+        found = getattr(unwrapped(self.model), "num_genes", None)
         if not isinstance(found, int):
             raise TypeError(f"graph: expected one, since {self.name} has no attribute num_genes")
         return found
@@ -109,9 +110,10 @@ def _distinct(members: Sequence[Member], models: Sequence[nn.Module | Path_]) ->
 
 
 def _from_module(model: nn.Module, graph: MultiGraph | None) -> Member:
-    if graph is None and isinstance(model, PairwiseInteraction):
-        graph = _without_edges(model, None)
-    return Member(type(model).__name__, model, graph, None, None, checkpoint.digest(model))
+    inner = unwrapped(model)
+    if graph is None and isinstance(inner, PairwiseInteraction):
+        graph = _without_edges(inner, None)
+    return Member(type(inner).__name__, model, graph, None, None, checkpoint.digest(inner))
 
 
 def _from_file(path: Path_, graph: MultiGraph | None) -> Member:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .._check import count_of, describe, device_of, require, require_indices, require_same, require_tensor, values_visible
 from .._modes import without_function_modes
+from .._wrapped import unwrapped
 from ..data.dataset import PERTURBATION_TYPES
 from ..graph import MultiGraph
 from ..nn._check import phenotype_of
@@ -104,29 +105,38 @@ def make_scorer(
     products = torch.float32 if wanted == torch.bfloat16 and not force and not multiplies_bfloat16(device) else wanted
     graph = None if graph is None else graph.to(device)
     # a screen's tables are rounded once
-    shares = hasattr(model, "screening") and getattr(model, "mode", None) != "khop"
+    inner = unwrapped(model)
+    shares = hasattr(inner, "screening") and getattr(inner, "mode", None) != "khop"
     given = {name: None if x is None else x.to(device) for name, x in {"features": features, "gene_ids": gene_ids}.items()}
     screening: Screening | None = None
     if shares:
-        ready = _ready(getattr(model, "_orig_mod", model), device, torch.float64)  # what torch.compile was given
+        ready = _ready(inner, device, torch.float64)
         x = given["features"]
         doubled = {**given, "features": None if x is None else x.double()}
         try:
             if is_altered(ready):
                 raise NotReadableError(f"{type(ready).__name__}: a call is more than what its `screening` belongs to")
-            with torch.no_grad(), on_threads(num_threads):
+            with _by_itself(device, num_threads):
                 screening = ready.screening(graph, phenotype=phenotype, dtype=products, **doubled)  # type: ignore[operator]
         except NotReadableError as error:
             warnings.warn(f"model: {error}; it is called on batches of sets instead, which is slower", stacklevel=3)
     if screening is None:
-        ready = _ready(model, device, torch.float64 if products == torch.float64 else None)
+        called = model if hasattr(model, "_orig_mod") else inner  # what torch.compile made is as fast as it is
+        ready = _ready(called, device, torch.float64 if products == torch.float64 else None)
         screening = _Calls(ready, graph, given, phenotype, products)
     return _Scorer(screening, products, device, num_threads)
 
 
 def _ready(model: nn.Module, device: torch.device, dtype: torch.dtype | None) -> nn.Module:
-    """A copy in evaluation."""
-    return copy.deepcopy(model).eval().requires_grad_(False).to(device=device, dtype=dtype)
+    """A copy in evaluation.
+
+    Pruning and the older weight and spectral norms keep what they made of a weight, with its gradient's graph, which PyTorch
+    does not copy; they make it anew in each call.
+    """
+    with torch.inference_mode(False):  # of a model that was made in that mode, too
+        made = [x for part in model.modules() for x in vars(part).values() if isinstance(x, Tensor) and not x.is_leaf]
+        kept: dict[int, Any] = {id(x): x.detach().to(device=device, dtype=dtype, copy=True) for x in made}
+        return copy.deepcopy(model, kept).eval().requires_grad_(False).to(device=device, dtype=dtype)
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
@@ -145,7 +155,7 @@ class _Scorer:
     def score(self, genes: Tensor, types: Tensor | None = None) -> Tensor:
         entries = self._entries(genes, types).to(self._device).contiguous()  # results do not depend on the layout
         dtype = values_dtype(self.dtype)
-        with torch.no_grad(), on_threads(self._num_threads):
+        with _by_itself(self._device, self._num_threads):
             parts = [self._screening(part).to(dtype) for part in entries.split(self._screening.batch_size)]
         return torch.cat(parts)
 
@@ -211,6 +221,15 @@ class _Calls:
         )
         prediction = prediction.unsqueeze(-1) if prediction.ndim == 1 else prediction
         return prediction[:, phenotype_of(self._phenotype, prediction.shape[1])]
+
+
+@contextlib.contextmanager
+def _by_itself(device: torch.device, num_threads: int | None) -> Iterator[None]:
+    """Without gradients, and the same whoever asks: autocast around it would round products that were asked for in another
+    dtype, and tables made in inference mode could not be added to outside of it.
+    """
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False), on_threads(num_threads):
+        yield
 
 
 @contextlib.contextmanager

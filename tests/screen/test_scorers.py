@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+from torch.optim.swa_utils import AveragedModel
 
 from cellattn import MultiGraph
 from cellattn.nn import CellTransformer, Dango, PairwiseInteraction, WildtypeDifference, screening
@@ -332,3 +334,68 @@ def test_what_is_called_may_be_altered(recwarn: pytest.WarningsRecorder) -> None
     scorer = make_scorer(compiled, GRAPH, phenotype=1, dtype=torch.float64)
     assert_scores(scorer.score(genes, types), want, 1e-12)
     assert not [w for w in recwarn if "batches of sets" in str(w.message)]
+
+
+HELD: dict[str, Callable[[nn.Linear], Any]] = {
+    "pruned": lambda layer: prune.l1_unstructured(layer, "weight", 0.3),
+    "weight norm": parametrizations.weight_norm,
+    "spectral norm": parametrizations.spectral_norm,
+    "the older spectral norm": torch.nn.utils.spectral_norm,
+}
+
+
+@pytest.mark.parametrize("how", HELD)
+@pytest.mark.parametrize("name", ["transformer sum", "transformer hypersagnn", "pairwise interaction", "dango", "wildtype gat"])
+def test_weights_may_be_made_of_others(name: str, how: str) -> None:
+    """As in training, where what was made last has a gradient's graph, which PyTorch does not copy."""
+    model = make(name).double()
+    for layer in [layer for layer in model.modules() if type(layer) is nn.Linear]:
+        HELD[how](layer)
+    genes, types = sets_of(2)
+    model(GRAPH, genes.flatten(), torch.arange(len(genes) + 1) * 2, types.flatten())
+    scorer = make_scorer(model, GRAPH, phenotype=1)
+    assert_scores(scorer.score(genes, types), called(model, genes, types, 1), 1e-12)
+
+
+WRAPPED: dict[str, Callable[[nn.Module], Any]] = {
+    "compiled": lambda model: torch.compile(model, backend="eager"),
+    "averaged": AveragedModel,
+    "data-parallel": nn.DataParallel,
+    "an average of what was compiled": lambda model: AveragedModel(torch.compile(model, backend="eager")),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("how", WRAPPED)
+def test_what_pytorch_wraps_around_a_model_is_taken_off(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    genes, types = sets_of(2)
+    want = make_scorer(make("transformer sum"), GRAPH).score(genes, types)
+    wrapped = WRAPPED[how](make("transformer sum"))
+    monkeypatch.setattr(CellTransformer, "forward", None)  # not called set by set
+    assert torch.equal(make_scorer(wrapped, GRAPH).score(genes, types), want)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_autocast_around_changes_nothing(name: str) -> None:
+    genes, types = sets_of(3)
+    want = make_scorer(make(name), GRAPH).score(genes, types)
+    with torch.autocast("cpu", torch.bfloat16):
+        scorer = make_scorer(make(name), GRAPH)
+        assert torch.equal(scorer.score(genes, types), want)
+    assert torch.equal(scorer.score(genes, types), want)
+
+
+@pytest.mark.parametrize("made_in", ["model", "scorer", "first scores"])
+@pytest.mark.parametrize("name", MODELS)
+def test_inference_mode_comes_and_goes(name: str, made_in: str) -> None:
+    """What is kept from one call to the next may be added to in either."""
+    genes, types = sets_of(3)
+    want = make_scorer(make(name), GRAPH).score(genes, types)
+    with torch.inference_mode(made_in == "model"):
+        model = make(name)
+    with torch.inference_mode(made_in == "scorer"):
+        scorer = make_scorer(model, GRAPH)
+    with torch.inference_mode(made_in == "first scores"):
+        scorer.score(genes[:40], types[:40])
+    assert torch.equal(scorer.score(genes, types), want)
+    with torch.inference_mode():
+        assert torch.equal(scorer.score(genes, types), want)
