@@ -35,7 +35,7 @@ def bit_sum(x: Tensor, words: Tensor, words_by_column: Tensor, rows: Tensor | No
     num_leading = x.shape[:-2].numel()
     # leading dimensions become columns of one product
     flat = x.to(accumulation_dtype(x.dtype)).reshape(num_leading, c, d).transpose(0, 1).reshape(c, num_leading * d)
-    out = torch.ops.cellattn.bit_spmm(words, rows, flat.contiguous())
+    out = torch.ops.cellattn.bit_spmm(words, None if rows is None else rows.contiguous(), flat.contiguous())
     num_rows = out.shape[0]
     return out.view(num_rows, num_leading, d).transpose(0, 1).reshape(*leading, num_rows, d).contiguous()
 

@@ -14,7 +14,7 @@ from torch import Tensor
 import cellattn
 from cellattn import MultiGraph, reference
 from cellattn.graph import multigraph, rows
-from cellattn.ops import _rows
+from cellattn.ops import _dense, _rows
 from cellattn.ops.bit_sum import bit_sum
 from cellattn.ops.row_dot import row_dot, row_dot_csr
 
@@ -201,6 +201,31 @@ def test_ties_of_both_kinds_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None
             k,
             v,
         )
+
+
+def test_chosen_rows_of_any_strides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all losses that take sums over bits: a column of a table of indices, and one gene for all."""
+    torch.manual_seed(0)
+    as_bits, as_csr = both_graphs(monkeypatch)
+    table = torch.tensor([[3, 77], [0, 77], [17, 77], [3, 77]])
+    q, k, v = leaves((2, 41, 8), (2, 41, 8), (2, 41, 5))
+
+    def losses(graph: MultiGraph, genes: Tensor) -> list[Tensor]:
+        options: dict[str, Any] = {"rows": genes, "num_prefix": 1, "reduction": "none"}
+        shared = graph.comembership("dense")
+        return [
+            cellattn.attention_kl(q[0], k[0], graph, "dense", over="valid", **options),
+            *cellattn.graph_attention(q, k, v, graph, [("dense", 1), ("sparse", 0)], dropout_p=0.1, **options)[1],
+            cellattn.attention_kl_comembership(q[0], k[0], shared, **options),
+            cellattn.attention_bce(q[0], k[0], graph, "dense", **options),
+        ]
+
+    monkeypatch.setattr(_dense, "LARGEST", 0)  # streamed, as large maps are
+    for genes in (table[:, 0], table[:1, 0].expand(4), table.int()[:, 0]):
+        got, want = losses(as_bits, genes), losses(as_csr, genes.clone(memory_format=torch.contiguous_format))
+        grads = [torch.autograd.grad(torch.stack(x).sum(), (q, k)) for x in (got, want)]
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+        torch.testing.assert_close(*grads, rtol=0, atol=1e-12)
 
 
 @pytest.mark.usefixtures("isa")
