@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
@@ -14,7 +15,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from .._check import describe, listed, shown
+from .._check import count_of, describe, listed, require, require_several, shown
 from ._table import Table
 from .genes import GeneList
 from .tables import Lines
@@ -146,8 +147,55 @@ def require_genes(genes: GeneList) -> None:
         raise TypeError(f"genes: expected a GeneList, got {describe(genes)}")
 
 
+def organisms_of(organism: int | Sequence[int] | None) -> list[str] | None:
+    """Taxonomy ids as files have them; None where none was asked for."""
+    if organism is None:
+        return None
+    if isinstance(organism, Iterable):
+        require_several("organism", organism, "a taxonomy id or several")
+        require(len(organism) > 0, "organism: expected at least one taxonomy id, got none")
+    several = organism if isinstance(organism, Iterable) else [organism]
+    return [str(count_of("organism", one, minimum=1)) for one in several]
+
+
+def require_one_organism(table: Table, organisms: Sequence[pl.Series], found: np.ndarray, hint: str) -> None:
+    """Refuse lines of several organisms where nobody said of which: symbols are the same in many.
+
+    Args:
+        table: whose lines they are.
+        organisms: of each line, for each of the genes that it names.
+        found: bool [lines], the genes of the line were found.
+        hint: what to do.
+    """
+    first: dict[str, int] = {}
+    for organism in organisms:
+        of_found, lines = organism.filter(pl.Series(found)), table.lines[found]
+        for one in of_found.unique().drop_nulls().sort():
+            line = int(lines[int((of_found == one).arg_true()[0])])
+            first[one] = min(line, first.get(one, line))
+    if len(first) > 1:
+        told = listed([f"{one} (line {line})" for one, line in sorted(first.items(), key=lambda item: item[1])], 5)
+        raise ValueError(f"{table.path}: genes of the list are found in lines of several organisms, {told}; {hint}")
+
+
+def require_one_taxon(table: Table, names: Sequence[pl.Series], found: np.ndarray, genes: GeneList) -> None:
+    """`require_one_organism` of names that the list does not have as they stand, but without the taxon in front."""
+    taxa: dict[str, str] = {}
+    for name in pl.concat(names).unique():
+        if name not in genes and (taxon := _TAXON.match(name)) and _TAXON.sub("", name) in genes:
+            taxa[name] = taxon[0].removesuffix(".")
+    if len(set(taxa.values())) > 1:
+        old, new = list(taxa), list(taxa.values())
+        organisms = [name.replace_strict(old, new, default=None, return_dtype=pl.String) for name in names]
+        hint = "a list whose names have the taxon in front, as '4932.YAL001C', tells them apart"
+        require_one_organism(table, organisms, found, hint)
+
+
 def without_taxon(genes: GeneList) -> Callable[[str], str]:
-    """Names as the list has them, whether the taxon stands in front of them there, in the file, in both or in neither."""
+    """Names as the list has them, whether the taxon stands in front of them there, in the file, in both or in neither.
+
+    A name without, that the list has with several, is none of them.
+    """
     listed: dict[str, str] = {}  # name without the taxon -> as it is in the list
 
     def rename(name: str) -> str:
@@ -157,7 +205,8 @@ def without_taxon(genes: GeneList) -> Callable[[str], str]:
         if bare != name:
             return bare
         if not listed:  # seldom needed: STRING's files have it
-            listed.update((_TAXON.sub("", gene), gene) for gene in reversed(genes.names))
+            times = Counter(_TAXON.sub("", gene) for gene in genes)
+            listed.update((bare, gene) for gene in genes if times[bare := _TAXON.sub("", gene)] == 1)
         return listed.get(name, name)
 
     return rename

@@ -14,10 +14,18 @@ from os import PathLike
 from typing import NamedTuple, NoReturn
 
 import numpy as np
+import polars as pl
 from torch import Tensor
 
 from .._check import require, require_choice, require_several, shown
-from ._lookup import leave_out, most_first, require_genes, set_aside, without_taxon
+from ._lookup import (
+    leave_out,
+    most_first,
+    require_genes,
+    require_one_taxon,
+    set_aside,
+    without_taxon,
+)
 from ._table import Table
 from .genes import GeneList
 from .tables import Lines
@@ -131,7 +139,8 @@ def read_string_aliases(
         ambiguous: "drop" counts names that stand for two genes, "error" refuses them.
 
     Raises:
-        ValueError: another table, a malformed line, a source that is in none of its lines.
+        ValueError: another table, a malformed line, a source that is in none of its lines, proteins of several organisms that a
+            list without the taxon does not tell apart.
     """
     require_genes(genes)
     if sources is not None:
@@ -140,7 +149,8 @@ def read_string_aliases(
     table = Table(path, "\t", header=False, comment="#")
     width = len(table.header)
     require(width in (3, 4), f"{table.path}: expected protein, alias and source between tabs, got {width} columns")
-    frame = table.read({"protein": width - 3, "alias": width - 2, "source": width - 1})
+    columns = {"protein": width - 3, "alias": width - 2, "source": width - 1}
+    frame = table.read(columns if width == 3 else {**columns, "taxon": 0})
     num_lines = frame.height
     left_out: dict[str, Tensor] = {}
     if sources is not None:
@@ -150,9 +160,15 @@ def read_string_aliases(
             require_choice(f"sources: {table.path}", source, there)
         asked = np.array([not set(sources).isdisjoint(words) for words in of_line.to_list()], dtype=bool)
         frame, left_out = set_aside(table, frame, {"other_source": ~asked})
+    if width == 4:
+        whole = frame["protein"].str.starts_with(frame["taxon"] + ".")
+        frame = frame.with_columns(
+            protein=pl.when(whole).then("protein").otherwise(pl.concat_str("taxon", "protein", separator="."))
+        )
     listed_as = without_taxon(genes)
     proteins = [listed_as(protein) for protein in frame["protein"]]
     is_unknown = np.array([protein not in genes for protein in proteins], dtype=bool)
+    require_one_taxon(table, [frame["protein"]], ~is_unknown, genes)
     unknown = most_first(Counter(protein for protein in proteins if protein not in genes))
     left_out |= leave_out(table, {"unknown": is_unknown})[1]
     claims = [_Claim(alias, name, 0, -1) for alias, name in genes.aliases.items()]

@@ -14,12 +14,21 @@ import torch
 
 from .._check import count_of, describe, require, require_choice, require_several, shown
 from .._modes import without_function_modes
-from ._lookup import each_from, find_genes, leave_out, require_genes, set_aside, warn_of_unknown
+from ._lookup import (
+    each_from,
+    find_genes,
+    leave_out,
+    organisms_of,
+    require_genes,
+    require_one_organism,
+    set_aside,
+    warn_of_unknown,
+)
 from ._table import Table, read_string
 from .genes import GeneList
 from .tables import MembershipTable
 
-_GAF = {"id": 1, "symbol": 2, "qualifier": 3, "term": 4, "evidence": 6, "aspect": 8, "synonyms": 10}
+_GAF = {"id": 1, "symbol": 2, "qualifier": 3, "term": 4, "evidence": 6, "aspect": 8, "synonyms": 10, "taxon": 12}
 _GAF_COLUMNS = 17
 _ASPECTS = ("P", "F", "C")
 _RELATIONS = ("is_a", "part_of")
@@ -157,6 +166,7 @@ def read_go_annotations(
     without_evidence: Sequence[str] = (),
     min_genes: int = 1,
     max_genes: int | None = None,
+    organism: int | Sequence[int] | None = None,
 ) -> MembershipTable:
     """Read which genes have which terms from a GAF file, 2.0 to 2.2, and of all terms above them.
 
@@ -174,14 +184,17 @@ def read_go_annotations(
         without_evidence: evidence codes to leave out, such as ["IEA", "ND", "IGI"]; the latter stands on genetic
             interactions, which may be what is to be predicted.
         min_genes, max_genes: terms with fewer genes or more are no columns.
+        organism: the organism of the gene, by its NCBI taxonomy id (559292 is yeast S288C, 9606 man), or several; lines of
+            others are left out. None where all genes that are found are of one.
 
     Returns:
         Pairs of gene and term; `names` are the terms, ascending, `titles` theirs in the ontology. Left out by reason:
-        "negated", "other_evidence", "other_aspect", "obsolete", "unknown_term", "unknown", and "other_size" where neither the
-        term nor any above it is a column.
+        "negated", "other_evidence", "other_aspect", "other_organism", "obsolete", "unknown_term", "unknown", and "other_size"
+        where neither the term nor any above it is a column.
 
     Raises:
-        ValueError: no GAF file, a malformed line, an aspect or code that cannot be.
+        ValueError: no GAF file, a malformed line, an aspect or code that cannot be, or, without `organism`, genes of the list
+            in lines of several organisms.
 
     Warns:
         UserWarning: lines that name unknown genes.
@@ -201,12 +214,13 @@ def read_go_annotations(
         max_genes = count_of("max_genes", max_genes, minimum=min_genes)
     if ontology is not None and not isinstance(ontology, Ontology):
         ontology = read_obo(ontology)
+    organisms = organisms_of(organism)
     table = Table(path, "\t", header=False, comment="!")
     require(
         len(table.header) == _GAF_COLUMNS,
         f"{table.path}: expected the {_GAF_COLUMNS} columns of a GAF file, got {len(table.header)}",
     )
-    frame = table.read(_GAF, optional=("qualifier", "synonyms"))
+    frame = table.read(_GAF, optional=("qualifier", "synonyms", "taxon"))
     num_lines = frame.height
     negated = frame["qualifier"].fill_null("").str.to_uppercase().str.split("|").list.contains("NOT").to_numpy()
     other = frame["evidence"].is_in(list(without_evidence))
@@ -217,15 +231,20 @@ def read_go_annotations(
         "other_evidence": other.to_numpy(),
         "other_aspect": ~frame["aspect"].is_in(list(aspects)).to_numpy(),
     }
+    taxon = frame["taxon"].str.extract(r"^taxon:(\d+)", 1)  # a second one is of a host or the like
+    if organisms is not None:
+        reasons["other_organism"] = ~taxon.fill_null("").is_in(organisms).to_numpy()
     terms = frame["term"]
     if ontology is not None:
         terms = terms.replace(dict(ontology.replaced))
         reasons["obsolete"] = terms.is_in(list(ontology.obsolete)).to_numpy()
         reasons["unknown_term"] = ~terms.is_in(list(ontology.terms)).to_numpy()
     names = pl.concat_str("symbol", "id", "synonyms", separator="|", ignore_nulls=True)
-    frame, aside = set_aside(table, frame.select(gene=names, term=terms), reasons)
+    frame, aside = set_aside(table, frame.select(gene=names, term=terms, taxon=taxon), reasons)
     found = find_genes(frame, {"gene": ""}, genes, _first_listed(genes))
     named = ~found.unknown
+    if organisms is None:
+        require_one_organism(table, [frame["taxon"]], named, "organism= takes the taxonomy id of those to keep, or several")
     edge_index, columns, held = _memberships(
         found.sets()[0][named],  # one a line
         frame["term"].filter(pl.Series(named)),

@@ -24,7 +24,10 @@ from ._lookup import (
     genes_among,
     leave_out,
     names_twice,
+    organisms_of,
     require_genes,
+    require_one_organism,
+    require_one_taxon,
     set_aside,
     warn_of_header,
     warn_of_unknown,
@@ -44,6 +47,10 @@ _BIOGRID = {
     "system": "Experimental System",
     "type": "Experimental System Type",
 }
+_BIOGRID_ORGANISM: tuple[dict[str, str | int], ...] = tuple(
+    {f"{end}_organism": f"Organism {kind}Interactor {letter}" for end, letter in (("source", "A"), ("target", "B"))}
+    for kind in ("ID ", "")  # TAB 3.0, TAB 2.0
+)
 _ENDS = {"source": "source", "target": "target"}
 
 
@@ -71,7 +78,8 @@ def read_string_links(
         Edges with their scores as weights, in STRING's units, 0 to 1000.
 
     Raises:
-        ValueError: a threshold or channel that cannot be, not a STRING links file, a malformed line.
+        ValueError: a threshold or channel that cannot be, not a STRING links file, a malformed line, proteins of several
+            organisms that a list without the taxon does not tell apart.
     """
     score_threshold = number_of("score_threshold", score_threshold)
     require(
@@ -99,6 +107,7 @@ def read_string_links(
     bounds = (0.0, float(_MAX_STRING_SCORE))
     frame = table.read(_STRING_PROTEINS, {channel: Number(channel, bounds) for channel in wanted})
     found = find_genes(frame, _STRING_PROTEINS, genes, without_taxon(genes))
+    require_one_taxon(table, [frame[end].rename("protein") for end in _STRING_PROTEINS], ~found.unknown, genes)
     tables = {}
     for channel in wanted:
         score = frame[channel].to_numpy()
@@ -271,23 +280,28 @@ def read_biogrid(
     *,
     system_type: str | None = "physical",
     systems: Sequence[str] | None = None,
+    organism: int | Sequence[int] | None = None,
 ) -> EdgeTable:
     """Read interactions in BioGRID's TAB 2.0 or TAB 3.0, plain or compressed.
 
     A gene is found by its systematic name or, where that is not in the list, by its official symbol. BioGRID writes a line for
-    each experiment: edges are those of the file, in its order, interactor A to B, and a pair may come often.
+    each experiment: edges are those of the file, in its order, interactor A to B, and a pair may come often. Files of one
+    organism, too, have interactions with genes of others, whose symbols may be those of the list.
 
     Args:
         path: the file, with its header.
         genes: the gene list.
         system_type: lines to keep, "physical" or "genetic"; None for both.
         systems: experimental systems to keep, such as ["Affinity Capture-MS", "Two-hybrid"]; None for all of that type.
+        organism: the organism of both genes, by its NCBI taxonomy id (559292 is yeast S288C, 9606 man), or several of which
+            either may be; lines of others are left out. None where all genes that are found are of one.
 
     Returns:
         Edges without weights: what BioGRID's scores mean differs from one publication to the next.
 
     Raises:
-        ValueError: not a file in TAB 2.0 or 3.0, a malformed line, or a system that is in none of its lines.
+        ValueError: not a file in TAB 2.0 or 3.0, a malformed line, a system that is in none of its lines, or, without
+            `organism`, genes of the list in lines of several organisms.
 
     Warns:
         UserWarning: lines that name unknown genes.
@@ -297,16 +311,26 @@ def read_biogrid(
         require_choice("system_type", system_type, ("physical", "genetic"))
     if systems is not None:
         require_several("systems", systems, "several names or None")
+    organisms = organisms_of(organism)
     table = Table(path, "\t")
     table.require_format("BioGRID's TAB 2.0 or 3.0", _BIOGRID.values())
-    table.require_columns(_BIOGRID)
-    frame = table.read(_BIOGRID)
+    of_organism = next((columns for columns in _BIOGRID_ORGANISM if set(columns.values()) <= set(table.header)), {})
+    require(
+        organisms is None or bool(of_organism),
+        f"organism: {table.path} has no columns 'Organism ID Interactor A' and B, its columns are {listed(table.header)}",
+    )
+    table.require_columns({**_BIOGRID, **of_organism})
+    frame = table.read({**_BIOGRID, **of_organism}, optional=tuple(of_organism))
     for system in systems or ():
         require_choice(f"systems: {table.path}", system, frame["system"].unique().sort().to_list())
     asked = pl.lit(True) if system_type is None else pl.col("type") == system_type
     asked = asked if systems is None else asked & pl.col("system").is_in(list(systems))
     mine = frame.select(pl.repeat(True, pl.len()) & asked).to_series().to_numpy()
-    frame, aside = set_aside(table, frame, {"other_system": ~mine})
+    reasons = {"other_system": ~mine}
+    if organisms is not None:
+        others = [~frame[end].fill_null("").is_in(organisms).to_numpy() for end in of_organism]
+        reasons["other_organism"] = np.logical_or.reduce(others)
+    frame, aside = set_aside(table, frame, reasons)
     known = [*genes, *genes.aliases]
     ends = []
     for end in _ENDS:
@@ -314,6 +338,9 @@ def read_biogrid(
         by_symbol = (name == "-") | (symbol.is_in(known) & ~name.is_in(known))
         ends.append(pl.when(by_symbol).then(symbol).otherwise(name).alias(end))
     found = find_genes(frame.select(ends), _ENDS, genes, None)
+    if organisms is None:
+        hint = "organism= takes the taxonomy id of those to keep, or several"
+        require_one_organism(table, [frame[end] for end in of_organism], ~found.unknown, hint)
     kept, left_out = leave_out(table, {"unknown": found.unknown})
     edges = edges_of(table, found, _ENDS, kept, aside | left_out)
     warn_of_unknown(edges, genes)

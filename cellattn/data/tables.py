@@ -18,6 +18,7 @@ _WHY = {
     "repeated": "lines left out that name a gene twice",
     "below_threshold": "below the threshold",
     "other_system": "lines left out of other experimental systems",
+    "other_organism": "lines left out of other organisms",
     "other_mutants": "lines left out of other mutants",
     "above_p_value": "lines left out above the p-value",
     "negated": "lines left out that say NOT",
@@ -89,8 +90,8 @@ class EdgeTable(Lines):
         num_lines: lines of the file, without the header and comments: E and those left out.
         left_out: reason -> int64, the lines of the file that were left out for it, counted from 1, ascending: "unknown"
             where they name a gene outside the list, "missing" where they have no weight, "below_threshold" where their score
-            is under the threshold, or 0 in this channel, "other_system" where they are of an experimental system that was
-            not asked for. A line stands under the first reason alone.
+            is under the threshold, or 0 in this channel, "other_system" and "other_organism" where they are of an experimental
+            system or an organism that was not asked for. A line stands under the first reason alone.
         unknown: name outside the list -> lines that name it, most frequent first.
         by_alias: other name in the file -> the gene of the list that it was taken for.
     """

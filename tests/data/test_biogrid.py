@@ -92,3 +92,44 @@ def test_malformed(tmp_path: Path) -> None:
     (tmp_path / "cut.txt.gz").write_bytes(whole[:-20])
     with pytest.raises(ValueError, match="damaged gzip"):
         read_biogrid(tmp_path / "cut.txt.gz", GENES)
+
+
+@pytest.mark.parametrize("columns", ["Organism ID Interactor {}", "Organism Interactor {}"], ids=["tab3", "tab2"])
+def test_symbols_of_other_organisms_are_no_genes(tmp_path: Path, columns: str) -> None:
+    """A file of yeast has interactions with human genes, some of which are called as yeast's are."""
+    lines = [
+        ["YAL001C", "YBL002W", "TFC3", "HTB2", "-", "Two-hybrid", "physical", "-", "559292", "559292"],
+        ["YAL001C", "-", "TFC3", "TP53", "-", "Two-hybrid", "physical", "-", "559292", "9606"],
+        ["-", "YCR003C", "HTB2", "MRP", "-", "Two-hybrid", "physical", "-", "9606", "559292"],
+        ["YBL002W", "-", "HTB2", "MRP", "-", "Negative Genetic", "genetic", "-", "559292", "10090"],
+        ["-", "-", "TFC3", "MRP", "-", "Two-hybrid", "physical", "-", "9606", "9606"],
+    ]
+    path = write(tmp_path / "b.txt", lines, [], columns=[*COLUMNS, *map(columns.format, "AB")])
+    told = (
+        r"b\.txt: genes of the list are found in lines of several organisms, '559292 \(line 2\)', '9606 \(line 4\)'; organism="
+    )
+    with pytest.raises(ValueError, match=told):
+        read_biogrid(path, GENES)
+    table = read_biogrid(path, GENES, organism=559292)
+    assert table.edge_index.tolist() == [[0], [1]]
+    assert {reason: lines.tolist() for reason, lines in table.left_out.items() if len(lines)} == {
+        "other_system": [5], "other_organism": [3, 4, 6],
+    }  # fmt: skip
+    assert "3 lines left out of other organisms [lines 3, 4, 6]" in table.report()
+    assert read_biogrid(path, GENES, system_type="genetic", organism=[559292, 10090]).edge_index.tolist() == [[1], [2]]
+    assert read_biogrid(path, GENES, organism=9606).edge_index.tolist() == [[0], [2]]
+    with pytest.warns(UserWarning, match="1 unknown gene: TP53"):
+        assert read_biogrid(path, GENES, organism=(559292, 9606)).edge_index.tolist() == [[0, 1, 0], [1, 2, 2]]
+    yeast = GeneList(["YAL001C", "YBL002W", "YCR003C"])  # no name of which is another organism's
+    with pytest.warns(UserWarning, match="unknown"):
+        assert read_biogrid(path, yeast).edge_index.tolist() == [[0], [1]]
+
+
+def test_organisms_that_cannot_be(tmp_path: Path) -> None:
+    path = write(tmp_path / "b.txt")
+    with pytest.raises(ValueError, match=r"^organism: .*b\.txt has no columns 'Organism ID Interactor A' and B"):
+        read_biogrid(path, GENES, organism=559292)
+    organisms: list[tuple[Any, type[Exception]]] = [("559292", TypeError), ([], ValueError), (0, ValueError), (1.5, TypeError)]
+    for organism, error in organisms:
+        with pytest.raises(error, match=r"^organism: expected "):
+            read_biogrid(path, GENES, organism=organism)

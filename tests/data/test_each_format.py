@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cellattn.data import (
+    EdgeTable,
     GeneList,
     read_edge_list,
     read_go_annotations,
@@ -142,6 +143,48 @@ def test_names_of_the_list_go_before_aliases_in_annotations(tmp_path: Path) -> N
     found = read_go_annotations(path, GENES)
     assert found.edge_index.tolist() == [[0, 1], [0, 0]]
     assert found.by_alias == {"TFC3": "YAL001C"}
+
+
+def test_symbols_of_other_organisms_are_not_annotated(tmp_path: Path) -> None:
+    taxa = ["taxon:559292", "taxon:9606|taxon:559292", "taxon:559292|taxon:9606", ""]
+    lines = [gaf("TFC3", "", "", f"GO:{row}") for row in range(4)]
+    for line, taxon in zip(lines, taxa, strict=True):
+        line[12] = taxon
+    path = tmp_path / "a.gaf"
+    path.write_text(rows(*lines))
+    with pytest.raises(
+        ValueError, match=r"a\.gaf: genes of the list .* several organisms, '559292 \(line 1\)', '9606 \(line 2\)'"
+    ):
+        read_go_annotations(path, GENES)
+    found = read_go_annotations(path, GENES, organism=559292)
+    assert (found.names, found.left_out["other_organism"].tolist()) == (("GO:0", "GO:2"), [2, 4])
+    assert read_go_annotations(path, GENES, organism=[559292, 9606]).names == ("GO:0", "GO:1", "GO:2")
+    path.write_text(rows(lines[0], lines[3]))
+    assert read_go_annotations(path, GENES).names == ("GO:0", "GO:3")
+
+
+def test_a_file_of_all_organisms_needs_a_list_with_the_taxon(tmp_path: Path) -> None:
+    """The same name, or names of one list, may be of several."""
+    links, aliases = tmp_path / "links.txt", tmp_path / "aliases.txt"
+    links.write_text("protein1 protein2 combined_score\n4932.YAL001C 4932.YAL015C 900\n9606.YBL007C 9606.YAL001C 800\n")
+    aliases.write_text("#string_protein_id\talias\tsource\n4932.YAL001C\tA\ts\n9606.YAL001C\tB\ts\n")
+    told = "of several organisms, '4932 .line 2.', '9606 .line 3.'; a list whose names have the taxon in front"
+    for read, path in ((read_string_links, links), (read_string_aliases, aliases)):
+        with pytest.raises(ValueError, match=told):
+            read(path, GENES)
+    aliases.write_text("## species_ncbi_taxon_id ##\n4932\tYAL001C\tA\ts\n9606\tYAL001C\tB\ts\n")
+    with pytest.raises(ValueError, match=told):
+        read_string_aliases(aliases, GENES)
+    both = GeneList(["4932.YAL001C", "9606.YAL001C", "4932.YAL015C", "9606.YBL007C"])
+    assert read_string_aliases(aliases, both).genes.aliases == {"A": "4932.YAL001C", "B": "9606.YAL001C"}
+    found = read_string_links(links, both)
+    assert isinstance(found, EdgeTable)
+    assert found.edge_index.tolist() == [[0, 3], [2, 1]]
+    links.write_text("protein1 protein2 combined_score\nYAL001C YAL015C 900\nYBL007C YAL015C 800\n")
+    with pytest.warns(UserWarning, match=r"1 unknown gene: YAL001C \(1\)"):  # which of the two it is nobody knows
+        found = read_string_links(links, both)
+    assert isinstance(found, EdgeTable)
+    assert found.edge_index.tolist() == [[3], [2]]
 
 
 @pytest.mark.parametrize(
