@@ -128,8 +128,8 @@ inline Tensor empty_on(const Tensor& like, const std::vector<int64_t>& sizes, Sc
   };
   if (too_large && !none) throw OutOfMemory("cannot allocate " + what() + ": it has more than 2^63 bytes");
   int32_t device_type, device_index;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
   const int32_t type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle made;
   if (aoti_torch_empty_strided(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.cpp_extension import include_paths
 
 import cellattn._C
 from cellattn import _extension
+
+OLDEST_TORCH = (2, 11)
 
 OPERATORS = (
     "are_sets",
@@ -76,3 +80,20 @@ def test_an_extension_of_other_sources_says_so():
         @_extension.fake("khop_words")
         def _(x: torch.Tensor) -> torch.Tensor:
             return x
+
+
+def test_no_macro_of_a_later_torch_is_used():
+    """Today's headers define some for older targets too, in an #else, so that only a build against the oldest torch fails."""
+    later = set()
+    for header in Path(include_paths()[0], "torch/csrc/stable").rglob("*.h"):
+        conditions: list[bool] = []  # around this line, innermost last: whether one asks for more than the oldest torch
+        for line in header.read_text().splitlines():
+            if re.match(r"\s*#\s*if", line):
+                version = re.search(r"TORCH_FEATURE_VERSION\s*>=\s*TORCH_VERSION_(\d+)_(\d+)", line)
+                conditions.append(version is not None and (int(version[1]), int(version[2])) > OLDEST_TORCH)
+            elif re.match(r"\s*#\s*endif", line):
+                conditions.pop()
+            elif any(conditions) and (macro := re.match(r"\s*#\s*define\s+(\w+)", line)):
+                later.add(macro[1])
+    sources = "\n".join(path.read_text() for path in (Path(__file__).parents[1] / "csrc").rglob("*.[ch]*"))
+    assert not [macro for macro in later if re.search(rf"\b{macro}\b", sources)]
