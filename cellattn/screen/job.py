@@ -17,7 +17,7 @@ from .keep import Keep, score_of
 from .measured import MeasuredSets
 from .members import Member
 from .scorers import Scorer, on_threads
-from .store import Unit
+from .store import ScreenError, Unit
 
 CHUNK = 1 << 16  # ranks that are scored at a time, between which a run can be interrupted
 
@@ -97,14 +97,60 @@ class Job:
             self._scorers = [member.scorer(**self.options) for member in self.members]
         return self._scorers
 
-    def try_first(self) -> None:
-        """Score the first sets: what the models cannot be asked for is said before there is a folder of such a screen."""
+    def try_first(self) -> Tensor | None:
+        """Score some of the first sets: what the models cannot be asked for is said before there is a folder of such a screen.
+
+        Returns:
+            Float64 [M, up to 16], a row a model; None where filters leave none of the first sets.
+
+        Raises:
+            FloatingPointError: a prediction that is not finite.
+        """
+        genes, types = self._first()
+        if len(genes) == 0:  # and no model is asked for nothing
+            return None
+        scores = torch.stack([scorer.score(genes, types).cpu().double() for scorer in self.scorers])
+        self._require_finite(scores, genes)
+        return scores
+
+    def _first(self) -> tuple[Tensor, Tensor | None]:
+        """Some of the first sets, genes and types; two at least where there are, for one alone hides its dimension."""
         _, genes, types = self.sets.block(0, min(CHUNK, self.sets.total))
-        if len(genes) == 0:  # filters left none, and no model is asked for nothing
+        at = torch.linspace(0, len(genes) - 1, min(len(genes), 16), dtype=torch.float64).long()
+        return genes[at].contiguous(), None if types is None else types[at].contiguous()
+
+    def agree(self, a: Tensor, b: Tensor) -> Tensor:
+        """Whether one model may have made both of two predictions, float64 [M, P], on two processors: bool [M, P].
+
+        What is told apart is a model and another one. So the share of the largest that is let pass is far more than products
+        of a dtype lose, and what is next to nothing in standard deviations of a phenotype is let pass, too.
+        """
+        weights = (x.dtype for member in self.members for x in member.model.parameters())
+        low = self.options["dtype"] == torch.bfloat16 or any(dtype in (torch.bfloat16, torch.float16) for dtype in weights)
+        return (a - b).abs() <= (0.1 if low else 0.01) * a.abs().amax(1, keepdim=True) + 1e-5
+
+    def require_predictions(self, before: list[list[float]] | None) -> None:
+        """Hold the models to what they predicted of the first sets when the screen was begun; None: it is not known.
+
+        A digest is of weights. What a module of one's own holds in plain attributes, its code and hooks are in none.
+
+        Raises:
+            ScreenError: one predicts something else.
+        """
+        now = None if before is None else self.try_first()
+        if now is None:
             return
-        given = genes[:2].contiguous(), None if types is None else types[:2].contiguous()  # one alone hides its dimension
-        for scorer in self.scorers:
-            scorer.score(*given)
+        then = torch.tensor(before, dtype=torch.float64)
+        wrong = (~self.agree(then, now)).nonzero().tolist()
+        if wrong:
+            member, row = wrong[0]
+            genes, _ = self._first()
+            named = ", ".join(self.names[gene] for gene in genes[row].tolist())
+            raise ScreenError(
+                f"models: {self.members[member].name} predicts {float(now[member, row]):.6g} for {{{named}}}, and predicted "
+                f"{float(then[member, row]):.6g} when this screen was begun, of equal weights: its code, attributes or hooks "
+                "are others; expected the model that the units there were computed with, or another folder"
+            )
 
     def compute(self, unit: Unit, on_ranks: Callable[[int], Any] = lambda ranks: None) -> Result:
         """Score the sets of a unit; on_ranks is told how many ranks further it is.

@@ -19,6 +19,7 @@ from .._wrapped import unwrapped
 from ..genes import GeneList, require_same_genes
 from ..graph import MultiGraph
 from ..nn import PairwiseInteraction
+from ..nn.tokens import GeneTokens
 from .scorers import Scorer, make_scorer
 
 Path_ = str | os.PathLike[str]
@@ -91,11 +92,24 @@ def members_of(models: Model | Sequence[Model], graph: MultiGraph | Path_ | None
     given = cast(Sequence[nn.Module | Path_], several)
     members = [_from_module(x, graph) if isinstance(x, nn.Module) else _from_file(x, graph) for x in given]
     members = [replace(member, name=name) for member, name in zip(members, _distinct(members, given), strict=True)]
+    for member in members:
+        _require_all_genes(member)
     digests = [member.digest for member in members]
     for position, digest in enumerate(digests):
         first = digests.index(digest)
         require(first == position, f"models: {members[position].name} is the same model as {members[first].name}")
     return members
+
+
+def _require_all_genes(member: Member) -> None:
+    """A screen gives no `gene_ids`: in a graph without some of the genes others would have their embeddings."""
+    tokens = getattr(unwrapped(member.model), "tokens", None)
+    table = tokens.num_genes if isinstance(tokens, GeneTokens) else None
+    if member.graph is not None and table is not None and member.graph.num_nodes < table:
+        raise ValueError(
+            f"graph: expected all {table} genes that {member.name} has embeddings of, in their order, got one of "
+            f"{member.graph.num_nodes} genes; those to screen are said by `genes`"
+        )
 
 
 def _distinct(members: Sequence[Member], models: Sequence[nn.Module | Path_]) -> list[str]:

@@ -93,7 +93,8 @@ def screen(
         What is there now, of all shards.
 
     Raises:
-        ScreenError: the folder is that of another screen. ValueError: an argument out of range, names that do not fit, a file
+        ScreenError: the folder is that of another screen, or a model of equal weights predicts something else than when it was
+            begun. ValueError: an argument out of range, names that do not fit, a file
             that is damaged. OSError: a unit cannot be written; those before it are whole. KeyboardInterrupt: Ctrl-C; the same.
     """
     if not isinstance(out, str | os.PathLike):
@@ -154,10 +155,15 @@ def screen(
     options = {"phenotype": phenotype, "dtype": dtype, "device": devices[0], "num_threads": num_threads}
     tables = partial(Tables, len(agreed), sets.order, bins, thresholds)
     job = Job(sets, members, agreed, sets.roster, rule, tables, options, measured)
+    first: list[list[float]] | None = None
     if engine == "local" and not (Path(out) / PLAN).exists():
         require_free(Path(out))
-        job.try_first()
-    store = Store.open(out, plan, labels={"models": [member.name for member in members]})
+        once, again = job.try_first(), job.try_first()
+        if once is not None and again is not None:
+            varies = (~job.agree(once, again)).any(1).nonzero()[:, 0].tolist()
+            notes += [f"{members[member].name} predicts other values from call to call: it draws some" for member in varies]
+            first = None if varies else once.tolist()
+    store = Store.open(out, plan, labels={"models": [member.name for member in members], "first": first})
     say = _Speaker(progress)
     for note in notes:
         say(note)
@@ -194,6 +200,8 @@ def _work(store: Store, job: Job, engine: str, mine: Sequence[int], devices: Seq
     store.clear_parts()
     before = store.status(mine)
     todo = sorted([*before.missing, *before.damaged])
+    if todo and engine == "local":
+        job.require_predictions(store.labels.get("first"))
     if before.done or before.damaged:
         say(f"{store.folder}: {before.done:,} of {before.units:,} units are there already")
     for number, reason in sorted(before.damaged.items()):

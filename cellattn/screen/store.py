@@ -129,7 +129,7 @@ class Store:
             folder: of the screen.
             plan: plain values of JSON that say what the screen is; "total" ranks in units of "unit". Two plans with equal
                 values are one screen.
-            labels: what to call things; the first to open the folder says it.
+            labels: what to call things, and what models predict of the first sets; the first to open the folder says it.
 
         Raises:
             ScreenError: the folder is one of another screen, or holds other things. Nothing in it is changed.

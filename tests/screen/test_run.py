@@ -11,6 +11,8 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from cellattn import MultiGraph, checkpoint
 from cellattn.data import GeneList, PerturbationDataset
@@ -471,3 +473,78 @@ def test_devices_and_rosters_of_other_kinds(tmp_path: Path) -> None:
     array: Any = np.array([3, 1, 2])
     screen(Additive(0), out=tmp_path / "b", genes=array, device=torch.device("cpu"), keep="all", **QUIET)
     assert rows_of(tmp_path / "a").equals(rows_of(tmp_path / "b"))
+
+
+class Scaled(Additive):
+    """What it predicts is not in its weights alone."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, seeds: Tensor, ptr: Tensor, types: Tensor) -> Tensor:
+        return self.factor * super().forward(seeds, ptr, types)
+
+
+def test_a_model_of_equal_weights_that_predicts_something_else_is_refused(tmp_path: Path) -> None:
+    """It would score the units that are left, and the ranking would be of two models."""
+    begun = {"out": tmp_path / "s", "unit": 50, "keep": "all", **QUIET}
+    screen(Scaled(1.0), shard="0/3", **begun)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()}
+    hooked = Scaled(1.0)
+    hooked.register_forward_hook(lambda module, given, out: out + 1)
+    for other in (Scaled(1.5), Scaled(-1.0), hooked):
+        with pytest.raises(ScreenError, match=r"models: Scaled predicts .* for \{0, 1\}, and predicted .* of equal weights"):
+            screen(other, **begun)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()} == before
+    # what another processor may make of it
+    assert screen(Scaled(1 + 1e-4), **begun).complete
+    assert screen(Scaled(1.5), **begun).complete  # nothing is left to score
+
+
+def test_a_model_of_equal_weights_as_tensors_of_16_bits(tmp_path: Path) -> None:
+    model = model_of(0).bfloat16()
+    screen(model, GRAPH, out=tmp_path / "s", unit=50, shard="0/3", **QUIET)
+    other = model_of(0).bfloat16()
+    other.register_forward_hook(lambda module, given, out: out._replace(prediction=2 * out.prediction))
+    with pytest.warns(UserWarning, match="batches of sets"), pytest.raises(ScreenError, match="CellTransformer predicts"):
+        screen(other, GRAPH, out=tmp_path / "s", unit=50, **QUIET)
+    assert screen(model, GRAPH, out=tmp_path / "s", unit=50, **QUIET).complete
+
+
+class Drawn(Additive):
+    """Dropout that evaluation does not turn off."""
+
+    def forward(self, seeds: Tensor, ptr: Tensor, types: Tensor) -> Tensor:
+        return super().forward(seeds, ptr, types) + torch.randn(len(ptr) - 1)
+
+
+def test_predictions_that_are_drawn_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options: dict[str, Any] = {"out": tmp_path / "s", "unit": 50, "num_threads": 1}
+    screen([Additive(1), Drawn(0)], shard="0/3", **options)
+    said = capsys.readouterr().err
+    assert "Drawn predicts other values from call to call" in said
+    assert "Additive predicts" not in said
+    assert screen([Additive(1), Drawn(0)], **options).complete
+
+
+def test_a_graph_without_some_of_the_genes_is_refused(tmp_path: Path) -> None:
+    """Its genes would have the embeddings of others."""
+    fewer = MultiGraph.from_edge_index(EDGES, N - 5, names=NAMES[5:])
+    message = f"graph: expected all {N} genes that CellTransformer has embeddings of, .* got one of {N - 5} genes"
+    for model in (model_of(0), AveragedModel(model_of(0))):
+        with pytest.raises(ValueError, match=message):
+            screen(model, fewer, out=tmp_path / "s", **QUIET)
+    file = tmp_path / "model.safetensors"
+    checkpoint.save(file, model_of(0))
+    with pytest.raises(ValueError, match=f"expected all {N} genes that {file.name} has"):
+        screen(file, fewer, out=tmp_path / "s", **QUIET)
+    assert not (tmp_path / "s").exists()
+
+
+def test_what_is_wrapped_is_the_same_screen(tmp_path: Path) -> None:
+    model = model_of(0)
+    compiled: Any = torch.compile(model, backend="eager")
+    for shard, one in enumerate((model, AveragedModel(model), compiled)):
+        found = screen(one, GRAPH, out=tmp_path / "s", unit=50, shard=(shard, 3), **QUIET)
+    assert found.complete
