@@ -45,11 +45,6 @@ class Agreement:
         return {_PREFIX + name: getattr(self, name) for name in ("count", "mean", "comoment")}
 
     @property
-    def sd(self) -> Tensor:
-        """Of each member over the sets, [M]."""
-        return (self.comoment.diagonal() / (self.count - 1).clamp_min(1)).sqrt()
-
-    @property
     def correlation(self) -> Tensor:
         """Pearson, [M, M]; NaN where a member predicts one value for all."""
         scale = self.comoment.diagonal().sqrt()
