@@ -19,6 +19,9 @@ from cellattn.nn import CellTransformer, Dango, PairwiseInteraction, WildtypeDif
 from cellattn.nn.perturbation import POOLS
 from cellattn.screen import make_scorer
 
+# A screening that disagrees with its model gives way to calls of the model, whose scores are right.
+pytestmark = pytest.mark.filterwarnings("error:model.*called on batches of sets instead")
+
 N, DIM, NUM_TYPES = 37, 12, 4
 
 
@@ -242,6 +245,14 @@ def test_tables_start_over_where_there_is_no_room(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(screening, "available_memory", lambda device: 0)
     monkeypatch.setattr(screening, "BATCH", 16)
     assert_scores(make_scorer(model, GRAPH).score(genes, types), want, 1e-6)
+
+
+def test_pairs_are_made_again_where_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(screening, "available_memory", lambda device: 0)
+    genes, types = sets_of(3)
+    model = make("pairwise interaction")
+    got = make_scorer(model, GRAPH, phenotype=1, dtype=torch.float64).score(genes, types)
+    assert_scores(got, called(copy.deepcopy(model).double(), genes, types, 1), 1e-12)
 
 
 def test_bfloat16_products() -> None:
