@@ -213,6 +213,19 @@ def test_ancestors_of_a_deep_ontology(tmp_path: Path) -> None:
     assert len(read_obo(path).ancestors()["T2999"]) == 3000
 
 
+def test_qualifiers_of_features(tmp_path: Path) -> None:
+    """Only those asked for; the others are counted, those without one among them."""
+    lines = [sgd("ORF", f"YAL00{i}C") for i in range(4)]
+    for line, qualifier in zip(lines, ("Verified", "Dubious", "Uncharacterized", ""), strict=True):
+        line[2] = qualifier
+    path = tmp_path / "SGD_features.tab"
+    path.write_text(rows(*lines))
+    assert len(read_sgd_features(path).genes) == 4
+    found = read_sgd_features(path, qualifiers=["Verified", "Uncharacterized"])
+    assert found.genes.names == ("YAL000C", "YAL002C")
+    assert found.left_out["other_type"].tolist() == [2, 4]
+
+
 def test_names_aliases_and_retired_names(tmp_path: Path) -> None:
     path = tmp_path / "SGD_features.tab"
     lines = [

@@ -198,6 +198,10 @@ def test_refused_measured() -> None:
         measured.outside(torch.zeros(1), phenotype=2)
     with pytest.raises(ValueError, match="no measured values"):
         MeasuredSets.of(data(), phenotypes=False).outside(torch.zeros(1))
+    seeds, ptr = torch.tensor([0, 1, 2]), torch.tensor([0, 2, 3])
+    for y in (torch.zeros(3), torch.zeros(1)):
+        with pytest.raises(ValueError, match="y: expected a value for each of 2 sets"):
+            MeasuredSets(seeds, ptr, num_genes=N, y=y)
     with pytest.raises(ValueError, match="twice"):
         MeasuredSets(torch.tensor([1, 1]), torch.tensor([0, 2]), num_genes=3)
     with pytest.raises(TypeError, match="dataset"):

@@ -66,6 +66,36 @@ def test_tables(step: float, size: int, unit: int) -> None:
             assert state[name + "_set"][gene].tolist() == next(s for value, s in mine if value == best)
 
 
+def test_what_is_looked_at() -> None:
+    """Edges of the bins that are not empty, moments in words, and each gene's figures."""
+    genes = torch.tensor([[0, 1], [0, 2], [1, 2], [2, 3]])
+    mean = torch.tensor([-0.3, 0.1, 0.7, -5.0], dtype=torch.float64)
+    tables = Tables(N, 2, BINS, (-0.25, 0.5))
+    assert tables.histogram() == ([-1.0, -0.75], [0])
+    tables.add(genes[:3], mean[:3], torch.tensor([0.5, 0.25, 0.75], dtype=torch.float64))
+    edges, counts = tables.histogram()
+    assert edges == [-0.5, -0.25, 0.0, 0.25, 0.5, 0.75]
+    assert counts == [1, 0, 1, 0, 1]
+    assert tables.moments() == [
+        ("mean", f"{0.5 / 3:.6g}"),
+        ("standard deviation over sets", f"{statistics.stdev(mean[:3].tolist()):.6g}"),
+        ("lowest", "-0.3"),
+        ("highest", "0.7"),
+        ("standard deviation over models, in the mean", "0.5"),
+    ]
+    tables.add(genes[3:], mean[3:], torch.zeros(1, dtype=torch.float64))
+    assert tables.histogram() == ([-1.25 + 0.25 * i for i in range(9)], [1, 0, 0, 1, 0, 1, 0, 1])
+    frame = tables.genes(NAMES)
+    words = "gene, sets, mean, below -0.25, above 0.5, highest, highest_with, lowest, lowest_with"
+    assert ", ".join(frame.columns) == words
+    assert frame.rows() == [
+        ("G1", 2, pytest.approx(0.2), 1, 1, 0.7, "G2", -0.3, "G0"),
+        ("G2", 3, pytest.approx(-1.4), 1, 1, 0.7, "G1", -5.0, "G3"),
+        ("G0", 2, pytest.approx(-0.1), 1, 0, 0.1, "G2", -0.3, "G1"),
+        ("G3", 1, -5.0, 1, 0, -5.0, "G2", -5.0, "G2"),
+    ]
+
+
 def test_equal_scores_of_many_sets() -> None:
     """The first of them is the best, however many there are and whatever the threads."""
     names = GeneList([f"G{i}" for i in range(200)])
@@ -121,7 +151,16 @@ def test_refused_rules(rule: str) -> None:
         Keep(rule)
 
 
-@pytest.mark.parametrize("bins", [{"low": 1.0, "high": 1.0}, {"low": float("nan")}, {"number": 0}])
+@pytest.mark.parametrize(
+    "bins",
+    [
+        {"low": 1.0, "high": 1.0},
+        {"low": float("nan")},
+        {"number": 0},
+        {"low": -1.7e308, "high": 1.7e308, "number": 1},  # a width of infinity
+        {"low": 1e16, "high": 1e16 + 8, "number": 100},  # edges that round to each other
+    ],
+)
 def test_refused_bins(bins: Any) -> None:
     with pytest.raises(ValueError, match="bins"):
         Bins(**bins)
