@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import stat
+import sys
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -97,6 +99,17 @@ def out_folder(text: str) -> Path:
     if not text.strip():
         raise argparse.ArgumentTypeError(f"expected a folder, got {text!r}")
     return Path(text)
+
+
+def say_in_any_encoding() -> None:
+    """Let a command print what the encoding of its output lacks, as escapes: names are of files, which are in UTF-8."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def text_of_page(text: str) -> bytes:
+    """A page in UTF-8; bytes of a path that are none are escapes."""
+    return text.encode(errors="backslashreplace")
 
 
 def file_path(path: Any) -> Path:

@@ -10,12 +10,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from .._file import say_in_any_encoding
 from .build import build_cell, check_out
 from .report import NO_FIGURE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """What the command line says; returns the exit status: 1 for an error."""
+    say_in_any_encoding()
     given = _parser().parse_args(arguments)
     try:
         check_out(given.out)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .._check import describe, require, require_choice, unknown
-from .._file import file_path, write_atomic
+from .._file import file_path, text_of_page, write_atomic
 from .._modes import without_function_modes
 from .._version import __version__
 from ..genes import GeneList
@@ -100,7 +100,7 @@ class Cell:
         if image is not None:
             write_atomic(figure, image)
         shown = f"![degrees]({figure.name})" if image is not None else NO_FIGURE
-        write_atomic(page, f"{self.report()}\n{shown}\n".encode())
+        write_atomic(page, text_of_page(f"{self.report()}\n{shown}\n"))
         return [path, page, *([] if image is None else [figure])]
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from .._check import describe, listed
-from .._file import out_folder
+from .._file import out_folder, say_in_any_encoding
 from ..data._table import Table, read_string
 from ..data.dataset import PerturbationDataset
 from ..data.readers import read_interactions
@@ -38,6 +38,7 @@ _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """What the command line says; returns the exit status: 1 for an error, 130 for Ctrl-C."""
+    say_in_any_encoding()
     words = list(sys.argv[1:] if arguments is None else arguments)
     commands = ("run", "status", "merge")
     if words and words[0] not in (*commands, "-h", "--help"):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from .._file import write_atomic
+from .._file import text_of_page, write_atomic
 
 if TYPE_CHECKING:
     from .merge import Merged
@@ -23,7 +23,7 @@ def write_page(merged: Merged, ranking: pl.DataFrame, folder: Path) -> Path:
     """Write `page.md`, and its figures where matplotlib is installed; returns the page."""
     figures = draw(merged, folder)
     path = folder / "page.md"
-    write_atomic(path, page(merged, ranking, figures).encode())
+    write_atomic(path, text_of_page(page(merged, ranking, figures)))
     return path
 
 
@@ -151,7 +151,7 @@ def _top(merged: Merged, figure: Any) -> None:
         axis.errorbar(
             shown["mean"].to_list(), range(len(names)), xerr=shown["sd"].to_list(), fmt="o", markersize=3, color="#1b6ca8"
         )
-        axis.set_yticks(range(len(names)), names, fontsize=6)
+        axis.set_yticks(range(len(names)), names, fontsize=6, parse_math=False)
         axis.invert_yaxis()
         axis.set(title=title.lower(), xlabel="mean ± sd over the models")
         axis.locator_params(axis="x", nbins=4)  # numbers of many digits side by side
@@ -162,7 +162,7 @@ def _genes(merged: Merged, figure: Any) -> None:
     shown = merged.genes.head(SHOWN)
     axis.barh(range(len(shown)), shown["highest"].to_list(), color="#1b6ca8")
     names = [f"{gene} with {others}" for gene, others in shown.select("gene", "highest_with").iter_rows()]
-    axis.set_yticks(range(len(shown)), names, fontsize=7)
+    axis.set_yticks(range(len(shown)), names, fontsize=7, parse_math=False)
     axis.invert_yaxis()
     axis.set(xlabel="mean over the models of the gene's best set")
 
@@ -173,5 +173,5 @@ def _agreement(merged: Merged, figure: Any) -> None:
     correlation = merged.agreement.correlation
     image = axis.imshow(correlation.tolist(), cmap="viridis", vmax=1)
     figure.colorbar(image, label="Pearson correlation over all sets")
-    axis.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=7)
-    axis.set_yticks(range(len(names)), names, fontsize=7)
+    axis.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=7, parse_math=False)
+    axis.set_yticks(range(len(names)), names, fontsize=7, parse_math=False)

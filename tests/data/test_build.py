@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -273,6 +275,23 @@ def test_pairs_of_several_lines(folder: Path, duplicates: str, directed: bool, e
             build_cell(path)
     else:
         assert edges(build_cell(path).graph, "list") == expected
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_words_that_an_output_cannot_encode_are_escapes(folder: Path, monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    """Names of relations and files in other scripts, or in bytes that are no UTF-8, with any locale."""
+    config = folder / os.fsdecode(b"cell-\xff.toml")
+    config.write_text(CONFIG.replace("[relations.physical]", '[relations."gène→"]'), encoding="utf-8")
+    out = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(out, encoding=encoding, write_through=True))
+    assert main(["build", str(config), "--out", str(folder / os.fsdecode(b"cell-\xff.safetensors"))]) == 0
+    told = {"ascii": b"g\\xe8ne\\u2192", "latin-1": b"g\xe8ne\\u2192", "utf-8": "gène→".encode()}[encoding]
+    assert b"| " + told + b" |" in out.getvalue()
+    page = (folder / os.fsdecode(b"cell-\xff.md")).read_text(encoding="utf-8")
+    assert "| gène→ |" in page
+    assert "cell-\\udcff.toml" in page
+    graph = MultiGraph.load(folder / os.fsdecode(b"cell-\xff.safetensors"))
+    assert "gène→" in graph.relations
 
 
 def test_the_command_and_what_it_writes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

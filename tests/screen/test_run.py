@@ -344,7 +344,7 @@ KINDS_OF_SETS: dict[str, tuple[dict[str, Any], str]] = {
     "listed": ({"sets": SetSpace.listed(GeneList(NAMES), torch.tensor([[0, 1], [5, 4]]))}, "2 of 4 genes a set"),
     "none": ({"filters": [PairFilter(GeneList(NAMES), [(NAMES[0], NAMES[1])], which="any")], "genes": NAMES[2:5]}, "filter: "),
     "equal thresholds": ({"thresholds": (1.0, 1.0, 0.0, -0.0)}, "deleted"),
-    "names of many kinds": ({"names": [f"$a_|{place}\N{GREEK SMALL LETTER BETA}\n" for place in range(N)]}, "deleted"),
+    "names of many kinds": ({"names": [f"$\\frac_|$ {place}\N{GREEK SMALL LETTER BETA}\n" for place in range(N)]}, "deleted"),
 }
 
 
