@@ -428,6 +428,8 @@ _FOREIGN = {
     b"7z\xbc\xaf\x27\x1c": "a 7z archive: unpack the table in it",
     b"\xd0\xcf\x11\xe0": "a workbook: save its sheet as text",
     b"PAR1": "a Parquet file: write it as text",
+    b"ARROW1": "a Feather file: write it as text",
+    b"MATLAB 5.0 MAT-file": "a file of MATLAB: write its table as text",
     b"\x89HDF": "an HDF5 file: write its table as text",
     b"\x93NUMPY": "an array of NumPy: write its table as text",
     b"\x5d\x00\x00": "compressed with lzma: unpack it with `unlzma`",

@@ -47,7 +47,7 @@ class Ontology:
         path: the file.
         terms: term -> its title, obsolete ones left out.
         parents: "is_a" or "part_of" -> term -> its parents.
-        replaced: other id of a term -> the term.
+        replaced: other id of a term -> the term; not where the id is a term itself, or two terms have it.
         obsolete: obsolete terms.
     """
 
@@ -106,7 +106,7 @@ def read_obo(path: str | PathLike[str]) -> Ontology:
     titles: dict[str, str] = {}
     parents: dict[str, dict[str, tuple[str, ...]]] = {relation: {} for relation in _RELATIONS}
     above: list[tuple[int, str, str, str]] = []  # line, term, relation, parent
-    replaced: dict[str, str] = {}
+    claims: dict[str, dict[str, None]] = {}  # other id -> the terms that have it
     obsolete: set[str] = set()
 
     def fail(number: int, problem: str) -> None:
@@ -118,17 +118,20 @@ def read_obo(path: str | PathLike[str]) -> Ontology:
         if not text or text.startswith("!"):
             continue
         if text.startswith("["):
-            stanza, term = text, None
+            stanza, term = text.partition("]")[0].casefold(), None  # a comment may follow
             continue
         tag, colon, value = text.partition(":")
         if not colon:
             fail(number, "expected 'tag: value'")
+        tag = tag.strip()
         value = value.strip() if tag == "name" else _AFTER_VALUE.sub("", value.strip())
         if stanza == "" and number == 1 and tag != "format-version":
             fail(number, "expected an ontology in OBO format, which begins with 'format-version'")
-        if stanza != "[Term]":
+        if stanza != "[term":
             continue
         if tag == "id":
+            if term is not None:
+                fail(number, f"a second id of term {shown(term)}")
             term = value
             if term in titles:
                 fail(number, f"term {shown(term)} stands twice")
@@ -138,19 +141,23 @@ def read_obo(path: str | PathLike[str]) -> Ontology:
         elif tag == "name":
             titles[term] = value
         elif tag == "alt_id":
-            replaced[value] = term
-        elif tag == "is_obsolete" and value == "true":
-            obsolete.add(term)
+            claims.setdefault(value, {})[term] = None
+        elif tag == "is_obsolete":
+            if value.casefold() not in ("true", "false"):
+                fail(number, "expected true or false")
+            if value.casefold() == "true":
+                obsolete.add(term)
         elif tag == "is_a":
             above.append((number, term, "is_a", value))
-        elif tag == "relationship" and value.startswith("part_of "):
-            above.append((number, term, "part_of", value.removeprefix("part_of ").strip()))
+        elif tag == "relationship" and value.split()[:1] == ["part_of"]:
+            above.append((number, term, "part_of", value.split(maxsplit=1)[1] if len(value.split()) > 1 else ""))
     require(bool(titles), f"{path}: no [Term] in it, expected an ontology in OBO format")
     for number, term, relation, parent in above:
         if parent not in titles:
             fail(number, f"{shown(parent)} is no term")
         parents[relation][term] = (*parents[relation].get(term, ()), parent)
     terms = {term: title for term, title in titles.items() if term not in obsolete}
+    replaced = {other: next(iter(of)) for other, of in claims.items() if len(of) == 1 and other not in titles}
     return Ontology(path, terms, parents, replaced, frozenset(obsolete))
 
 

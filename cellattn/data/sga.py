@@ -91,6 +91,7 @@ def read_sga(
         require_choice("mutants", mutants, ("digenic", "trigenic"))
     if max_p_value is not None:
         max_p_value = number_of("max_p_value", max_p_value)
+        require(0 <= max_p_value <= 1, f"max_p_value: expected a p-value in [0, 1], got {max_p_value}")
     require_several("controls", controls, "several gene names")
     table = Table(path, "\t", comment="#")
     columns = _columns(table)

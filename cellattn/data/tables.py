@@ -35,7 +35,7 @@ _WHY = {
 def _bare(name: str) -> str:
     """A name without quotes, but for one that is long, or has spaces around that nobody would see."""
     text = shown(name)
-    return name if text == repr(name) and name.isprintable() and name == name.strip() else text
+    return name if name and text == repr(name) and name.isprintable() and name == name.strip() else text
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -64,6 +64,9 @@ def test_sga_alleles_controls_and_choices(tmp_path: Path) -> None:
     three = read_sga(path, GENES, mutants="trigenic")
     assert (three.num_lines, three.left_out["other_mutants"].tolist(), three.score.tolist()) == (2, [3], [-0.125])
     few = read_sga(path, GENES, max_p_value=0.05)
+    for impossible in (-0.05, 5):  # percent
+        with pytest.raises(ValueError, match=r"^max_p_value: expected a p-value in \[0, 1\], got "):
+            read_sga(path, GENES, max_p_value=impossible)
     assert few.left_out["above_p_value"].tolist() == [3]
     assert few.p_value is not None
     assert few.p_value.tolist() == pytest.approx([0.01])
@@ -194,15 +197,48 @@ def test_a_file_of_all_organisms_needs_a_list_with_the_taxon(tmp_path: Path) -> 
         (("name: root", "is_a: GO:2"), r"term 'GO:[12]' is above itself"),
         (("id: GO:3", "id: GO:1"), r"line 16: term 'GO:1' stands twice"),
         (("name: root", "root"), r"line 6: expected 'tag: value'"),
+        (("is_obsolete: true", "is_obsolete: 1"), r"line 21: expected true or false: 'is_obsolete: 1'"),
+        (("name: other", "id: GO:5\nname: other"), r"line 17: a second id of term 'GO:3'"),
         (("format-version", "format"), r"line 1: expected an ontology in OBO format"),
     ],
-    ids=["parent", "circle", "twice", "no-tag", "other-file"],
+    ids=["parent", "circle", "twice", "no-tag", "obsolete", "second-id", "other-file"],
 )
 def test_malformed_ontologies(tmp_path: Path, change: tuple[str, str], message: str) -> None:
     path = tmp_path / "go.obo"
     path.write_text(OBO.replace(*change))
     with pytest.raises(ValueError, match=message):
         read_obo(path).ancestors()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("[Term]\nid: GO:3", "[Term] ! the third\nid: GO:3"),
+        ("[Term]\nid: GO:3", "[term]\nid: GO:3"),
+        ("part_of GO:3", "part_of\tGO:3"),
+        ("is_a: GO:1", " is_a : GO:1"),
+        ("is_obsolete: true", "is_obsolete: True"),
+    ],
+)
+def test_spellings_of_an_ontology(tmp_path: Path, old: str, new: str) -> None:
+    """Each was passed over, and a term, a parent or that it is obsolete was lost."""
+    path, other = tmp_path / "go.obo", tmp_path / "other.obo"
+    path.write_text(OBO)
+    assert old in OBO
+    other.write_text(OBO.replace(old, new))
+    expected, found = read_obo(path), read_obo(other)
+    assert (found.terms, found.parents, found.obsolete) == (expected.terms, expected.parents, expected.obsolete)
+    assert (found.parents["part_of"], found.obsolete) == ({"GO:2": ("GO:3",)}, {"GO:4"})
+
+
+def test_an_id_that_is_a_term_is_not_replaced(tmp_path: Path) -> None:
+    """A term's own id goes before the same as another's alternative, and what two terms claim is neither's."""
+    path, gafs = tmp_path / "go.obo", tmp_path / "a.gaf"
+    path.write_text(OBO.replace("id: GO:3\n", "id: GO:3\nalt_id: GO:1\nalt_id: GO:8\n").replace("name: root", "alt_id: GO:8"))
+    assert read_obo(path).replaced == {"GO:9": "GO:2"}
+    gafs.write_text(rows(*[gaf("TFC3", "", "", term) for term in ("GO:1", "GO:8", "GO:9")]))
+    found = read_go_annotations(gafs, GENES, ontology=path)
+    assert (found.names, found.left_out["unknown_term"].tolist()) == (("GO:1", "GO:2"), [2])
 
 
 def test_ancestors_of_a_deep_ontology(tmp_path: Path) -> None:

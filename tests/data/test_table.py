@@ -297,6 +297,8 @@ def test_a_flipped_bit_is_no_shorter_table(tmp_path: Path, pack: str) -> None:
         (gzip.compress(tarred(TEXT.encode())), "t.tar.gz", "a tar archive: unpack the table in it"),
         (lzma.compress(TEXT.encode(), format=lzma.FORMAT_ALONE), "t.lzma", "compressed with lzma: unpack it with `unlzma`"),
         (pickle.dumps({"a": [TEXT]}), "t.pkl", "a pickle: write its table as text"),
+        (b"ARROW1\x00\x00", "t.feather", "a Feather file: write it as text"),
+        (b"MATLAB 5.0 MAT-file, Platform: GLNXA64\x00", "t.mat", "a file of MATLAB: write its table as text"),
         (b"\x93NUMPY\x01\x00v\x00", "t.npy", "an array of NumPy: write its table as text"),
         (b"\n<!DOCTYPE html>\n<title>404</title>\n", "t.tsv", "a page of the web, as of a download that failed"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "t.tsv", "a pointer of Git LFS: `git lfs pull`"),
