@@ -135,7 +135,7 @@ class _Problem:
     @cached_property
     def heads(self) -> tuple[Tensor, Tensor]:
         """q, k as [L, T, D]."""
-        return aligned(self.q, 1), aligned(self.k, 1)
+        return aligned(self.q, 1, num_prefix=self.num_prefix), aligned(self.k, 1, num_prefix=self.num_prefix)
 
     @property
     def dense(self) -> bool:

@@ -668,7 +668,7 @@ def edge_attention(
     num_heads, num_genes = q.shape[-3:-1]
     cut = Segments.of_ties(relations, row_segments)
     steps, suffix = (None, "") if draw is None else (threshold, "_dropout")
-    q, k, v = aligned(q, 2), aligned(k, 2), aligned(v, 2)
+    q, k, v = (aligned(x, 2, num_prefix=num_prefix) for x in (q, k, v))
     shape, lead = _shape(q, k, v)
     tile_dim = max(shape["D_PAD"], shape["DV_PAD"])
     part_lse2 = q.new_empty(q.shape[0], cut.total, dtype=torch.float32) if cut.total else None
@@ -743,7 +743,7 @@ def edge_attention_backward(
         return dq, dk.zero_(), dv.zero_(), dbias
     by_row, by_column = (Segments.of_ties(relations, offset) for offset in (row_segments, col_segments))
     above = torch.zeros_like(out) if dout is None else dout
-    q, k, v, do = (aligned(x, 2) for x in (q, k, v, above))
+    q, k, v, do = (aligned(x, 2, num_prefix=num_prefix) for x in (q, k, v, above))
     rows = attention.deltas(do, dlse, out, lse)
     of_rows = do, rows.lse2, rows.delta
     shape, lead = _shape(q, k, v, do)

@@ -445,7 +445,7 @@ def row_dot(
     cut = Segments.of_ties(relations, row_segments)
     first = [sum(lengths[:i]) for i in range(num_ties)]
     ties = rows_of_ints(zip(relations, heads, first, lengths, cut.shifts, strict=True), q.device)
-    q4, k4 = aligned(q, 2), aligned(k, 2)
+    q4, k4 = (aligned(x, 2, num_prefix=num_prefix) for x in (q, k))
     (stride_ql, stride_qh), (stride_kl, stride_kh) = lead_strides(q4), lead_strides(k4)
     genes = None if rows is None else rows.contiguous()
     partial, d_pad = cut.partial_sums(q4), padded(d)
@@ -505,7 +505,7 @@ def row_dot_backward(
     by_head = sorted(range(num_ties), key=lambda tie: heads[tie])
     headptr = device_ints(tuple(sum(head < h for head in heads) for h in range(num_heads + 1)), q.device)
     ties = rows_of_ints(((tie, relations[tie], cut.shifts[tie]) for tie in by_head), q.device)
-    q4 = aligned(q, 2)
+    q4 = aligned(q, 2, num_prefix=num_prefix)
     g, slot = dy.contiguous(), None
     if rows is not None:
         g, slot = _by_gene(g, rows, lengths, num_genes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -71,8 +72,16 @@ class Segments:
 
 @functools.cache  # for good: a captured CUDA graph reads them again at every replay
 def device_ints(values: tuple[int, ...], device: torch.device) -> Tensor:
-    """A short list of numbers as int64 on the device, made once: a copy from the host would force a sync at every launch."""
-    return torch.tensor(values, dtype=torch.int64, device=device)
+    """A short list of numbers as int64 on the device, made once: a copy from the host would force a sync at every launch.
+
+    On a GPU by a thread of its own. Where `torch.compile` warms up for a CUDA graph, what a thread allocates is in the memory
+    of that graph, which others write again, and PyTorch raises for what outlives the call.
+    """
+    make = functools.partial(torch.tensor, values, dtype=torch.int64, device=device)
+    if device.type != "cuda":
+        return make()
+    with ThreadPoolExecutor(1) as apart:
+        return apart.submit(make).result()
 
 
 def rows_of_ints(rows: Iterable[tuple[int, ...]], device: torch.device) -> Tensor:

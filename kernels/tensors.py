@@ -13,7 +13,8 @@ from cellattn._check import require, require_same, require_tensor
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_DIM = 256
-MAX_ROW_STRIDE = 2**24  # a block of 128 rows is addressed in 32 bits
+MAX_SPAN = 2**31  # numbers: a block of BLOCK_ROWS rows, and rows of tokens before the genes, are addressed in 32 bits
+BLOCK_ROWS = 128
 MAX_GRID = 2**31 - 1  # programs of a launch
 
 
@@ -66,16 +67,17 @@ def padded(dim: int) -> int:
     return max(16, triton.next_power_of_2(dim))
 
 
-def aligned(x: Tensor, lead: int) -> Tensor:
+def aligned(x: Tensor, lead: int, *, num_prefix: int = 0) -> Tensor:
     """[..., n, features] -> [L, n, features] (`lead` 1) or [L, heads, n, features] (`lead` 2) that loads in pieces of 16 bytes.
 
     A view where the strides allow it, else a copy. Every row is followed by zeros up to `width(features)`, so that a kernel
-    masks its columns there: a mask in the middle of a piece would split it. Strides are multiples of `wide(dtype)`.
+    masks its columns there: a mask in the middle of a piece would split it. Strides are multiples of `wide(dtype)`, and rows
+    so near to each other that a kernel may skip `num_prefix` of them in 32 bits.
     """
     *others, n, features = x.shape
     others = [1] * (lead - len(others)) + others
     shape = (prod(others[: len(others) + 1 - lead]), *others[len(others) + 1 - lead :], n, features)
-    if is_aligned(x, x.untyped_storage().data_ptr()) and x.stride(-2) <= MAX_ROW_STRIDE:
+    if is_aligned(x, x.untyped_storage().data_ptr()) and x.stride(-2) * max(BLOCK_ROWS, num_prefix) < MAX_SPAN:
         try:
             return x.view(shape)
         except RuntimeError:  # leading dimensions that do not follow each other

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cellattn._aligned import is_aligned, width
-from cellattn.kernels import tensors
+from cellattn.kernels import segments, tensors
 from cellattn.kernels.tensors import aligned, check_floats, grid_of, precision
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
@@ -67,6 +68,33 @@ def test_rows_are_whole_pieces_of_16_bytes(layout: str, lead: int, dtype: torch.
 def test_rows_that_fit_are_not_copied(layout: str) -> None:
     x = layouts(torch.float16)[layout]
     assert aligned(x, 2).data_ptr() == x.data_ptr()
+
+
+def test_rows_far_apart_are_copied_where_those_before_the_genes_would_not_be_skipped_in_32_bits() -> None:
+    stride = 2**22
+    x = torch.empty_strided((2, 8), (stride, 1), dtype=torch.float16).copy_(numbers(2, 8, dtype=torch.float16))
+    assert aligned(x, 1, num_prefix=2**9 - 1).stride(1) == stride
+    rows = aligned(x, 1, num_prefix=2**9)  # 2^31 numbers
+    assert rows.stride(1) == 8
+    assert torch.equal(rows[0], x)
+
+
+def test_numbers_for_good_are_allocated_by_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory of a CUDA graph that is being warmed up is that of the thread that calls."""
+    made: list[tuple[int, torch.device]] = []
+
+    def tensor(values: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        made.append((threading.get_ident(), device))
+        return torch.zeros(len(values), dtype=dtype)
+
+    device = torch.device("cuda", 7)  # of no test beside this one: what is made is kept
+    with monkeypatch.context() as patched, torch.inference_mode():
+        patched.setattr(torch, "tensor", tensor)
+        first, again = (segments.device_ints((3, 1), device) for _ in range(2))
+    assert first is again
+    assert not first.is_inference()
+    assert made == [(made[0][0], device)]
+    assert made[0][0] != threading.get_ident()
 
 
 def test_memory_of_others_may_begin_anywhere() -> None:
