@@ -38,7 +38,7 @@ def aligned_features(x: Tensor) -> Tensor:
     """
     if x.is_cpu or x.dtype == torch.float64 or is_aligned(x):
         return x
-    return F.pad(x, (0, width(x.shape[-1], x.dtype) - x.shape[-1]))
+    return F.pad(x, (0, width(x.shape[-1], x.dtype) - x.shape[-1])).contiguous()  # padding keeps the order of "channels last"
 
 
 def first_features(x: Tensor, features: int) -> Tensor:

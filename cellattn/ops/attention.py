@@ -678,8 +678,8 @@ def _heads(x: Tensor, width: int, dtype: torch.dtype) -> Tensor:
         x = x.flatten(0, -4)
     while x.ndim < 4:
         x = x.unsqueeze(0)
-    if x.shape[-1] < width:
-        return F.pad(x, (0, width - x.shape[-1]))
+    if x.shape[-1] < width:  # a tensor whose heads are innermost ("channels last") is padded to one of such strides
+        return F.pad(x, (0, width - x.shape[-1])).contiguous()
     *_, row_stride, stride = x.stride()
     return x if stride == 1 and row_stride >= width else x.contiguous()
 

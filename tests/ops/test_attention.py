@@ -30,6 +30,13 @@ ids = ["x".join(map(str, lead)) + f"-Tq{tq}-Tk{tk}-D{d}-Dv{dv}" for lead, tq, tk
 shapes = pytest.mark.parametrize(("lead", "tq", "tk", "d", "dv"), SHAPES, ids=ids)
 
 
+@pytest.fixture(params=["extension", "pytorch"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose kernel a CPU takes: PyTorch's is that of processors which multiply matrices of 16 bits, or have no vectors."""
+    if request.param == "pytorch":
+        monkeypatch.setattr(MODULE, "_IN_LOOPS", dict.fromkeys(MODULE._IN_LOOPS, False))
+
+
 @shapes
 @pytest.mark.parametrize("scale", [None, 0.37])
 def test_out_and_lse_together(lead, tq, tk, d, dv, scale) -> None:
@@ -126,6 +133,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize(
     ("name", "compiled"), [*((name, False) for name in LAYOUTS), ("rows innermost", True), ("overlapping rows", True)]
 )
@@ -149,6 +157,24 @@ def test_any_strides(name: str, compiled: bool) -> None:
     assert_same(ours, through(reference.attention), *leaves((3, 9, 4), (3, 11, 4), (3, 11, 7)))
 
 
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("which", ["q", "k", "v", "qkv"])
+@pytest.mark.parametrize("dim_v", [8, 3])
+def test_channels_last(dim_v: int, which: str) -> None:
+    """Heads innermost in a batch, an order of dimensions that PyTorch's own functions keep where they make another tensor."""
+    shapes = {"q": (2, 3, 9, 8), "k": (2, 3, 11, 8), "v": (2, 3, 11, dim_v)}
+
+    def through(attention):
+        def f(*tensors):
+            named = zip(shapes, tensors, strict=True)
+            return attention(*(x.to(memory_format=torch.channels_last) if name in which else x for name, x in named))
+
+        return f
+
+    assert_same(through(cellattn.attention), through(reference.attention), *leaves(*shapes.values()))
+
+
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_any_strides_of_lse_alone(layout: Callable[[Tensor], Tensor]) -> None:
     mask = (torch.arange(22) % 3 > 0)[::2].expand(3, 11)
