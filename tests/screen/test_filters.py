@@ -190,6 +190,23 @@ def test_measured() -> None:
     assert measured.outside(torch.tensor([-1.01, 2.01, 20.1]), phenotype=1).tolist() == [False, False, True]
 
 
+def test_measured_among_many_genes() -> None:
+    """As many as are taken: a set is told from one that differs by one place in its first gene, or its last."""
+    n = int(2 ** (63 / 4))
+    ends = [0, 1, n // 2, n // 2 + 1, n - 4, n - 3, n - 2, n - 1]
+    for k in range(1, 5):
+        sets = list(itertools.combinations(ends, k))
+        held = sets[::2]
+        seeds, ptr = torch.tensor(held).flatten(), torch.arange(len(held) + 1) * k
+        measured = MeasuredSets(seeds, ptr, num_genes=n)
+        genes = torch.tensor(sets)
+        assert measured.holds(genes).tolist() == [s in held for s in sets]
+        shared = [[sum(len(set(s) & set(m)) == j for m in held) for j in range(1, k + 1)] for s in sets]
+        assert measured.support(genes).tolist() == shared
+    with pytest.raises(ValueError, match=f"num_genes: expected at most {n}"):
+        MeasuredSets(torch.tensor([0]), torch.tensor([0, 1]), num_genes=n + 1)
+
+
 def test_refused_measured() -> None:
     measured = MeasuredSets.of(data())
     with pytest.raises(ValueError, match="genes"):

@@ -199,8 +199,9 @@ def test_bad_arguments() -> None:
         make_scorer("model")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="graph"):
         make_scorer(model, "graph")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="phenotype"):
-        make_scorer(model, GRAPH, phenotype=2).score(*sets_of(2))
+    for name in ("transformer sum", "pairwise interaction", "dango", "wildtype sage"):  # each reads its last layer itself
+        with pytest.raises(ValueError, match=r"phenotype: expected .*2.* got 2"):
+            make_scorer(make(name), GRAPH, phenotype=2)
     with pytest.raises(ValueError, match="dtype"):
         make_scorer(model, GRAPH, dtype=torch.int64)
     with pytest.raises(ValueError, match="num_threads"):
@@ -245,6 +246,30 @@ def test_tables_start_over_where_there_is_no_room(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(screening, "available_memory", lambda device: 0)
     monkeypatch.setattr(screening, "BATCH", 16)
     assert_scores(make_scorer(model, GRAPH).score(genes, types), want, 1e-6)
+
+
+@pytest.mark.parametrize("pool", ["readout", "readout_sum"])
+def test_norms_of_a_readout_have_each_their_own_eps(pool: str) -> None:
+    model = transformer(pool, cross_heads=0, pool_heads=3)
+    norms = [module for module in model.head.modules() if isinstance(module, nn.LayerNorm)]
+    assert len(norms) == 2
+    for norm, eps in zip(norms, (0.1, 2.0), strict=True):
+        norm.eps = eps
+    for k in (2, 3):
+        genes, types = sets_of(k)
+        got = make_scorer(model, GRAPH, phenotype=1).score(genes, types)
+        assert_scores(got, called(copy.deepcopy(model).double(), genes, types, 1), 1e-6)
+
+
+@pytest.mark.parametrize("k", [2, 3, 4])
+def test_sets_that_differ_in_their_first_gene(k: int) -> None:
+    """Groups of them share what the others have in common; the next group has some of that, or all, or none."""
+    others = list(itertools.combinations(range(32, 36), k - 1))
+    genes = torch.tensor([[first, *rest] for rest in others for first in range(32)])
+    types = torch.zeros_like(genes)
+    model = make("transformer sum")
+    got = make_scorer(model, GRAPH, phenotype=1).score(genes, types)
+    assert_scores(got, called(copy.deepcopy(model).double(), genes, types, 1), 1e-6)
 
 
 def test_pairs_are_made_again_where_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
