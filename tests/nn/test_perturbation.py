@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from cellattn.nn import PerturbationHead, perturbation
+from cellattn import MultiGraph
+from cellattn.nn import CellTransformer, PerturbationHead, perturbation
 
 from ..conftest import exhaustive
 from . import dense
@@ -34,6 +35,26 @@ def cell() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     h = torch.randn(1 + N, DIM, dtype=torch.float64, generator=generator)
     return h[0], h[1:]
+
+
+@pytest.mark.parametrize(("dim", "heads"), [(8, 4), (6, 1)])
+def test_sizes_by_default(dim: int, heads: int) -> None:
+    """As the docstrings say: what is saved of a model made by default has to fit one that is told."""
+
+    def model(**options: Any) -> CellTransformer:
+        torch.manual_seed(0)
+        pools = ("hypersagnn", "readout", "pairwise")
+        return CellTransformer(dim, 1, 2, num_genes=5, num_types=TYPES, pool=pools, dropout=0.0, **options)
+
+    whole = MultiGraph.from_edge_index({}, 5)
+    by_default, told = model(), model(pool_heads=heads, hidden_dim=2 * dim, ffn_dim=4 * dim, cross_heads=1, head_dim=dim // 2)
+    for one in (by_default, told):
+        torch.manual_seed(1)
+        for parameter in one.parameters():
+            torch.nn.init.normal_(parameter)
+    sets = torch.tensor([0, 1, 2]), torch.tensor([0, 3]), torch.tensor([1, 1, 2])
+    assert torch.equal(by_default(whole, *sets).prediction, told(whole, *sets).prediction)
+    assert by_default.head.mlp[0].out_features == 2 * dim
 
 
 @pytest.mark.parametrize("pool", POOLS, ids=str)
