@@ -35,6 +35,9 @@ from .sets import Filter, SetSpace
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 
+_COMMENT = re.compile(r"(^\s*#|\s#(?=\s|$)).*")
+_MEMBER = re.compile(r"gene_?([a-z]|[0-9]+)")  # gene_a, but not gene_id
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """What the command line says; returns the exit status: 1 for an error, 130 for Ctrl-C."""
@@ -179,19 +182,25 @@ def _fields(path: Path, number: int) -> Iterator[list[str]]:
 
 
 def _lines(path: Path, number: int) -> Iterator[tuple[int, list[str]]]:
-    """The lines of a file, which may be compressed, of so many columns, tabs between them; # begins a comment."""
+    """The lines of a file, which may be compressed, of so many columns, tabs between them; a # that begins a line, or stands
+    between blanks, begins a comment: "complex #1" is a label.
+    """
+    found = False
     for place, line in enumerate(read_string(path).split("\n"), 1):
-        fields = [field.strip() for field in line.split("#")[0].rstrip().split("\t")]
+        fields = [field.strip() for field in _COMMENT.sub("", line).rstrip().split("\t")]
         if fields != [""]:
             if len(fields) != number:
                 raise ValueError(f"{path}, line {place}: expected {number} columns with tabs between them, got {line!r}")
+            found = True
             yield place, fields
+    if not found:
+        raise ValueError(f"{path}: the file is empty, expected lines of {number} columns")
 
 
 def read_measured(path: Path, names: GeneList) -> PerturbationDataset:
     """Measured sets of a table (gene_a, gene_b, ..., score); lines without a score, or with a gene twice, are out."""
     header = Table(path, "\t").header
-    genes = [column for column in header if column.startswith("gene")]
+    genes = [column for column in header if _MEMBER.fullmatch(column)]
     if not genes or "score" not in header:
         raise ValueError(f"support: {path}: expected the columns gene_a, gene_b, ... and score, got {listed(header)}")
     table = read_interactions(path, names, gene_columns=genes, missing="drop", repeated="drop")
@@ -213,6 +222,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="{run,status,merge}")
     run = commands.add_parser("run", help="screen, or go on with it (the word may be left out)")
     run.set_defaults(call=_run)
+    run._negative_number_matcher = re.compile(r"-\.?[0-9]")  # by itself it takes -8:8:1600 and -1e-3 for options
     add = run.add_argument
     add("checkpoints", nargs="*", type=Path, metavar="CHECKPOINT", help="files of cellattn.checkpoint; several are an ensemble")
     add("--out", type=out_folder, required=True, metavar="FOLDER", help="of the screen; one that is there is gone on with")

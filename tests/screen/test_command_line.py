@@ -18,6 +18,7 @@ from benchmarks import train
 from cellattn import MultiGraph, checkpoint
 from cellattn.screen import ScreenError, screen, status
 from cellattn.screen.__main__ import main
+from cellattn.screen.store import Store
 
 from ..conftest import ROOT
 from .examples import EDGES, NAMES, PAIRS, QUIET, model_of, rows_of
@@ -140,6 +141,39 @@ def test_command_line_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit):
         cli("--help")
     assert "go" in capsys.readouterr().out
+
+
+def test_numbers_that_begin_with_a_minus(tmp_path: Path) -> None:
+    """As the help has them, without "=" between."""
+    words: list[str | Path] = ["--model", "tests.screen.stubs:Additive", "--quiet", "--out", tmp_path / "s"]
+    assert cli(*words, "--bins", "-4:4:100", "--thresholds", "-1e-3", "-.5", "2") == 0
+    plan = Store.read(tmp_path / "s").plan
+    assert plan["bins"] == {"low": -4.0, "high": 4.0, "number": 100}
+    assert plan["thresholds"] == [-1e-3, -0.5, 2.0]
+
+
+def test_files_of_pairs_labels_and_measured_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A # within a label is one of its characters; a file without lines is no filter; gene_id is no member of a set."""
+    (names := tmp_path / "names").write_text("\n".join(NAMES) + "\n")
+    (empty := tmp_path / "empty").write_text("# nothing\n")
+    words: list[str | Path] = ["--model", "tests.screen.stubs:Additive", "--names", names, "--keep", "all", "--quiet"]
+    for option in ("--apart", "--together", "--labels", "--positions"):
+        assert cli(*words, option, empty, "--out", tmp_path / "none") == 1
+        assert f"{empty}: the file is empty, expected lines of " in capsys.readouterr().err
+    labels, told = (
+        tmp_path / "labels",
+        ["Y00\tcomplex #1", "Y01\tcomplex #2\t# not the first", "  # Y02\tx", "Y02\tcomplex #1 # so"],
+    )
+    labels.write_text("\n".join(told) + "\n")
+    (few := tmp_path / "few").write_text("Y00\nY01\nY02\n")
+    assert cli(*words, "--genes", few, "--labels", labels, "--out", tmp_path / "a") == 0
+    rows = rows_of(tmp_path / "a").select(pl.col("^gene.$").cast(pl.String)).rows()
+    assert sorted(rows) == [("Y00", "Y01"), ("Y01", "Y02")]
+    table = tmp_path / "measured.tsv"
+    table.write_text("gene_a\tgene_b\tgene_id\tscore\nY00\tY01\t851\t-1.0\n")
+    assert cli(*words, "--genes", few, "--support", table, "--unmeasured", "--out", tmp_path / "b") == 0
+    assert len(rows_of(tmp_path / "b")) == 2
+    assert "unknown" not in capsys.readouterr().err
 
 
 def test_crossed_rosters_types_and_filters(tmp_path: Path) -> None:
