@@ -105,7 +105,7 @@ def require_perturbations(
     """
     require_sets("seeds", seeds, ptr, num_genes, distinct=True)
     require_tensor("types", types, ndim=1, dtypes=(torch.int64,))
-    require_same("length", seeds=len(seeds), types=len(types))
+    require_same("length", seeds=seeds.shape[0], types=types.shape[0])  # `len` would fix the length of an exported model
     require_same("device", module=device, seeds=seeds.device, types=types.device)
     if num_types is not None:
         require_indices("types", types, num_types, "perturbation types")

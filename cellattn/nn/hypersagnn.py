@@ -57,7 +57,7 @@ class HyperSAGNN(nn.Module):
             ValueError: a shape, dtype or `ptr` that does not fit, or a set of more than `max_size` genes.
         """
         require_features("x", x, self.dim, self.rezero, ndim=2)
-        require_ragged("x", torch.empty(len(x), dtype=torch.int64, device=x.device), ptr)  # as long as x
+        require_ragged("x", torch.empty(x.shape[0], dtype=torch.int64, device=x.device), ptr)  # as long as x
         d = x
         for qkv, out, a in zip(self.qkv, self.out, self.rezero, strict=True):
             q, k, v = qkv(d).unflatten(-1, (3, self.num_heads, -1)).unbind(1)

@@ -94,7 +94,7 @@ class PerturbedGeneReadout(nn.Module):
             ValueError: a shape, dtype or `ptr` that does not fit, or a set of more than `max_size` genes.
         """
         require_features("x", x, self.dim, self.out.weight, ndim=2)
-        require_ragged("x", torch.empty(len(x), dtype=torch.int64, device=x.device), ptr)  # as long as x
+        require_ragged("x", torch.empty(x.shape[0], dtype=torch.int64, device=x.device), ptr)  # as long as x
         q, k, v = self._heads(self.qkv(x))
         if genes is None:
             null_score, null_value = self._null(q)
@@ -134,7 +134,7 @@ class PerturbedGeneReadout(nn.Module):
 
     def _attend_to_all(self, q: Tensor, k: Tensor, v: Tensor, ptr: Tensor) -> Tensor:
         """Queries [G, H, D] to each set of k, v [nnz, H, D]: [B, G, H, D], anything of an empty one."""
-        size = min(set_size(ptr, self.max_size), len(k))
+        size = min(set_size(ptr, self.max_size), k.shape[0])
         entry = ptr[:-1, None] + torch.arange(size, device=ptr.device)
         inside = entry < ptr[1:, None]
         entry = entry.where(inside, 0)
@@ -145,8 +145,8 @@ class PerturbedGeneReadout(nn.Module):
         score = score.masked_fill(~inside[:, None, None], -torch.inf)
         null_score, null_value = self._null(q)
         if null_score is not None and null_value is not None:
-            score = torch.cat([score, null_score.to(score.dtype).expand(len(score), -1, -1)[..., None]], -1)
-            null_value = null_value.to(value.dtype).expand(len(value), 1, -1, -1)
+            score = torch.cat([score, null_score.to(score.dtype).expand(score.shape[0], -1, -1)[..., None]], -1)
+            null_value = null_value.to(value.dtype).expand(value.shape[0], 1, -1, -1)
             value = torch.cat([value, null_value], 1)
         return torch.einsum("bghm,bmhd->bghd", score.softmax(-1).to(value.dtype), value)
 

@@ -102,6 +102,8 @@ def screen(
     chosen = parse_shard(shard)
     require(dtype is None or dtype in DTYPES, lambda: f"dtype: expected one of {DTYPES}, got {dtype}")
     require_choice("engine", engine, ENGINES)
+    if not isinstance(device, str | torch.device):
+        require_iterable("device", device, "one or several")
     devices = [str(device)] if isinstance(device, str | torch.device) else list(map(str, device))
     require(len(devices) > 0, "device: expected at least one, got none")
     for one in devices:
@@ -114,6 +116,10 @@ def screen(
     if bins is not None and not isinstance(bins, Bins):
         raise TypeError(f"bins: expected Bins, got {describe(bins)}")
     require_iterable("filters", filters, "several filters")
+    if sets is not None and not isinstance(sets, SetSpace):
+        raise TypeError(f"sets: expected a SetSpace, got {describe(sets)}")
+    if support is not None and not isinstance(support, PerturbationDataset):
+        raise TypeError(f"support: expected a PerturbationDataset, got {describe(support)}")
     rule, bins, thresholds = Keep(keep, by), bins or Bins(), check_thresholds(thresholds)
     members = members_of(models, graph)
     require(by == "mean" or len(members) > 1, "by: expected 'mean' for a single model, whose predictions have no spread")

@@ -5,16 +5,25 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.export import Dim
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from cellattn.nn import WildtypeDifference
+from cellattn import checkpoint as checkpoint_file
+from cellattn.nn import CellTransformer, Dango, PairwiseInteraction, WildtypeDifference
+from cellattn.screen import make_scorer, screen
 
+from .. import registry
 from ..registry import MODELS
 
 WRAPS: dict[str, Callable[[nn.Module], nn.Module]] = {
@@ -85,3 +94,116 @@ def test_parameters_can_be_sharded(name: str) -> None:
     module = MODELS[name].make_module()
     assert module is not None
     assert [key for key, p in module.named_parameters() if p.ndim == 0] == []
+
+
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone."""
+    store = f"file://{tmp_path / 'store'}"
+    distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process")
+def test_dealt_out_weights_are_gathered_before_they_are_copied_or_written(tmp_path: Path) -> None:
+    def made() -> CellTransformer:
+        torch.manual_seed(0)
+        return CellTransformer(8, 1, 2, num_types=6, num_genes=registry.GRAPH.num_nodes)
+
+    model: Any = made()
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    for call in (
+        lambda: checkpoint_file.save(tmp_path / "model", model),
+        lambda: make_scorer(model, registry.GRAPH),
+        lambda: screen(model, registry.GRAPH, out=tmp_path / "screen", progress=False),
+    ):
+        with pytest.raises(ValueError, match=r"model: expected whole weights, got encoder\.cls dealt .*get_model_state_dict"):
+            call()
+    assert not (tmp_path / "model").exists()
+    # as the message has it
+    whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    plain = made()
+    plain.load_state_dict(whole)
+    checkpoint_file.save(tmp_path / "model", plain)
+    written = checkpoint_file.load(tmp_path / "model").model.state_dict()
+    assert all(torch.equal(value, written[name]) for name, value in made().state_dict().items())
+
+
+EXPORTED: dict[str, dict[str, Any]] = {
+    "sum": {},
+    "pairwise": {"pool": "pairwise"},
+    "hypersagnn": {"pool": "hypersagnn", "max_size": 4},
+    "readout": {"pool": "readout", "max_size": 4},
+    "published": {
+        "num_types": None, "norm": "post", "pool": "readout_sum", "cross_heads": 0, "readout_residual": "rezero",
+        "readout_null_sink": 0.3, "activation": "relu", "max_size": 4,
+    },
+}  # fmt: skip
+GENES = registry.GRAPH.num_nodes
+OF_CELLS: dict[str, Callable[[], nn.Module]] = {
+    **{
+        name: functools.partial(CellTransformer, 8, 1, 2, **{"num_genes": GENES, "num_types": 6, **options})
+        for name, options in EXPORTED.items()
+    },
+    "Dango": lambda: Dango(8, relations=registry.GRAPH.relations, num_genes=GENES, max_size=4),
+    "PairwiseInteraction": lambda: PairwiseInteraction(8, num_genes=GENES, num_types=6, max_size=4),
+}
+
+
+class _OfGraph(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, seeds: torch.Tensor, ptr: torch.Tensor, types: torch.Tensor) -> torch.Tensor:
+        prediction: torch.Tensor = self.model(registry.GRAPH, seeds, ptr, types).prediction
+        return prediction
+
+
+def _mutants(number: int, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(number)
+    seeds = torch.stack([torch.randperm(GENES, generator=g)[:size] for _ in range(number)])
+    return seeds.flatten(), torch.arange(number + 1) * size, torch.randint(1, 6, (number * size,), generator=g)
+
+
+@pytest.mark.parametrize("name", OF_CELLS)
+def test_an_exported_model_takes_any_number_of_mutants(name: str) -> None:
+    """The genes of all sets, and the sets, are dimensions of their own."""
+    torch.manual_seed(0)
+    model = _OfGraph(OF_CELLS[name]()).eval()
+    entries, ends = Dim("entries", min=2, max=1 << 20), Dim("ends", min=3, max=1 << 20)
+    exported = torch.export.export(
+        model, _mutants(20, 2), dynamic_shapes=({0: entries}, {0: ends}, {0: entries}), strict=False
+    ).module()
+    for number, size in ((20, 2), (7, 3), (50, 1)):
+        given = _mutants(number, size)
+        torch.testing.assert_close(exported(*given), model(*given), rtol=1e-5, atol=1e-6)
+
+
+def _lazy() -> nn.Module:
+    model = OF_CELLS["sum"]()
+    model.get_submodule("head")._modules["mlp"] = nn.Sequential(nn.LazyLinear(16), nn.ReLU(), nn.Linear(16, 1))
+    return model
+
+
+WITHOUT_VALUES: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "meta": (
+        lambda: OF_CELLS["sum"]().to("meta"),
+        r"model\.encoder\.cls: expected a tensor that holds values, .* meta",
+    ),
+    "lazy": (_lazy, r"model\.head\.mlp\.0\.weight: expected a tensor that holds values, .* lazy module that was never called"),
+}
+
+
+@pytest.mark.parametrize("kind", WITHOUT_VALUES)
+def test_weights_without_values_are_named(kind: str, tmp_path: Path) -> None:
+    make, message = WITHOUT_VALUES[kind]
+    for call in (
+        lambda: checkpoint_file.save(tmp_path / "model", make()),
+        lambda: make_scorer(make(), registry.GRAPH),
+        lambda: screen(make(), registry.GRAPH, out=tmp_path / "screen", progress=False),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert not list(tmp_path.iterdir())

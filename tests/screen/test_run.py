@@ -456,6 +456,9 @@ BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
         {"filters": PairFilter(GeneList(NAMES), [(NAMES[0], NAMES[1])])},
         "filters: expected several filters, got PairFilter",
     ),
+    "device": ({"device": 0}, "device: expected one or several, got int 0"),
+    "sets": ({"sets": [NAMES[:2]]}, "sets: expected a SetSpace, got list"),
+    "support": ({"support": [NAMES[:2]]}, "support: expected a PerturbationDataset, got list"),
     "genes": ({"genes": [0, 1]}, "roster: expected gene names, got int 0"),
 }
 
