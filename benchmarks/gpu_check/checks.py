@@ -9,6 +9,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 import torch
@@ -187,8 +189,11 @@ def khop_capture(graph: MultiGraph) -> Iterator[Result]:
         yield Result("cuda graph", f"khop_subgraph, {name}", all(same) and right, f"overflow {overflow}, equal {same}")
 
 
-def models(device: torch.device, num_genes: int = 2000, num_sets: int = 6) -> Iterator[Result]:
-    """Every method of the report, predictions and gradients, against itself in float64 on the CPU; and once more, bit-equal."""
+def models(device: torch.device, num_genes: int = 2000, num_sets: int = 6, first: int = 0) -> Iterator[Result]:
+    """Every method of the report, predictions and gradients, against itself in float64 on the CPU; and once more, bit-equal.
+
+    From number `first` on; one that takes the device along takes none of the others.
+    """
     graph = synthetic_cell(seed=0, num_genes=num_genes)
     data = random_mutants(num_genes, num_sets, 2)
     batch = data.__getitems__(range(num_sets))
@@ -201,7 +206,8 @@ def models(device: torch.device, num_genes: int = 2000, num_sets: int = 6) -> It
         (output.prediction.square().sum() + output.regularization).backward()
         return [x.detach().cpu() for x in (output.prediction, *(p.grad for p in model.parameters() if p.grad is not None))]
 
-    for name in METHODS:
+    names = list(METHODS)
+    for i, name in enumerate(names[first:], first):
         try:
             want = step(name, torch.device("cpu"), torch.float64)
             ours, again = (step(name, device, torch.float32) for _ in range(2))
@@ -214,6 +220,11 @@ def models(device: torch.device, num_genes: int = 2000, num_sets: int = 6) -> It
             yield Result("model repeats", name, equal(ours, again), "predictions and gradients")
         except Exception:
             yield Result("model", name, False, traceback.format_exc(limit=-3))
+        if lost(device):
+            yield Result("device", name, False, "lost to this process: the models after it run in another")
+            if i + 1 < len(names):
+                yield from elsewhere(models, device, num_genes, num_sets, i + 1)
+            return
 
 
 def guarded(check: Callable[..., Iterator[Result]], name: str, case: Case, device: torch.device) -> Iterator[Result]:
@@ -222,15 +233,55 @@ def guarded(check: Callable[..., Iterator[Result]], name: str, case: Case, devic
         yield from check(case, device)
     except Exception:
         yield Result(name, case.name, False, traceback.format_exc(limit=-3))
-    torch.cuda.empty_cache()
+    with suppress(RuntimeError):  # of a device that is lost
+        torch.cuda.empty_cache()
 
 
-def ops(names: Sequence[str], device: torch.device, num_nodes: int = GENES) -> Iterator[Result]:
-    """Accuracy, repeats and capture of the cases whose names begin with one of `names`."""
-    for case in all_cases(cell(num_nodes, device=device)):
-        if case.name.startswith(tuple(names)):
-            for name, check in (("accuracy", accuracy), ("repeats", repeats), ("cuda graph", capture)):
-                yield from guarded(check, name, case, device)
+def lost(device: torch.device) -> bool:
+    """Whether a kernel went so wrong (an access out of bounds) that this process can no longer use its GPU."""
+    try:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
+
+
+def elsewhere(f: Callable[..., Iterator[Result]], *arguments: Any) -> Iterator[Result]:
+    """What f(*arguments) yields, from a process of its own, which has the device anew."""
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=_tell, args=(theirs, f, *arguments))
+    process.start()
+    theirs.close()
+    with suppress(EOFError):
+        while True:
+            yield ours.recv()
+    process.join()
+    if process.exitcode:
+        yield Result("process", f.__name__, False, f"ended with {process.exitcode} before its end")
+
+
+def _tell(to: Connection, f: Callable[..., Iterator[Result]], *arguments: Any) -> None:
+    end_with_parent()
+    for result in f(*arguments):
+        to.send(result)
+
+
+def ops(names: Sequence[str], device: torch.device, num_nodes: int = GENES, first: int = 0) -> Iterator[Result]:
+    """Accuracy, repeats and capture of the cases whose names begin with one of `names`, from number `first` on.
+
+    A case that takes the device along takes none of the others.
+    """
+    chosen = [case for case in all_cases(cell(num_nodes, device=device)) if case.name.startswith(tuple(names))]
+    for i, case in enumerate(chosen[first:], first):
+        for name, check in (("accuracy", accuracy), ("repeats", repeats), ("cuda graph", capture)):
+            yield from guarded(check, name, case, device)
+        if lost(device):
+            yield Result("device", case.name, False, "lost to this process: the cases after it run in another")
+            if i + 1 < len(chosen):
+                yield from elsewhere(ops, names, device, num_nodes, i + 1)
+            return
 
 
 def khop_ops(device: torch.device, num_nodes: int = GENES) -> Iterator[Result]:
@@ -255,13 +306,19 @@ def _cases_here(device: torch.device, num_nodes: int) -> list[Case]:
 
 
 def _compile(i: int, dtype: str, device: torch.device, num_nodes: int) -> Result:
+    arguments = i, dtype, device, num_nodes
+    *_, result = elsewhere(_compiled, *arguments) if lost(device) else _compiled(*arguments)
+    return result
+
+
+def _compiled(i: int, dtype: str, device: torch.device, num_nodes: int) -> Iterator[Result]:
     case = _cases_here(device, num_nodes)[i]
     begun = time.monotonic()
     try:
         step(case.ours, inputs_of(case, DTYPES[dtype], device))
-        return Result("compiled", f"{case.name}, {dtype}", True, f"{time.monotonic() - begun:.1f} s")
+        yield Result("compiled", f"{case.name}, {dtype}", True, f"{time.monotonic() - begun:.1f} s")
     except Exception:
-        return Result("compiled", f"{case.name}, {dtype}", False, traceback.format_exc(limit=-3))
+        yield Result("compiled", f"{case.name}, {dtype}", False, traceback.format_exc(limit=-3))
 
 
 def run_once(device: torch.device, num_nodes: int) -> None:

@@ -128,6 +128,22 @@ def test_sections_go_through_all_cases(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert len(list(sections.SECTIONS["khop"].run(tmp_path))) == 4 * 4 + 3 * 3 * 2 + 1
 
 
+def test_a_device_that_is_lost_takes_one_case_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cases after it run in a process of their own, where nothing is lost."""
+    monkeypatch.setattr(checks, "lost", lambda device: True)
+    monkeypatch.setattr(checks, "accuracy", lambda case, device: iter([Result("accuracy", case.name, True, "")]))
+    found = list(checks.ops(["masked_spmm"], CPU, 70))
+    assert [x.case for x in found if x.check == "device"] == ["masked_spmm sum"]
+    later = [x for x in found if x.case.startswith("masked_spmm mean")]
+    assert [x.passed for x in later if x.check == "accuracy"] == [True] * 3  # by dtype, as they are
+    assert len({x.check for x in later}) == 3
+
+    monkeypatch.setattr(checks, "METHODS", {"first": METHODS["dango"]})
+    assert [x.check for x in checks.models(CPU, 64, 3)][-1] == "device"
+    ended = list(checks.elsewhere(os._exit, 3))
+    assert [(x.passed, x.detail) for x in ended] == [(False, "ended with 3 before its end")]
+
+
 def test_every_case_is_in_one_section() -> None:
     prefixes = (sections.ATTENTION, sections.LOSSES, sections.PRODUCTS)
     for name in CASES:
