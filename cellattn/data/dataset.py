@@ -31,7 +31,7 @@ from .._check import (
 )
 from .._modes import without_function_modes
 from .._profiling import span
-from ..genes import GeneList, as_names
+from ..genes import GeneList, as_names, require_same_genes
 from . import hetero
 from .tables import InteractionTable
 
@@ -281,10 +281,10 @@ class PerturbationDataset(Dataset[PerturbationSample]):
             num_genes = len(genes) if genes is not None else 0
         ptr = torch.tensor(ends)
         return cls(
-            _as_tensor("sets", flat, torch.int64),
+            as_tensor("sets", flat, torch.int64),
             ptr,
             _type_ids(types, ptr.diff().tolist()),
-            None if y is None else _as_tensor("y", y, torch.float32),
+            None if y is None else as_tensor("y", y, torch.float32),
             num_genes=num_genes,
             split=split,
             names=genes if genes is not None and len(genes) == num_genes else None,
@@ -368,7 +368,7 @@ class PerturbationDataset(Dataset[PerturbationSample]):
         """
         if isinstance(selection, str):
             selection = self.split_mask(selection)
-        selection = _as_tensor("selection", selection)
+        selection = as_tensor("selection", selection)
         require_tensor("selection", selection, ndim=1, dtypes=(torch.bool, torch.int64))
         if selection.dtype == torch.bool:
             require(len(selection) == len(self), f"selection: expected a mask of {len(self)}, got {len(selection)}")
@@ -393,9 +393,16 @@ class PerturbationDataset(Dataset[PerturbationSample]):
 
     @without_function_modes
     def overlaps(self, other: PerturbationDataset) -> Tensor:
-        """Whether each sample's set (genes and types, in any order) also stands in `other`, bool [B]."""
+        """Whether each sample's set (genes and types, in any order) also stands in `other`, bool [B].
+
+        Raises:
+            ValueError: a dataset of other genes, or of the same in another order, as far as numbers and names tell.
+        """
         if not isinstance(other, PerturbationDataset):
             raise TypeError(f"other: expected a PerturbationDataset, got {describe(other)}")
+        if self.names is not None and other.names is not None:
+            require_same_genes(other.names, self.names, what=("other", "dataset"))
+        require(self.num_genes == other.num_genes, f"other: expected {self.num_genes} genes, got {other.num_genes}")
         held_out = set(other._keys())
         return torch.tensor([key in held_out for key in self._keys()], dtype=torch.bool)
 
@@ -433,7 +440,7 @@ class PerturbationDataset(Dataset[PerturbationSample]):
     @without_function_modes
     def __getitems__(self, indices: Sequence[int] | Tensor) -> PerturbationBatch:
         """A whole batch in one gather; a `DataLoader` calls it in place of `__getitem__`."""
-        indices = _as_tensor("indices", indices)
+        indices = as_tensor("indices", indices)
         whole = not (indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool)
         require(whole and indices.ndim == 1, f"indices: expected positions of samples, got a {describe(indices)}")
         return self._gather(indices.long())
@@ -512,7 +519,7 @@ default_collate_fn_map[PerturbationSample] = lambda samples, *, collate_fn_map=N
 torch.serialization.add_safe_globals([PerturbationDataset, PerturbationBatch, PerturbationSample])
 
 
-def _as_tensor(name: str, value: Any, dtype: torch.dtype | None = None) -> Tensor:
+def as_tensor(name: str, value: Any, dtype: torch.dtype | None = None) -> Tensor:
     """The value as a tensor; an empty list is int64 where no dtype is given. A column of a data frame is gone through by its
     order, whatever its index says.
     """

@@ -8,16 +8,17 @@ where they are of several.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .._check import count_of, describe, number_of, require, require_choice, require_tensor, seed_of
 from .._modes import without_function_modes
-from .dataset import PerturbationDataset
+from .dataset import PerturbationDataset, as_tensor
 
 KINDS = ("random", "query-pair-disjoint", "gene-disjoint", "new-combination")
 PARTS = ("train", "validation", "test")
@@ -139,12 +140,14 @@ def _dealt(places: _Places, num_units: int, test: float, validation: float) -> T
 
 
 @without_function_modes
-def leakage(dataset: PerturbationDataset, parts: Mapping[str, Tensor]) -> dict[str, dict[str, int]]:
+def leakage(
+    dataset: PerturbationDataset, parts: Mapping[str, Tensor | np.ndarray | Sequence[int]]
+) -> dict[str, dict[str, int]]:
     """What validation has seen in training, and test in training and validation, in numbers of samples.
 
     Args:
         dataset: B samples.
-        parts: as `split` returns them; or any with these names, of which no two share a sample.
+        parts: as `split` returns them; or any with these names, of which no two share a sample: tensors, arrays or lists.
 
     Returns:
         Under "train", "validation" and "test": "samples"; for the latter two also "same set" (its genes were seen together, and
@@ -157,20 +160,21 @@ def leakage(dataset: PerturbationDataset, parts: Mapping[str, Tensor]) -> dict[s
     _require_dataset(dataset)
     if not isinstance(parts, Mapping) or set(parts) != set(PARTS):
         raise ValueError(f"parts: expected positions for {', '.join(PARTS)}, got {describe(parts)}")
+    at = {name: as_tensor(f"parts[{name!r}]", parts[name]) for name in PARTS}
     taken = torch.zeros(len(dataset), dtype=torch.int64)
     for name in PARTS:
-        require_tensor(f"parts[{name!r}]", parts[name], ndim=1, dtypes=(torch.int64,))
-        inside = ((parts[name] >= 0) & (parts[name] < len(dataset))).all()
+        require_tensor(f"parts[{name!r}]", at[name], ndim=1, dtypes=(torch.int64,))
+        inside = ((at[name] >= 0) & (at[name] < len(dataset))).all()
         require(bool(inside), f"parts[{name!r}]: expected positions in [0, {len(dataset)})")
-        taken += parts[name].bincount(minlength=len(dataset))
+        taken += at[name].bincount(minlength=len(dataset))
     require(not (taken > 1).any(), lambda: f"parts: sample {int((taken > 1).nonzero()[0])} stands in them more than once")
 
     members = _members(dataset)
     sets, queries, pairs = _numbered(members.sort(1).values), _query_pairs(members), _pairs(members, dataset.num_genes)
-    counts = {name: {"samples": len(parts[name])} for name in PARTS}
-    before = parts["train"]
+    counts = {name: {"samples": len(at[name])} for name in PARTS}
+    before = at["train"]
     for name in PARTS[1:]:
-        here = parts[name]
+        here = at[name]
         of_part = members[here]
         known = _seen(members[before], dataset.num_genes)[of_part]
         seen_pairs = torch.isin(pairs[here], pairs[before]) & (pairs[here] >= 0)

@@ -211,6 +211,23 @@ def test_overlaps_ignores_the_order_of_genes() -> None:
     assert data.overlaps(other).tolist() == [False, True, False, False, False]
 
 
+def test_overlaps_are_of_the_same_genes() -> None:
+    """Indices of another list, or of the same in another order, are other genes."""
+    sets: list[list[int | str]] = [[0, 1], [2]]
+    names = GeneList(["A", "B", "C"])
+    data, bare = PerturbationDataset.from_sets(sets, genes=names), PerturbationDataset.from_sets(sets, num_genes=3)
+    assert data.overlaps(bare).tolist() == bare.overlaps(data).tolist() == [True, True]
+    aliased = PerturbationDataset.from_sets(sets, genes=GeneList(["A", "B", "C"], aliases={"a": "A"}))
+    assert data.overlaps(aliased).tolist() == [True, True]
+    others = PerturbationDataset.from_sets(sets, genes=GeneList(["A", "C", "B"]))
+    with pytest.raises(
+        ValueError, match=r"^other, dataset: expected the same genes .* 'C' in the other and 'B' in the dataset"
+    ):
+        data.overlaps(others)
+    with pytest.raises(ValueError, match=r"^other: expected 3 genes, got 4"):
+        data.overlaps(PerturbationDataset.from_sets(sets, num_genes=4))
+
+
 @pytest.mark.parametrize("num_workers", [0, 2], ids=lambda n: f"workers{n}")
 def test_data_loader_gives_every_sample_once(num_workers: int) -> None:
     torch.manual_seed(0)

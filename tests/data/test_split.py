@@ -159,6 +159,15 @@ def test_no_sample_left() -> None:
         split([[0, 1]], "random")  # type: ignore[arg-type]
 
 
+def test_parts_of_other_splitters() -> None:
+    data = pairs(10)
+    parts = split(data, "random", test=0.3, validation=0.2)
+    expected = leakage(data, parts)
+    assert leakage(data, {name: part.numpy() for name, part in parts.items()}) == expected
+    assert leakage(data, {name: part.tolist() for name, part in parts.items()}) == expected
+    assert leakage(data, {"train": list(range(10)), "validation": [], "test": []})["train"] == {"samples": 10}
+
+
 def test_refused_parts() -> None:
     data = pairs(10)
     at = torch.arange(3)
