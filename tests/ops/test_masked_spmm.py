@@ -61,6 +61,23 @@ def test_any_graph_and_batch(reduce: str, transpose: bool, isa: str) -> None:
     check()
 
 
+@pytest.mark.parametrize("weighted", [False, True], ids=["ones", "weights"])
+@pytest.mark.parametrize("features", [1, 3, 9, 31])
+def test_long_rows(features: int, weighted: bool, isa: str) -> None:
+    """Rows of every length up to 130, of which 100 and more are kept: what is left of them when several are taken at a time."""
+    n = 131
+    edges = torch.tril_indices(n, n, -1)
+    weight = torch.rand(edges.shape[1], generator=torch.Generator().manual_seed(0)) if weighted else None
+    graph = MultiGraph.from_edge_index({"a": edges}, n, edge_weight=None if weight is None else {"a": weight})
+    keep = mask(3, n, share=0.9)
+    keep[0] = True
+    for shape in ((n, features), (3, n, features)):
+        (x,) = leaves(shape)
+        for reduce in REDUCES:
+            f, dense = (lambda x, m=m, r=reduce: m.masked_spmm(graph, "a", x, keep, reduce=r) for m in (cellattn, reference))
+            assert_same(f, dense, x)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_the_weights_of_the_graph(dtype: torch.dtype) -> None:
     """Stored in float32; used in float64 where x is."""
