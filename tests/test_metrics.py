@@ -308,6 +308,7 @@ def test_edge_recovery_extremes() -> None:
     assert edge_recovery(k, k, graph, "ring") == 0.0
     assert edge_recovery(k[ring[1]], k, graph, "ring", scale=-1.0) == 0.0
     assert math.isnan(edge_recovery(k, k, graph, "none"))
+    assert math.isnan(edge_recovery(k, k, graph, "ring", scale=math.nan))
     with pytest.raises(ValueError, match=r"'rings'.*did you mean 'ring'"):
         edge_recovery(k, k, graph, "rings")
     with pytest.raises(ValueError, match=r"q: expected num_prefix \+ num_nodes = 10 tokens, got 9"):

@@ -80,6 +80,22 @@ def test_sizes(kind: str) -> None:
         assert abs(len(parts["validation"]) / kept - validation) <= tolerance
 
 
+@pytest.mark.parametrize("number", range(4, 14))
+def test_shares_are_the_nearest(number: int) -> None:
+    """Of so few samples, no two alike, one more or one less shows; validation has its share of what test leaves."""
+    data = PerturbationDataset.from_sets([[gene] for gene in range(number)], torch.zeros(number), num_genes=number)
+    for test, validation in ((0.2, 0.1), (0.29, 0.3), (0.5, 0.25), (0.4, 0.0)):
+        if min(number * test, number * validation or 1) < 0.6:
+            continue  # a part would come out empty, which is refused
+        parts = {name: len(at) for name, at in split(data, "random", test=test, validation=validation).items()}
+        assert sum(parts.values()) == number
+        tested = min(abs(n / number - test) for n in range(number + 1))
+        assert abs(parts["test"] / number - test) <= tested + 1e-12
+        rest, share = number - parts["test"], validation / (1 - test)
+        validated = min(abs(n / rest - share) for n in range(rest))
+        assert abs(parts["validation"] / rest - share) <= validated + 1e-12
+
+
 @pytest.mark.parametrize("max_seen", [1, 2])
 def test_some_genes_seen(max_seen: int) -> None:
     data = triples()
@@ -113,6 +129,20 @@ def test_leakage() -> None:
         },
         "left out": {"samples": 2},
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("gene", [0, 4])
+def test_leakage_of_one_gene(gene: int) -> None:
+    """The first gene of all is one as the others are, also beside sets of other sizes."""
+    data = PerturbationDataset.from_sets([[gene, 1], [gene, 2], [2, 3], [3]], torch.zeros(4), num_genes=5)
+    at = torch.arange(4)
+    found = leakage(data, {"train": at[:1], "validation": at[3:], "test": at[1:3]})
+    assert found["test"] == {
+        "samples": 2, "same set": 0, "query pair seen": 0, "some pair seen": 0, "every gene seen": 0, "no gene seen": 0
+    }  # fmt: skip
+    assert found["validation"]["no gene seen"] == 1
+    without = leakage(data, {"train": at[:1], "validation": at[3:3], "test": at[1:3]})
+    assert (without["test"]["every gene seen"], without["test"]["no gene seen"]) == (0, 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)

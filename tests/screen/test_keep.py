@@ -66,6 +66,15 @@ def test_tables(step: float, size: int, unit: int) -> None:
             assert state[name + "_set"][gene].tolist() == next(s for value, s in mine if value == best)
 
 
+def test_a_bin_begins_at_its_edge() -> None:
+    """And ends below the next."""
+    tables = Tables(N, 1, BINS)
+    edges = torch.arange(-4, 5, dtype=torch.float64) / 4
+    mean = torch.cat([edges, edges - 1e-12])
+    tables.add(torch.zeros(18, 1, dtype=torch.int64), mean, torch.zeros_like(mean))
+    assert tables.state()["histogram"].tolist() == [1, *[2] * 8, 1]
+
+
 def test_what_is_looked_at() -> None:
     """Edges of the bins that are not empty, moments in words, and each gene's figures."""
     genes = torch.tensor([[0, 1], [0, 2], [1, 2], [2, 3]])
