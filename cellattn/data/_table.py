@@ -41,6 +41,7 @@ class Number(NamedTuple):
     bounds: tuple[float, float]
     may_miss: bool = False  # whatever `missing` says of the others
     hint: str = ""  # what a message says of a number that is too small
+    may_vanish: bool = True  # whether float32 may make 0 of it
 
 
 class Table:
@@ -215,6 +216,19 @@ class Table:
         return str(self.header.index(str(unboxed(column))))
 
     def _numbers(self, text: pl.Series, number: Number, missing: str | None) -> pl.Series:
+        values = self._any_numbers(text, number, missing)
+        if not number.may_vanish:
+            zero = values.cast(pl.Float32) == 0
+            if zero.any():
+                lost = (zero & text.str.contains(r"^[^eE]*[1-9]")).fill_null(False)
+                if lost.any():
+                    row = int(lost.arg_true()[0])
+                    self.fail(
+                        row, f"column {shown(number.column)} is {shown(text[row])}, which is 0 in float32: use a larger unit"
+                    )
+        return values
+
+    def _any_numbers(self, text: pl.Series, number: Number, missing: str | None) -> pl.Series:
         low, high = number.bounds
         values = text.cast(pl.Float64, strict=False)
         good = ((values >= low) & (values <= high)).fill_null(False)  # NaN compares above every number in polars

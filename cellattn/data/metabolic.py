@@ -123,6 +123,8 @@ def read_metabolic_model(path: str | PathLike[str], genes: GeneList) -> Metaboli
             is_number = isinstance(coefficient, (int, float)) and not isinstance(coefficient, bool)
             fits = is_number and ANY_NUMBER[0] <= coefficient <= ANY_NUMBER[1]  # integers have no bound of their own
             require(fits, f"{where}: metabolite {shown(metabolite)}: expected a finite number, got {describe(coefficient)}")
+            lost = coefficient != 0 and np.float32(coefficient) == 0
+            require(not lost, f"{where}: metabolite {shown(metabolite)}: {coefficient} is 0 in float32")
             stoichiometry.append((at, number[metabolite], float(coefficient)))
         names.append(name)
         titles.append(str(reaction.get("name") or ""))

@@ -360,7 +360,9 @@ def _edges(
     missing: str,
 ) -> EdgeTable:
     hint = "; signed=True keeps negative weights" if bounds == NOT_NEGATIVE else ""
-    frame = table.read(ends, {} if weight is None else {"weight": Number(weight, bounds, hint=hint)}, missing=missing)
+    frame = table.read(
+        ends, {} if weight is None else {"weight": Number(weight, bounds, hint=hint, may_vanish=False)}, missing=missing
+    )
     found = find_genes(frame, ends, genes, rename)
     no_weight = np.zeros(frame.height, dtype=bool) if weight is None else frame["weight"].is_null().to_numpy()
     kept, left_out = leave_out(table, {"unknown": found.unknown, "missing": no_weight})

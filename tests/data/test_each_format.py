@@ -349,6 +349,7 @@ def test_rules_that_are_none(tmp_path: Path, rule: str) -> None:
         (('"id": "b_c"', '"id": "c_c"'), "reaction 'R1': metabolite 'b_c' is not among those of the model"),
         (("0.125", '"x"'), "reaction 'R1': metabolite 'b_c': expected a finite number, got str 'x'"),
         (("0.125", "1e39"), r"metabolite 'b_c': expected a finite number, got float 1e\+39"),  # infinite in float32
+        (("0.125", "1e-50"), r"metabolite 'b_c': 1e-50 is 0 in float32"),
         (("0.125", "1" + "0" * 400), r"metabolite 'b_c': expected a finite number, got int 10{76}\.\.\."),
         (('"reactions"', '"react"'), "reactions: expected a list, as COBRApy writes it"),
         (('"id": "R1"', '"name": "R1"'), r"reactions\[0\]: expected an object with an id"),

@@ -128,7 +128,8 @@ def test_a_repeated_column_is_refused_only_where_it_is_asked_for(tmp_path: Path)
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("1e-3", 1e-3), ("1E+2", 100), ("+.5", 0.5), ("5.", 5), (" 1.5 ", 1.5), ("-0", 0), ("1e-400", 0), ("007", 7),
+        ("1e-3", 1e-3), ("1E+2", 100), ("+.5", 0.5), ("5.", 5), (" 1.5 ", 1.5), ("-0", 0), ("0e-400", 0), (".00E9", 0), ("1e-45", 1e-45),
+        ("007", 7),
         ("1" * 30, 1.1e29),
     ],
 )  # fmt: skip
@@ -136,6 +137,16 @@ def test_numbers(tmp_path: Path, text: str, value: float) -> None:
     table = edges(write(tmp_path, f"{TEXT}G1\tG3\t{text}\n".encode()))
     assert table.weight is not None
     assert table.weight[2] == pytest.approx(value, rel=0.02)
+
+
+@pytest.mark.parametrize("text", ["1e-50", "1e-400", "0." + "0" * 60 + "1", " 7E-46 ", "-1e-60"])
+def test_a_weight_that_float32_makes_0_of_is_refused(tmp_path: Path, text: str) -> None:
+    """It would be no edge; a score of 0 is near enough."""
+    path = write(tmp_path, f"{TEXT}G1\tG3\t{text}\n".encode())
+    with pytest.raises(ValueError, match=re.escape(f"{path}, line 4: column 'w' is {text!r}, which is 0 in float32")):
+        edges(path, signed=True)
+    scores = read_interactions(path, GENES, gene_columns=("a", "b"), score="w")
+    assert scores.score[2] == 0
 
 
 NO_NUMBERS = [
