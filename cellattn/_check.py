@@ -120,9 +120,14 @@ def require_same(kind: str, **values: Any) -> None:
 
 def values_visible(x: Tensor) -> bool:
     """Whether values may be looked at: always on the CPU, elsewhere (it forces a sync) under CELLATTN_CHECKS=1."""
-    if torch.compiler.is_compiling() or isinstance(x, FakeTensor) or x.is_meta:
+    if torch.compiler.is_compiling() or isinstance(x, FakeTensor) or x.is_meta or _is_traced():
         return False
     return x.device.type == "cpu" or os.environ.get("CELLATTN_CHECKS") == "1"
+
+
+def _is_traced() -> bool:
+    """Whether `make_fx` records what is done to tensors, of which it lets nobody look at a value."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
 
 
 def refuse_mapped(name: str, index: Tensor) -> None:

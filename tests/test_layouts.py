@@ -119,6 +119,37 @@ def test_layouts(name: str, dtype: torch.dtype) -> None:
             raise AssertionError(f"{name}, {layout}: {error}") from error
 
 
+@pytest.mark.parametrize("name", [name for name, entry in OPS.items() if entry.floats])
+def test_zeros_without_memory(name: str) -> None:
+    """What autograd makes of a gradient that is 0: in the place of each input, and of what comes from above."""
+    entry = OPS[name]
+
+    def zeros(x: Tensor) -> Tensor:
+        return torch._efficientzerotensor(x.shape, dtype=x.dtype)
+
+    for key, x in entry.floats.items():
+        got = entry.run({**entry.tensors, key: zeros(x)})
+        assert_equal(got, entry.run({**entry.tensors, key: torch.zeros_like(x)}))
+    leaves = {key: x.clone().requires_grad_() for key, x in entry.floats.items()}
+    out = [x for x in entry.run({**entry.tensors, **leaves}) if x.requires_grad]
+    for grad in torch.autograd.grad(out, list(leaves.values()), list(map(zeros, out)), materialize_grads=True):
+        assert torch.equal(grad, torch.zeros_like(grad))
+
+
+@pytest.mark.parametrize("name", [name for name, entry in OPS.items() if entry.floats])
+def test_saved_tensors_come_back_in_another_order(name: str) -> None:
+    """What hooks that offload or compress give back has the values of what was saved, and may have other strides."""
+    entry = OPS[name]
+    run = entry.run
+    want = values_and_grads(entry, entry.tensors, run)
+
+    def hooked(tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: innermost(x) if x.ndim else x, lambda x: x):
+            return run(tensors)
+
+    assert_equal(values_and_grads(entry, entry.tensors, hooked), want)
+
+
 @pytest.mark.parametrize("name", [name for name, entry in ENTRIES.items() if entry.indices])
 def test_indices_of_32_bits(name: str) -> None:
     """One at a time and all at once: the same result, or an error that names the argument and both dtypes."""

@@ -76,7 +76,12 @@ class Operator(Definition):
             return self._function.apply(*args, *rest)
         run = self._on_cpu
         if run is not None and len(args) == self._num_arguments and is_plain(args) and not (_modes_active() or _is_batched()):
-            return self._apply_formula(*args, run) if will_be_differentiated(args) else run(*args)
+            try:
+                return self._apply_formula(*args, run) if will_be_differentiated(args) else run(*args)
+            except RuntimeError:
+                # autograd's zeros have no memory until the dispatcher makes some; to ask before would cost small problems time
+                if not any(isinstance(x, Tensor) and x._is_zerotensor() for x in args):
+                    raise
         return self._opoverload(*args, **kwargs)
 
     def jvp(self, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:

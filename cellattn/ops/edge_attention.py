@@ -274,7 +274,7 @@ def _edge_rows(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rest: Seque
 
 
 def _each_in(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if x is None else x.to(dtype) for x in tensors]
+    return [None if x is None else x.to(dtype).contiguous() for x in tensors]
 
 
 def _flat(x: Tensor, dtype: torch.dtype) -> Tensor:

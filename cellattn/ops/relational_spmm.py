@@ -96,7 +96,7 @@ def relational_spmm(
     wide = accumulation_dtype(x.dtype)
     if scale is not None:
         _check_scale(scale, graph, target.shape[0], k)
-        scale = scale.to(wide).contiguous()
+        scale = scale.to(wide)
     batch = source.contiguous(), source_ptr.contiguous(), target.contiguous(), target_ptr.contiguous()
     by_row, by_column = _weights(graph.stacked, wide, weighted), _weights(graph.stacked_by_column(), wide, weighted)
     stack = (*by_column, *by_row) if transpose else (*by_row, *by_column)
@@ -202,6 +202,7 @@ def _relational_sum(
     rowptr, col, value, _, _, _, relations, num_nodes, sum_relations, shared = graph
     batch = source, source_ptr, target, target_ptr
     options = relations, num_nodes, shared, sum_relations, False
+    scale = None if scale is None else scale.contiguous()
     return torch.ops.cellattn.relational_spmm(rowptr, col, value, x.contiguous(), *batch, None, scale, *options)
 
 
@@ -220,6 +221,7 @@ def _relational_sum_backward(
     _, _, _, colptr, row, value, relations, num_nodes, _, shared, per_relation = graph
     exchanged = target, target_ptr, source, source_ptr
     options = relations, num_nodes, False, not per_relation, shared
+    scale = None if scale is None else scale.contiguous()
     return torch.ops.cellattn.relational_spmm(colptr, row, value, g.contiguous(), *exchanged, scale, None, *options)
 
 

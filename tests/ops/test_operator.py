@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacrev, jvp, vjp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import cellattn
 from cellattn.ops._csr import both_ways
@@ -113,6 +114,13 @@ def test_what_has_no_formula_is_an_error(name: str) -> None:
         hessian(lambda x: f(x).sum())(x)
     with pytest.raises(RuntimeError, match=f"cellattn.{name}: double backward"):
         grad(lambda x: grad(lambda x: f(x).square().sum())(x).sum())(x)
+
+
+def test_make_fx_records_them() -> None:
+    """Rows are looked at where one may look; what is recorded is right for other inputs."""
+    recorded = make_fx(grad(total, argnums=(0, 1, 2)))(*inputs())
+    others = [x.cos() for x in inputs()]
+    close(recorded(*others), by_backward(total, *others))
 
 
 def test_transforms_inside_a_compiled_function_run_uncompiled() -> None:
