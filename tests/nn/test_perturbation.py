@@ -37,6 +37,19 @@ def cell() -> tuple[torch.Tensor, torch.Tensor]:
     return h[0], h[1:]
 
 
+def test_sums_and_means_are_what_they_are_called() -> None:
+    """By their names, which `dense` asks a pool for."""
+    generator = torch.Generator().manual_seed(0)
+    u = torch.randn(len(SEEDS), DIM, dtype=torch.float64, generator=generator)
+    for kind, of in (("sum", torch.sum), ("mean", torch.mean)):
+        pool = head(pool=kind).pools[0]
+        want = torch.stack([of(part, 0) if len(part) else torch.zeros(DIM).double() for part in u.tensor_split(PTR[1:-1])])
+        torch.testing.assert_close(pool(u, PTR), want, rtol=1e-14, atol=1e-14)
+    mean, total = (head(pool=kind).pools[0] for kind in ("readout", "readout_sum"))
+    torch.testing.assert_close(mean(u, PTR) * PTR.diff()[:, None], total(u, PTR), rtol=1e-13, atol=1e-13)
+    assert total(u, PTR).abs().max() > 0.1
+
+
 @pytest.mark.parametrize(("dim", "heads"), [(8, 4), (6, 1)])
 def test_sizes_by_default(dim: int, heads: int) -> None:
     """As the docstrings say: what is saved of a model made by default has to fit one that is told."""
