@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ def sample_rows(graph: MultiGraph, relation: str, num_rows: int, *, generator: t
         num_rows: how many, at most `graph.num_rows_with_edges(relation)`.
         generator: a `torch.Generator` on the graph's device, the default one if None. Under `torch.utils.checkpoint`, which
             restores the default generator alone, the recomputation draws the same with either (as long as it keeps its
-            preserve_rng_state=True).
+            preserve_rng_state=True). Two forwards that wait for their backward must not begin with the default generator in the
+            same state: a warning says so.
 
     Returns:
         int64 [num_rows], ascending, on the graph's device. The sum of a loss over these rows times
@@ -57,7 +59,17 @@ def check_generator(generator: Any) -> None:
 
 
 _MAX_TICKETS = 1024  # draws that are remembered: those of a forward, where all of it is checkpointed
-_states: OrderedDict[tuple[int, int], Tensor] = OrderedDict()  # (ticket, generator): its state before the draw
+
+
+class _Draw(NamedTuple):
+    """What is remembered of a draw."""
+
+    state: Tensor  # of the generator, before it
+    is_only: bool  # no other draw has the ticket and waits for its recomputation
+    was_repeated: bool = False
+
+
+_draws: OrderedDict[tuple[int, int], _Draw] = OrderedDict()  # by ticket and generator
 
 
 def generator_of_draw(generator: torch.Generator | None) -> torch.Generator | None:
@@ -73,9 +85,20 @@ def generator_of_draw(generator: torch.Generator | None) -> torch.Generator | No
     if not values_visible(ticket) or (generator.device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
         return generator
     key = int(ticket), id(generator)
-    if torch._C._current_graph_task_id() >= 0 and key in _states:
-        return torch.Generator(generator.device).set_state(_states[key])
-    _states[key] = generator.get_state()
-    while len(_states) > _MAX_TICKETS:
-        _states.popitem(last=False)
+    kept = _draws.get(key)
+    if torch._C._current_graph_task_id() >= 0 and kept is not None:
+        if not kept.is_only:
+            warnings.warn(
+                "generator: activation checkpointing repeats one of two draws that were made with the default generator in the "
+                "same state, and cannot tell which: the gradient may be that of the other; seed the default generator "
+                "(torch.manual_seed, torch.random.fork_rng) once for all forwards that wait for a backward",
+                stacklevel=2,
+            )
+        _draws[key] = kept._replace(was_repeated=True)
+        return torch.Generator(generator.device).set_state(kept.state)
+    state = generator.get_state()
+    is_only = kept is None or kept.was_repeated or (kept.is_only and torch.equal(kept.state, state))
+    _draws[key] = _Draw(state, is_only)
+    while len(_draws) > _MAX_TICKETS:
+        _draws.popitem(last=False)
     return generator

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import warnings
 from typing import Any
 
 import pytest
@@ -366,6 +367,39 @@ def test_checkpointing_repeats_the_draw(layers: int, use_reentrant: bool) -> Non
         return [out.detach(), x.grad, torch.rand(3, generator=g)]
 
     assert all(torch.equal(a, b) for a, b in zip(run(False), run(True), strict=True))
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointing_that_cannot_tell_two_draws_apart_warns(use_reentrant: bool) -> None:
+    """The default generator is seeded alike before two forwards, the caller's goes on; each by itself is repeated silently."""
+    graph = random_graph(12, {"a": 30})
+    q, k = (x.detach() for x in leaves((12, 4), (12, 4)))
+
+    def step(x: Tensor, g: torch.Generator, *, wrap: bool) -> Tensor:
+        def loss(x: Tensor) -> Tensor:
+            return cellattn.attention_bce(x, k, graph, "a", num_negatives=2, generator=g)
+
+        with torch.random.fork_rng():
+            torch.manual_seed(7 + wrap)
+            return checkpoint(loss, x, use_reentrant=use_reentrant) if wrap else loss(x)
+
+    def grads(wrap: bool) -> list[Tensor]:
+        x, g = q.clone().requires_grad_(), torch.Generator().manual_seed(3)
+        found: list[Tensor] = []
+        for _ in range(3):
+            x.grad = None
+            step(x, g, wrap=wrap).backward()
+            assert x.grad is not None
+            found.append(x.grad)
+        return found
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert all(torch.equal(a, b) for a, b in zip(grads(False), grads(True), strict=True))
+    x, g = q.clone().requires_grad_(), torch.Generator().manual_seed(3)
+    both = step(x, g, wrap=True) + step(x, g, wrap=True)
+    with pytest.warns(UserWarning, match="generator: activation checkpointing repeats one of two draws"):
+        both.backward()
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.5, 3.0])
