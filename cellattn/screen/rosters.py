@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._check import describe, listed, require_indices, require_tensor, shown, tensor_of
+from .._check import describe, listed, require, require_indices, require_tensor, shown, tensor_of
+from ..data._table import Table
 from ..genes import GeneList
 
 Roster = GeneList | Sequence[str] | Tensor
@@ -23,9 +24,17 @@ def read_roster(path: str | PathLike[str]) -> GeneList:
     """The names in a text file, one a line; lines from # on are comments. The file may be compressed.
 
     Raises:
-        ValueError: a name that stands twice, an empty line, a file without names.
+        ValueError: a name that stands twice, an empty line, a file without names, or a table of several columns.
     """
-    return GeneList.from_table(path, name=0, header=False, comment="#")
+    table = Table(path, "\t", header=False, comment="#")
+    width = len(table.header)
+    require(width == 1, f"{table.path}: expected one name a line, got {width} columns: of a table, cut out that of the names")
+    names = table.read({"name": 0})["name"].to_list()
+    first: dict[str, int] = {}
+    for row, name in enumerate(names):
+        if first.setdefault(name, row) != row:
+            table.fail(row, f"gene {shown(name)} stands in line {table.lines[first[name]]} already")
+    return GeneList(names)
 
 
 def gene_indices(names: GeneList, given: Iterable[str], argument: str) -> Tensor:

@@ -152,6 +152,14 @@ def test_numbers_that_begin_with_a_minus(tmp_path: Path) -> None:
     assert plan["thresholds"] == [-1e-3, -0.5, 2.0]
 
 
+@pytest.mark.parametrize("option", ["--genes", "--names"])
+def test_a_roster_has_one_name_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str) -> None:
+    """Of a line with two the second would be lost."""
+    (roster := tmp_path / "roster").write_text("".join(f"{a}\t{b}\n" for a, b in zip(NAMES[::2], NAMES[1::2], strict=True)))
+    assert cli("--model", "tests.screen.stubs:Additive", option, roster, "--out", tmp_path / "s", "--quiet") == 1
+    assert f"{roster}: expected one name a line, got 2 columns" in capsys.readouterr().err
+
+
 def test_files_of_pairs_labels_and_measured_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A # within a label is one of its characters; a file without lines is no filter; gene_id is no member of a set."""
     (names := tmp_path / "names").write_text("\n".join(NAMES) + "\n")
