@@ -100,6 +100,16 @@ def test_key_masks_and_rows_without_a_key(arch: int) -> None:
     assert_on_chip(arch, through(cellattn), through(reference), q, k, kernels=KERNELS)
 
 
+@pytest.mark.parametrize(("arch", "dtype"), [(80, "bf16"), (90, "bf16"), *exhaustive((80, "fp16"), (80, "fp32"), (89, "fp16"))])
+def test_negative_scales(arch: int, dtype: str) -> None:
+    """Queries are turned round, in 16 bits."""
+
+    def through(module: Any) -> Any:
+        return lambda *qkv: module.attention(*qkv, scale=-0.3)
+
+    assert_on_chip(arch, through(cellattn), through(reference), *heads(dtype, (2,), 31, 17, 33, 20), kernels=KERNELS)
+
+
 @pytest.mark.parametrize("gradient", [0, 1], ids=["of lse alone", "of out alone"])
 def test_one_gradient(gradient: int) -> None:
     qkv = heads("bf16", (), 63, 70, 20, 20)

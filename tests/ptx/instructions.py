@@ -60,6 +60,29 @@ def _is_float(i: Decoding) -> bool:
     return i.left[-1:] in (["f32"], ["f64"])
 
 
+_HALVES = "f16", "bf16", "f16x2", "bf16x2"
+
+
+def _is_half(i: Decoding) -> bool:
+    return bool(i.left) and i.left[-1] in _HALVES
+
+
+def _half(i: Decoding, f: Callable[..., Array], count: int) -> Run:
+    """Numbers of 16 bits, one or two a register: f in float64, rounded to nearest even."""
+    kind = i.type(*_HALVES)
+    i.flag("rn")
+    to_bits, from_bits = _TO_BITS[kind.removesuffix("x2")], _FROM_BITS[kind.removesuffix("x2")]
+
+    def one(*xs: Array) -> Array:
+        return to_bits(numbers.to_odd(f(*(from_bits(x.astype(np.uint16)).astype(np.float64) for x in xs))))
+
+    def two(*xs: Array) -> Array:
+        low, high = one(*xs), one(*(x >> np.uint32(16) for x in xs))
+        return (high.astype(np.uint32) << np.uint32(16)) | low.astype(np.uint32)
+
+    return _apply(i, two, np.uint32, count) if kind.endswith("x2") else _apply(i, one, np.uint16, count)
+
+
 # ---------------------------------------------------------------------------------------------------------- arithmetic
 
 
@@ -71,7 +94,9 @@ def add(i: Decoding) -> Run:
 
 @opcode("sub")
 def sub(i: Decoding) -> Run:
-    """Integer arithmetic and floating point."""
+    """Integer arithmetic and floating point, of 16 bits too."""
+    if _is_half(i):
+        return _half(i, np.subtract, 2)
     return _float(i, np.subtract, 2) if _is_float(i) else _apply(i, np.subtract, TYPES[i.type(*SIGNED, *UNSIGNED)], 2)
 
 
@@ -110,7 +135,9 @@ def mad(i: Decoding) -> Run:
 
 @opcode("fma")
 def fma(i: Decoding) -> Run:
-    """Floating point: rounded once."""
+    """Floating point, of 16 bits too: rounded once."""
+    if _is_half(i):
+        return _half(i, lambda a, b, c: a * b + c, 3)
     if "rn" not in i.left:
         raise i.error(".rn is the only rounding known")
     return _float(i, numbers.fma64 if "f64" in i.left else numbers.fma, 3)

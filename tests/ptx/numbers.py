@@ -134,3 +134,11 @@ def _extreme(drop: Any, keep: Any, zeros: Any, a: Array, b: Array, nan: bool) ->
     if not lost.any():
         return y
     return np.where(lost, CANONICAL_NAN.view(np.float32) if y.dtype == np.float32 else CANONICAL_NAN_64.view(np.float64), y)
+
+
+def to_odd(x: Array) -> Array:
+    """float64 -> float32 whose last digit says whether something was cut off: rounded once more, it is rounded once."""
+    y = np.asarray(x, np.float32)
+    bits = y.view(np.uint32)
+    cut = np.where(np.abs(y.astype(np.float64)) > np.abs(x), bits - np.uint32(1), bits) | np.uint32(1)
+    return np.where(np.isnan(x) | (y.astype(np.float64) == x), bits, cut).view(np.float32)

@@ -328,6 +328,20 @@ def test_the_first_source_is_the_high_half() -> None:
     assert of("cvt.rn.f16x2.f32 d, a, b;", U32, a=(F32, [1]), b=(F32, [2])) == [0x3C004000]
 
 
+@pytest.mark.parametrize(("kind", "dtype"), [("f16", torch.float16), ("bf16", torch.bfloat16)])
+def test_arithmetic_of_16_bits_is_that_of_pytorch(kind: str, dtype: torch.dtype) -> None:
+    """Two numbers a register, and one; a product with -1 and a sum, which a negative scale becomes."""
+    a, b = (torch.randn(32, generator=torch.Generator().manual_seed(i)).mul(2.0 ** (3 * i)).to(dtype) for i in range(2))
+    bits = [x.view(torch.uint16).numpy() for x in (a, b)]
+    pairs = [x.view(U32) for x in bits]
+    wanted = (a - b).view(torch.uint16).numpy()
+    assert of(f"sub.{kind} d, a, b;", U16, a=(U16, bits[0]), b=(U16, bits[1])) == wanted.tolist()
+    assert of(f"sub.{kind}x2 d, a, b;", U32, a=(U32, pairs[0]), b=(U32, pairs[1])) == wanted.view(U32).tolist()
+    minus = torch.full((32,), -1.0, dtype=dtype).view(torch.uint16).numpy().view(U32)
+    sources = {"a": (U32, pairs[0]), "b": (U32, pairs[1]), "c": (U32, minus)}
+    assert of(f"fma.rn.{kind}x2 d, b, c, a;", U32, **sources) == wanted.view(U32).tolist()
+
+
 def test_low_precision_rounds_as_pytorch_does() -> None:
     bits = np.random.default_rng(0).integers(0, 2**32, 100_000, dtype=U32)
     x = bits.view(F32)
