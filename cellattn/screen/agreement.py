@@ -23,8 +23,11 @@ class Agreement:
 
     def add(self, scores: Tensor) -> None:
         """Scores float64 [M, B], B > 0."""
-        mean = scores.mean(1)
-        rest = scores - mean[:, None]
+        first = scores[:, :1]
+        rest = scores - first  # so that equal scores have exactly no variance
+        mean = rest.mean(1)
+        rest = rest - mean[:, None]
+        mean = mean + first[:, 0]
         self._join(torch.tensor(float(scores.shape[1]), dtype=torch.float64), mean, rest @ rest.T)
 
     def merge(self, state: Mapping[str, Tensor]) -> None:

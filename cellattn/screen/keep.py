@@ -151,8 +151,9 @@ class Tables:
         s, bins = self._state, self.bins
         place = ((mean - bins.low) * (bins.number / (bins.high - bins.low))).floor_().clamp_(-1, bins.number).long().add_(1)
         s["histogram"] += place.bincount(minlength=bins.number + 2)
-        center = mean.mean()
-        own = torch.stack([torch.tensor(float(len(mean))), center, (mean - center).square().sum(), sd.sum()])
+        rest = mean - mean[0]  # so that equal means have exactly no variance
+        center = rest.mean()
+        own = torch.stack([torch.tensor(float(len(mean))), center + mean[0], (rest - center).square().sum(), sd.sum()])
         s["moments"] = _join(s["moments"], own.double())
         s["range"] = torch.stack([torch.minimum(s["range"][0], mean.min()), torch.maximum(s["range"][1], mean.max())])
         num_genes = len(s["gene.count"])

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cellattn.screen.agreement import Agreement
+from cellattn.screen.keep import Tables
 
 SETS = 60
 
@@ -39,3 +40,16 @@ def test_one_prediction_for_all() -> None:
     agreement.add(torch.stack([torch.full((4,), 0.1), torch.arange(4.0)]).double())
     assert agreement.correlation.isnan().tolist() == [[True, True], [True, False]]
     assert float(agreement.correlation[1, 1]) == pytest.approx(1, rel=1e-15)
+
+
+@pytest.mark.parametrize("number", [3, 29, 435, 1841])
+def test_models_of_one_prediction_each_do_not_agree(number: int) -> None:
+    """Sums of equal numbers of 53 bits are rounded, and what is left of two such would agree fully."""
+    g = torch.Generator().manual_seed(number)
+    for value in torch.randn(20, 2, dtype=torch.float64, generator=g):
+        agreement, tables = Agreement(2), Tables(1, 1)
+        for _ in range(3):
+            agreement.add(value[:, None].expand(2, number).contiguous())
+            tables.add(torch.zeros(number, 1, dtype=torch.int64), value[0].repeat(number), torch.zeros(number).double())
+        assert agreement.correlation.isnan().all()
+        assert dict(tables.moments())["standard deviation over sets"] == "0"
