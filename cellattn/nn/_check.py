@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._check import (
     FLOAT_DTYPES,
@@ -89,6 +89,27 @@ def require_features(name: str, value: Any, dim: int, parameter: Any, *, ndim: i
     require_same("device", module=parameter.device, **{name: value.device})
     if not is_autocast(value):
         require_same("dtype", module=parameter.dtype, **{name: value.dtype})
+
+
+def read_directly(name: str, layer: nn.Module) -> nn.Linear:
+    """A linear layer whose weight is read, beside those of others, without a call of it.
+
+    Pruning and the older norms of PyTorch make the weight in a call, so it is made here. What checkpointing or torch.compile
+    wrap around the layer changes nothing, and is taken off.
+
+    Raises:
+        TypeError: a layer that computes something else, such as an adapter, which would be left out without a word.
+    """
+    layer = getattr(layer, "_checkpoint_wrapped_module", getattr(layer, "_orig_mod", layer))
+    if not isinstance(layer, nn.Linear) or type(layer).forward is not nn.Linear.forward:
+        raise TypeError(
+            f"{name}: expected a Linear, whose weight is read and which is not called, got {type(layer).__name__}, "
+            "which would be left out; what it adds can be a parametrization of the weight"
+        )
+    for hook in layer._forward_pre_hooks.values():
+        if type(hook).__module__.startswith("torch.nn.utils."):
+            hook(layer, ())
+    return layer
 
 
 def read_by(weight: Any, x: Tensor) -> Tensor:

@@ -152,7 +152,7 @@ class GraphRegularizedAttention(nn.Module):
             ValueError: a shape, dtype or relation that does not fit.
         """
         refuse_habits(attn_mask, is_causal)
-        require_features("x", x, self.dim, self.qkv.weight)
+        require_features("x", x, self.dim, getattr(self.qkv, "weight", None))
         q, k, v = self.project(x)
         if (self.ties or self.masks) and not isinstance(graph, MultiGraph):
             raise TypeError(f"graph: expected a MultiGraph, since heads are tied or masked, got {describe(graph)}")

@@ -14,7 +14,7 @@ from ..graph import MultiGraph
 from ..ops._rows import separate
 from ..ops.network_mse import network_mses
 from ..ops.relational_spmm import relational_spmm
-from ._check import require_graph, require_perturbations, weight_of
+from ._check import read_directly, require_graph, require_perturbations, weight_of
 from ._config import keeps_config
 from ._rows import draw_rows, sampled_rows_of
 from .hypersagnn import HyperSAGNN
@@ -57,9 +57,10 @@ class SAGELayer(nn.Module):
 def sage(layers: Sequence[SAGELayer], x: Tensor, incoming: Incoming) -> Tensor:
     """One layer over each of K networks, all at once: x [N, dim] or [N, K, dim] to [N, K, dim]."""
     # [K, dim, dim], [K, 1, dim]
-    neighbours = torch.stack([layer.neighbours.weight for layer in layers])
-    own = torch.stack([layer.own.weight for layer in layers])
-    bias = torch.stack([layer.neighbours.bias for layer in layers]).unsqueeze(1)
+    to_neighbours = [read_directly("neighbours", layer.neighbours) for layer in layers]
+    neighbours = torch.stack([layer.weight for layer in to_neighbours])
+    own = torch.stack([read_directly("own", layer.own).weight for layer in layers])
+    bias = torch.stack([layer.bias for layer in to_neighbours]).unsqueeze(1)
     by_network = x.transpose(0, 1) if x.ndim == 3 else x
     z = torch.baddbmm(bias, incoming.mean(x).transpose(0, 1), neighbours.mT) + by_network @ own.mT
     return F.relu(z).transpose(0, 1)
@@ -185,7 +186,7 @@ class Dango(nn.Module):
 
     def regularization(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The scalar sum of weight * loss: the one place where the weights (lambda) enter."""
-        return sum((weight * losses[name] for name, weight in self.weights.items()), self.out.bias.new_zeros(()))
+        return sum((weight * losses[name] for name, weight in self.weights.items()), next(self.parameters()).new_zeros(()))
 
     def pretraining_loss(
         self,

@@ -201,7 +201,7 @@ class PerturbationHead(nn.Module):
         Raises:
             ValueError: a shape, dtype, index or `ptr` that does not fit (values are read on the CPU alone).
         """
-        weight = self.mlp[-1].weight
+        weight = next(self.mlp.parameters(), None)  # not of a layer by its place: whatever is wrapped around it may have none
         require_features("h_cls", h_cls, self.dim, weight, ndim=1)
         require_features("h", h, self.dim, weight, ndim=2)
         require_perturbations(seeds, ptr, types, h.shape[0], self.num_types, h.device)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from .._check import counts_of, number_of, require, require_choice, require_ragged
 from ..ops.set_attention import set_attention
 from ..ops.set_sum import set_size
-from ._check import max_size_of, probability_of, require_features
+from ._check import max_size_of, probability_of, read_directly, require_features
 from .screening import ReadoutPool
 
 RESIDUALS = ("post", "rezero")
@@ -93,15 +93,16 @@ class PerturbedGeneReadout(nn.Module):
         Raises:
             ValueError: a shape, dtype or `ptr` that does not fit, or a set of more than `max_size` genes.
         """
-        require_features("x", x, self.dim, self.out.weight, ndim=2)
+        require_features("x", x, self.dim, getattr(self.out, "weight", None), ndim=2)
         require_ragged("x", torch.empty(x.shape[0], dtype=torch.int64, device=x.device), ptr)  # as long as x
         q, k, v = self._heads(self.qkv(x))
         if genes is None:
             null_score, null_value = self._null(q)
             attended = set_attention(q, k, v, ptr, self.max_size, True, null_score, null_value)
             return self._add(x, self.out(attended.flatten(1)))
-        require_features("genes", genes, self.dim, self.out.weight, ndim=2)
-        weight, bias = self.qkv.weight[: self.dim], self.qkv.bias[: self.dim]
+        require_features("genes", genes, self.dim, getattr(self.out, "weight", None), ndim=2)
+        qkv = read_directly("qkv", self.qkv)
+        weight, bias = qkv.weight[: self.dim], qkv.bias[: self.dim]
         queries = F.linear(genes, weight, bias).unflatten(-1, (self.num_heads, -1))
         attended = self.out(self._attend_to_all(queries, k, v, ptr).flatten(2))
         return self._add(genes, attended.masked_fill((ptr.diff() == 0)[:, None, None], 0))

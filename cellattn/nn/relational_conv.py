@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ._check import read_directly
+
 SCORE_CAP = 5.0  # an edge weighs at most e^10 = 22,026 times another of equal weight
 
 
@@ -75,7 +77,7 @@ class GINConv(RelationalConv):
         self.out = nn.Linear(dim, dim)
 
     def own(self, x: Tensor) -> Tensor:
-        by_relation = self.message.weight.unflatten(0, (len(self.eps), -1))
+        by_relation = read_directly("message", self.message).weight.unflatten(0, (len(self.eps), -1))
         return F.linear(x, torch.einsum("r,roi->oi", 1 + self.eps, by_relation), self.bias)
 
     def send(self, x: Tensor) -> Tensor:
@@ -111,10 +113,10 @@ class GATConv(RelationalConv):
             nn.init.normal_(score, std=score.shape[-1] ** -0.5)
 
     def own(self, x: Tensor) -> Tensor:
-        return self._weighted(x, self.own_weight.weight, self.own_score).squeeze(1)
+        return self._weighted(x, read_directly("own_weight", self.own_weight).weight, self.own_score).squeeze(1)
 
     def send(self, x: Tensor) -> Tensor:
-        return self._weighted(x, self.message.weight, self.score)
+        return self._weighted(x, read_directly("message", self.message).weight, self.score)
 
     def update(self, total: Tensor) -> Tensor:
         total = total.unflatten(-1, (self.num_heads, -1))
@@ -122,7 +124,7 @@ class GATConv(RelationalConv):
         return F.relu(self.norm((numerator * denominator.reciprocal()).flatten(-2)))
 
     def sent_change(self, new: Tensor, old: Tensor, keep: Tensor) -> Tensor:
-        return self._weighted(new, self.message.weight, self.score, keep) - self.send(old)
+        return self._weighted(new, read_directly("message", self.message).weight, self.score, keep) - self.send(old)
 
     def _weighted(self, x: Tensor, weight: Tensor, score: Tensor, keep: Tensor | None = None) -> Tensor:
         """Every head's [exp(e) W x, exp(e)] of x [V, dim], weight [K * dim, dim], score [K, H, D]: [V, K, H * (D + 1)].

@@ -36,7 +36,7 @@ from ..ops.set_sum import set_sum
 from ._check import phenotype_of, probability_of, read_by, require_graph, require_perturbations
 from ._config import keeps_config
 from .relational_conv import GATConv, GINConv, RelationalConv, SAGEConv
-from .screening import CalledScreening, linears, values_dtype
+from .screening import CalledScreening, values_dtype
 from .tokens import CellOutput, GeneTokens
 
 MODES = ("lazy", "khop", "delta")
@@ -264,7 +264,7 @@ class WildtypeDifference(nn.Module):
         if self.mode == "khop":
             raise NotImplementedError("mode: khop shares nothing between sets")
         self._require_relations(graph)
-        phenotype = phenotype_of(phenotype, linears(self.mlp)[-1].out_features)
+        phenotype = phenotype_of(phenotype, [x for x in self.mlp.modules() if isinstance(x, nn.Linear)][-1].out_features)
         tokens = self.tokens(graph.num_nodes, features, gene_ids)
         # G in the dtype of G \ S: what does not differ then cancels to the bit
         model = copy.deepcopy(self).to(values_dtype(dtype))

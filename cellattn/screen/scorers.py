@@ -109,6 +109,9 @@ def make_scorer(
     shares = hasattr(inner, "screening") and getattr(inner, "mode", None) != "khop"
     given = {name: None if x is None else x.to(device) for name, x in {"features": features, "gene_ids": gene_ids}.items()}
     screening: Screening | None = None
+    if shares and _is_quantised(inner):
+        shares = False
+        warnings.warn("model: layers are quantised, so that it is called on batches of sets, which is slower", stacklevel=3)
     if shares:
         ready = _ready(inner, device, torch.float64)
         x = given["features"]
@@ -137,6 +140,11 @@ def _ready(model: nn.Module, device: torch.device, dtype: torch.dtype | None) ->
         made = [x for part in model.modules() for x in vars(part).values() if isinstance(x, Tensor) and not x.is_leaf]
         kept: dict[int, Any] = {id(x): x.detach().to(device=device, dtype=dtype, copy=True) for x in made}
         return copy.deepcopy(model, kept).eval().requires_grad_(False).to(device=device, dtype=dtype)
+
+
+def _is_quantised(model: nn.Module) -> bool:
+    """Whether layers are of integers, which cannot be taken to float64."""
+    return any(".quantized." in type(part).__module__ for part in model.modules())
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

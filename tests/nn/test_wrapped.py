@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.export import Dim
+from torch.nn.utils import prune
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from cellattn import checkpoint as checkpoint_file
@@ -207,3 +208,120 @@ def test_weights_without_values_are_named(kind: str, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             call()
     assert not list(tmp_path.iterdir())
+
+
+# -------------------------------------------------------------------------------- layers that are made, wrapped or replaced
+
+
+class _LoRA(nn.Module):
+    """A layer and what is added to it, with the weight of the layer for whoever asks, as adapters have it."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer, self.weight, self.bias = layer, layer.weight, layer.bias
+        self.down = nn.Linear(layer.in_features, 2, bias=False)
+        self.up = nn.Linear(2, layer.out_features, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        added: torch.Tensor = self.layer(x) + self.up(self.down(x))
+        return added
+
+
+CELLS: dict[str, Callable[[], nn.Module]] = {
+    **OF_CELLS,
+    **{
+        f"wildtype {conv}": functools.partial(
+            WildtypeDifference, 8, 2, relations=registry.GRAPH.relations, num_genes=GENES, num_types=6, conv=conv
+        )
+        for conv in ("sage", "gin", "gat")
+    },
+}
+
+
+def _layers_of(name: str) -> list[str]:
+    return [path for path, layer in CELLS[name]().named_modules() if type(layer) is nn.Linear]
+
+
+def _replaced(name: str, path: str, make: Callable[[nn.Linear], nn.Module]) -> _OfGraph:
+    torch.manual_seed(0)
+    model = CELLS[name]().double()
+    with torch.no_grad():
+        for key, x in model.named_parameters():
+            if "rezero" in key:
+                x.fill_(0.5)  # at its first value, 0, what is behind it has no gradient
+    parent, _, child = path.rpartition(".")
+    layer: Any = model.get_submodule(path)
+    model.get_submodule(parent)._modules[child] = make(layer)
+    return _OfGraph(model).double().eval()
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_an_adapter_of_any_layer_is_trained_or_refused(name: str) -> None:
+    """None is left out without a word."""
+    for path in _layers_of(name):
+        model = _replaced(name, path, _LoRA)
+        adapter: Any = model.model.get_submodule(path)
+        try:
+            model(*_mutants(7, 3)).square().sum().backward()
+        except TypeError as error:
+            assert "expected a Linear, whose weight is read and which is not called, got _LoRA" in str(error)  # noqa: PT017
+            continue
+        found = adapter.get_submodule("up").weight.grad
+        assert found is not None, path
+        assert float(found.abs().max()) > 0, path
+
+
+@pytest.mark.parametrize("how", ["pruned", "weight norm"])
+@pytest.mark.parametrize("name", CELLS)
+def test_layers_whose_weight_is_made_in_a_call_are_trained(name: str, how: str) -> None:
+    """Two steps, of which the second is of the weights that the first left."""
+
+    def make(layer: nn.Linear) -> nn.Module:
+        if how == "pruned":
+            return prune.custom_from_mask(layer, "weight", torch.ones_like(layer.weight))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return nn.utils.weight_norm(layer)
+
+    for path in _layers_of(name):
+        made, plain = _replaced(name, path, make), _replaced(name, path, lambda layer: layer)
+        for _ in range(2):
+            torch.testing.assert_close(made(*_mutants(7, 3)), plain(*_mutants(7, 3)), rtol=1e-9, atol=1e-12)
+            made.zero_grad()
+            made(*_mutants(7, 3)).square().sum().backward()
+            with torch.no_grad():
+                for x in made.parameters():
+                    x.sub_(0 if x.grad is None else 1e-2 * x.grad.sign())
+                state = {key: x for key, x in made.state_dict().items() if "weight_" not in key}
+                layer: Any = made.model.get_submodule(path)
+                state[f"model.{path}.weight"] = (
+                    layer.weight_orig if how == "pruned" else torch._weight_norm(layer.weight_v, layer.weight_g, 0)
+                )
+                plain.load_state_dict(state)
+
+
+@pytest.mark.parametrize("how", WRAPS)
+@pytest.mark.parametrize("part", ["head.mlp", "head", "mlp"])
+def test_a_last_layer_may_be_wrapped(part: str, how: str) -> None:
+    name = "wildtype sage" if part == "mlp" else "sum"
+    plain = _replaced(name, part, lambda layer: layer)
+    wrapped = _replaced(name, part, WRAPS[how])
+    given = _mutants(7, 3)
+    want = plain(*given).detach()
+    torch.testing.assert_close(wrapped(*given).detach(), want)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is called on batches of sets
+        scorer = make_scorer(wrapped.model, registry.GRAPH)
+    torch.testing.assert_close(scorer.score(given[0].view(7, 3), given[2].view(7, 3)), want[:, 0])
+
+
+def test_quantised_layers_are_scored_by_calls() -> None:
+    model = _replaced("sum", "head", lambda layer: layer).model.float()
+    given = _mutants(7, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    with pytest.warns(UserWarning, match="model: layers are quantised, so that it is called on batches of sets"):
+        scorer = make_scorer(quantised, registry.GRAPH)
+    want = quantised(registry.GRAPH, *given).prediction[:, 0].detach()
+    torch.testing.assert_close(scorer.score(given[0].view(7, 3), given[2].view(7, 3)), want)
