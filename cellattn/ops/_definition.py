@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import _C, Tensor
@@ -17,11 +17,22 @@ class Definition(CustomOpDef):
     `opcheck` finds such outputs in the tests. Small problems are all calls.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._formula = _autograd_function(self)
-        # `apply` less what it does for transforms of torch.func: where it is called, none is active
-        self._apply_formula: Callable[..., Any] = super(torch.autograd.Function, self._formula).apply  # type: ignore[misc]
+    def __init__(self, *args: Any, on_cpu: Callable[..., Any] | None = None) -> None:
+        super().__init__(*args)
+        self._on_cpu = on_cpu
+        self._set_formula(_no_formula(self._opoverload), None)
+
+    def register_autograd(self, backward: Callable[..., Any], /, *, setup_context: Callable[..., None] | None = None) -> None:
+        super().register_autograd(backward, setup_context=setup_context)
+        self._set_formula(backward, setup_context)
+
+    def _set_formula(self, backward: Callable[..., Any], setup_context: Callable[..., None] | None) -> None:
+        op = self._opoverload
+        self._formula = _autograd_function(op, backward, setup_context, None)
+        if self._on_cpu is not None:
+            # `apply` less what it does for transforms of torch.func: where it is called, none is active
+            formula = _autograd_function(op, backward, setup_context, self._on_cpu)
+            self._apply_on_cpu: Callable[..., Any] = super(torch.autograd.Function, formula).apply  # type: ignore[misc]
 
     def register_kernel(self, device_types: str | None, fn: Callable[..., Any] | None = None, /) -> Callable[..., Any]:  # type: ignore[override]
         """Register an implementation for a device, or for all (None)."""
@@ -56,30 +67,39 @@ def will_be_differentiated(args: tuple[Any, ...]) -> bool:
     return _C.is_grad_enabled() and _C._any_requires_grad(*args)
 
 
-def _autograd_function(definition: Definition) -> Any:
-    """The formula that was registered for an operator, as a function whose last argument is what computes the operator.
+def _autograd_function(
+    op: Any, backward: Callable[..., Any], setup_context: Callable[..., None] | None, run: Callable[..., Any] | None
+) -> Any:
+    """The formula of an operator, as a function that `run` computes, or without it one argument more, the last.
 
     It is made with its name, by which PyTorch's errors and `grad_fn` speak of it.
     """
-    op = definition._opoverload
 
     def forward(ctx: Any, *args: Any) -> Any:
-        inputs = args[:-1]
-        result = args[-1](*inputs)
+        inputs, compute = (args[:-1], args[-1]) if run is None else (args, run)
+        result = compute(*inputs)
         result = tuple(map(_as_its_own, result)) if isinstance(result, tuple) else _as_its_own(result)
-        if definition._setup_context_fn is not None:
-            definition._setup_context_fn(ctx, inputs, result)
+        if setup_context is not None:
+            setup_context(ctx, inputs, result)
         return result
 
-    def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        if definition._backward_fn is None:
-            raise RuntimeError(f"{op}: no autograd formula was registered")
-        result = definition._backward_fn(ctx, *grads)
+    def with_one_more(ctx: Any, *grads: Tensor | None) -> Any:
+        result = backward(ctx, *grads)
         return (*result, None) if isinstance(result, tuple) else (result, None)
 
+    formula = with_one_more if run is None else backward
     name = op._opname.title().replace("_", "")
-    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    return type(name, (torch.autograd.Function,), methods)
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(formula)}
+    function: Any = type(name, (torch.autograd.Function,), methods)
+    function._backward_cls.apply = formula  # what the engine calls, less a search for it at every call
+    return function
+
+
+def _no_formula(op: Any) -> Callable[..., NoReturn]:
+    def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
+        raise RuntimeError(f"{op}: no autograd formula was registered")
+
+    return backward
 
 
 def _as_its_own(result: Any) -> Any:

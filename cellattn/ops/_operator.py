@@ -49,9 +49,9 @@ class Operator(Definition):
         by_place: Collection[str],
         linear: Collection[str],
     ) -> None:
-        super().__init__("cellattn", name, schema, implementation)
+        on_cpu = inspect.unwrap(implementation) if device in (None, "cpu") else None
+        super().__init__("cellattn", name, schema, implementation, on_cpu=on_cpu)
         self.register_kernel(device)(implementation)
-        self._on_cpu = inspect.unwrap(implementation) if device in (None, "cpu") else None
         self.public = public
         self._arguments = tuple(self._opoverload._schema.arguments)
         self._num_arguments = len(self._arguments)
@@ -77,7 +77,7 @@ class Operator(Definition):
         run = self._on_cpu
         if run is not None and len(args) == self._num_arguments and is_plain(args) and not (_modes_active() or _is_batched()):
             try:
-                return self._apply_formula(*args, run) if will_be_differentiated(args) else run(*args)
+                return self._apply_on_cpu(*args) if will_be_differentiated(args) else run(*args)
             except RuntimeError:
                 # autograd's zeros have no memory until the dispatcher makes some; to ask before would cost small problems time
                 if not any(isinstance(x, Tensor) and x._is_zerotensor() for x in args):

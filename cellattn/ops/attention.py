@@ -107,10 +107,13 @@ def attention(
         ValueError, TypeError: for shapes, dtypes or devices that do not fit, naming the argument.
         RuntimeError: on double backward.
     """
-    refuse_habits(attn_mask, is_causal, enable_gqa)
+    if attn_mask is not None or is_causal or enable_gqa:
+        refuse_habits(attn_mask, is_causal, enable_gqa)
     q, k, v = checked_heads(q, k, v)
     threshold = threshold_of(dropout_p)
     q, scale = with_scale(q, scale)
+    if q.is_cpu:
+        return attend(q, k, v, scale, threshold, generator)
     out, lse = attend(aligned_features(q), aligned_features(k), aligned_features(v), scale, threshold, generator)
     return first_features(out, v.shape[-1]), lse
 
@@ -282,11 +285,11 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: float, draw: Tensor | None = None, threshold: int = 0
 ) -> tuple[Tensor, Tensor]:
-    require(draw is None or key_mask is None, "key_mask: expected None beside dropout")
-    if 0 in q.shape[:-1]:  # PyTorch's kernel divides by the number of queries
+    if not q.numel() and 0 in q.shape[:-1]:  # PyTorch's kernel divides by the number of queries
         return q.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(q.shape[:-1], dtype=accumulation_dtype(q.dtype))
     keep = None
     if key_mask is not None:
+        require(draw is None, "key_mask: expected None beside dropout")
         k, keep = _without_masked(k, key_mask)
     out, lse = _run((_rows, _flash, _dense), q, k, v, keep, scale, draw, threshold)
     return as_dtype(out, q.dtype), lse
@@ -477,10 +480,11 @@ def _run(
     looks at the values itself.
     """
     rows, flash, dense = kernels
-    if q.dtype not in _IN_LOOPS:
+    dtype = q.dtype
+    if dtype not in _IN_LOOPS:
         require_tensor("q", q, dtypes=FLOAT_DTYPES)
-    if _IN_LOOPS[q.dtype] if draw is None else AVAILABLE:
-        if q.dtype not in _EXTENSION_DTYPES:
+    if _IN_LOOPS[dtype] if draw is None else AVAILABLE:
+        if dtype not in _EXTENSION_DTYPES:
             q, k, v = q.float(), k.float(), v.float()
         result = rows(q.contiguous(), k.contiguous(), v.contiguous(), keep, scale, draw, threshold, *rest)
         if result is not None:

@@ -41,6 +41,19 @@ void for_each_of(int64_t num_threads, int64_t num_tasks, const F& f) {
   for (int64_t task = 0; task < num_tasks; ++task) f(task);
 }
 
+// f(task, room) for every task as above, with room of `size` numbers, zeros but for what another task has left there.
+template <class T, class F>
+void for_each_with_room(int64_t num_threads, int64_t num_tasks, int64_t size, const F& f) {
+  if (num_threads > 1) {
+    return for_each_task(num_tasks, [&](int64_t task) {
+      Room<T> room(size);
+      f(task, room.data());
+    });
+  }
+  Room<T> room(size);
+  for (int64_t task = 0; task < num_tasks; ++task) f(task, room.data());
+}
+
 // dk [L, Tk, D], dv [L, Tk, DV] of the heads head_of(0), ..., head_of(count - 1). Parts are of whole blocks, and added up in their
 // order. backward(head, begin, end, dk, dv, room) does those of the queries [begin, end).
 template <class T, class HeadOf, class Backward>
@@ -52,11 +65,10 @@ void backward_by_parts(
   Room<T> dk_parts(count * parts * room_k), dv_parts(count * parts * room_v);
   T* dk_data = dk_parts.data();
   T* dv_data = dv_parts.data();
-  for_each_of(num_threads, count * parts, [&](int64_t t) {
-    Room<T> room(attention_room(rows));
+  for_each_with_room<T>(num_threads, count * parts, attention_room(rows), [&](int64_t t, T* room) {
     const int64_t part = t % parts, begin = part * blocks / parts * kMapRows;
     const int64_t end = std::min((part + 1) * blocks / parts * kMapRows, rows.num_queries);
-    backward(head_of(t / parts), begin, end, dk_data + t * room_k, dv_data + t * room_v, room.data());
+    backward(head_of(t / parts), begin, end, dk_data + t * room_k, dv_data + t * room_v, room);
   });
   const auto add_parts = [&](const T* from, int64_t width, int64_t dim, T* to) {
     for_each_block(count * rows.num_keys, 1024, [&](int64_t first, int64_t last) {

@@ -122,10 +122,9 @@ void run_forward(AttentionRows<T> task, const AttentionLoops<T>& loops, const Te
   for_each_of(threads, task.num_heads, [&](int64_t head) { loops.pack(task, head); });
   const int64_t all = task.num_heads * ceil_div(task.num_queries, kMapRows);
   const int64_t rows = kMapRows * std::clamp<int64_t>(all / (4 * threads), 1, 4), blocks = ceil_div(task.num_queries, rows);
-  for_each_of(threads, task.num_heads * blocks, [&](int64_t t) {
-    Room<T> room(attention_room(task));
+  for_each_with_room<T>(threads, task.num_heads * blocks, attention_room(task), [&](int64_t t, T* room) {
     const int64_t begin = t % blocks * rows;
-    loops.forward(task, t / blocks, begin, std::min(begin + rows, task.num_queries), room.data());
+    loops.forward(task, t / blocks, begin, std::min(begin + rows, task.num_queries), room);
   });
 }
 
