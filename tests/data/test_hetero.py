@@ -167,6 +167,8 @@ def test_phenotypes_in_any_order() -> None:
     batch = PerturbationBatch.from_hetero_data(data)
     assert batch.y.tolist() == [[10, 11], [20, 21]]
     assert batch.seeds.tolist() == [4, 0, 2]
+    data["gene"].phenotype_values = data["gene"].phenotype_values.double()
+    assert PerturbationBatch.from_hetero_data(data).y.dtype == torch.float32
     data["gene"].phenotype_sample_indices = torch.tensor([1, 1, 1, 0])
     with pytest.raises(ValueError, match="data: expected every phenotype once for each of 2 samples"):
         PerturbationBatch.from_hetero_data(data)

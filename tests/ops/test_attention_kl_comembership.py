@@ -152,6 +152,19 @@ def test_other_types_and_relations_within_one(relation: str) -> None:
     same(genes.comembership("a"), *leaves((24, 8), (24, 8)), num_prefix=1)
 
 
+@pytest.mark.parametrize("size", [2.0**-40, 0.3, 2.0**40])
+def test_weighted_members(size: float) -> None:
+    """The relation's own weights, whatever they are in units of."""
+    generator = torch.Generator().manual_seed(0)
+    index = torch.stack([torch.randint(high, (90,), generator=generator) for high in (31, 9)]) + torch.tensor([[0], [31]])
+    graph = MultiGraph.from_edge_index(
+        {"of": index}, 40, node_types={"gene": 31, "term": 9}, joins={"of": ("gene", "term")},
+        edge_weight={"of": size * (0.5 + torch.rand(90, generator=generator))},
+    )  # fmt: skip
+    for diagonal in (False, True):
+        same(graph.comembership("of", diagonal=diagonal), *leaves((32, 8), (32, 8)), num_prefix=1)
+
+
 @pytest.mark.parametrize("d", [1, 20, 100])
 @pytest.mark.parametrize(("genes", "terms", "edges"), [(1, 1, 1), (1, 1, 0), (63, 5, 200), (129, 300, 500)], ids=str)
 def test_awkward_shapes(genes: int, terms: int, edges: int, d: int) -> None:
