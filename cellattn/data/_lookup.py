@@ -158,6 +158,13 @@ def organisms_of(organism: int | Sequence[int] | None) -> list[str] | None:
     return [str(count_of("organism", one, minimum=1)) for one in several]
 
 
+def require_organisms(table: Table, organisms: Sequence[str], there: Sequence[pl.Series]) -> None:
+    """Refuse ids that no line of a file has: yeast is 4932 in one and 559292 in another."""
+    found = pl.concat(column.rename("organism") for column in there).value_counts(sort=True)["organism"].drop_nulls()
+    if len(found) and not found.is_in(organisms).any():
+        raise ValueError(f"organism: {table.path}: no line is of {listed(organisms, 5)}, expected one of {listed(found, 5)}")
+
+
 def require_one_organism(table: Table, organisms: Sequence[pl.Series], found: np.ndarray, hint: str) -> None:
     """Refuse lines of several organisms where nobody said of which: symbols are the same in many.
 
@@ -196,17 +203,18 @@ def without_taxon(genes: GeneList) -> Callable[[str], str]:
 
     A name without, that the list has with several, is none of them.
     """
-    listed: dict[str, str] = {}  # name without the taxon -> as it is in the list
+    listed: dict[str, str] | None = None  # name without the taxon -> as it is in the list
 
     def rename(name: str) -> str:
+        nonlocal listed
         if name in genes:
             return name
         bare = _TAXON.sub("", name)
         if bare != name:
             return bare
-        if not listed:  # seldom needed: STRING's files have it
+        if listed is None:  # seldom needed: STRING's files have it
             times = Counter(_TAXON.sub("", gene) for gene in genes)
-            listed.update((bare, gene) for gene in genes if times[bare := _TAXON.sub("", gene)] == 1)
+            listed = {bare: gene for gene in genes if times[bare := _TAXON.sub("", gene)] == 1}
         return listed.get(name, name)
 
     return rename

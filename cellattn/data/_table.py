@@ -435,14 +435,14 @@ _PACKED = (
     ("bzip2", "bz2", ".bz2", re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)")),
     ("xz", "lzma", ".xz", re.compile(rb"\xfd7zXZ\x00")),
 )
-_FOREIGN = {
+_FOREIGN = {  # a table may begin with the gene PAR1
     b"\x28\xb5\x2f\xfd": "compressed with zstd: unpack it with `zstd -d`",
     b"\x04\x22\x4d\x18": "compressed with lz4: unpack it with `lz4 -d`",
     b"\x1f\x9d": "compressed with compress: unpack it with `uncompress`",
     b"7z\xbc\xaf\x27\x1c": "a 7z archive: unpack the table in it",
     b"\xd0\xcf\x11\xe0": "a workbook: save its sheet as text",
-    b"PAR1": "a Parquet file: write it as text",
-    b"ARROW1": "a Feather file: write it as text",
+    b"PAR1\x15": "a Parquet file: write it as text",
+    b"ARROW1\0\0": "a Feather file: write it as text",
     b"MATLAB 5.0 MAT-file": "a file of MATLAB: write its table as text",
     b"\x89HDF": "an HDF5 file: write its table as text",
     b"\x93NUMPY": "an array of NumPy: write its table as text",

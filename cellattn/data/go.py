@@ -21,6 +21,7 @@ from ._lookup import (
     organisms_of,
     require_genes,
     require_one_organism,
+    require_organisms,
     set_aside,
     warn_of_unknown,
 )
@@ -47,7 +48,7 @@ class Ontology:
         path: the file.
         terms: term -> its title, obsolete ones left out.
         parents: "is_a" or "part_of" -> term -> its parents.
-        replaced: other id of a term -> the term; not where the id is a term itself, or two terms have it.
+        replaced: other id of a term -> the term; not where the id is one of `terms` itself, or two terms have it.
         obsolete: obsolete terms.
     """
 
@@ -157,7 +158,7 @@ def read_obo(path: str | PathLike[str]) -> Ontology:
             fail(number, f"{shown(parent)} is no term")
         parents[relation][term] = (*parents[relation].get(term, ()), parent)
     terms = {term: title for term, title in titles.items() if term not in obsolete}
-    replaced = {other: next(iter(of)) for other, of in claims.items() if len(of) == 1 and other not in titles}
+    replaced = {other: next(iter(of)) for other, of in claims.items() if len(of) == 1 and other not in terms}
     return Ontology(path, terms, parents, replaced, frozenset(obsolete))
 
 
@@ -200,8 +201,8 @@ def read_go_annotations(
         where neither the term nor any above it is a column.
 
     Raises:
-        ValueError: no GAF file, a malformed line, an aspect or code that cannot be, or, without `organism`, genes of the list
-            in lines of several organisms.
+        ValueError: no GAF file, a malformed line, an aspect or code that cannot be, an organism that is in none of its lines,
+            or, without `organism`, genes of the list in lines of several.
 
     Warns:
         UserWarning: lines that name unknown genes.
@@ -240,6 +241,7 @@ def read_go_annotations(
     }
     taxon = frame["taxon"].str.extract(r"^taxon:(\d+)", 1)  # a second one is of a host or the like
     if organisms is not None:
+        require_organisms(table, organisms, [taxon])
         reasons["other_organism"] = ~taxon.fill_null("").is_in(organisms).to_numpy()
     terms = frame["term"]
     if ontology is not None:

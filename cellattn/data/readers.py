@@ -28,6 +28,7 @@ from ._lookup import (
     require_genes,
     require_one_organism,
     require_one_taxon,
+    require_organisms,
     set_aside,
     warn_of_header,
     warn_of_unknown,
@@ -300,8 +301,8 @@ def read_biogrid(
         Edges without weights: what BioGRID's scores mean differs from one publication to the next.
 
     Raises:
-        ValueError: not a file in TAB 2.0 or 3.0, a malformed line, a system that is in none of its lines, or, without
-            `organism`, genes of the list in lines of several organisms.
+        ValueError: not a file in TAB 2.0 or 3.0, a malformed line, a system or an organism that is in none of its lines, or,
+            without `organism`, genes of the list in lines of several organisms.
 
     Warns:
         UserWarning: lines that name unknown genes.
@@ -328,6 +329,7 @@ def read_biogrid(
     mine = frame.select(pl.repeat(True, pl.len()) & asked).to_series().to_numpy()
     reasons = {"other_system": ~mine}
     if organisms is not None:
+        require_organisms(table, organisms, [frame[end] for end in of_organism])
         others = [~frame[end].fill_null("").is_in(organisms).to_numpy() for end in of_organism]
         reasons["other_organism"] = np.logical_or.reduce(others)
     frame, aside = set_aside(table, frame, reasons)

@@ -36,7 +36,7 @@ from .sets import Filter, SetSpace
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 
 _COMMENT = re.compile(r"(^\s*#|\s#(?=\s|$)).*")
-_MEMBER = re.compile(r"gene_?([a-z]|[0-9]+)")  # gene_a, but not gene_id
+_MEMBER = re.compile(r"gene(_?([A-Za-z]|[0-9]+))?")  # gene_a or geneA, but not gene_id
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

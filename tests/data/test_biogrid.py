@@ -118,6 +118,10 @@ def test_symbols_of_other_organisms_are_no_genes(tmp_path: Path, columns: str) -
     assert "3 lines left out of other organisms [lines 3, 4, 6]" in table.report()
     assert read_biogrid(path, GENES, system_type="genetic", organism=[559292, 10090]).edge_index.tolist() == [[1], [2]]
     assert read_biogrid(path, GENES, organism=9606).edge_index.tolist() == [[0], [2]]
+    with pytest.raises(
+        ValueError, match=r"^organism: .*b\.txt: no line is of '4932', expected one of '559292', '9606', '10090'"
+    ):
+        read_biogrid(path, GENES, organism=4932)  # as STRING has yeast
     with pytest.warns(UserWarning, match="1 unknown gene: TP53"):
         assert read_biogrid(path, GENES, organism=(559292, 9606)).edge_index.tolist() == [[0, 1, 0], [1, 2, 2]]
     yeast = GeneList(["YAL001C", "YBL002W", "YCR003C"])  # no name of which is another organism's

@@ -162,6 +162,8 @@ def test_symbols_of_other_organisms_are_not_annotated(tmp_path: Path) -> None:
     found = read_go_annotations(path, GENES, organism=559292)
     assert (found.names, found.left_out["other_organism"].tolist()) == (("GO:0", "GO:2"), [2, 4])
     assert read_go_annotations(path, GENES, organism=[559292, 9606]).names == ("GO:0", "GO:1", "GO:2")
+    with pytest.raises(ValueError, match=r"^organism: .*a\.gaf: no line is of '4932', expected one of '559292', '9606'"):
+        read_go_annotations(path, GENES, organism=4932)
     path.write_text(rows(lines[0], lines[3]))
     assert read_go_annotations(path, GENES).names == ("GO:0", "GO:3")
 
@@ -247,6 +249,13 @@ def test_ancestors_of_a_deep_ontology(tmp_path: Path) -> None:
     path = tmp_path / "deep.obo"
     path.write_text("format-version: 1.4\n" + terms)
     assert len(read_obo(path).ancestors()["T2999"]) == 3000
+
+
+def test_an_obsolete_id_is_replaced_by_the_term_that_has_it(tmp_path: Path) -> None:
+    path = tmp_path / "go.obo"
+    path.write_text(OBO.replace("id: GO:3\n", "id: GO:3\nalt_id: GO:4\n"))
+    found = read_obo(path)
+    assert (found.replaced["GO:4"], found.obsolete) == ("GO:3", {"GO:4"})
 
 
 def test_qualifiers_of_features(tmp_path: Path) -> None:

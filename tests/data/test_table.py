@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cellattn.data import EdgeTable, GeneList, read_edge_table, read_interactions
+from cellattn.data import EdgeTable, GeneList, read_edge_list, read_edge_table, read_interactions
 
 GENES = GeneList(["G1", "G2", "G3"], aliases={"A1": "G1", '"Q': "G2"})
 TEXT = "a\tb\tw\nG1\tG2\t0.5\nG3\tA1\t2\n"
@@ -308,6 +308,7 @@ def test_a_flipped_bit_is_no_shorter_table(tmp_path: Path, pack: str) -> None:
         (gzip.compress(tarred(TEXT.encode())), "t.tar.gz", "a tar archive: unpack the table in it"),
         (lzma.compress(TEXT.encode(), format=lzma.FORMAT_ALONE), "t.lzma", "compressed with lzma: unpack it with `unlzma`"),
         (pickle.dumps({"a": [TEXT]}), "t.pkl", "a pickle: write its table as text"),
+        (b"PAR1\x15\x04\x15\x10", "t.parquet", "a Parquet file: write it as text"),
         (b"ARROW1\x00\x00", "t.feather", "a Feather file: write it as text"),
         (b"MATLAB 5.0 MAT-file, Platform: GLNXA64\x00", "t.mat", "a file of MATLAB: write its table as text"),
         (b"\x93NUMPY\x01\x00v\x00", "t.npy", "an array of NumPy: write its table as text"),
@@ -325,6 +326,14 @@ def test_files_that_are_no_table(tmp_path: Path, content: bytes, name: str, mess
     path = write(tmp_path, content, name)
     with pytest.raises(ValueError, match=message):
         edges(path)
+
+
+def test_a_table_may_begin_with_the_letters_of_another_format(tmp_path: Path) -> None:
+    """PAR1 is a gene of yeast, and of man."""
+    genes = GeneList(["PAR1", "ARROW1"])
+    found = read_edge_list(write(tmp_path, b"PAR1\tARROW1\n"), genes)
+    assert found.edge_index.tolist() == [[0], [1]]
+    assert read_edge_list(write(tmp_path, b"ARROW1\tPAR1\n"), genes).edge_index.tolist() == [[1], [0]]
 
 
 # ---------------------------------------------------------------------------------------------------- every line

@@ -16,8 +16,9 @@ import pytest
 
 from benchmarks import train
 from cellattn import MultiGraph, checkpoint
+from cellattn.data import GeneList
 from cellattn.screen import ScreenError, screen, status
-from cellattn.screen.__main__ import main
+from cellattn.screen.__main__ import main, read_measured
 from cellattn.screen.store import Store
 
 from ..conftest import ROOT
@@ -182,6 +183,11 @@ def test_files_of_pairs_labels_and_measured_sets(tmp_path: Path, capsys: pytest.
     assert cli(*words, "--genes", few, "--support", table, "--unmeasured", "--out", tmp_path / "b") == 0
     assert len(rows_of(tmp_path / "b")) == 2
     assert "unknown" not in capsys.readouterr().err
+    for header, members in (("gene_A\tgeneB", "Y00\tY01"), ("gene1\tgene_2", "Y00\tY01"), ("gene", "Y00")):
+        table.write_text(f"{header}\tgene_id\tscore\n{members}\t851\t-1.0\n")
+        measured = read_measured(table, GeneList(NAMES))
+        assert measured.y is not None
+        assert (measured.seeds.tolist(), measured.y.tolist()) == (list(range(len(members.split()))), [-1.0])
 
 
 def test_crossed_rosters_types_and_filters(tmp_path: Path) -> None:
