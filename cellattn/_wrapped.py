@@ -16,6 +16,15 @@ _WRAPPERS = {
 }
 
 
+def wrappers_of(model: nn.Module) -> list[nn.Module]:
+    """What is wrapped around a model, the outermost first."""
+    found: list[nn.Module] = []
+    while type(model).__module__.startswith("torch.") and type(model).__name__ in _WRAPPERS:
+        found.append(model)
+        model = getattr(model, _WRAPPERS[type(model).__name__])
+    return found
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The module within what PyTorch wraps around it (`torch.compile`, data-parallel training, averages of weights).
 
@@ -23,8 +32,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
         ValueError: weights without values (on meta, or of a lazy module that was never called), or ones that `fully_shard` has
             dealt out, which can be neither copied nor written.
     """
-    while type(model).__module__.startswith("torch.") and type(model).__name__ in _WRAPPERS:
-        model = getattr(model, _WRAPPERS[type(model).__name__])
+    if around := wrappers_of(model):
+        model = getattr(around[-1], _WRAPPERS[type(around[-1]).__name__])
     sharded = sys.modules.get("torch.distributed.tensor")  # not loaded for the sake of this question
     for name, x in chain(model.named_parameters(), model.named_buffers()):
         if is_lazy(x) or x.is_meta:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .._check import count_of, describe, device_of, require, require_indices, require_same, require_tensor, values_visible
 from .._modes import without_function_modes
-from .._wrapped import unwrapped
+from .._wrapped import unwrapped, wrappers_of
 from ..data.dataset import PERTURBATION_TYPES
 from ..graph import MultiGraph
 from ..nn._check import phenotype_of
@@ -106,6 +106,9 @@ def make_scorer(
     graph = None if graph is None else graph.to(device)
     # a screen's tables are rounded once
     inner = unwrapped(model)
+    hooked = [wrapper for wrapper in wrappers_of(model) if wrapper._forward_hooks or wrapper._forward_pre_hooks]
+    if any(hasattr(wrapper, "_orig_mod") for wrapper in hooked):
+        raise ValueError("model: expected its hooks on the model itself: PyTorch copies none of what torch.compile made of it")
     shares = hasattr(inner, "screening") and getattr(inner, "mode", None) != "khop"
     given = {name: None if x is None else x.to(device) for name, x in {"features": features, "gene_ids": gene_ids}.items()}
     screening: Screening | None = None
@@ -117,14 +120,14 @@ def make_scorer(
         x = given["features"]
         doubled = {**given, "features": None if x is None else x.double()}
         try:
-            if is_altered(ready):
+            if hooked or is_altered(ready):
                 raise NotReadableError(f"{type(ready).__name__}: a call is more than what its `screening` belongs to")
             with _by_itself(device, num_threads):
                 screening = ready.screening(graph, phenotype=phenotype, dtype=products, **doubled)  # type: ignore[operator]
         except NotReadableError as error:
             warnings.warn(f"model: {error}; it is called on batches of sets instead, which is slower", stacklevel=3)
     if screening is None:
-        called = model if hasattr(model, "_orig_mod") else inner  # what torch.compile made is as fast as it is
+        called = model if hooked or hasattr(model, "_orig_mod") else inner  # what torch.compile made is as fast as it is
         ready = _ready(called, device, torch.float64 if products == torch.float64 else None)
         screening = _Calls(ready, graph, given, phenotype, products)
     return _Scorer(screening, products, device, num_threads)
@@ -202,10 +205,11 @@ class _Calls:
         phenotype: int,
         dtype: torch.dtype,
     ) -> None:
-        num_genes = getattr(model, "num_genes", None) if graph is None else graph.num_nodes
+        inner = unwrapped(model)
+        num_genes = getattr(inner, "num_genes", None) if graph is None else graph.num_nodes
         if not isinstance(num_genes, int):
             raise TypeError("graph: expected a MultiGraph, since the model has no attribute num_genes; got None")
-        self.num_genes, self.num_types = num_genes, getattr(model, "num_types", None)
+        self.num_genes, self.num_types = num_genes, getattr(inner, "num_types", None)
         self._model, self._inputs, self._phenotype, self._dtype = model, inputs, phenotype, dtype
         self._graph = () if graph is None else (graph,)
 

@@ -411,6 +411,24 @@ def test_what_pytorch_wraps_around_a_model_is_taken_off(how: str, monkeypatch: p
     assert torch.equal(make_scorer(wrapped, GRAPH).score(genes, types), want)
 
 
+@pytest.mark.filterwarnings("default:model.*called on batches of sets instead")
+@pytest.mark.parametrize("how", WRAPPED)
+def test_hooks_on_what_is_wrapped_around_a_model(how: str) -> None:
+    """They change what a call returns as the model's own do."""
+    genes, types = sets_of(2)
+    model = make("transformer sum")
+    want = make_scorer(model, GRAPH).score(genes, types)
+    wrapped = WRAPPED[how](model)
+    wrapped.register_forward_hook(lambda module, given, out: out._replace(prediction=out.prediction + 1))
+    if how == "compiled":
+        with pytest.raises(ValueError, match="^model: expected its hooks on the model itself"):
+            make_scorer(wrapped, GRAPH)
+    else:
+        with pytest.warns(UserWarning, match="a call is more than what its"):
+            scorer = make_scorer(wrapped, GRAPH)
+        assert_scores(scorer.score(genes, types), want.double() + 1, 1e-5)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_autocast_around_changes_nothing(name: str) -> None:
     genes, types = sets_of(3)
