@@ -162,7 +162,8 @@ def require_organisms(table: Table, organisms: Sequence[str], there: Sequence[pl
     """Refuse ids that no line of a file has: yeast is 4932 in one and 559292 in another."""
     found = pl.concat(column.rename("organism") for column in there).value_counts(sort=True)["organism"].drop_nulls()
     if len(found) and not found.is_in(organisms).any():
-        raise ValueError(f"organism: {table.path}: no line is of {listed(organisms, 5)}, expected one of {listed(found, 5)}")
+        expected = listed(found.to_list(), 5)
+        raise ValueError(f"organism: {table.path}: no line is of {listed(organisms, 5)}, expected one of {expected}")
 
 
 def require_one_organism(table: Table, organisms: Sequence[pl.Series], found: np.ndarray, hint: str) -> None:

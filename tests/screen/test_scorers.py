@@ -421,7 +421,7 @@ def test_hooks_on_what_is_wrapped_around_a_model(how: str) -> None:
     wrapped = WRAPPED[how](model)
     wrapped.register_forward_hook(lambda module, given, out: out._replace(prediction=out.prediction + 1))
     if how == "compiled":
-        with pytest.raises(ValueError, match="^model: expected its hooks on the model itself"):
+        with pytest.raises(ValueError, match=r"^model: expected its hooks on the model itself"):
             make_scorer(wrapped, GRAPH)
     else:
         with pytest.warns(UserWarning, match="a call is more than what its"):
