@@ -334,18 +334,20 @@ class PerturbationDataset(Dataset[PerturbationSample]):
         if hasattr(samples, "node_types") or not several:
             raise TypeError(f"samples: expected a sequence of HeteroData, got {type(samples).__name__}")
         batches = []
-        told: list[int] = []
+        told: list[int | None] = []
         for data in samples:
             batches.append(PerturbationBatch.from_hetero_data(data, node_type=node_type, types=types))
             if num_genes is None:
                 told += _genes_told(data[node_type], node_type, len(batches[-1]))
         require(len(batches) > 0, "samples: expected at least one sample, got none")
         if num_genes is None:
-            num_genes = told[0]
-            other = next((at for at, size in enumerate(told) if size != num_genes), None)
-            if other is not None:
+            sizes = {size: at for at, size in reversed([*enumerate(told)]) if size is not None}  # the first sample of each
+            require(len(sizes) > 0, f"num_genes: node type {node_type!r} does not tell it, so give it here")
+            num_genes, *others = reversed(sizes)
+            if others:
+                at = sizes[others[0]]
                 raise ValueError(
-                    f"num_genes: the samples are of {num_genes} genes and, sample {other}, of {told[other]}, so give it here"
+                    f"num_genes: the samples are of {num_genes} genes and, sample {at}, of {others[0]}, so give it here"
                 )
         ptr = torch.cat([torch.zeros(1, dtype=torch.int64), *(batch.ptr.diff() for batch in batches)]).cumsum(0)
         seeds, kinds, y = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("seeds", "types", "y"))
@@ -538,9 +540,10 @@ def as_tensor(name: str, value: Any, dtype: torch.dtype | None = None) -> Tensor
         raise TypeError(f"{name}: expected a tensor or numbers, got {describe(value)}") from error
 
 
-def _genes_told(store: Any, node_type: str, num_samples: int) -> list[int]:
-    """The number of genes by each sample of a `HeteroData`, or of a batch of them."""
-    require(store.can_infer_num_nodes, f"num_genes: node type {node_type!r} does not tell it, so give it here")
+def _genes_told(store: Any, node_type: str, num_samples: int) -> list[int | None]:
+    """The number of genes by each sample of a `HeteroData`, or of a batch of them; None where it does not tell it."""
+    if not store.can_infer_num_nodes:
+        return [None] * max(num_samples, 1)
     require(
         "n_id" not in store, f"num_genes: node type {node_type!r} holds subgraphs (n_id), which do not tell it, so give it here"
     )

@@ -232,7 +232,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--types", nargs="+", default=["deleted"], metavar="T", help="what is done to a gene; of several, each (%(default)s)")
     add("--apart", type=Path, action="append", default=[], metavar="FILE", help="pairs of which no set may hold one")
     add("--together", type=Path, action="append", default=[], metavar="FILE", help="pairs of which a set has to hold one")
-    add("--labels", type=Path, metavar="FILE", help="gene, label: no two genes of a set share one (a complex, an arm)")
+    add(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="gene, label: no two genes of a set share one (a complex, an arm); blanks stand around the # of a comment",
+    )
     add("--positions", type=Path, metavar="FILE", help="gene, chromosome, base: no two genes are closer than --distance")
     add("--distance", type=float, metavar="BASES", help="see --positions (20,000)")
     add(

@@ -92,8 +92,6 @@ def members_of(models: Model | Sequence[Model], graph: MultiGraph | Path_ | None
     given = cast(Sequence[nn.Module | Path_], several)
     members = [_from_module(x, graph) if isinstance(x, nn.Module) else _from_file(x, graph) for x in given]
     members = [replace(member, name=name) for member, name in zip(members, _distinct(members, given), strict=True)]
-    for member in members:
-        _require_all_genes(member)
     digests = [member.digest for member in members]
     for position, digest in enumerate(digests):
         first = digests.index(digest)
@@ -127,7 +125,9 @@ def _from_module(model: nn.Module, graph: MultiGraph | None) -> Member:
     inner = unwrapped(model)
     if graph is None and isinstance(inner, PairwiseInteraction):
         graph = _without_edges(inner, None)
-    return Member(type(inner).__name__, model, graph, None, None, checkpoint.digest(inner))
+    member = Member(type(inner).__name__, model, graph, None, None, checkpoint.digest(inner))
+    _require_all_genes(member)
+    return member
 
 
 def _from_file(path: Path_, graph: MultiGraph | None) -> Member:
@@ -148,7 +148,10 @@ def _from_file(path: Path_, graph: MultiGraph | None) -> Member:
         raise ValueError(
             f"graph: {str(path)!r} belongs to a graph with digest {found.graph_digest[:12]}, got one with {graph.digest()[:12]}"
         )
-    return Member(path.name, found.model, graph, found.features, found.genes, found.digest)
+    member = Member(path.name, found.model, graph, found.features, found.genes, found.digest)
+    if found.graph_digest is None:  # else it is the very graph that the model was trained on, and a table may have spare rows
+        _require_all_genes(member)
+    return member
 
 
 def _without_edges(model: PairwiseInteraction, genes: GeneList | None) -> MultiGraph | None:

@@ -341,6 +341,11 @@ def test_samples_that_do_not_tell_how_many_genes_there_are() -> None:
     read = PerturbationDataset.from_hetero_data
     alike = [sample(9), Batch.from_data_list([sample(9), sample(9)])]
     assert read(alike).num_genes == 9
+    silent = HeteroData()
+    silent["gene"].perturbation_indices = T([8])
+    assert read([*alike, silent]).num_genes == 9
+    with pytest.raises(ValueError, match=r"^num_genes: node type 'gene' does not tell it, so give it here"):
+        read([silent])
     for others in ([sample(9), sample(5)], [Batch.from_data_list([sample(4), sample(8)])], [*alike, sample(8)]):
         with pytest.raises(
             ValueError, match=r"^num_genes: the samples are of [94] genes and, sample [13], of [58], so give it"

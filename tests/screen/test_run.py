@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -500,8 +501,8 @@ def test_a_model_of_equal_weights_that_predicts_something_else_is_refused(tmp_pa
         with pytest.raises(ScreenError, match=r"models: Scaled predicts .* for \{0, 1\}, and predicted .* of equal weights"):
             screen(other, **begun)
     assert {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()} == before
-    # what another processor may make of it
-    assert screen(Scaled(1 + 1e-4), **begun).complete
+    # what another processor may make of it, a difference of larger numbers
+    assert screen(Scaled(1.05), **begun).complete
     assert screen(Scaled(1.5), **begun).complete  # nothing is left to score
 
 
@@ -513,6 +514,17 @@ def test_a_model_of_equal_weights_as_tensors_of_16_bits(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="batches of sets"), pytest.raises(ScreenError, match="CellTransformer predicts"):
         screen(other, GRAPH, out=tmp_path / "s", unit=50, **QUIET)
     assert screen(model, GRAPH, out=tmp_path / "s", unit=50, **QUIET).complete
+
+
+@pytest.mark.parametrize("first", [[[1.0]], [["x"]], 3, "[]"], ids=repr)
+def test_damaged_predictions_of_the_first_sets(first: Any, tmp_path: Path) -> None:
+    screen(Scaled(1.0), out=tmp_path / "s", unit=50, shard="0/3", **QUIET)
+    plan = tmp_path / "s" / "screen.json"
+    text = json.loads(plan.read_text())
+    text["labels"]["first"] = first
+    plan.write_text(json.dumps(text))
+    with pytest.raises(ScreenError, match=r"^folder: the predictions of the first sets, which it keeps, are damaged"):
+        screen(Scaled(1.0), out=tmp_path / "s", unit=50, **QUIET)
 
 
 class Drawn(Additive):
@@ -543,6 +555,9 @@ def test_a_graph_without_some_of_the_genes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"expected all {N} genes that {file.name} has"):
         screen(file, fewer, out=tmp_path / "s", **QUIET)
     assert not (tmp_path / "s").exists()
+    # the graph that the model was saved with: rows to spare
+    checkpoint.save(file, model_of(0), graph=fewer)
+    assert screen(file, fewer, out=tmp_path / "s", **QUIET).complete
 
 
 def test_what_is_wrapped_is_the_same_screen(tmp_path: Path) -> None:
