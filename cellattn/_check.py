@@ -130,6 +130,12 @@ def _is_traced() -> bool:
     return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
 
 
+def refuse_recorded(name: str, x: Tensor, hint: str) -> None:
+    """Refuse to find sizes out by the values of x where `make_fx` would record those of this call for every other one."""
+    if _is_traced() and not isinstance(x, FakeTensor):
+        raise NotImplementedError(f"{name}: sizes are found out by value, which make_fx does not record: {hint}")
+
+
 def refuse_mapped(name: str, index: Tensor) -> None:
     """Refuse an index over which `torch.func.vmap` maps, where values may be looked at: PyTorch's words would not help."""
     wrapped = index

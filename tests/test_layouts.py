@@ -9,10 +9,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 import cellattn
 from cellattn import MultiGraph, reference
@@ -148,6 +152,45 @@ def test_saved_tensors_come_back_in_another_order(name: str) -> None:
             return run(tensors)
 
     assert_equal(values_and_grads(entry, entry.tensors, hooked), want)
+
+
+class Calls(TorchDispatchMode):
+    """Keeps the calls of this library's operators, and what they gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_ours: list[tuple[Any, ...]] = []
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = op(*args, **(kwargs or {}))
+        if op.namespace == "cellattn":
+            self.of_ours.append((op, args, kwargs or {}, out))
+        return out
+
+
+def strides(x: Tensor) -> list[int]:
+    """Those that mean something."""
+    return [stride for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1]
+
+
+@pytest.mark.parametrize("largest", [1.0, 1e20])
+@pytest.mark.parametrize("name", [name for name, entry in OPS.items() if entry.floats])
+def test_results_lie_in_memory_as_compiled_code_is_told(name: str, largest: float) -> None:
+    """Code that `torch.compile` makes holds operators to it; of large scores other formulas are taken."""
+    entry = OPS[name]
+    for layout in (innermost, reversed_order):
+        tensors = {
+            key: layout(x * largest if key in ("q", "query") else x) for key, x in in_dtype(entry, torch.float32).items()
+        }
+        with Calls() as calls:
+            values_and_grads(entry, tensors, entry.run)
+        for op, args, kwargs, out in calls.of_ours:
+            with FakeTensorMode() as mode:
+                given = tree_map_only(Tensor, mode.from_tensor, (args, kwargs))
+                told = op(*given[0], **given[1])
+            for x, fake in zip(tree_leaves(out), tree_leaves(told), strict=True):
+                if isinstance(x, Tensor) and x.numel() and x.shape == fake.shape:
+                    assert strides(x) == strides(fake), f"{op}, {layout.__name__}"
 
 
 @pytest.mark.parametrize("name", [name for name, entry in ENTRIES.items() if entry.indices])

@@ -318,7 +318,7 @@ def _attention_backward(
     threshold: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if not lse.numel() or (dout is None and dlse is None):
-        return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        return q.new_zeros(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
     if dout is None:  # the log-sum-exp is of the whole map
         draw, threshold = None, 0
     keep = None
@@ -642,7 +642,7 @@ def _dense_backward(
     dout: Tensor | None, dlse: Tensor | None, out: Tensor, lse: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     keys, values = k.double(), v.double()
-    dq, dk, dv = [], torch.zeros_like(keys), torch.zeros_like(values)
+    dq, dk, dv = [], keys.new_zeros(keys.shape), values.new_zeros(values.shape)  # contiguous, as compiled code is told
     first = 0
     for queries in _row_blocks(q, k):
         here = slice(first, first := first + queries.shape[-2])
@@ -678,6 +678,8 @@ def _heads(x: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     """[..., T, D] -> [B, H, T, width], zeros on the right; rows are contiguous and apart, which PyTorch's kernel relies on."""
     if x.dtype != dtype:
         x = x.to(dtype)
+    if x._is_zerotensor():  # of which the dispatcher makes one number for all places
+        x = torch.zeros(x.shape, dtype=dtype)
     if x.ndim > 4:
         x = x.flatten(0, -4)
     while x.ndim < 4:

@@ -227,7 +227,7 @@ def _bce_rows_backward(
     queries, keys, totals = _flat(q, k, lse, rows, num_prefix, scale)
     num_leading, num_rows = queries.shape[:2]
     dtype, dloss = dloss.dtype, dloss.reshape(num_leading, num_rows).to(keys.dtype)
-    dqueries, dkeys = torch.zeros_like(queries), torch.zeros_like(keys)
+    dqueries, dkeys = queries.new_zeros(queries.shape), keys.new_zeros(keys.shape)  # contiguous, as compiled code is told
     dlse = torch.zeros_like(dloss) if totals is not None else dloss.new_zeros(0)
     shape = (num_leading, num_rows if totals is not None else 0)
     sharp, pull = (x.reshape(shape) for x in (sharp, pull))

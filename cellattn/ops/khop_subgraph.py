@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from .._check import count_of, describe, require, require_choice, tensor_of
+from .._check import count_of, describe, refuse_recorded, require, require_choice, tensor_of
 from .._extension import fake
 from ..graph import MultiGraph
 from ..subgraph import Buffers, SubgraphBatch
@@ -102,6 +102,7 @@ def khop_subgraph(
         "lower the number of samples",
     )
     if capacity is None:
+        refuse_recorded("cellattn.ops: khop_subgraph", node_ptr, "give max_nodes and max_edges")
         try:
             num_nodes, *num_edges = torch.cat([node_ptr[-1:], edge_ptr[:, -1]]).tolist()  # the one wait for a GPU
         except DataDependentOutputException as error:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import cellattn
 from cellattn import MultiGraph, SubgraphBatch, reference
@@ -408,3 +410,22 @@ def test_fake_tensors() -> None:
         assert (fake is None) == (x is None)
         assert x is None or (fake is not None and (fake.shape, fake.dtype) == (x.shape, x.dtype))
     assert cellattn.khop_subgraph(graph, seeds, ptr, 1).num_nodes == 3
+
+
+def test_sizes_of_one_batch_are_not_recorded_for_all() -> None:
+    """`make_fx` makes numbers of them: another batch would be cut short, or end in memory that nobody wrote."""
+    graph = MultiGraph.from_edge_index({"a": torch.tensor([[0, 1, 2], [1, 2, 0]])}, 4)
+    seeds, others, ptr = torch.tensor([0, 1]), torch.tensor([3, 0]), torch.tensor([0, 1, 2])
+
+    def extract(room: int | None) -> Callable[[Tensor, Tensor], list[Tensor]]:
+        def f(seeds: Tensor, ptr: Tensor) -> list[Tensor]:
+            batch = cellattn.khop_subgraph(graph, seeds, ptr, 1, max_nodes=room, max_edges=room)
+            return [batch.node, batch.node_ptr, batch.seed_mask, batch.edge_index["a"]]
+
+        return f
+
+    with pytest.raises(NotImplementedError, match=r"cellattn\.ops: khop_subgraph: .* give max_nodes and max_edges"):
+        make_fx(extract(None))(seeds, ptr)
+    recorded = make_fx(extract(9))(seeds, ptr)
+    for got, want in zip(recorded(others, ptr), extract(9)(others, ptr), strict=True):
+        assert torch.equal(got, want)
