@@ -70,12 +70,23 @@ class Segments:
         return torch.empty(x.shape[0], self.total, x.shape[-1], dtype=torch.float32, device=x.device) if self.total else None
 
 
-@functools.cache  # for good: a captured CUDA graph reads them again at every replay
-def device_ints(values: tuple[int, ...], device: torch.device) -> Tensor:
-    """A short list of numbers as int64 on the device, made once: a copy from the host would force a sync at every launch.
+_CAPTURED: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}  # for good: a CUDA graph reads them again at every replay
 
-    On a GPU by a thread of its own. Where `torch.compile` warms up for a CUDA graph, what a thread allocates is in the memory
-    of that graph, which others write again, and PyTorch raises for what outlives the call.
+
+def device_ints(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """A short list of numbers as int64 on the device, kept: a copy from the host would force a sync at every launch."""
+    made = _device_ints(values, device)
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        _CAPTURED[values, device] = made
+    return made
+
+
+@functools.lru_cache(4096)  # chosen rows differ in number from step to step; far fewer launches wait on a device
+def _device_ints(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """On a GPU by a thread of its own.
+
+    Where `torch.compile` warms up for a CUDA graph, what a thread allocates is in the memory of that graph, which others write
+    again, and PyTorch raises for what outlives the call.
     """
     make = functools.partial(torch.tensor, values, dtype=torch.int64, device=device)
     if device.type != "cuda":
