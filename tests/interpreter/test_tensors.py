@@ -82,6 +82,7 @@ def test_rows_far_apart_are_copied_where_those_before_the_genes_would_not_be_ski
 def test_numbers_for_good_are_allocated_by_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """The memory of a CUDA graph that is being warmed up is that of the thread that calls. What one reads is kept for good."""
     made: list[tuple[int, torch.device]] = []
+    capturing = False
 
     def tensor(values: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
         made.append((threading.get_ident(), device))
@@ -91,7 +92,6 @@ def test_numbers_for_good_are_allocated_by_another_thread(monkeypatch: pytest.Mo
     with monkeypatch.context() as patched, torch.inference_mode():
         patched.setattr(torch, "tensor", tensor)
         patched.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
-        capturing = False
         first, again = (segments.device_ints((3, 1), device) for _ in range(2))
         assert not segments._CAPTURED
         capturing = True
