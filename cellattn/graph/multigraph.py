@@ -564,7 +564,9 @@ class MultiGraph:
 
     def _make_targets(self) -> tuple[Targets, Targets]:
         double = row_targets(self._rowptr, self._weight, self.num_nodes)
-        return double, double._replace(inv_mass=double.inv_mass.float(), entropy=double.entropy.float())
+        inv_mass, entropy, without_edge, num_counted = double
+        # not by _replace, of which Dynamo of torch 2.11 cannot keep what comes
+        return double, Targets(inv_mass.float(), entropy.float(), without_edge, num_counted)
 
     def _make_ranks(self) -> tuple[Tensor, Tensor]:
         known = self._known_columns
