@@ -89,7 +89,8 @@ def _build(made: Path, nvcc: Path, sources: list[Path]) -> None:
         objects = list(pool.map(compile_, sources))
     libraries = [f"-L{path}" for path in cpp_extension.library_paths()]
     unfinished = made / f"machine.{os.getpid()}.so"
-    link = ["c++", "-shared", "-o", unfinished, *objects, *libraries, "-ltorch_cpu", "-lc10"]
+    # bound to the runtime in it, before one that a torch for CUDA has loaded
+    link = ["c++", "-shared", "-Wl,-Bsymbolic", "-o", unfinished, *objects, *libraries, "-ltorch_cpu", "-lc10"]
     run(link)
     unfinished.rename(made / "machine.so")
 

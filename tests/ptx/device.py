@@ -18,6 +18,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+import triton
 from torch import Tensor
 from torch._C import DispatchKey
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -31,6 +32,9 @@ from .decode import decode
 from .machine import Fault, Program, execute
 from .memory import Global, Storage, Window
 from .parser import parse
+
+# On sm_90 Triton 3.6 takes a fence out of a loop whose copies into shared memory need it too: docs/install.md
+FENCED_COPIES = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7)
 
 _EMPTY = {
     torch.ops.aten.empty.memory_format,
@@ -169,7 +173,10 @@ class Device:
         if counts is not None:
             self.counted.append(Counted(launch, program, counts))
         try:
-            execute(program, memory, parameters, (x, y, z), compiled.threads, compiled.shared, order=order, counts=counts)
+            execute(
+                program, memory, parameters, (x, y, z), compiled.threads, compiled.shared,
+                order=order, counts=counts, fenced_copies=FENCED_COPIES,
+            )  # fmt: skip
         except Fault as fault:
             test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
             raise Fault(f"{fault}\n  on sm_{self.arch}" + (f"; to repeat: python -m pytest '{test}'" if test else "")) from None

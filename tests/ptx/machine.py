@@ -83,7 +83,7 @@ class Machine:
 
     def __init__(
         self, program: Program, memory: Global, parameters: np.ndarray, grid: tuple[int, int, int], threads: int,
-        dynamic_shared: int, ctas: np.ndarray, counts: Counts | None = None,
+        dynamic_shared: int, ctas: np.ndarray, counts: Counts | None = None, *, fenced_copies: bool = True,
     ) -> None:  # fmt: skip
         kernel = program.kernel
         self.program, self.memory, self.parameters, self.grid = program, memory, parameters, grid
@@ -96,8 +96,9 @@ class Machine:
         self.cta = np.repeat(np.asarray(ctas, np.int32), threads)  # in the launch
         self.registers: list[Array] = [None] * len(kernel.widths)
         self.shared = Shared(
-            len(ctas), program.static_shared + dynamic_shared, threads, program.granule, async_proxy=program.async_proxy
-        )
+            len(ctas), program.static_shared + dynamic_shared, threads, program.granule,
+            async_proxy=program.async_proxy, fenced_copies=fenced_copies,
+        )  # fmt: skip
         self.copies: list[Copy] = []
         self.group = np.zeros(self.size, np.int64)  # cp.async groups committed
         self.products: list[Product] = []
@@ -365,14 +366,15 @@ class Machine:
 
 def execute(
     program: Program, memory: Global, parameters: np.ndarray, grid: tuple[int, int, int], threads: int,
-    dynamic_shared: int = 0, *, order: np.ndarray | None = None, counts: Counts | None = None,
+    dynamic_shared: int = 0, *, order: np.ndarray | None = None, counts: Counts | None = None, fenced_copies: bool = True,
 ) -> None:  # fmt: skip
-    """A launch. `order` [CTAs]: which come first; those of a batch run side by side."""
+    """A launch. `order` [CTAs]: which come first; those of a batch run side by side. fenced_copies: see `Shared`."""
     total = grid[0] * grid[1] * grid[2]
     order = np.arange(total) if order is None else order
     memory.begin()
     size = total if program.cooperative else max(1, BATCH // threads)
     for begin in range(0, total, size):
         Machine(
-            program, memory, parameters, grid, threads, dynamic_shared, order[begin : begin + size], counts
+            program, memory, parameters, grid, threads, dynamic_shared, order[begin : begin + size], counts,
+            fenced_copies=fenced_copies,
         ).run()  # fmt: skip

@@ -247,7 +247,9 @@ class Shared:
     (the epoch of the later one is larger) or, for two threads of one warp, a barrier of the warp (its step is larger).
     """
 
-    def __init__(self, num_ctas: int, size: int, threads: int, granule: int, *, async_proxy: bool) -> None:
+    def __init__(
+        self, num_ctas: int, size: int, threads: int, granule: int, *, async_proxy: bool, fenced_copies: bool = True
+    ) -> None:
         self.size, self.granule, self.threads = size, granule, threads
         self.stride = -(-max(size, 1) // 128) * 128
         total = num_ctas * self.stride
@@ -265,6 +267,8 @@ class Shared:
         self.async_proxy = async_proxy
         self.clock = 0
         self.w_clock = np.zeros(n if async_proxy else 0, np.int64)
+        self.fenced_copies = fenced_copies  # whether what a cp.async wrote needs a fence, as PTX says, or the wait will do
+        self.copied = np.zeros(n, bool)  # the last write was a cp.async
         self.in_flight = np.zeros(n if async_proxy else 0, np.int16)  # reads of wgmma that were not waited for
         self.fence_clock = np.full(num_threads, -1, np.int64)
         self.fence_epoch = np.full(num_threads, -1, np.int32)
@@ -301,6 +305,7 @@ class Shared:
         if not strong:
             _require(data[places] == value, "race: two threads write different values to a shared byte at once", address)
         self.written[granules] = True
+        self.copied[granules] = False
 
     def begin_copy(self, address: Array, size: int, thread: Array) -> np.ndarray:
         """A cp.async writes from its issue on; gives where. `end_copy` puts the bytes there."""
@@ -317,6 +322,7 @@ class Shared:
         granules = self._granules(at, size)
         self.pending[granules] -= 1
         self.written[granules] = True
+        self.copied[granules] = True
         self._stamp_write(granules, thread)
 
     # ------------------------------------------------------------------------------------------------ who saw what
@@ -407,7 +413,9 @@ class Shared:
         )
         by_writer = self.fence_clock[writer] > self.w_clock[granules]
         by_reader = (self.fence_clock[mine] > self.w_clock[granules]) & ((self.fence_epoch[mine] > then) | (writer == mine))
-        _require(by_writer | by_reader, "wgmma reads shared bytes with no fence.proxy.async after their write", address)
+        excused = self.copied[granules] & (not self.fenced_copies)
+        fenced = by_writer | by_reader | excused
+        _require(fenced, "wgmma reads shared bytes with no fence.proxy.async after their write", address)
         np.add.at(self.in_flight, granules, 1)
         return self.data[at[:, None] + np.arange(size)], granules
 
