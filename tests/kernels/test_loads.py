@@ -199,7 +199,7 @@ def test_rows_load_in_16_bytes(name: str, layout: str, arch: int) -> None:
 
 def test_narrow_loads_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows taken as they lie, at an odd address."""
-    monkeypatch.setattr(row_dot, "aligned", lambda x, lead: x[None])
+    monkeypatch.setattr(row_dot, "aligned", lambda x, lead, num_prefix: x[None])
     with recorded(80) as launches:
         _row_dot(_joint(20, 1))
     assert [feature_loads(launch, 80) for launch in launches if launch.fn is row_dot.row_dot_fwd_kernel] == [{"k_ptr": {2}}]
