@@ -7,6 +7,7 @@ outside the list are left out with a warning, others only where that is asked fo
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from os import PathLike
 
@@ -295,7 +296,8 @@ def read_biogrid(
         system_type: lines to keep, "physical" or "genetic"; None for both.
         systems: experimental systems to keep, such as ["Affinity Capture-MS", "Two-hybrid"]; None for all of that type.
         organism: the organism of both genes, by its NCBI taxonomy id (559292 is yeast S288C, 9606 man), or several of which
-            either may be; lines of others are left out. None where all genes that are found are of one.
+            either may be; lines of others are left out. None where all genes that are found are of one, but for those of lines
+            between two organisms, which are left out.
 
     Returns:
         Edges without weights: what BioGRID's scores mean differs from one publication to the next.
@@ -305,7 +307,7 @@ def read_biogrid(
             without `organism`, genes of the list in lines of several organisms.
 
     Warns:
-        UserWarning: lines that name unknown genes.
+        UserWarning: lines that name unknown genes; without `organism`, lines between two where both genes are of the list.
     """
     require_genes(genes)
     if system_type is not None:
@@ -340,12 +342,22 @@ def read_biogrid(
         by_symbol = (name == "-") | (symbol.is_in(known) & ~name.is_in(known))
         ends.append(pl.when(by_symbol).then(symbol).otherwise(name).alias(end))
     found = find_genes(frame.select(ends), _ENDS, genes, None)
-    if organisms is None:
+    reasons = {"unknown": found.unknown}
+    if organisms is None and of_organism:
+        a, b = (frame[end] for end in of_organism)
+        between = (a != b).fill_null(False).to_numpy()
         hint = "organism= takes the taxonomy id of those to keep, or several"
-        require_one_organism(table, [frame[end] for end in of_organism], ~found.unknown, hint)
-    kept, left_out = leave_out(table, {"unknown": found.unknown})
+        require_one_organism(table, [a, b], ~found.unknown & ~between, hint)
+        reasons["other_organism"] = between
+    kept, left_out = leave_out(table, reasons)
     edges = edges_of(table, found, _ENDS, kept, aside | left_out)
     warn_of_unknown(edges, genes)
+    if organisms is None and len(others := left_out.get("other_organism", ())):
+        warnings.warn(
+            f"{table.path}: {len(others)} lines between two organisms left out, whose genes are called as some of the list; "
+            "organism= takes the taxonomy ids of both",
+            stacklevel=3,
+        )
     return edges
 
 

@@ -106,7 +106,7 @@ def test_symbols_of_other_organisms_are_no_genes(tmp_path: Path, columns: str) -
     ]
     path = write(tmp_path / "b.txt", lines, [], columns=[*COLUMNS, *map(columns.format, "AB")])
     told = (
-        r"b\.txt: genes of the list are found in lines of several organisms, '559292 \(line 2\)', '9606 \(line 4\)'; organism="
+        r"b\.txt: genes of the list are found in lines of several organisms, '559292 \(line 2\)', '9606 \(line 6\)'; organism="
     )
     with pytest.raises(ValueError, match=told):
         read_biogrid(path, GENES)
@@ -124,6 +124,13 @@ def test_symbols_of_other_organisms_are_no_genes(tmp_path: Path, columns: str) -
         read_biogrid(path, GENES, organism=4932)  # as STRING has yeast
     with pytest.warns(UserWarning, match="1 unknown gene: TP53"):
         assert read_biogrid(path, GENES, organism=(559292, 9606)).edge_index.tolist() == [[0, 1, 0], [1, 2, 2]]
+    # the lines of both organisms, as in the file of one
+    with pytest.warns(UserWarning, match=r"one\.txt: 1 lines between two organisms left out, whose genes are called"):
+        table = read_biogrid(write(tmp_path / "one.txt", lines[:4], [], columns=[*COLUMNS, *map(columns.format, "AB")]), GENES)
+    assert table.edge_index.tolist() == [[0], [1]]
+    assert {reason: lines.tolist() for reason, lines in table.left_out.items() if len(lines)} == {
+        "other_system": [5], "unknown": [3], "other_organism": [4],
+    }  # fmt: skip
     yeast = GeneList(["YAL001C", "YBL002W", "YCR003C"])  # no name of which is another organism's
     with pytest.warns(UserWarning, match="unknown"):
         assert read_biogrid(path, yeast).edge_index.tolist() == [[0], [1]]
