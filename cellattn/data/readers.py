@@ -352,9 +352,9 @@ def read_biogrid(
     kept, left_out = leave_out(table, reasons)
     edges = edges_of(table, found, _ENDS, kept, aside | left_out)
     warn_of_unknown(edges, genes)
-    if organisms is None and len(others := left_out.get("other_organism", ())):
+    if num_between := len(left_out["other_organism"]) if "other_organism" in left_out else 0:
         warnings.warn(
-            f"{table.path}: {len(others)} lines between two organisms left out, whose genes are called as some of the list; "
+            f"{table.path}: {num_between} lines between two organisms left out, whose genes are called as some of the list; "
             "organism= takes the taxonomy ids of both",
             stacklevel=3,
         )
