@@ -154,7 +154,7 @@ def batches_on(device: torch.device | str, batches: Iterable[PerturbationBatch])
     """
     device = torch.device(device)
     for batch in batches:
-        if not isinstance(batch, PerturbationBatch):
+        if not isinstance(batch, PerturbationBatch) and not hasattr(batch, "to"):
             raise TypeError(f"batches: expected PerturbationBatch objects, as of a DataLoader, got {describe(batch)}")
         with span("transfer"):
             moved = batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
@@ -443,7 +443,8 @@ class PerturbationDataset(Dataset[PerturbationSample]):
     def __getitems__(self, indices: Sequence[int] | Tensor) -> PerturbationBatch:
         """A whole batch in one gather; a `DataLoader` calls it in place of `__getitem__`."""
         indices = as_tensor("indices", indices)
-        whole = not (indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool)
+        fractions = indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool
+        whole = not fractions or indices.numel() == 0  # an empty array is of float64
         require(whole and indices.ndim == 1, f"indices: expected positions of samples, got a {describe(indices)}")
         return self._gather(indices.long())
 

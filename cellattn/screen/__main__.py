@@ -35,8 +35,9 @@ from .sets import Filter, SetSpace
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 
-_COMMENT = re.compile(r"(^\s*#|\s#(?=\s|$)).*")
-_MEMBER = re.compile(r"gene(_?([A-Za-z]|[0-9]+))?")  # gene_a or geneA, but not gene_id
+_COMMENT = re.compile(r"#.*")
+_COMMENT_BESIDE_LABELS = re.compile(r"(^\s*#|\t#|\s#(?=\s|$)).*")  # "complex #1" is a label
+_NO_MEMBER = re.compile(r"_?(id|name|symbol)s?$", re.IGNORECASE)  # gene_id and gene_a_name are of no other gene
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -144,13 +145,13 @@ def _combined(given: argparse.Namespace, names: GeneList) -> dict[str, Any]:
     if len(rosters) > 1 and any(count is None for _, count in rosters):
         raise ValueError("genes: expected FILE:N for each of several rosters, N of its genes in a set")
     filters: list[Filter] = [
-        PairFilter(names, [(a, b) for a, b in _fields(path, 2)], which=which)
+        PairFilter(names, [(a, b) for a, b in _fields(path, 2, may_be_empty=which == "none")], which=which)
         for which, paths in (("none", given.apart), ("any", given.together))
         for path in paths
     ]
     if given.labels is not None:
         labels: dict[str, list[str]] = {}
-        for gene, label in _fields(given.labels, 2):
+        for gene, label in _fields(given.labels, 2, comment=_COMMENT_BESIDE_LABELS):
             labels.setdefault(gene, []).append(label)
         filters.append(LabelFilter(names, labels))
     if given.positions is not None:
@@ -176,18 +177,18 @@ def _positions(path: Path) -> dict[str, tuple[str, int]]:
     return places
 
 
-def _fields(path: Path, number: int) -> Iterator[list[str]]:
+def _fields(path: Path, number: int, **options: Any) -> Iterator[list[str]]:
     """The fields of `_lines`."""
-    return (fields for _, fields in _lines(path, number))
+    return (fields for _, fields in _lines(path, number, **options))
 
 
-def _lines(path: Path, number: int) -> Iterator[tuple[int, list[str]]]:
-    """The lines of a file, which may be compressed, of so many columns, tabs between them; a # that begins a line, or stands
-    between blanks, begins a comment: "complex #1" is a label.
-    """
-    found = False
+def _lines(
+    path: Path, number: int, *, comment: re.Pattern[str] = _COMMENT, may_be_empty: bool = False
+) -> Iterator[tuple[int, list[str]]]:
+    """The lines of a file, which may be compressed, of so many columns, tabs between them, without comments."""
+    found = may_be_empty
     for place, line in enumerate(read_string(path).split("\n"), 1):
-        fields = [field.strip() for field in _COMMENT.sub("", line).rstrip().split("\t")]
+        fields = [field.strip() for field in comment.sub("", line).rstrip().split("\t")]
         if fields != [""]:
             if len(fields) != number:
                 raise ValueError(f"{path}, line {place}: expected {number} columns with tabs between them, got {line!r}")
@@ -200,7 +201,7 @@ def _lines(path: Path, number: int) -> Iterator[tuple[int, list[str]]]:
 def read_measured(path: Path, names: GeneList) -> PerturbationDataset:
     """Measured sets of a table (gene_a, gene_b, ..., score); lines without a score, or with a gene twice, are out."""
     header = Table(path, "\t").header
-    genes = [column for column in header if _MEMBER.fullmatch(column)]
+    genes = [column for column in header if column.startswith("gene") and not _NO_MEMBER.search(column)]
     if not genes or "score" not in header:
         raise ValueError(f"support: {path}: expected the columns gene_a, gene_b, ... and score, got {listed(header)}")
     table = read_interactions(path, names, gene_columns=genes, missing="drop", repeated="drop")

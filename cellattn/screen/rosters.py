@@ -28,8 +28,11 @@ def read_roster(path: str | PathLike[str]) -> GeneList:
     """
     table = Table(path, "\t", header=False, comment="#")
     width = len(table.header)
-    require(width == 1, f"{table.path}: expected one name a line, got {width} columns: of a table, cut out that of the names")
-    names = table.read({"name": 0})["name"].to_list()
+    beside = {str(column): column for column in range(1, width)}  # of no names, behind a tab at the end of each line
+    frame = table.read({"name": 0, **beside}, optional=tuple(beside))
+    empty = all(frame[column].is_null().all() for column in beside)
+    require(empty, f"{table.path}: expected one name a line, got {width} columns: of a table, cut out that of the names")
+    names = frame["name"].to_list()
     first: dict[str, int] = {}
     for row, name in enumerate(names):
         if first.setdefault(name, row) != row:

@@ -79,6 +79,7 @@ def test_getitems_equals_collated_samples(indices: list[int]) -> None:
     batch = data.__getitems__(indices)
     assert parts(data.__getitems__(torch.tensor(indices, dtype=torch.int64))) == parts(batch)
     assert len(batch) == len(indices)
+    assert indices or parts(data.__getitems__(torch.tensor([]))) == parts(batch)
     assert batch.seeds.dtype == batch.ptr.dtype == batch.types.dtype == torch.int64
     assert batch.y.dtype == torch.float32
     if indices:

@@ -17,7 +17,7 @@ import pytest
 from benchmarks import train
 from cellattn import MultiGraph, checkpoint
 from cellattn.data import GeneList
-from cellattn.screen import ScreenError, screen, status
+from cellattn.screen import ScreenError, read_roster, screen, status
 from cellattn.screen.__main__ import main, read_measured
 from cellattn.screen.store import Store
 
@@ -159,6 +159,8 @@ def test_a_roster_has_one_name_a_line(tmp_path: Path, capsys: pytest.CaptureFixt
     (roster := tmp_path / "roster").write_text("".join(f"{a}\t{b}\n" for a, b in zip(NAMES[::2], NAMES[1::2], strict=True)))
     assert cli("--model", "tests.screen.stubs:Additive", option, roster, "--out", tmp_path / "s", "--quiet") == 1
     assert f"{roster}: expected one name a line, got 2 columns" in capsys.readouterr().err
+    roster.write_text("Y00\t\nY01\t\n")
+    assert list(read_roster(roster)) == ["Y00", "Y01"]
 
 
 def test_files_of_pairs_labels_and_measured_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,7 +168,11 @@ def test_files_of_pairs_labels_and_measured_sets(tmp_path: Path, capsys: pytest.
     (names := tmp_path / "names").write_text("\n".join(NAMES) + "\n")
     (empty := tmp_path / "empty").write_text("# nothing\n")
     words: list[str | Path] = ["--model", "tests.screen.stubs:Additive", "--names", names, "--keep", "all", "--quiet"]
-    for option in ("--apart", "--together", "--labels", "--positions"):
+    assert cli(*words, "--apart", empty, "--out", tmp_path / "all") == 0  # no pairs are to be left out
+    (apart := tmp_path / "apart").write_text("Y00\tY01 #together\nY00\tY02#x\nY01\tY02\t# also\n")
+    assert cli(*words, "--apart", apart, "--out", tmp_path / "but three") == 0
+    assert len(rows_of(tmp_path / "all")) - len(rows_of(tmp_path / "but three")) == 3
+    for option in ("--together", "--labels", "--positions"):
         assert cli(*words, option, empty, "--out", tmp_path / "none") == 1
         assert f"{empty}: the file is empty, expected lines of " in capsys.readouterr().err
     labels, told = (
@@ -183,7 +189,8 @@ def test_files_of_pairs_labels_and_measured_sets(tmp_path: Path, capsys: pytest.
     assert cli(*words, "--genes", few, "--support", table, "--unmeasured", "--out", tmp_path / "b") == 0
     assert len(rows_of(tmp_path / "b")) == 2
     assert "unknown" not in capsys.readouterr().err
-    for header, members in (("gene_A\tgeneB", "Y00\tY01"), ("gene1\tgene_2", "Y00\tY01"), ("gene", "Y00")):
+    pairs = ("gene_A\tgeneB", "gene1\tgene_2", "gene\tgene_partner", "gene_query\tgene_array")
+    for header, members in (*((pair, "Y00\tY01") for pair in pairs), ("gene", "Y00")):
         table.write_text(f"{header}\tgene_id\tscore\n{members}\t851\t-1.0\n")
         measured = read_measured(table, GeneList(NAMES))
         assert measured.y is not None
