@@ -9,12 +9,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import count, islice
 from os import PathLike
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ._check import count_of, describe, plain, require, require_indices, require_iterable, require_tensor, shown, unknown
 from ._modes import without_function_modes
+
+if TYPE_CHECKING:
+    from .data._table import Table
 
 
 class GeneList:
@@ -85,7 +89,10 @@ class GeneList:
         """
         from .data._table import Table  # readers of tables stand above the graphs, which carry this list
 
-        table = Table(path, sep, quote=quote, header=header, comment=comment)
+        return cls._of_table(Table(path, sep, quote=quote, header=header, comment=comment), name, alias)
+
+    @classmethod
+    def _of_table(cls, table: Table, name: str | int, alias: str | int | None = None) -> GeneList:
         columns = {"name": name} if alias is None else {"name": name, "alias": alias}
         table.require_columns(columns)
         frame = table.read(columns, optional=("alias",))

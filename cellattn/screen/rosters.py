@@ -29,15 +29,9 @@ def read_roster(path: str | PathLike[str]) -> GeneList:
     table = Table(path, "\t", header=False, comment="#")
     width = len(table.header)
     beside = {str(column): column for column in range(1, width)}  # of no names, behind a tab at the end of each line
-    frame = table.read({"name": 0, **beside}, optional=tuple(beside))
-    empty = all(frame[column].is_null().all() for column in beside)
+    empty = not beside or all(column.is_null().all() for column in table.read(beside, optional=tuple(beside)))
     require(empty, f"{table.path}: expected one name a line, got {width} columns: of a table, cut out that of the names")
-    names = frame["name"].to_list()
-    first: dict[str, int] = {}
-    for row, name in enumerate(names):
-        if first.setdefault(name, row) != row:
-            table.fail(row, f"gene {shown(name)} stands in line {table.lines[first[name]]} already")
-    return GeneList(names)
+    return GeneList._of_table(table, 0)
 
 
 def gene_indices(names: GeneList, given: Iterable[str], argument: str) -> Tensor:
