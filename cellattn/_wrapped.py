@@ -16,24 +16,24 @@ _WRAPPERS = {
 }
 
 
-def wrappers_of(model: nn.Module) -> list[nn.Module]:
-    """What is wrapped around a model, the outermost first."""
-    found: list[nn.Module] = []
+def unwrapped(model: nn.Module) -> tuple[nn.Module, list[nn.Module]]:
+    """The module within what PyTorch wraps around it (`torch.compile`, data-parallel training, averages of weights), and what
+    that is, the outermost first.
+    """
+    wrappers: list[nn.Module] = []
     while type(model).__module__.startswith("torch.") and type(model).__name__ in _WRAPPERS:
-        found.append(model)
+        wrappers.append(model)
         model = getattr(model, _WRAPPERS[type(model).__name__])
-    return found
+    return model, wrappers
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module within what PyTorch wraps around it (`torch.compile`, data-parallel training, averages of weights).
+def require_values(model: nn.Module) -> None:
+    """Refuse what can be neither copied nor written.
 
     Raises:
         ValueError: weights without values (on meta, or of a lazy module that was never called), or ones that `fully_shard` has
-            dealt out, which can be neither copied nor written.
+            dealt out.
     """
-    if around := wrappers_of(model):
-        model = getattr(around[-1], _WRAPPERS[type(around[-1]).__name__])
     sharded = sys.modules.get("torch.distributed.tensor")  # not loaded for the sake of this question
     for name, x in chain(model.named_parameters(), model.named_buffers()):
         if is_lazy(x) or x.is_meta:
@@ -45,4 +45,3 @@ def unwrapped(model: nn.Module) -> nn.Module:
                 "these by get_model_state_dict of torch.distributed.checkpoint.state_dict with "
                 "options=StateDictOptions(full_state_dict=True), and load them into a model made anew"
             )
-    return model

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ._check import describe, require, require_tensor, unboxed
 from ._file import file_path, not_whole, write_atomic
-from ._wrapped import unwrapped
+from ._wrapped import require_values, unwrapped
 from .genes import GeneList, require_same_genes
 from .graph import MultiGraph
 from .nn import CellTransformer, Dango, PairwiseInteraction, WildtypeDifference
@@ -92,7 +92,8 @@ def save(
 
     path = file_path(path)
     require(isinstance(model, nn.Module), f"model: expected a module, got {describe(model)}")
-    model = unwrapped(model)
+    model, _ = unwrapped(model)
+    require_values(model)
     _require_own_weights(model)
     if features is not None:
         require_tensor("features", features, ndim=2)

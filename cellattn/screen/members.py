@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .. import checkpoint
 from .._check import describe, require
-from .._wrapped import unwrapped
+from .._wrapped import require_values, unwrapped
 from ..genes import GeneList, require_same_genes
 from ..graph import MultiGraph
 from ..nn import PairwiseInteraction
@@ -50,7 +50,7 @@ class Member:
         """Of the graph, or what the module says."""
         if self.graph is not None:
             return self.graph.num_nodes
-        found = getattr(unwrapped(self.model), "num_genes", None)
+        found = getattr(unwrapped(self.model)[0], "num_genes", None)
         if not isinstance(found, int):
             raise TypeError(f"graph: expected one, since {self.name} has no attribute num_genes")
         return found
@@ -101,7 +101,7 @@ def members_of(models: Model | Sequence[Model], graph: MultiGraph | Path_ | None
 
 def _require_all_genes(member: Member) -> None:
     """A screen gives no `gene_ids`: in a graph without some of the genes others would have their embeddings."""
-    tokens = getattr(unwrapped(member.model), "tokens", None)
+    tokens = getattr(unwrapped(member.model)[0], "tokens", None)
     table = tokens.num_genes if isinstance(tokens, GeneTokens) else None
     if member.graph is not None and table is not None and member.graph.num_nodes < table:
         raise ValueError(
@@ -122,7 +122,8 @@ def _distinct(members: Sequence[Member], models: Sequence[nn.Module | Path_]) ->
 
 
 def _from_module(model: nn.Module, graph: MultiGraph | None) -> Member:
-    inner = unwrapped(model)
+    inner, _ = unwrapped(model)
+    require_values(inner)
     if graph is None and isinstance(inner, PairwiseInteraction):
         graph = _without_edges(inner, None)
     member = Member(type(inner).__name__, model, graph, None, None, checkpoint.digest(inner))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .._check import count_of, describe, device_of, require, require_indices, require_same, require_tensor, values_visible
 from .._modes import without_function_modes
-from .._wrapped import unwrapped, wrappers_of
+from .._wrapped import require_values, unwrapped
 from ..data.dataset import PERTURBATION_TYPES
 from ..graph import MultiGraph
 from ..nn._check import phenotype_of
@@ -105,8 +105,9 @@ def make_scorer(
     products = torch.float32 if wanted == torch.bfloat16 and not force and not multiplies_bfloat16(device) else wanted
     graph = None if graph is None else graph.to(device)
     # a screen's tables are rounded once
-    inner = unwrapped(model)
-    hooked = [wrapper for wrapper in wrappers_of(model) if wrapper._forward_hooks or wrapper._forward_pre_hooks]
+    inner, wrappers = unwrapped(model)
+    require_values(inner)
+    hooked = [wrapper for wrapper in wrappers if wrapper._forward_hooks or wrapper._forward_pre_hooks]
     if any(hasattr(wrapper, "_orig_mod") for wrapper in hooked):
         raise ValueError("model: expected its hooks on the model itself: PyTorch copies none of what torch.compile made of it")
     shares = hasattr(inner, "screening") and getattr(inner, "mode", None) != "khop"
@@ -205,7 +206,7 @@ class _Calls:
         phenotype: int,
         dtype: torch.dtype,
     ) -> None:
-        inner = unwrapped(model)
+        inner, _ = unwrapped(model)
         num_genes = getattr(inner, "num_genes", None) if graph is None else graph.num_nodes
         if not isinstance(num_genes, int):
             raise TypeError("graph: expected a MultiGraph, since the model has no attribute num_genes; got None")
