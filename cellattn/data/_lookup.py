@@ -166,7 +166,12 @@ def require_organisms(table: Table, organisms: Sequence[str], there: Sequence[pl
         raise ValueError(f"organism: {table.path}: no line is of {listed(organisms, 5)}, expected one of {expected}")
 
 
-def require_one_organism(table: Table, organisms: Sequence[pl.Series], found: np.ndarray, hint: str) -> None:
+def require_one_organism(
+    table: Table,
+    organisms: Sequence[pl.Series],
+    found: np.ndarray,
+    hint: str = "organism= takes the taxonomy id of those to keep, or several",
+) -> None:
     """Refuse lines of several organisms where nobody said of which: symbols are the same in many.
 
     Args:

@@ -154,7 +154,7 @@ def batches_on(device: torch.device | str, batches: Iterable[PerturbationBatch])
     """
     device = torch.device(device)
     for batch in batches:
-        if not isinstance(batch, PerturbationBatch) and not hasattr(batch, "to"):
+        if not hasattr(batch, "to"):
             raise TypeError(f"batches: expected PerturbationBatch objects, as of a DataLoader, got {describe(batch)}")
         with span("transfer"):
             moved = batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)

@@ -151,7 +151,7 @@ def read_obo(path: str | PathLike[str]) -> Ontology:
         elif tag == "is_a":
             above.append((number, term, "is_a", value))
         elif tag == "relationship" and value.split()[:1] == ["part_of"]:
-            above.append((number, term, "part_of", value.split(maxsplit=1)[1] if len(value.split()) > 1 else ""))
+            above.append((number, term, "part_of", value.removeprefix("part_of").strip()))
     require(bool(titles), f"{path}: no [Term] in it, expected an ontology in OBO format")
     for number, term, relation, parent in above:
         if parent not in titles:
@@ -253,7 +253,7 @@ def read_go_annotations(
     found = find_genes(frame, {"gene": ""}, genes, _first_listed(genes))
     named = ~found.unknown
     if organisms is None:
-        require_one_organism(table, [frame["taxon"]], named, "organism= takes the taxonomy id of those to keep, or several")
+        require_one_organism(table, [frame["taxon"]], named)
     edge_index, columns, held = _memberships(
         found.sets()[0][named],  # one a line
         frame["term"].filter(pl.Series(named)),

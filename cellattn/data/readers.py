@@ -346,8 +346,7 @@ def read_biogrid(
     if organisms is None and of_organism:
         a, b = (frame[end] for end in of_organism)
         between = (a != b).fill_null(False).to_numpy()
-        hint = "organism= takes the taxonomy id of those to keep, or several"
-        require_one_organism(table, [a, b], ~found.unknown & ~between, hint)
+        require_one_organism(table, [a, b], ~found.unknown & ~between)
         reasons["other_organism"] = between
     kept, left_out = leave_out(table, reasons)
     edges = edges_of(table, found, _ENDS, kept, aside | left_out)

@@ -107,8 +107,7 @@ def attention(
         ValueError, TypeError: for shapes, dtypes or devices that do not fit, naming the argument.
         RuntimeError: on double backward.
     """
-    if attn_mask is not None or is_causal or enable_gqa:
-        refuse_habits(attn_mask, is_causal, enable_gqa)
+    refuse_habits(attn_mask, is_causal, enable_gqa)
     q, k, v = checked_heads(q, k, v)
     threshold = threshold_of(dropout_p)
     q, scale = with_scale(q, scale)

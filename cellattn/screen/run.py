@@ -94,8 +94,8 @@ def screen(
 
     Raises:
         ScreenError: the folder is that of another screen, or a model of equal weights predicts something else than when it was
-            begun. ValueError: an argument out of range, names that do not fit, a file
-            that is damaged. OSError: a unit cannot be written; those before it are whole. KeyboardInterrupt: Ctrl-C; the same.
+            begun. ValueError: an argument out of range, names that do not fit, a file that is damaged. OSError: a unit cannot
+            be written; those before it are whole. KeyboardInterrupt: Ctrl-C; the same.
     """
     if not isinstance(out, str | os.PathLike):
         raise TypeError(f"out: expected a folder, got {describe(out)}")
